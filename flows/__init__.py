@@ -1,0 +1,1 @@
+"""Experiments: compose tasks, decide, and own the MLflow run."""

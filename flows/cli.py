@@ -1,0 +1,281 @@
+"""The command line: `ninefold run | plan | report | labels | doctor | up`."""
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.plan import Plan
+    from models.ledger import Ledger
+
+app = typer.Typer(
+    name="ninefold",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Spend a few hundred expert judgements where they teach most, and train a policy on nine times as many pairs.",
+    epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set labelling.queries=64`",
+)
+labels_app = typer.Typer(no_args_is_help=True, help="The ledger of every label bought.")
+app.add_typer(labels_app, name="labels")
+
+File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."
+    ),
+]
+
+
+class UserError(Exception):
+    """Something the user can put right; shown as one line, without a traceback."""
+
+
+@app.command(epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set seeds.selection=1`")
+def run(file: File, overrides: Overrides = None) -> None:
+    """Run one experiment; what an earlier run has done already comes from the cache."""
+    planned = _planned(file, overrides)
+    _show_plan(planned)
+    from flows.environment import prepare
+
+    prepare()
+    from flows.report import headlines, report_folder, warnings
+    from flows.tracking import runs_url
+
+    report = _run_flow(planned)
+    _table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
+    for warning in warnings(report):
+        typer.echo(f"note: {warning}")
+    typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
+    typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
+
+
+@app.command(
+    epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`"
+)
+def plan(file: File, overrides: Overrides = None) -> None:
+    """Show the stages, queries, money and rough time of a run, and spend nothing."""
+    _show_plan(_planned(file, overrides))
+
+
+@app.command(epilog="Example: `ninefold report quickstart`")
+def report(
+    name: Annotated[str, typer.Argument(help="The experiment's name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the page.")] = False,
+) -> None:
+    """Show the report of the last finished run of an experiment."""
+    from flows.report import headlines, report_folder, warnings
+
+    path = report_folder(name) / "report.json"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in report_folder(name).parent.glob("*/report.json"))
+        raise UserError(
+            f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}"
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _table(found["name"], headlines(found))
+    for warning in warnings(found):
+        typer.echo(f"note: {warning}")
+
+
+@labels_app.command("list", epilog="Example: `ninefold labels list --status quarantined`")
+def labels_list(
+    status: Annotated[str | None, typer.Option(help="reserved, labelled, quarantined or lost.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show, newest last.")] = 20,
+) -> None:
+    """Show what was bought: status, score, price, tuple."""
+    from models.cost import dollars
+
+    rows = list(_ledger().rows(status=_status(status)))
+    for row in rows[-limit:]:
+        score = "      –" if row["score"] is None else f"{row['score']:7.3f}"
+        texts = " → ".join(" ".join(row[key].split())[:48] for key in ("prompt", "response"))
+        typer.echo(f"{row['id']:6} {row['status']:11} {score} {dollars(row['micro_usd']):>9}  {texts}")
+    paid = sum(row["micro_usd"] for row in rows)
+    typer.echo(f"{len(rows)} queries, {dollars(paid)}; showing the last {min(limit, len(rows))}")
+
+
+_COLUMNS = [
+    "oracle",
+    "criterion",
+    "prompt",
+    "response",
+    "status",
+    "score",
+    "micro_usd",
+    "tokens",
+    "raw",
+    "account",
+]
+
+
+@labels_app.command("export", epilog="Example: `ninefold labels export labels.csv`")
+def labels_export(file: Annotated[Path, typer.Argument(help="A .csv or .jsonl file to write.")]) -> None:
+    """Write every settled label to a file, to be imported into another ledger."""
+    rows = [
+        {c: row[c] for c in _COLUMNS}
+        for row in _ledger().rows()
+        if row["status"] in {"labelled", "quarantined"}
+    ]
+    if file.suffix not in {".csv", ".jsonl"}:
+        raise UserError(f"{file} must end in .csv or .jsonl")
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("w", encoding="utf-8", newline="") as out:
+        if file.suffix == ".csv":
+            writer = csv.DictWriter(out, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    temporary.replace(file)
+    typer.echo(f"{len(rows)} labels written to {file}")
+
+
+@labels_app.command("import", epilog="Example: `ninefold labels import labels.csv`")
+def labels_import(file: Annotated[Path, typer.Argument(help="A file written by export.")]) -> None:
+    """Take over labels paid for elsewhere; those the ledger holds already stay as they are."""
+    from models.ledger import Question
+
+    rows = _read_labels(file)
+    ledger = _ledger()
+    taken = sum(
+        ledger.adopt(
+            Question(row["oracle"], row["criterion"], row["prompt"], row["response"]),
+            score=float(row["score"]),
+            raw=str(row["raw"]),
+            tokens=int(row["tokens"]),
+            micro_usd=int(row["micro_usd"]),
+        )
+        for row in rows
+    )
+    typer.echo(f"{taken} labels taken over, {len(rows) - taken} were known already")
+
+
+@app.command(epilog="Example: `ninefold doctor`")
+def doctor() -> None:
+    """Check versions, ports, disk and known-bad combinations, and say the remedy."""
+    from flows.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(
+            f"{'ok ' if finding.ok else 'BAD'} {finding.what}{'' if finding.ok else f' — {finding.remedy}'}"
+        )
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `ninefold up --mlflow-port 5001`")
+def up(
+    mlflow_port: Annotated[int, typer.Option(help="MLflow's port on 127.0.0.1.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Prefect's port on 127.0.0.1.")] = 4200,
+) -> None:
+    """Serve the Prefect and MLflow pages on 127.0.0.1 until Ctrl-C."""
+    from flows.environment import prepare
+
+    prepare()
+    from flows.servers import serve
+
+    serve(mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one line on stderr and exit status 2; Ctrl-C is 130."""
+    try:
+        app(standalone_mode=False)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped: every label paid for is kept; the same command goes on from here", err=True)
+        sys.exit(130)
+    except (UserError, ValueError, FileNotFoundError, OSError, *_expected()) as error:
+        if os.environ.get("NINEFOLD_TRACEBACK"):
+            raise
+        typer.echo(f"ninefold: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            typer.echo(f"ninefold: {getattr(error, 'format_message', lambda: error)()}", err=True)
+            sys.exit(2)
+        raise
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Return the project's own error types, of the modules that were loaded at all."""
+    names = {
+        "models.labelling": "LabellingStopped",
+        "models.ledger": "BudgetExhausted",
+        "tasks.store": "DamagedArtifact",
+    }
+    return tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)
+
+
+def _planned(file: Path, overrides: list[str] | None) -> "Plan":
+    from flows.experiment import load_experiment
+    from flows.plan import plan as make_plan
+
+    return make_plan(load_experiment(file, overrides))
+
+
+def _run_flow(planned: "Plan") -> dict[str, Any]:
+    from flows.proxy_reward import proxy_reward
+
+    return proxy_reward(planned.experiment)
+
+
+def _show_plan(planned: "Plan") -> None:
+    for line in planned.lines():
+        typer.echo(line)
+    for step in planned.steps:
+        typer.echo(f"  {step.stage:30} {step.work:40} ~{step.seconds:4.0f} s")
+    basis = "measured on two cores" if planned.measured else "proportions only: measured with another model"
+    typer.echo(f"  {'in all':71} ~{planned.seconds / 60:4.1f} min ({basis})\n")
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _ledger() -> "Ledger":
+    from models.ledger import Ledger
+    from tasks.settings import settings
+
+    return Ledger(settings().ledger_url)
+
+
+def _status(status: str | None) -> Any:  # noqa: ANN401
+    known = ("reserved", "labelled", "quarantined", "lost")
+    if status is not None and status not in known:
+        raise UserError(f"--status must be one of {', '.join(known)}, got {status!r}")
+    return status
+
+
+def _read_labels(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise UserError(f"{file} does not exist")
+    with file.open(encoding="utf-8", newline="") as source:
+        rows = (
+            list(csv.DictReader(source))
+            if file.suffix == ".csv"
+            else [json.loads(line) for line in source if line.strip()]
+        )
+    for number, row in enumerate(rows, start=1):
+        if missing := [column for column in _COLUMNS if column not in row]:
+            raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
+    return [row for row in rows if row["status"] == "labelled"]

@@ -1,0 +1,90 @@
+"""Find what will not work before a run does: versions, ports, disk, known-bad combinations."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+from flows.servers import port_taken
+from models.policies.pretrained import PACKAGED, check_reference
+from tasks.settings import settings
+
+_DISK_GB = 4
+
+
+class Finding(NamedTuple):
+    """One check: what was looked at, whether it is well, and what to do if not."""
+
+    what: str
+    ok: bool
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Return every check, bad ones included; changes nothing."""
+    return [
+        Finding(
+            f"Python {platform.python_version()}",
+            platform.python_version_tuple()[:2] >= ("3", "11"),
+            "use 3.11+",
+        ),
+        *_packages(),
+        _packaged_model(),
+        _disk(settings().home),
+        *[
+            Finding(
+                f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER"
+            )
+            for name, port in (("mlflow", 5000), ("prefect", 4200))
+        ],
+        Finding(
+            "no other process keeps both cores busy",
+            os.getloadavg()[0] < (os.cpu_count() or 1),
+            "wait: two torch jobs on two cores were measured ten times slower than one",
+        ),
+    ]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for text in requires("ninefold") or []:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            findings.append(Finding(f"{requirement.name} is missing", False, "make setup"))
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        remedy = f"pip install '{wanted}'"
+        if requirement.name == "fastapi":
+            remedy += " (Prefect's server dies at import on newer ones)"
+        findings.append(
+            Finding(
+                f"{requirement.name} {found}", requirement.specifier.contains(found, prereleases=True), remedy
+            )
+        )
+    return findings
+
+
+def _packaged_model() -> Finding:
+    try:
+        check_reference(PACKAGED)
+    except FileNotFoundError as error:
+        return Finding(f"packaged model {PACKAGED}", False, str(error))
+    return Finding(f"packaged model {PACKAGED}", True)
+
+
+def _disk(home: Path) -> Finding:
+    place = home.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    return Finding(
+        f"{free:.0f} GB free at {place}", free >= _DISK_GB, f"free {_DISK_GB} GB or set NINEFOLD_HOME"
+    )

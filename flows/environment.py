@@ -1,0 +1,37 @@
+"""Set the process up before Prefect and torch are imported: embedded defaults, no telemetry, a thread count."""
+
+import logging
+import os
+
+from rich.logging import RichHandler
+
+from tasks.settings import settings
+
+
+def prepare() -> None:
+    """Point Prefect at this project's home, unless the user has chosen a server or a profile of their own."""
+    # Every start logs a failed call on a closed network otherwise.
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    if not {"PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_API_URL"} & os.environ.keys():
+        os.environ["PREFECT_HOME"] = str(settings().prefect_home)
+    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(settings().prefect_home / "storage"))
+    # The domain's log lines reach the Prefect UI; the terminal has its own, quieter view.
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "models,tasks,flows")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads()))
+    handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
+    for name in ("models", "tasks", "flows"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+def threads() -> int:
+    """Return the torch thread count: the setting, or every core this process may use."""
+    return settings().threads or len(os.sched_getaffinity(0))

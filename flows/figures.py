@@ -1,0 +1,75 @@
+"""The report's pictures, as PNG bytes."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.preference import Comparison
+
+Floats = NDArray[np.float64]
+_BEFORE, _AFTER, _PROXY = "#8a94a6", "#d9730d", "#2f6fde"
+
+
+def figure_pages(
+    *,
+    bought: Floats,
+    proxy: Floats,
+    agreement: tuple[Floats, Floats],
+    comparisons: list[Comparison],
+    report: dict[str, Any],
+) -> dict[str, bytes]:
+    """Return the pictures by name: policy outcome, evaluator agreement, score distributions."""
+    before = np.array([c.before_score for c in comparisons])
+    after = np.array([c.after_score for c in comparisons])
+    return {
+        "outcome": _outcome(before, after, report["policy"]["win_rate"]),
+        "agreement": _agreement(*agreement, report["evaluator"]["spearman"]),
+        "scores": _scores(bought, proxy),
+    }
+
+
+def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
+    figure, axes = _canvas("Held-out answers, scored by the expert", "expert's score", "answers")
+    bins = np.histogram_bin_edges(np.concatenate([before, after]), bins=24)
+    axes.hist(before, bins, color=_BEFORE, alpha=0.7, label=f"M₁, mean {before.mean():.2f}")
+    axes.hist(after, bins, color=_AFTER, alpha=0.6, label=f"M₂, mean {after.mean():.2f}, wins {win_rate:.0%}")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _agreement(expert: Floats, proxy: Floats, spearman: float) -> bytes:
+    figure, axes = _canvas(
+        f"Evaluator against expert (Spearman {spearman:.2f})", "expert's score", "evaluator's score"
+    )
+    axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
+    return _png(figure)
+
+
+def _scores(bought: Floats, proxy: Floats) -> bytes:
+    figure, axes = _canvas("Labels bought, and what the evaluator made of them", "score", "share of tuples")
+    bins = np.histogram_bin_edges(np.concatenate([bought, proxy]), bins=24)
+    for values, colour, name in ((bought, _BEFORE, "expert"), (proxy, _PROXY, "evaluator")):
+        weights = np.full(len(values), 1 / max(len(values), 1))
+        axes.hist(
+            values, bins, weights=weights, color=colour, alpha=0.6, label=f"{name}, {len(values)} tuples"
+        )
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:  # noqa: ANN401
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

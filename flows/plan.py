@@ -1,0 +1,124 @@
+"""What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
+
+from dataclasses import dataclass
+
+from flows.experiment import Experiment
+from models.cost import dollars
+from models.policies.pretrained import PACKAGED, check_reference
+from models.preference import Prompt
+
+# Seconds on two cores with bf16 instructions, measured with the packaged model and texts of about 22 tokens.
+# For other models and machines they are only proportions, and the plan says so.
+_SECONDS_PER_TRAINED_TEXT = 0.23
+_SECONDS_PER_GENERATED_TEXT = 0.11
+_SECONDS_PER_SCORED_TEXT = 0.025
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: what it works on, and a rough duration in seconds."""
+
+    stage: str
+    work: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run, ready to be shown."""
+
+    experiment: Experiment
+    steps: tuple[Step, ...]
+    pool_tuples: int
+    queries: int
+    micro_usd: int
+    evaluation_queries: int
+    evaluation_micro_usd: int
+    proxy_pairs: int
+
+    @property
+    def seconds(self) -> float:
+        """Return the rough duration of the whole."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the durations were measured with this model."""
+        return self.experiment.policy.model == PACKAGED
+
+    def lines(self) -> list[str]:
+        """Return the plan as lines of text."""
+        x, oracle = self.experiment, self.experiment.labelling.oracle
+        simulated = " (simulated)" if oracle.simulated else ""
+        return [
+            f"experiment {x.name}: {x.labelling.acquisition.model_dump()['kind']} × {oracle.label()} × "
+            f"{x.evaluator.model_dump()['kind']}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
+            f"expert     {oracle.description}{simulated}",
+            f"budget     at most {self.queries} queries and {dollars(x.labelling.max_micro_usd)}; "
+            f"expected {dollars(self.micro_usd)}",
+            f"evaluation at most {self.evaluation_queries} further queries, expected "
+            f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
+            f"pairs      about {self.proxy_pairs} proxy-labelled pairs, {self.proxy_pairs / self.queries:.1f} per query",
+        ]
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Check everything that can be checked without spending, and return the plan.
+
+    Raises ValueError or FileNotFoundError naming the value, the rule and the remedy.
+    """
+    x = experiment
+    check_reference(x.policy.model)
+    x.embedding.check()
+    x.labelling.oracle.check()
+    prompts = x.prompts.load()
+    tuples = len(prompts.pool) * x.generation.samples
+    if x.labelling.queries > tuples * x.dpo.rounds:
+        raise ValueError(
+            f"labelling.queries={x.labelling.queries} passes the pool of {len(prompts.pool)} prompts × "
+            f"{x.generation.samples} responses × {x.dpo.rounds} rounds = {tuples * x.dpo.rounds}: "
+            "lower labelling.queries or add prompts"
+        )
+    held_out = len(prompts.held_out) * x.evaluation.samples
+    price = _price(x, prompts.pool)
+    if price > x.labelling.max_micro_usd:
+        raise ValueError(
+            f"labelling.max_micro_usd={x.labelling.max_micro_usd} does not pay for one query at {price}: raise it"
+        )
+    evaluation_cost = 2 * held_out * price
+    if evaluation_cost > x.evaluation.max_micro_usd:
+        raise ValueError(
+            f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
+            f"{dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
+        )
+    return Plan(
+        experiment=x,
+        steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
+        pool_tuples=tuples,
+        queries=x.labelling.queries,
+        micro_usd=min(x.labelling.queries * price, x.labelling.max_micro_usd),
+        evaluation_queries=2 * held_out,
+        evaluation_micro_usd=evaluation_cost,
+        proxy_pairs=len(prompts.pool),
+    )
+
+
+def _price(x: Experiment, pool: list[Prompt]) -> int:
+    """Return the price ceiling of a typical query, in micro-dollars."""
+    return max(x.labelling.oracle.ceiling(p.text, "") for p in pool[:50])
+
+
+def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
+    rounds, epochs = x.dpo.rounds, x.dpo.epochs
+    train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
+    return (
+        Step("start", "server, tracking, model", _START_SECONDS),
+        Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
+        Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
+        Step("embed", f"{tuples} tuples", rounds * tuples * score),
+        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0),
+        Step("train_evaluator, proxy_label", f"{x.evaluator.model_dump()['kind']}", 2.0),
+        Step("align", f"about {pool} pairs", rounds * pool * epochs * 2 * train),
+        Step("evaluate", f"{2 * held_out} held-out responses", 2 * held_out * (generate + 2 * score)),
+    )

@@ -1,0 +1,50 @@
+"""The Prefect and MLflow servers of the embedded set-up, as children that end with this process."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+
+from flows.tracking import runs_url
+from tasks.settings import settings
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+
+
+def serve(*, mlflow_port: int, prefect_port: int) -> None:
+    """Run both servers on 127.0.0.1 until Ctrl-C; raise ValueError if a port is taken."""
+    for port in (mlflow_port, prefect_port):
+        if port_taken(port):
+            raise ValueError(
+                f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port"
+            )
+    url = runs_url(mlflow_port)  # also makes MLflow's schema, which two first users must not do at once
+    api = f"http://{HOST}:{prefect_port}/api"
+    commands = [
+        [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
+        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
+        + ["--backend-store-uri", settings().mlflow_uri, "--workers", "1"],
+    ]
+    environment = {**os.environ, "PREFECT_UI_API_URL": api}
+    servers = [subprocess.Popen(command, env=environment) for command in commands]
+    log.info("MLflow runs  %s", url)
+    log.info("Prefect      http://%s:%d", HOST, prefect_port)
+    try:
+        for server in servers:
+            server.wait()
+    except KeyboardInterrupt:
+        log.info("stopping")
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(timeout=30)
+
+
+def port_taken(port: int) -> bool:
+    """Whether something listens on the port of 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex((HOST, port)) == 0

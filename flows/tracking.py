@@ -1,0 +1,185 @@
+"""One MLflow run per arm, called from flow bodies only, so that what a cache hit returns is logged too."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from flows.experiment import Experiment
+from tasks.caching import Product, StageRun, stage_runs
+from tasks.settings import settings
+from tasks.store import Ref, store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "ninefold"
+
+
+class _HasFacts(Protocol):
+    @property
+    def facts(self) -> dict[str, float]: ...
+
+
+F = TypeVar("F", bound=_HasFacts)
+
+
+@dataclass
+class Arm:
+    """A running arm: its parameters, its MLflow run, and the facts, money and stage runs collected so far."""
+
+    experiment: Experiment
+    run_id: str
+    stages: list[StageRun]
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
+    purchases: list[dict[str, float]] = field(default_factory=list)
+    measurements: list[dict[str, float]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def log(self, stage: str, product: F) -> F:
+        """Log a stage's facts to MLflow, at the number of queries bought so far, and return its product."""
+        self.facts[stage] = product.facts
+        log_metrics({f"{stage}.{name}": value for name, value in product.facts.items()}, step=self.queries)
+        return product
+
+    def buy(self, picks: Product, labels: Product) -> Product:
+        """Count a turn's purchase."""
+        self.purchases.append(labels.facts)
+        self.facts["acquire"] = picks.facts
+        return self.log("annotate", labels)
+
+    def measure(self, labels: Product) -> Product:
+        """Count the evaluation's queries, which are not the budget's."""
+        self.measurements.append(labels.facts)
+        return labels
+
+    def quota(self, turn: int) -> int:
+        """Return the queries of one acquisition turn: the budget in equal parts, the first ones larger."""
+        turns = self.experiment.dpo.rounds * self.experiment.labelling.batches
+        share, rest = divmod(self.experiment.labelling.queries, turns)
+        return share + (turn < rest)
+
+    @property
+    def queries(self) -> int:
+        """Return the queries charged so far."""
+        return int(_total(self.purchases, "queries"))
+
+    @property
+    def money_left(self) -> int:
+        """Return what is left of the budget, in micro-dollars."""
+        return self.experiment.labelling.max_micro_usd - int(_total(self.purchases, "micro_usd"))
+
+    @property
+    def evaluation_money_left(self) -> int:
+        """Return what is left for the evaluation's queries, in micro-dollars."""
+        return self.experiment.evaluation.max_micro_usd - int(_total(self.measurements, "micro_usd"))
+
+    def total(self, fact: str, *, evaluation: bool = False) -> int:
+        """Return the sum of a fact over the purchases (or over the evaluation's)."""
+        return int(_total(self.measurements if evaluation else self.purchases, fact))
+
+
+def _total(facts: list[dict[str, float]], name: str) -> float:
+    return sum(entry[name] for entry in facts)
+
+
+@contextmanager
+def arm_run(experiment: Experiment) -> Iterator[Arm]:
+    """Open the arm's MLflow run (the same one again when the arm is run again) and close it with its status."""
+    import mlflow
+
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    artifacts = settings().home.absolute() / "mlflow"
+    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        location = None if settings().mlflow else artifacts.as_uri()
+        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+    identity = experiment.digest()
+    found = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.`ninefold.arm` = '{identity}'",
+        output_format="list",
+    )
+    mlflow.set_experiment(EXPERIMENT)
+    with (
+        mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=experiment.name) as run,
+        stage_runs() as stages,
+    ):
+        mlflow.set_tags(
+            {
+                "ninefold.arm": identity,
+                "ninefold.oracle": experiment.labelling.oracle.description,
+                "ninefold.simulated": str(experiment.labelling.oracle.simulated).lower(),
+            }
+        )
+        mlflow.log_params(_flat_params(experiment))
+        mlflow.log_text(experiment.model_dump_json(indent=2), "experiment.json")
+        yield Arm(experiment, run.info.run_id, stages)
+
+
+def _flat_params(experiment: Experiment) -> dict[str, Any]:
+    """Return the ten parameters that people filter by; the whole is in experiment.json."""
+    return {
+        "strategy": experiment.labelling.acquisition.model_dump()["kind"],
+        "budget": experiment.labelling.queries,
+        "selection_seed": experiment.seeds.selection,
+        "training_seed": experiment.seeds.training,
+        "evaluator": experiment.evaluator.model_dump()["kind"],
+        "oracle": experiment.labelling.oracle.label(),
+        "model": experiment.policy.model,
+        "rounds": experiment.dpo.rounds,
+        "beta": experiment.dpo.beta,
+        "samples": experiment.generation.samples,
+    }
+
+
+def log_metrics(metrics: dict[str, float], *, step: int) -> None:
+    """Log finite metrics in one batch (MLflow stores NaN as zero on some back ends)."""
+    import mlflow
+
+    mlflow.log_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+
+
+def log_dataset(frame: "pd.DataFrame", name: str, ref: Ref, context: str) -> None:
+    """Log a table as an MLflow dataset input under its own digest."""
+    import mlflow
+    from mlflow.data.pandas_dataset import from_pandas
+
+    dataset = from_pandas(frame, source=f"{store().root}/{ref.uri}", name=name, digest=ref.sha256[:32])
+    mlflow.log_input(dataset, context=context)
+
+
+def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
+    """Log a folder of weights and register it, once per content, under the alias `latest`."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((v for v in versions if v.tags.get("sha256") == ref.sha256), None)
+    if version is None:
+        place = f"models/{name}"
+        mlflow.log_artifacts(str(folder), place)
+        source = f"{mlflow.get_artifact_uri()}/{place}"
+        version = client.create_model_version(name, source, run_id, tags={"sha256": ref.sha256})
+    client.set_registered_model_alias(name, "latest", version.version)
+
+
+def runs_url(port: int = 5000) -> str:
+    """Return the link that lands on the runs table (MLflow opens an experiment in its GenAI view otherwise)."""
+    import mlflow
+
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    number = experiment.experiment_id if experiment is not None else "0"
+    return f"http://127.0.0.1:{port}/#/experiments/{number}/runs?workflowType=machine_learning"

@@ -1,0 +1,1 @@
+"""The domain: values, strategies and learners. Imports neither Prefect nor MLflow."""

@@ -1,0 +1,1 @@
+"""Query strategies: which tuples of the pool to spend the expert on."""

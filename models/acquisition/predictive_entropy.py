@@ -1,0 +1,27 @@
+"""Ask about the prompts whose responses the policy is least sure of."""
+
+from typing import Literal
+
+import numpy as np
+
+from models.acquisition.base import Acquisition, Floats, Pool
+
+
+class PredictiveEntropy(Acquisition):
+    """Monte-Carlo entropy of a prompt, −(1/k) Σ_k log π(y_k | x) over completion tokens (2402.08114, eq. 5).
+
+    All responses of a prompt have its entropy. `per_token` divides each log-probability by its token count.
+    """
+
+    kind: Literal["predictive_entropy"] = "predictive_entropy"
+    per_token: bool = False
+
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: ARG002, D102
+        if pool.logprob is None or pool.tokens is None:
+            raise ValueError(
+                "predictive_entropy needs log-probabilities, which this generator does not report"
+            )
+        logprob = pool.logprob / np.maximum(pool.tokens, 1) if self.per_token else pool.logprob
+        _, prompt = np.unique(pool.prompt, return_inverse=True)
+        entropy = -np.bincount(prompt, weights=logprob) / np.bincount(prompt)
+        return np.asarray(entropy[prompt])

@@ -1,0 +1,25 @@
+"""Uniform sampling: the control that is hard to beat."""
+
+from typing import Literal
+
+import numpy as np
+
+from models.acquisition.base import Acquisition, Floats, Pool
+
+
+class Uniform(Acquisition):
+    """Ask about tuples drawn uniformly without replacement; `stratified` takes one of each prompt first."""
+
+    kind: Literal["random"] = "random"
+    stratified: bool = False
+
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
+        draw = rng.random(len(pool.ids))
+        if not self.stratified:
+            return draw
+        utility = np.empty(len(pool.ids))
+        for prompt in np.unique(pool.prompt):
+            rows = np.flatnonzero((pool.prompt == prompt) & ~pool.unavailable)
+            turn = np.argsort(np.argsort(-draw[rows]))  # 0 for the prompt's first tuple, 1 for its second, …
+            utility[rows] = draw[rows] - turn
+        return np.where(pool.unavailable, -np.inf, utility)

@@ -1,0 +1,51 @@
+"""Where things fetched or converted once per machine are kept: $NINEFOLD_CACHE, by default ~/.cache/ninefold."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder, made if missing."""
+    folder = Path(os.environ.get("NINEFOLD_CACHE") or Path.home() / ".cache" / "ninefold")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def once(name: str, make: Callable[[Path], None]) -> Path:
+    """Return `cache_folder()/name`; if missing, let `make` fill a temporary folder and rename it into place.
+
+    Whoever comes second, after a crash or at the same time, finds either nothing or the whole.
+    """
+    final = cache_folder() / name
+    if final.exists():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / "content"
+        made.mkdir()
+        make(made)
+        try:
+            made.rename(final)
+        except OSError:
+            if not final.exists():  # another process was first: its copy is as good
+                raise
+    return final
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise ValueError, and remove the file, if its SHA-256 is another."""
+    if (found := sha256_of(path)) != expected:
+        shutil.move(path, path.with_suffix(".damaged"))
+        raise ValueError(
+            f"{path.name} has SHA-256 {found}, expected {expected}: it was set aside; run again to fetch it"
+        )

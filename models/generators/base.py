@@ -1,0 +1,36 @@
+"""What every generation back end does: sample k responses per prompt from a policy, each from its own seed."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from models.plugins import Plugin
+from models.policies.language_model import LanguageModel
+from models.preference import Prompt, Response, text_hash
+
+
+class Generator(Plugin):
+    """A back end. Concrete back ends declare `kind` and implement `sample`.
+
+    T = 0.7, top-p = 0.9 and k = 4 are Self-Rewarding LM's settings (2401.10020), not the paper's.
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    samples: PositiveInt = Field(4, description="responses per prompt, k")
+    temperature: PositiveFloat = 0.7
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: PositiveInt = 512
+    batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
+
+    def sample(
+        self, policy: LanguageModel, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
+    ) -> list[Response]:
+        """Return `samples` responses per prompt, ordered by prompt and then by sample number."""
+        raise NotImplementedError
+
+
+def response_id(prompt_id: str, sample: int, text: str) -> str:
+    """Return the id of a tuple: its prompt, its sample number, and a digest of its text."""
+    return f"{prompt_id}-{sample}-{text_hash(text)[:8]}"

@@ -1,0 +1,406 @@
+"""Every oracle query bought: reserve → call → settle, transactional, so that a paid label is never bought again.
+
+An account is a budget: reservations are charged to it before the call, by one conditional UPDATE, so the cap holds
+under any number of processes. A query is identified by (oracle fingerprint, criterion, prompt hash, response hash);
+whoever asks it again is charged its price virtually (arms stay comparable) while nothing is paid.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import psutil
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from models.cost import dollars
+from models.preference import LabelStatus, text_hash
+
+QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
+
+# A reservation whose holder cannot be seen (another machine) is given up after this long.
+LEASE_SECONDS = 900.0
+
+_metadata = sa.MetaData()
+
+_accounts = sa.Table(
+    "accounts",
+    _metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("max_queries", sa.BigInteger, nullable=False),
+    sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("queries", sa.BigInteger, nullable=False, default=0),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False, default=0),
+)
+
+_queries = sa.Table(
+    "queries",
+    _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("oracle", sa.String(100), nullable=False),
+    sa.Column("criterion", sa.String(100), nullable=False),
+    sa.Column("prompt_hash", sa.String(32), nullable=False),
+    sa.Column("response_hash", sa.String(32), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("raw", sa.Text),
+    sa.Column("tokens", sa.BigInteger, nullable=False, default=0),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("account", sa.String(200), nullable=False),
+    sa.Column("holder", sa.String(200)),
+    sa.Column("paid_on_loss", sa.Boolean, nullable=False),
+    sa.Column("reserved_at", sa.Float, nullable=False),
+    sa.Column("settled_at", sa.Float),
+)
+
+_live = _queries.c.status != "lost"
+sa.Index(
+    "one_live_query_per_key",
+    _queries.c.oracle,
+    _queries.c.criterion,
+    _queries.c.prompt_hash,
+    _queries.c.response_hash,
+    unique=True,
+    sqlite_where=_live,
+    postgresql_where=_live,
+)
+
+_charges = sa.Table(
+    "charges",
+    _metadata,
+    sa.Column("account", sa.String(200), primary_key=True),
+    sa.Column("query_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("bought", sa.Boolean, nullable=False),
+)
+
+
+class BudgetExhausted(Exception):
+    """The account cannot pay for one more query."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One query: which expert, by which criterion, about which tuple (x, y)."""
+
+    oracle: str
+    criterion: str
+    prompt: str
+    response: str
+
+    def match(self) -> sa.ColumnElement[bool]:
+        """Return the condition that selects this query's rows."""
+        return sa.and_(
+            _queries.c.oracle == self.oracle,
+            _queries.c.criterion == self.criterion,
+            _queries.c.prompt_hash == text_hash(self.prompt),
+            _queries.c.response_hash == text_hash(self.response),
+        )
+
+
+class Reservation(NamedTuple):
+    """Money set aside for one call; settle, quarantine, release or lose it."""
+
+    query_id: int
+    account: str
+    micro_usd: int
+
+
+class Answer(NamedTuple):
+    """What the ledger holds for a question; `bought` says whether this account paid for it."""
+
+    score: float
+    micro_usd: int
+    tokens: int
+    bought: bool
+    status: LabelStatus
+
+
+class Spent(NamedTuple):
+    """An account's charges: all of them (virtual), and the part that was paid for by it."""
+
+    queries: int
+    micro_usd: int
+    bought_queries: int
+    bought_micro_usd: int
+
+
+class Ledger:
+    """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
+        _metadata.create_all(self.engine)
+
+    def open_account(self, name: str, *, max_queries: int, max_micro_usd: int) -> None:
+        """Make the account, or set new caps on it; what it has spent stays."""
+        caps = {"max_queries": max_queries, "max_micro_usd": max_micro_usd}
+        with self._transaction() as connection:
+            known = connection.execute(sa.update(_accounts).where(_accounts.c.name == name).values(**caps))
+            if known.rowcount == 0:
+                connection.execute(sa.insert(_accounts).values(name=name, queries=0, micro_usd=0, **caps))
+
+    def reserve(
+        self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool
+    ) -> Reservation | Answer | None:
+        """Set `ceiling` micro-dollars aside for a call; or return the answer that was paid for earlier.
+
+        None means that another live process is asking the same question now: try again shortly. Raises
+        BudgetExhausted, having charged nothing, when either cap would be passed.
+        """
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_queries).where(question.match(), _live)).mappings().first()
+            if row is not None and row["status"] == "reserved":
+                return None
+            if row is not None:
+                charged = sa.select(_charges).where(
+                    _charges.c.account == account, _charges.c.query_id == row["id"]
+                )
+                charge = connection.execute(charged).mappings().first()
+                if charge is None:
+                    self._charge(connection, account, row["id"], row["micro_usd"], bought=False)
+                bought = bool(charge["bought"]) if charge is not None else False
+                return Answer(row["score"], row["micro_usd"], row["tokens"], bought, row["status"])
+            inserted = connection.execute(
+                sa.insert(_queries).values(
+                    oracle=question.oracle,
+                    criterion=question.criterion,
+                    prompt_hash=text_hash(question.prompt),
+                    response_hash=text_hash(question.response),
+                    status="reserved",
+                    micro_usd=ceiling,
+                    prompt=question.prompt,
+                    response=question.response,
+                    account=account,
+                    holder=_this_process(),
+                    paid_on_loss=paid_on_loss,
+                    reserved_at=time.time(),
+                )
+            )
+            query_id = int(inserted.inserted_primary_key[0])
+            self._charge(connection, account, query_id, ceiling, bought=True)
+            return Reservation(query_id, account, ceiling)
+
+    def settle(
+        self,
+        reservation: Reservation,
+        *,
+        status: LabelStatus,
+        score: float,
+        raw: str,
+        tokens: int,
+        micro_usd: int,
+        seconds: float,
+    ) -> Answer:
+        """Record the reply and its real price; the label is now owned for ever.
+
+        Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap no longer holds.
+        """
+        with self._transaction() as connection:
+            settled = connection.execute(
+                sa.update(_queries)
+                .where(_queries.c.id == reservation.query_id, _queries.c.status.in_(["reserved", "lost"]))
+                .values(
+                    status=status,
+                    score=score if status == "labelled" else None,
+                    raw=raw,
+                    tokens=tokens,
+                    micro_usd=micro_usd,
+                    seconds=seconds,
+                    settled_at=time.time(),
+                )
+            )
+            if settled.rowcount != 1:
+                raise ValueError(
+                    f"query {reservation.query_id} is not reserved: it was settled or released before"
+                )
+            self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
+            connection.execute(
+                sa.update(_charges)
+                .where(_charges.c.query_id == reservation.query_id)
+                .values(micro_usd=micro_usd)
+            )
+        if micro_usd > reservation.micro_usd:
+            raise ValueError(
+                f"oracle asked {dollars(micro_usd)} for a query reserved at {dollars(reservation.micro_usd)}: "
+                "its price ceiling is too low; the reply is kept"
+            )
+        return Answer(score, micro_usd, tokens, True, status)
+
+    def release(self, reservation: Reservation) -> None:
+        """Undo a reservation whose call is known to have cost nothing."""
+        with self._transaction() as connection:
+            self._void(connection, reservation)
+
+    def lose(self, reservation: Reservation) -> None:
+        """Count a call whose reply never arrived as paid at its ceiling; the question may be asked again."""
+        with self._transaction() as connection:
+            self._mark_lost(connection, reservation.query_id)
+
+    def recover(self) -> int:
+        """Give up the reservations of dead processes and return how many there were.
+
+        One that may have been paid for keeps its charge (status lost); one by an oracle that charges nothing for
+        an undelivered answer is undone.
+        """
+        with self._transaction() as connection:
+            reserved = (
+                connection.execute(sa.select(_queries).where(_queries.c.status == "reserved"))
+                .mappings()
+                .all()
+            )
+            dead = [row for row in reserved if not _alive(row["holder"], row["reserved_at"])]
+            for row in dead:
+                if row["paid_on_loss"]:
+                    self._mark_lost(connection, row["id"])
+                else:
+                    self._void(connection, Reservation(row["id"], row["account"], row["micro_usd"]))
+        return len(dead)
+
+    def spent(self, account: str) -> Spent:
+        """Return what an account has been charged; zeros for an account that was never opened."""
+        total, money = sa.func.count(), sa.func.coalesce(sa.func.sum(_charges.c.micro_usd), 0)
+        counted = sa.select(total, money).where(_charges.c.account == account)
+        with self.engine.connect() as connection:
+            queries, micro_usd = connection.execute(counted).one()
+            bought, bought_micro_usd = connection.execute(counted.where(_charges.c.bought)).one()
+        return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd))
+
+    def rows(
+        self, *, status: QueryStatus | None = None, oracle: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the queries as dictionaries, oldest first."""
+        query = sa.select(_queries).order_by(_queries.c.id)
+        if status is not None:
+            query = query.where(_queries.c.status == status)
+        if oracle is not None:
+            query = query.where(_queries.c.oracle == oracle)
+        with self.engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                yield dict(row)
+
+    def adopt(self, question: Question, *, score: float, raw: str, tokens: int, micro_usd: int) -> bool:
+        """Take over a label paid for elsewhere (an import); false if this ledger already holds the question."""
+        with self._transaction() as connection:
+            if connection.execute(sa.select(_queries.c.id).where(question.match(), _live)).first():
+                return False
+            now = time.time()
+            connection.execute(
+                sa.insert(_queries).values(
+                    oracle=question.oracle,
+                    criterion=question.criterion,
+                    prompt_hash=text_hash(question.prompt),
+                    response_hash=text_hash(question.response),
+                    status="labelled",
+                    score=score,
+                    raw=raw,
+                    tokens=tokens,
+                    micro_usd=micro_usd,
+                    prompt=question.prompt,
+                    response=question.response,
+                    account="import",
+                    paid_on_loss=True,
+                    reserved_at=now,
+                    settled_at=now,
+                )
+            )
+            return True
+
+    def _charge(
+        self, connection: Connection, account: str, query_id: int, micro_usd: int, *, bought: bool
+    ) -> None:
+        charged = connection.execute(
+            sa.update(_accounts)
+            .where(
+                _accounts.c.name == account,
+                _accounts.c.queries + 1 <= _accounts.c.max_queries,
+                _accounts.c.micro_usd + micro_usd <= _accounts.c.max_micro_usd,
+            )
+            .values(queries=_accounts.c.queries + 1, micro_usd=_accounts.c.micro_usd + micro_usd)
+        )
+        if charged.rowcount != 1:
+            row = (
+                connection.execute(sa.select(_accounts).where(_accounts.c.name == account)).mappings().first()
+            )
+            if row is None:
+                raise KeyError(f"account {account!r} is not open: call open_account first")
+            raise BudgetExhausted(
+                f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries and "
+                f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}; one more at {dollars(micro_usd)} "
+                "does not fit: raise labelling.queries or labelling.max_micro_usd"
+            )
+        connection.execute(
+            sa.insert(_charges).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
+        )
+
+    def _adjust(
+        self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int
+    ) -> None:
+        connection.execute(
+            sa.update(_accounts)
+            .where(_accounts.c.name == reservation.account)
+            .values(queries=_accounts.c.queries + queries, micro_usd=_accounts.c.micro_usd + micro_usd)
+        )
+
+    def _void(self, connection: Connection, reservation: Reservation) -> None:
+        deleted = connection.execute(
+            sa.delete(_queries).where(_queries.c.id == reservation.query_id, _queries.c.status == "reserved")
+        )
+        if deleted.rowcount == 1:
+            connection.execute(sa.delete(_charges).where(_charges.c.query_id == reservation.query_id))
+            self._adjust(connection, reservation, queries=-1, micro_usd=-reservation.micro_usd)
+
+    def _mark_lost(self, connection: Connection, query_id: int) -> None:
+        connection.execute(
+            sa.update(_queries)
+            .where(_queries.c.id == query_id, _queries.c.status == "reserved")
+            .values(status="lost", settled_at=time.time())
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self.engine.begin() as connection:
+            yield connection
+
+
+def _engine(url: str) -> Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 60})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
+        connection.isolation_level = None  # transactions are opened below, not by the driver
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
+
+    @sa.event.listens_for(engine, "begin")
+    def _lock(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
+
+    return engine
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+
+
+def _alive(holder: str, reserved_at: float) -> bool:
+    host, pid, started = holder.rsplit("|", 2)
+    if host != socket.gethostname():
+        return time.time() - reserved_at < LEASE_SECONDS
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,1 @@
+"""Experts that score a response: real ones, recorded ones and simulated ones."""

@@ -1,0 +1,69 @@
+"""A simulated expert fitted on human ratings: how warmly would people say this film critic writes?
+
+Ridge regression on word and character TF-IDF plus VADER's compound score, fitted on the oracle split of the movie-review
+ratings. It shares no feature with any evaluator and no snippet with prompts, seed or evaluation.
+"""
+
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.cost import MicroUsd
+from models.oracles.base import Oracle, Verdict
+from models.rubric import Rubric
+from models.sources.movie_reviews import ARCHIVE_SHA256, snippets
+
+
+class Gold(Oracle):
+    """Score the sentence prompt + response from −4 (scathing) to +4 (enthusiastic), at a nominal price."""
+
+    simulated: ClassVar[bool] = True
+    paid_on_loss: ClassVar[bool] = False
+    description: ClassVar[str] = "simulated expert fitted on human ratings"
+
+    kind: Literal["gold"] = "gold"
+    micro_usd: MicroUsd = 10_000
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: ARG002, D102
+        score = float(predict([f"{prompt} {response}"])[0])
+        return Verdict(score=score, raw=f"{score:.4f}", micro_usd=self.micro_usd, tokens=0)
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: ARG002, D102
+        return self.micro_usd
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [ARCHIVE_SHA256]  # its answers do not depend on what it is said to cost
+
+    def check(self) -> None:  # noqa: D102
+        snippets("oracle")
+
+
+def predict(texts: list[str]) -> NDArray[np.float64]:
+    """Return the expert's scores of whole sentences, shape (n,), clipped to the scale of the ratings."""
+    scores = _fitted().predict(texts)
+    return np.clip(np.asarray(scores, dtype=np.float64), -4.0, 4.0)
+
+
+@lru_cache(maxsize=1)
+def _fitted() -> Any:  # noqa: ANN401
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.preprocessing import FunctionTransformer
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    vader = SentimentIntensityAnalyzer()
+
+    def compound(texts: list[str]) -> NDArray[np.float64]:
+        return np.array([[vader.polarity_scores(text)["compound"]] for text in texts])
+
+    features = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
+        FunctionTransformer(compound),
+    )
+    rated = snippets("oracle")
+    model = make_pipeline(features, Ridge(alpha=2.0, solver="sparse_cg", random_state=0))
+    return model.fit([s.text for s in rated], [s.rating for s in rated])

@@ -1,0 +1,57 @@
+"""Another expert made unreliable: label noise, flips, failures and latency, for tests and dry runs."""
+
+import time
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from models.cost import MicroUsd
+from models.oracles.base import Oracle, UnpaidFailure, Verdict
+from models.plugins import OneOf
+from models.preference import text_hash
+from models.randomness import stream
+from models.rubric import Rubric
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Noisy(Oracle):
+    """Wrap an expert. What goes wrong is decided by (seed, tuple), so that the same query is answered alike again."""
+
+    description: ClassVar[str] = "expert with simulated noise"
+    simulated: ClassVar[bool] = True
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"latency"})
+
+    kind: Literal["noisy"] = "noisy"
+    inner: Annotated[Oracle, OneOf("models.oracles")]
+    seed: int = 0
+    label_noise: NonNegativeFloat = Field(0.0, description="standard deviation added to the score")
+    flip: Probability = Field(0.0, description="probability that the score's sign is reversed")
+    garbage: Probability = Field(0.0, description="probability of a reply without a score")
+    fail: Probability = Field(0.0, description="probability that the call fails without being billed")
+    crash: Probability = Field(0.0, description="probability that the call raises after being billed")
+    latency: NonNegativeFloat = Field(0.0, description="seconds per query")
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        rng = stream(self.seed, 0, text_hash(prompt) + text_hash(response))
+        garbage, fail, crash, flip = rng.random(4)
+        noise = rng.normal() * self.label_noise
+        time.sleep(self.latency)
+        if fail < self.fail:
+            raise UnpaidFailure("simulated failure of the expert: nothing was billed")
+        if crash < self.crash:
+            raise RuntimeError("simulated crash of the expert after the call was billed")
+        verdict = self.inner.judge(prompt, response, rubric)
+        if garbage < self.garbage:
+            return verdict._replace(score=float("nan"), raw="simulated reply without a score")
+        return verdict._replace(score=(-1 if flip < self.flip else 1) * verdict.score + noise)
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self.inner.ceiling(prompt, response)
+
+    def identity(self) -> list[object]:  # noqa: D102
+        return [self.inner.fingerprint(), self.model_dump(mode="json", exclude={"inner", "latency"})]
+
+    def check(self) -> None:  # noqa: D102
+        self.inner.check()

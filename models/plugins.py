@@ -1,0 +1,80 @@
+"""The one extension seam: a plugin is a frozen pydantic model with a literal `kind`, in a file of its own."""
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from typing import Annotated, Any, ClassVar, Union
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+
+class Frozen(BaseModel):
+    """A value: immutable, hashable, and closed to fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Fields that change how fast a stage runs but not what it returns: left out of cache keys.
+    execution_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def digest(self) -> str:
+        """Return a 16-digit hexadecimal digest of every field, stable across processes and machines."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class Plugin(Frozen):
+    """Base of every extension point.
+
+    A concrete plugin declares `kind: Literal["name"] = "name"`. The same object is the YAML entry, the
+    Prefect parameter, a part of the cache key, and the implementation.
+    """
+
+
+def digest_of(value: object) -> str:
+    """Return a 16-digit hexadecimal digest of a JSON-like value, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def plugins_of(package: str, base: type[Plugin]) -> list[type[Plugin]]:
+    """Import every module of `package` and return the concrete subclasses of `base`, ordered by kind."""
+    module = importlib.import_module(package)
+    for entry in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        importlib.import_module(f"{package}.{entry.name}")
+    found: dict[str, type[Plugin]] = {}
+    unvisited = [base]
+    while unvisited:
+        cls = unvisited.pop()
+        unvisited.extend(cls.__subclasses__())
+        kind = cls.model_fields.get("kind")
+        if kind is None:
+            continue
+        if kind.default in found and found[kind.default] is not cls:
+            raise TypeError(
+                f"kind {kind.default!r} is claimed by {found[kind.default]} and {cls}: rename one"
+            )
+        found[kind.default] = cls
+    return [found[kind] for kind in sorted(found)]
+
+
+class OneOf:
+    """Annotation that turns a plugin base into the discriminated union of its plugins.
+
+    `acquisition: Annotated[Acquisition, OneOf("models.acquisition")]` accepts every strategy in that folder,
+    and a typo in `kind` is answered with the list of the kinds there are.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def plugins(self, base: type[Plugin]) -> list[type[Plugin]]:
+        """Return the plugins that the union offers."""
+        return plugins_of(self.package, base)
+
+    def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
+        kinds = self.plugins(source)
+        union: Any = (
+            kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]
+        )
+        return handler.generate_schema(union)

@@ -1,0 +1,48 @@
+"""Direct preference optimisation on the labelled pairs: M_1 → M_2, with M_1 as the reference (step 8)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from models.policies.language_model import LanguageModel
+from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+from models.preference import Pair
+
+
+class DPO(Schedule):
+    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7). `rounds` > 1 repeats from generation with the newest policy."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds"})  # round 1 of 3 is round 1 of 1
+
+    learning_rate: PositiveFloat = 1e-4
+    beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
+    rounds: PositiveInt = 1
+
+
+def train_dpo(
+    policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO, *, folder: Path, seed: int
+) -> dict[str, float]:
+    """Train on the pairs, save the adapter in `folder` and return the trainer's last metrics.
+
+    The reference is the policy itself with the new adapter switched off, so nothing is loaded twice.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in pairs]
+    trainer = DPOTrainer(
+        model=policy.model,
+        args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.lora.config("CAUSAL_LM"),
+    )
+    check_rows(len(rows), len(trainer.train_dataset), "DPO")
+    trainer.train()
+    save_adapter(trainer.model, folder)
+    return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
+        trainer.state.log_history,
+        ["loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
+    )

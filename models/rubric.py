@@ -1,0 +1,51 @@
+"""The judging prompt shown to evaluators (and to language-model experts), and the strict parser of its answers."""
+
+import re
+from typing import Literal
+
+from models.plugins import Frozen
+
+RubricName = Literal["additive", "warmth"]
+
+# Self-Rewarding LM's additive five-point scheme (2401.10020), in our own words.
+_ADDITIVE = """Judge the response to the user's instruction. Start from zero and add one point for each of these:
+- it is relevant to the instruction;
+- it deals with a substantial part of what was asked;
+- it answers the basic elements of the question in a useful way;
+- it is written clearly, from an assistant's point of view, and well organised;
+- it is tailored to this user, expert, engaging, with nothing superfluous.
+Justify the total in a sentence or two, then end with the line "Score: <total>"."""
+
+_WARMTH = """How warmly does this film critic write? 0 is scathing, 5 is enthusiastic.
+End with the line "Score: <total>"."""
+
+_INSTRUCTIONS: dict[RubricName, str] = {"additive": _ADDITIVE, "warmth": _WARMTH}
+
+LEVELS = 6  # the totals 0 … 5
+
+_SCORE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+class Rubric(Frozen):
+    """A criterion: what the expert and the evaluator are asked to judge."""
+
+    name: RubricName = "additive"
+
+    def render(self, prompt: str, response: str) -> str:
+        """Return the evaluation prompt of the tuple (x, y): rubric + instruction + response."""
+        return f"{_INSTRUCTIONS[self.name]}\n\nInstruction: {prompt}\n\nResponse: {response}"
+
+    def answer(self, level: int, justification: str = "") -> str:
+        """Return the target text that a generative evaluator learns: the justification, then the score line."""
+        if not 0 <= level < LEVELS:
+            raise ValueError(f"level must be in 0…{LEVELS - 1}, got {level}")
+        return f"{justification.strip()}\nScore: {level}".lstrip()
+
+
+def parse_score(text: str) -> int | None:
+    """Return the total in the only score line of a judgement; None if there is none or they disagree.
+
+    None means quarantine: never a tie, a zero or a guess.
+    """
+    totals = {int(match) for match in _SCORE.findall(text)}
+    return totals.pop() if len(totals) == 1 else None

@@ -1,0 +1,1 @@
+"""Where prompts and the SFT seed come from."""

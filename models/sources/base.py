@@ -1,0 +1,44 @@
+"""What every prompt source gives: a seed for SFT, an unlabelled pool, and held-out prompts."""
+
+from typing import NamedTuple
+
+from models.plugins import Plugin
+from models.preference import Demonstration, Prompt
+
+
+class Prompts(NamedTuple):
+    """Three disjoint sets; `seed` may be empty (SFT is then skipped and the base model is `M_1`)."""
+
+    seed: list[Demonstration]
+    pool: list[Prompt]
+    held_out: list[Prompt]
+
+
+class PromptSource(Plugin):
+    """A place prompts come from. Concrete sources declare `kind` and implement `load`."""
+
+    def load(self) -> Prompts:
+        """Return the prompts; raise ValueError or OSError naming the file, the line and the remedy."""
+        raise NotImplementedError
+
+    def digest_inputs(self) -> str:
+        """Return a digest of what is read, so that an edited file is not mistaken for the one seen before."""
+        return self.digest()
+
+
+def check_disjoint(prompts: Prompts) -> Prompts:
+    """Return the prompts; raise ValueError if a set is empty, repeats a prompt, or shares one with another."""
+    for name, rows in (("pool", prompts.pool), ("held_out", prompts.held_out)):
+        if not rows:
+            raise ValueError(f"{name} holds no prompt: give at least one")
+        seen: set[str] = set()
+        for prompt in rows:
+            if prompt.id in seen:
+                raise ValueError(
+                    f"{name} repeats the prompt {prompt.text[:80]!r}: the same query would be bought twice"
+                )
+            seen.add(prompt.id)
+    if shared := {p.id for p in prompts.pool} & {p.id for p in prompts.held_out}:
+        text = next(p.text for p in prompts.pool if p.id in shared)
+        raise ValueError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")
+    return prompts

@@ -1,0 +1,60 @@
+"""Choose the tuples that the expert will be asked about."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.acquisition.base import Acquisition, Pool
+from models.preference import Pick, Response
+from models.randomness import stream
+from tasks.caching import Product, stage
+from tasks.history import Batch, anchors, labels_of
+from tasks.store import Ref, store
+
+
+@stage(version=1)
+def acquire(
+    strategy: Acquisition,
+    responses: Ref,
+    *,
+    vectors: Ref | None,
+    members: Ref | None,
+    history: tuple[Batch, ...],
+    budget: int,
+    seed: int,
+    turn: int,
+) -> Product:
+    """Return at most `budget` picks of the pool, best first, with the utility of each."""
+    pool = _pool(store().rows(responses, Response), responses, vectors, members, history)
+    picks = strategy.select(pool, budget, stream(seed, turn, "acquire"))
+    facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
+    return Product(ref=store().write_rows("picks", picks, Pick), facts=facts)
+
+
+def _pool(
+    responses: Sequence[Response],
+    ref: Ref,
+    vectors: Ref | None,
+    members: Ref | None,
+    history: tuple[Batch, ...],
+) -> Pool:
+    asked = {label.response_id for label in labels_of(history)}
+    labelled = np.array([r.id in asked for r in responses])
+    seen: set[tuple[str, str]] = set()
+    repeated = np.zeros(len(responses), dtype=bool)
+    for row, response in enumerate(responses):
+        repeated[row] = (response.prompt_id, response.text) in seen
+        seen.add((response.prompt_id, response.text))
+    _, prompt = np.unique([r.prompt_id for r in responses], return_inverse=True)
+    logprob = np.array([r.logprob for r in responses])
+    return Pool(
+        ids=[r.id for r in responses],
+        prompt=prompt.astype(np.int64),
+        unavailable=labelled | repeated,
+        labelled=labelled,
+        vectors=store().matrix(vectors) if vectors is not None else None,
+        anchors=anchors(history, ref) if vectors is not None else None,
+        logprob=logprob if np.isfinite(logprob).all() else None,
+        tokens=np.array([r.tokens for r in responses], dtype=np.int64),
+        scores=store().matrix(members).astype(np.float64) if members is not None else None,
+    )

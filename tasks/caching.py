@@ -1,0 +1,171 @@
+"""The only cache policy: a stage runs again if its version or an input that changes its result has changed.
+
+The key is (stage, version, inputs). Execution details (batch sizes, workers) are left out of it: fields named in a
+model's `execution_fields`, arguments named in `ignore`. Source code is left out too, on purpose: a comment edited in the
+oracle must not buy its labels again. Change what a stage does → bump its version in the same commit.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from prefect import Task
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from prefect.transactions import IsolationLevel
+from pydantic import BaseModel
+
+from models.plugins import Frozen, digest_of
+from tasks.locks import ProcessLocks
+from tasks.settings import settings
+from tasks.store import DamagedArtifact, Ref, store
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Product(Frozen):
+    """What a stage returns: the artifact it made, and facts about it for people (never part of a key)."""
+
+    ref: Ref
+    facts: dict[str, float] = {}
+
+
+@dataclass
+class Recipe(CachePolicy):
+    """Key = stage name, version, and the inputs by identity."""
+
+    version: int = 1
+    ignore: tuple[str, ...] = ()
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any
+    ) -> str | None:
+        """Return the cache key; raise TypeError for an input that has no stable identity."""
+        del flow_parameters
+        named = {name: identity(value) for name, value in inputs.items() if name not in self.ignore}
+        return f"{task_ctx.task.name}-v{self.version}-{digest_of(named)}"
+
+
+def identity(value: object) -> object:
+    """Return what of an argument decides a stage's result, as plain JSON values."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, BaseModel):
+        execution = getattr(value, "execution_fields", frozenset())
+        fields = {
+            name: identity(getattr(value, name)) for name in type(value).model_fields if name not in execution
+        }
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [identity(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): identity(item) for key, item in value.items()}
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    raise TypeError(
+        f"a stage was given a {type(value).__name__}, which has no stable identity: pass a Ref or a model"
+    )
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One call of a stage within a flow run."""
+
+    name: str
+    cached: bool
+    seconds: float
+
+
+_runs: ContextVar[list[StageRun] | None] = ContextVar("stage_runs", default=None)
+
+
+@contextmanager
+def stage_runs() -> Iterator[list[StageRun]]:
+    """Collect the stage runs of the block, in order."""
+    collected: list[StageRun] = []
+    token = _runs.set(collected)
+    try:
+        yield collected
+    finally:
+        _runs.reset(token)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P, R]):
+    """A cached Prefect task that checks the artifacts behind a cache hit and recomputes what is missing or damaged."""
+
+    task: Task[P, R]
+
+    @property
+    def name(self) -> str:
+        """Return the stage's name, as the Prefect UI shows it."""
+        return self.task.name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the stage, or return its result from an earlier run with the same key."""
+        started = time.monotonic()
+        log.info("▶ %s", self.name)
+        state: Any = self.task(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+        result: R = state.result()
+        cached = state.name == "Cached"
+        if cached and (damage := _damage(result)):
+            log.warning("%s: %s; computing it again", self.name, damage)
+            state = self.task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+            result, cached = state.result(), False
+        run = StageRun(self.name, cached, time.monotonic() - started)
+        log.info("✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
+        if (collected := _runs.get()) is not None:
+            collected.append(run)
+        return result
+
+
+def stage(*, version: int, ignore: Sequence[str] = ()) -> Callable[[Callable[P, R]], Stage[P, R]]:
+    """Make a function a cached stage. Results are small JSON values; what is big travels as a Ref."""
+
+    def decorate(function: Callable[P, R]) -> Stage[P, R]:
+        policy = Recipe(
+            version=version,
+            ignore=tuple(ignore),
+            isolation_level=IsolationLevel.SERIALIZABLE,
+            lock_manager=ProcessLocks(lambda: settings().prefect_home / "locks"),
+        )
+        task = Task(
+            fn=function,
+            name=function.__name__,
+            cache_policy=policy,
+            persist_result=True,
+            result_serializer="json",
+            task_run_name=function.__name__.replace("_", " "),
+            log_prints=False,
+        )
+        return Stage(task)
+
+    return decorate
+
+
+def refs_in(value: object) -> Iterator[Ref]:
+    """Yield every Ref inside a stage's result."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from refs_in(getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from refs_in(item)
+
+
+def _damage(result: object) -> DamagedArtifact | None:
+    for ref in refs_in(result):
+        try:
+            store().verify(ref)
+        except DamagedArtifact as damaged:
+            return damaged
+    return None

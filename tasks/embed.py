@@ -1,0 +1,41 @@
+"""Embed a pool in one view: float32, memory-mapped, written in shards; equal texts are encoded once."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import numpy as np
+
+from models.embedding import Embedding, Shard, View, texts_of
+from models.preference import Response
+from models.rubric import Rubric
+from tasks.caching import Product, stage
+from tasks.policy import Policy
+from tasks.store import Ref, store
+
+
+@stage(version=1)
+def embed(
+    responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None
+) -> Product:
+    """Return one vector per response, in the order of the responses; `policy` only where the encoder needs it."""
+    texts = texts_of(view, store().rows(responses, Response), rubric)
+    distinct = list(dict.fromkeys(texts))
+    model = policy.checkpoint().load() if policy is not None else None
+    return Product(ref=_write(texts, distinct, embedding.shards(distinct, model)))
+
+
+def _write(texts: list[str], distinct: list[str], shards: Iterable[Shard]) -> Ref:
+    number = {text: row for row, text in enumerate(distinct)}
+    of_text = np.array([number[text] for text in texts])
+    shards = iter(shards)
+    first = next(shards)
+    with store().new_matrix("vectors", (len(texts), first.vectors.shape[1])) as matrix:
+        position = np.full(len(distinct), -1)
+        for shard in chain([first], shards):
+            position[:] = -1
+            position[list(shard.rows)] = np.arange(len(shard.rows))
+            rows = np.flatnonzero(position[of_text] >= 0)
+            matrix.values[rows] = shard.vectors[position[of_text[rows]]]
+    if matrix.ref is None:
+        raise RuntimeError("the matrix was not stored")
+    return matrix.ref

@@ -1,0 +1,110 @@
+"""Hold the evaluator and the new policy against the expert, on prompts that nothing was trained on."""
+
+import numpy as np
+
+from models.metrics import agreement, pair_outcomes, win_rate
+from models.preference import Comparison, Label, Response, Score
+from models.stats import clustered_mean
+from tasks.caching import Product, stage
+from tasks.policy import Policy
+from tasks.store import Ref, store
+
+
+@stage(version=1)
+def assess_evaluator(responses: Ref, labels: Ref, scores: Ref, control: Ref) -> dict[str, float]:
+    """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it."""
+    facts: dict[str, float] = {}
+    for prefix, ref in (("", scores), ("shuffled_", control)):
+        proxy = {s.response_id: s.score for s in store().rows(ref, Score)}
+        expert = {
+            entry.response_id: entry.score
+            for entry in store().rows(labels, Label)
+            if entry.status == "labelled"
+        }
+        rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
+        _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
+        given = (
+            np.array([expert[r.id] for r in rows]),
+            np.array([proxy[r.id] for r in rows]),
+            prompt.astype(np.int64),
+        )
+        found = agreement(*given)
+        interval = clustered_mean(*pair_outcomes(*given))
+        facts |= {f"{prefix}{name}": float(value) for name, value in found._asdict().items()}
+        facts |= {f"{prefix}pair_accuracy_low": interval.low, f"{prefix}pair_accuracy_high": interval.high}
+    return facts
+
+
+@stage(version=1)
+def assess_policy(
+    before: Ref,
+    after: Ref,
+    *,
+    before_labels: Ref,
+    after_labels: Ref,
+    before_policy: Policy,
+    after_policy: Policy,
+) -> Product:
+    """Return the held-out comparisons; facts: win rate, oracle means, KL, length, fluency.
+
+    KL is the mean over M_2's answers of log π_2(y|x) − log π_1(y|x), in nats per answer. Fluency is the mean negative
+    log-likelihood per token under the base model M_0, which neither adapter has touched.
+    """
+    first, second = store().rows(before, Response), store().rows(after, Response)
+    scores = {
+        entry.response_id: entry.score
+        for ref in (before_labels, after_labels)
+        for entry in store().rows(ref, Label)
+        if entry.status == "labelled"
+    }
+    matched = {(r.prompt_id, r.sample): r for r in second}
+    comparisons = [
+        Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id])
+        for r in first
+        if (other := matched.get((r.prompt_id, r.sample))) is not None
+        and r.id in scores
+        and other.id in scores
+    ]
+    if not comparisons:
+        raise ValueError(
+            "no held-out prompt has an expert score for both policies: check the oracle's failures"
+        )
+    facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy)
+    return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
+
+
+def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
+    old = np.array([c.before_score for c in comparisons])
+    new = np.array([c.after_score for c in comparisons])
+    _, prompt = np.unique([c.prompt_id for c in comparisons], return_inverse=True)
+    prompt = prompt.astype(np.int64)
+    wins, gain = clustered_mean(win_rate(new, old), prompt), clustered_mean(new - old, prompt)
+    return {
+        "win_rate": wins.mean,
+        "win_rate_low": wins.low,
+        "win_rate_high": wins.high,
+        "tie_rate": float((new == old).mean()),
+        "oracle_mean_before": float(old.mean()),
+        "oracle_mean_after": float(new.mean()),
+        "oracle_gain": gain.mean,
+        "oracle_gain_low": gain.low,
+        "oracle_gain_high": gain.high,
+        "comparisons": float(len(comparisons)),
+    }
+
+
+def _drift(
+    first: list[Response], second: list[Response], before_policy: Policy, after_policy: Policy
+) -> dict[str, float]:
+    old, new = ([(r.prompt, r.text) for r in rows] for rows in (first, second))
+    base = before_policy.base.checkpoint().load()
+    base_old, base_new = base.likelihood(old, what="fluency"), base.likelihood(new, what="fluency")
+    before = before_policy.checkpoint().load().likelihood(new, what="log-likelihood")
+    after = after_policy.checkpoint().load().likelihood(new, what="log-likelihood")
+    return {
+        "kl": float((after.logprob - before.logprob).mean()),
+        "tokens_before": float(np.mean([r.tokens for r in first])),
+        "tokens_after": float(np.mean([r.tokens for r in second])),
+        "nll_per_token_before": float(-base_old.logprob.sum() / base_old.tokens.sum()),
+        "nll_per_token_after": float(-base_new.logprob.sum() / base_new.tokens.sum()),
+    }

@@ -1,0 +1,18 @@
+"""Supervised fine-tuning: M_0 → M_1."""
+
+from pathlib import Path
+
+from models.policies.sft import SFT, train_sft
+from models.preference import Demonstration
+from tasks.caching import Product, stage
+from tasks.policy import Policy
+from tasks.store import Ref, new_folder, store
+
+
+@stage(version=1)
+def fine_tune(policy: Policy, seed_examples: Ref, recipe: SFT, *, seed: int) -> Product:
+    """Return the adapter trained on the seed examples."""
+    examples = store().rows(seed_examples, Demonstration)
+    with new_folder() as folder:
+        facts = train_sft(policy.checkpoint().load(), examples, recipe, folder=Path(folder), seed=seed)
+        return Product(ref=store().write_folder("adapters", Path(folder)), facts=facts)

@@ -1,0 +1,36 @@
+"""A policy as it travels between stages: its base model by name and digest, and its adapters as Refs."""
+
+from models.chat import Template
+from models.plugins import Frozen
+from models.policies.language_model import Checkpoint, Dtype
+from models.policies.pretrained import locate
+from tasks.store import Ref, store
+
+
+class Policy(Frozen):
+    """`M_0` has no adapter, `M_1` the SFT adapter, `M_2` the DPO adapter on top."""
+
+    model: str
+    digest: str
+    dtype: Dtype
+    template: Template
+    adapters: tuple[Ref, ...] = ()
+
+    @property
+    def base(self) -> "Policy":
+        """Return `M_0`."""
+        return self.model_copy(update={"adapters": ()})
+
+    def adapted(self, adapter: Ref) -> "Policy":
+        """Return the policy with one more adapter on top."""
+        return self.model_copy(update={"adapters": (*self.adapters, adapter)})
+
+    def checkpoint(self) -> Checkpoint:
+        """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""
+        located = locate(self.model)
+        if located.digest != self.digest:
+            raise ValueError(
+                f"model {self.model!r} has changed since this run began ({self.digest} → {located.digest})"
+            )
+        folders = tuple(store().folder(adapter) for adapter in self.adapters)
+        return Checkpoint(located.source, folders, self.dtype, self.template)

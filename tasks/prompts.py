@@ -1,0 +1,55 @@
+"""Load the prompts, set over-long ones aside by name, and store the three sets."""
+
+import logging
+
+from models.chat import Renderer
+from models.plugins import Frozen
+from models.preference import Demonstration, Prompt
+from models.sources.base import PromptSource
+from tasks.caching import stage
+from tasks.policy import Policy
+from tasks.store import Ref, store
+
+log = logging.getLogger(__name__)
+
+
+class PromptSets(Frozen):
+    """Refs of the seed (Demonstration rows), the pool and the held-out prompts (Prompt rows)."""
+
+    seed: Ref
+    pool: Ref
+    held_out: Ref
+    over_long: tuple[str, ...] = ()
+
+
+@stage(version=1)
+def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_prompt_tokens: int) -> PromptSets:
+    """Return the stored sets; `inputs` digests the files read, so that an edited file is loaded anew."""
+    del inputs
+    prompts = source.load()
+    checkpoint = policy.checkpoint()
+    renderer = Renderer(checkpoint.load_tokenizer(), checkpoint.template)
+    over_long: list[str] = []
+
+    def short(prompt: Prompt) -> bool:
+        tokens = len(renderer.prompt_ids(prompt.text))
+        if tokens > max_prompt_tokens:
+            over_long.append(f"{prompt.id} ({tokens} tokens): {prompt.text[:60]}")
+        return tokens <= max_prompt_tokens
+
+    pool, held_out = [p for p in prompts.pool if short(p)], [p for p in prompts.held_out if short(p)]
+    if over_long:
+        log.warning(
+            "%d prompts pass %d tokens and were set aside: %s",
+            len(over_long),
+            max_prompt_tokens,
+            over_long[:5],
+        )
+    if not pool or not held_out:
+        raise ValueError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
+    return PromptSets(
+        seed=store().write_rows("seed", prompts.seed, Demonstration),
+        pool=store().write_rows("prompts", pool, Prompt),
+        held_out=store().write_rows("prompts", held_out, Prompt),
+        over_long=tuple(over_long),
+    )

@@ -1,0 +1,45 @@
+"""Where this installation keeps things; every value can be set by an environment variable NINEFOLD_<NAME>."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Embedded defaults: one folder holds the artifact store, the ledger, MLflow's and Prefect's databases."""
+
+    model_config = SettingsConfigDict(env_prefix="NINEFOLD_", frozen=True, extra="ignore")
+
+    home: Path = Path("artifacts")
+    store: str | None = Field(None, description="fsspec URL of the artifact store")
+    ledger: str | None = Field(None, description="SQLAlchemy URL of the ledger")
+    mlflow: str | None = Field(None, description="MLflow tracking URI")
+    threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
+
+    @property
+    def store_url(self) -> str:
+        """Return the artifact store's fsspec URL or path."""
+        return self.store or str(self.home.absolute() / "store")
+
+    @property
+    def ledger_url(self) -> str:
+        """Return the ledger's SQLAlchemy URL."""
+        return self.ledger or f"sqlite:///{self.home.absolute() / 'ledger.sqlite'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Return MLflow's tracking URI."""
+        return self.mlflow or f"sqlite:///{self.home.absolute() / 'mlflow.sqlite'}"
+
+    @property
+    def prefect_home(self) -> Path:
+        """Return the folder of the embedded Prefect server's database and of task results."""
+        return self.home.absolute() / "prefect"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return Settings()

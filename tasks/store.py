@@ -1,0 +1,193 @@
+"""Artifacts by content: a Ref names a file by its SHA-256; writes are atomic, reads are verified."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from models.downloads import sha256_of
+from models.plugins import Frozen
+from models.preference import Row, from_frame, to_frame
+from tasks.settings import settings
+
+log = logging.getLogger(__name__)
+
+
+class Ref(Frozen):
+    """A stored artifact: its path under the store's root, the SHA-256 of its bytes, and its rows where it has rows.
+
+    A folder's Ref names a manifest, which lists each file with its own SHA-256.
+    """
+
+    uri: str
+    sha256: str
+    rows: int | None = None
+
+
+class DamagedArtifact(Exception):
+    """An artifact is missing or its bytes are not those that were stored."""
+
+
+class Store:
+    """Artifacts under an fsspec URL (a local folder by default), named by content, so that equal results are one file."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        self.fs, self.root = fsspec.url_to_fs(url)
+        self.local = "file" in (
+            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        )
+        self.cache = cache
+        self._verified: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def write_rows(self, kind: str, rows: Sequence[Row], cls: type[Row]) -> Ref:
+        """Store a table of dataclass rows as Parquet."""
+        with self._scratch() as folder:
+            path = folder / "table.parquet"
+            to_frame(rows, cls).to_parquet(path, index=False)
+            return self._put(kind, path, len(rows))
+
+    def rows(self, ref: Ref, cls: type[Row]) -> list[Row]:
+        """Return the rows of a table; raise DamagedArtifact if it is missing or damaged."""
+        return from_frame(pd.read_parquet(self.path(ref)), cls)
+
+    @contextmanager
+    def new_matrix(self, kind: str, shape: tuple[int, int]) -> Iterator["MatrixWriter"]:
+        """Open a float32 matrix for writing row by row, memory-mapped; its `ref` is set when the block ends well."""
+        with self._scratch() as folder:
+            path = folder / "matrix.npy"
+            writer = MatrixWriter(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape))
+            yield writer
+            writer.values.flush()
+            writer.ref = self._put(kind, path, shape[0])
+
+    def matrix(self, ref: Ref) -> NDArray[np.float32]:
+        """Return a stored matrix, memory-mapped read-only."""
+        return np.asanyarray(np.load(self.path(ref), mmap_mode="r", allow_pickle=False))
+
+    def write_folder(self, kind: str, folder: Path) -> Ref:
+        """Store every file of a folder and a manifest of them."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        manifest = {str(file.relative_to(folder)): self._put(kind, file, None).model_dump() for file in files}
+        with self._scratch() as scratch:
+            path = scratch / "manifest.json"
+            path.write_text(json.dumps(manifest, sort_keys=True, indent=1))
+            return self._put(kind, path, None)
+
+    def folder(self, ref: Ref) -> Path:
+        """Return a local folder with the files of a stored one, each verified."""
+        manifest = json.loads(self.path(ref).read_text())
+        target = self.cache / ref.sha256
+        for name, entry in manifest.items():
+            if not (target / name).resolve().is_relative_to(target.resolve()):
+                raise DamagedArtifact(f"{ref.uri} names a file outside its folder: {name}")
+            source = self.path(Ref(**entry))
+            copy = target / name
+            if not copy.exists() or sha256_of(copy) != entry["sha256"]:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                temporary = copy.with_name(f".{uuid.uuid4().hex}")
+                try:
+                    os.link(source, temporary)
+                except OSError:
+                    shutil.copyfile(source, temporary)
+                temporary.replace(copy)
+        return target
+
+    def path(self, ref: Ref) -> Path:
+        """Return a verified local path of an artifact, fetched first if the store is remote."""
+        remote = f"{self.root}/{ref.uri}"
+        local = Path(remote) if self.local else self.cache / ref.uri
+        if not self.local and not local.exists():
+            local.parent.mkdir(parents=True, exist_ok=True)
+            temporary = local.with_name(f".{uuid.uuid4().hex}")
+            try:
+                self.fs.get_file(remote, str(temporary))
+            except FileNotFoundError as error:
+                raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}") from error
+            temporary.replace(local)
+        if not local.is_file():
+            raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}")
+        stat = local.stat()
+        seen = (stat.st_mtime_ns, stat.st_size)
+        if self._verified.get((ref.uri, ref.sha256)) != seen:
+            if sha256_of(local) != ref.sha256:
+                if not self.local:
+                    local.unlink()
+                raise DamagedArtifact(
+                    f"artifact {ref.uri} in {self.root} is damaged: its SHA-256 is not {ref.sha256[:12]}…"
+                )
+            self._verified[ref.uri, ref.sha256] = seen
+        return local
+
+    def verify(self, ref: Ref) -> None:
+        """Raise DamagedArtifact if the artifact, or any file of a stored folder, is missing or damaged."""
+        path = self.path(ref)
+        if path.suffix == ".json":
+            for entry in json.loads(path.read_text()).values():
+                self.path(Ref(**entry))
+
+    def _put(self, kind: str, file: Path, rows: int | None) -> Ref:
+        """Copy a file in under a temporary name and rename it last; what is there already is left alone."""
+        digest = sha256_of(file)
+        ref = Ref(uri=f"{kind}/{digest[:32]}{file.suffix}", sha256=digest, rows=rows)
+        try:
+            self.path(ref)
+            return ref
+        except DamagedArtifact:
+            pass
+        final = f"{self.root}/{ref.uri}"
+        temporary = f"{self.root}/{kind}/.{uuid.uuid4().hex}"
+        try:
+            self.fs.makedirs(f"{self.root}/{kind}", exist_ok=True)
+            self.fs.put_file(str(file), temporary)
+            self.fs.mv(temporary, final)
+        except OSError as error:
+            if self.fs.exists(temporary):
+                self.fs.rm(temporary)
+            raise OSError(
+                error.errno,
+                f"cannot store {kind} ({file.stat().st_size:,} bytes) in {self.root}: {error.strerror or error}. "
+                "Nothing half-written was left; free space or set NINEFOLD_STORE, then run again",
+            ) from error
+        return ref
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.cache, prefix=".writing-") as folder:
+            yield Path(folder)
+
+
+class MatrixWriter:
+    """A matrix being written; assign rows through `values`."""
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values: np.memmap[tuple[int, int], np.dtype[np.float32]] = values  # type: ignore[assignment]
+        self.ref: Ref | None = None
+
+
+def new_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Return a temporary folder beside the store's cache, for a trainer to write into."""
+    root = settings().home.absolute() / "cache"
+    root.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=root, prefix=".training-")
+
+
+@lru_cache(maxsize=4)
+def _store(url: str, cache: Path) -> Store:
+    return Store(url, cache)
+
+
+def store() -> Store:
+    """Return the store of this process's settings."""
+    return _store(settings().store_url, settings().home.absolute() / "cache")

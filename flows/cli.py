@@ -28,9 +28,7 @@ app.add_typer(labels_app, name="labels")
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."
-    ),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."),
 ]
 
 
@@ -57,9 +55,7 @@ def run(file: File, overrides: Overrides = None) -> None:
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
 
 
-@app.command(
-    epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`"
-)
+@app.command(epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`")
 def plan(file: File, overrides: Overrides = None) -> None:
     """Show the stages, queries, money and rough time of a run, and spend nothing."""
     _show_plan(_planned(file, overrides))
@@ -76,9 +72,7 @@ def report(
     path = report_folder(name) / "report.json"
     if not path.is_file():
         known = sorted(p.parent.name for p in report_folder(name).parent.glob("*/report.json"))
-        raise UserError(
-            f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}"
-        )
+        raise UserError(f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}")
     found = json.loads(path.read_text(encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -122,11 +116,7 @@ _COLUMNS = [
 @labels_app.command("export", epilog="Example: `ninefold labels export labels.csv`")
 def labels_export(file: Annotated[Path, typer.Argument(help="A .csv or .jsonl file to write.")]) -> None:
     """Write every settled label to a file, to be imported into another ledger."""
-    rows = [
-        {c: row[c] for c in _COLUMNS}
-        for row in _ledger().rows()
-        if row["status"] in {"labelled", "quarantined"}
-    ]
+    rows = [{c: row[c] for c in _COLUMNS} for row in _ledger().rows() if row["status"] in {"labelled", "quarantined"}]
     if file.suffix not in {".csv", ".jsonl"}:
         raise UserError(f"{file} must end in .csv or .jsonl")
     temporary = file.with_name(f".{file.name}")
@@ -168,9 +158,7 @@ def doctor() -> None:
 
     findings = examine()
     for finding in findings:
-        typer.echo(
-            f"{'ok ' if finding.ok else 'BAD'} {finding.what}{'' if finding.ok else f' — {finding.remedy}'}"
-        )
+        typer.echo(f"{'ok ' if finding.ok else 'BAD'} {finding.what}{'' if finding.ok else f' — {finding.remedy}'}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -199,15 +187,15 @@ def main() -> None:
         typer.echo("\nstopped: every label paid for is kept; the same command goes on from here", err=True)
         sys.exit(130)
     except (UserError, ValueError, FileNotFoundError, OSError, *_expected()) as error:
-        if os.environ.get("NINEFOLD_TRACEBACK"):
+        if os.environ.get("NINEFOLD_TRACEBACK"):  # for whoever doubts that the mistake is theirs
             raise
         typer.echo(f"ninefold: {error}", err=True)
         sys.exit(2)
-    except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):
-            typer.echo(f"ninefold: {getattr(error, 'format_message', lambda: error)()}", err=True)
-            sys.exit(2)
-        raise
+    except Exception as unexpected:
+        if not type(unexpected).__module__.startswith(("click", "typer")):
+            raise
+        typer.echo(f"ninefold: {getattr(unexpected, 'format_message', unexpected.__str__)()}", err=True)
+        sys.exit(2)
 
 
 def _expected() -> tuple[type[Exception], ...]:

@@ -36,9 +36,7 @@ def examine() -> list[Finding]:
         _packaged_model(),
         _disk(settings().home),
         *[
-            Finding(
-                f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER"
-            )
+            Finding(f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER")
             for name, port in (("mlflow", 5000), ("prefect", 4200))
         ],
         Finding(
@@ -65,9 +63,7 @@ def _packages() -> list[Finding]:
         if requirement.name == "fastapi":
             remedy += " (Prefect's server dies at import on newer ones)"
         findings.append(
-            Finding(
-                f"{requirement.name} {found}", requirement.specifier.contains(found, prereleases=True), remedy
-            )
+            Finding(f"{requirement.name} {found}", requirement.specifier.contains(found, prereleases=True), remedy)
         )
     return findings
 
@@ -85,6 +81,4 @@ def _disk(home: Path) -> Finding:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
-    return Finding(
-        f"{free:.0f} GB free at {place}", free >= _DISK_GB, f"free {_DISK_GB} GB or set NINEFOLD_HOME"
-    )
+    return Finding(f"{free:.0f} GB free at {place}", free >= _DISK_GB, f"free {_DISK_GB} GB or set NINEFOLD_HOME")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 from rich.logging import RichHandler
 
@@ -14,6 +15,7 @@ def prepare() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if not {"PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_API_URL"} & os.environ.keys():
+        settings().prefect_home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(settings().prefect_home)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(settings().prefect_home / "storage"))
     # The domain's log lines reach the Prefect UI; the terminal has its own, quieter view.
@@ -24,6 +26,10 @@ def prepare() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads()))
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
     handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
     for name in ("models", "tasks", "flows"):
         logger = logging.getLogger(name)

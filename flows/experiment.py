@@ -50,9 +50,7 @@ class Labelling(Frozen):
     rubric: Rubric = Rubric()
     queries: PositiveInt = Field(description="expert queries in all, over rounds and batches")
     max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
-    batches: PositiveInt = Field(
-        1, description="acquisition turns per round; the evaluator is refitted in between"
-    )
+    batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
     workers: PositiveInt = Field(4, description="concurrent queries; does not change the result")
 
 
@@ -86,9 +84,7 @@ class Experiment(Frozen):
                 f"(dpo.rounds × labelling.batches): raise it to at least {turns}"
             )
         if self.generation.samples < 2:
-            raise ValueError(
-                "generation.samples must be at least 2: a preference needs two responses to a prompt"
-            )
+            raise ValueError("generation.samples must be at least 2: a preference needs two responses to a prompt")
         if self.labelling.acquisition.needs_scores and turns == 1:
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.model_dump()['kind']!r} ranks by an evaluator, and with one "
@@ -104,9 +100,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     for a typo, the nearest field there is.
     """
     if not path.is_file():
-        raise ValueError(
-            f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml"
-        )
+        raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -143,9 +137,7 @@ def _explain(error: ValidationError) -> str:
         line = f"{'.'.join(place) or 'experiment'}: {problem['msg'].removeprefix('Value error, ')}"
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(place[-1], _fields_at(place[:-1]), n=1, cutoff=0.4)
-            line += (
-                f" (got {place[-1]!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?)" if near else ""
-            )
+            line += f" (got {place[-1]!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?)" if near else ""
         elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
             line += f", got {problem['input']!r}"
         lines.append(line)

@@ -40,9 +40,7 @@ def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
 
 
 def _agreement(expert: Floats, proxy: Floats, spearman: float) -> bytes:
-    figure, axes = _canvas(
-        f"Evaluator against expert (Spearman {spearman:.2f})", "expert's score", "evaluator's score"
-    )
+    figure, axes = _canvas(f"Evaluator against expert (Spearman {spearman:.2f})", "expert's score", "evaluator's score")
     axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
     return _png(figure)
 
@@ -52,9 +50,7 @@ def _scores(bought: Floats, proxy: Floats) -> bytes:
     bins = np.histogram_bin_edges(np.concatenate([bought, proxy]), bins=24)
     for values, colour, name in ((bought, _BEFORE, "expert"), (proxy, _PROXY, "evaluator")):
         weights = np.full(len(values), 1 / max(len(values), 1))
-        axes.hist(
-            values, bins, weights=weights, color=colour, alpha=0.6, label=f"{name}, {len(values)} tuples"
-        )
+        axes.hist(values, bins, weights=weights, color=colour, alpha=0.6, label=f"{name}, {len(values)} tuples")
     axes.legend(frameon=False)
     return _png(figure)
 

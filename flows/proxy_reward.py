@@ -4,6 +4,7 @@ M_0 is the base model, M_1 the fine-tuned one, M_2 the aligned one. Each stage b
 in the ledger.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
@@ -73,19 +74,29 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
             if scored is None:
                 raise AssertionError("a round has at least one batch")
             pairs = arm.log("pair", pair(pool.ref, scored.ref, history))
-            adapter = arm.log(
-                "align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, round_number, "align"))
-            )
+            adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, round_number, "align")))
             policy = policy.adapted(adapter.ref)  # M_2, and the reference of the next round
-        findings = _evaluate(arm, prompts, first, policy, history, evaluator.ref, pool, scored, pairs)
-        return write_report(arm, findings)
+        rounds = Rounds(prompts, first, policy, history, evaluator.ref, pool.ref, scored.ref, pairs.ref)
+        return write_report(arm, _evaluate(arm, rounds))
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What the rounds have made: the policies, all that was bought, and the last round's artifacts."""
+
+    prompts: PromptSets
+    first: Policy
+    policy: Policy
+    history: tuple[Batch, ...]
+    evaluator: Ref
+    pool: Ref
+    scores: Ref
+    pairs: Ref
 
 
 def base_policy(config: PolicyConfig) -> Policy:
     """Return M_0."""
-    return Policy(
-        model=config.model, digest=locate(config.model).digest, dtype=config.dtype, template=config.template
-    )
+    return Policy(model=config.model, weights=locate(config.model).digest, dtype=config.dtype, template=config.template)
 
 
 def _fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
@@ -98,9 +109,7 @@ def _fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
 
 def _responses(arm: Arm, policy: Policy, prompts: Ref, round_number: int) -> Product:
     generation = arm.experiment.generation
-    return generate(
-        policy, prompts, generation, samples=generation.samples, seed=_seed(arm, round_number, "generate")
-    )
+    return generate(policy, prompts, generation, samples=generation.samples, seed=_seed(arm, round_number, "generate"))
 
 
 def _view(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | None:
@@ -154,33 +163,22 @@ def _scores(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first:
     )
 
 
-def _evaluate(
-    arm: Arm,
-    prompts: PromptSets,
-    first: Policy,
-    policy: Policy,
-    history: tuple[Batch, ...],
-    evaluator: Ref,
-    pool: Product,
-    scored: Scored,
-    pairs: Product,
-) -> Findings:
+def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
     """Hold evaluator and policy against the expert on held-out prompts, a shuffled-label control beside them."""
-    x = arm.experiment
-    answers = [
+    x, first = arm.experiment, rounds.first
+    before, after = (
         # the same random numbers for both policies: what differs is the policy
         generate(
-            p, prompts.held_out, x.generation, samples=x.evaluation.samples, seed=_seed(arm, 0, "evaluate")
+            policy, rounds.prompts.held_out, x.generation, samples=x.evaluation.samples, seed=_seed(arm, 0, "evaluate")
         )
-        for p in (first, policy)
-    ]
-    before, after = answers
+        for policy in (first, rounds.policy)
+    )
     before_labels = arm.measure(_labels(arm, before.ref, None, arm.evaluation_money_left))
     after_labels = arm.measure(_labels(arm, after.ref, None, arm.evaluation_money_left))
-    control = _evaluator(arm, history, first, x.dpo.rounds, shuffle=True)
+    control = _evaluator(arm, rounds.history, first, x.dpo.rounds, shuffle=True)
     features = _view(arm, before.ref, x.evaluator.feature_view, first)
     proxy, shuffled = (
-        _scores(arm, trained, before.ref, features, first) for trained in (evaluator, control.ref)
+        _scores(arm, trained, before.ref, features, first) for trained in (rounds.evaluator, control.ref)
     )
     agreement = assess_evaluator(before.ref, before_labels.ref, proxy.ref, shuffled.ref)
     outcome = assess_policy(
@@ -189,16 +187,15 @@ def _evaluate(
         before_labels=before_labels.ref,
         after_labels=after_labels.ref,
         before_policy=first,
-        after_policy=policy,
+        after_policy=rounds.policy,
     )
     return Findings(
-        prompts=prompts,
-        policy=policy,
-        evaluator=evaluator,
-        pool=pool.ref,
-        pool_scores=scored.ref,
-        pairs=pairs.ref,
-        history=history,
+        prompts=rounds.prompts,
+        policy=rounds.policy,
+        evaluator=rounds.evaluator,
+        pool_scores=rounds.scores,
+        pairs=rounds.pairs,
+        history=rounds.history,
         held_out=before.ref,
         held_out_labels=before_labels.ref,
         held_out_scores=proxy.ref,

@@ -29,7 +29,6 @@ class Findings:
     prompts: PromptSets
     policy: Policy
     evaluator: Ref
-    pool: Ref
     pool_scores: Ref
     pairs: Ref
     history: tuple[Batch, ...]
@@ -146,7 +145,8 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("pairs per query", f"{report['pairs_per_query']:.1f}"),
         (
             "evaluator",
-            f"{evaluator['kind']}: pair accuracy {_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
+            f"{evaluator['kind']}: pair accuracy "
+            f"{_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
             f"Spearman {evaluator['spearman']:.2f}",
         ),
         (
@@ -180,9 +180,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
     found = []
     low, _ = report["evaluator"]["pair_accuracy_ci"]
     if low <= 0.5:
-        found.append(
-            "The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts."
-        )
+        found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
     low, high = report["policy"]["oracle_gain_ci"]
     if low <= 0 <= high:
         found.append("The interval of the gain covers zero: this run shows no effect.")
@@ -204,9 +202,7 @@ def to_markdown(report: dict[str, Any]) -> str:
             f"| {texts[0]} | {texts[1]} | {sample['before_score']:.2f} | {texts[2]} | {sample['after_score']:.2f} |"
         )
     lines += ["", "## Stages", "", "| stage | seconds | from cache |", "|---|---|---|"]
-    lines += [
-        f"| {s['name']} | {s['seconds']:.1f} | {'yes' if s['cached'] else 'no'} |" for s in report["stages"]
-    ]
+    lines += [f"| {s['name']} | {s['seconds']:.1f} | {'yes' if s['cached'] else 'no'} |" for s in report["stages"]]
     return "\n".join(lines) + "\n"
 
 
@@ -214,9 +210,7 @@ def to_html(report: dict[str, Any], figures: list[str]) -> str:
     """Return the report as one HTML page; the figures lie beside it."""
     from html import escape
 
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in headlines(report)
-    )
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in headlines(report))
     notes = "".join(f"<p class=note>{escape(warning)}</p>" for warning in warnings(report))
     pictures = "".join(f'<img src="{name}.png" alt="{name}">' for name in figures)
     samples = "".join(
@@ -225,9 +219,14 @@ def to_html(report: dict[str, Any], figures: list[str]) -> str:
         for s in report["samples"]
     )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}}
-table{{border-collapse:collapse;width:100%}}td,th{{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}}
-th{{white-space:nowrap;font-weight:600}}img{{width:32%;min-width:18rem;margin:.5rem .5% 0 0}}.note{{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}}</style>
+<style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}}
+table{{border-collapse:collapse;width:100%}}
+td,th{{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}}
+th{{white-space:nowrap;font-weight:600}}
+img{{width:32%;min-width:18rem;margin:.5rem .5% 0 0}}
+.note{{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}}
+</style>
 <h1>{escape(report["name"])}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
 <table><tr><th>prompt</th><th>M₁</th><th>expert</th><th>M₂</th><th>expert</th></tr>{samples}</table></html>
 """
@@ -236,9 +235,7 @@ th{{white-space:nowrap;font-weight:600}}img{{width:32%;min-width:18rem;margin:.5
 def _log(arm: Arm, findings: Findings, report: dict[str, Any], folder: Path) -> None:
     import mlflow
 
-    scalars = {
-        k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)
-    }
+    scalars = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for section in ("evaluator", "policy"):
         scalars |= {f"{section}.{k}": v for k, v in report[section].items() if isinstance(v, float)}
     for run in arm.stages:
@@ -264,11 +261,7 @@ def _log(arm: Arm, findings: Findings, report: dict[str, Any], folder: Path) -> 
 
 
 def _agreement_points(findings: Findings) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    expert = {
-        e.response_id: e.score
-        for e in store().rows(findings.held_out_labels, Label)
-        if e.status == "labelled"
-    }
+    expert = {e.response_id: e.score for e in store().rows(findings.held_out_labels, Label) if e.status == "labelled"}
     proxy = {s.response_id: s.score for s in store().rows(findings.held_out_scores, Score)}
     shared = [r.id for r in store().rows(findings.held_out, Response) if r.id in expert and r.id in proxy]
     return np.array([expert[i] for i in shared]), np.array([proxy[i] for i in shared])

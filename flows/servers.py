@@ -18,15 +18,15 @@ def serve(*, mlflow_port: int, prefect_port: int) -> None:
     """Run both servers on 127.0.0.1 until Ctrl-C; raise ValueError if a port is taken."""
     for port in (mlflow_port, prefect_port):
         if port_taken(port):
-            raise ValueError(
-                f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port"
-            )
+            raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
     url = runs_url(mlflow_port)  # also makes MLflow's schema, which two first users must not do at once
     api = f"http://{HOST}:{prefect_port}/api"
     commands = [
         [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
-        [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
-        + ["--backend-store-uri", settings().mlflow_uri, "--workers", "1"],
+        [
+            *[sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port)],
+            *["--backend-store-uri", settings().mlflow_uri, "--workers", "1"],
+        ],
     ]
     environment = {**os.environ, "PREFECT_UI_API_URL": api}
     servers = [subprocess.Popen(command, env=environment) for command in commands]

@@ -46,9 +46,7 @@ class Renderer:
         if self.template == "plain":
             whole = list(self.tokenizer(f"{prompt} {response}{self.tokenizer.eos_token}")["input_ids"])
         else:
-            whole = self._chat_ids(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            )
+            whole = self._chat_ids([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
         return Encoded(ids=whole, start=_common_prefix(self.prompt_ids(prompt), whole))
 
     def _chat_ids(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:

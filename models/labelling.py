@@ -41,7 +41,8 @@ def label(
     """Ask the expert about each response, within both caps, and return the labels in the order of the responses.
 
     Quarantined replies (NaN, ±inf) are returned with that status. Responses whose price ceilings no longer fit the caps
-    are not asked, the last ones first, whatever the number of workers. Raises LabellingStopped when the expert raises; running again asks only for what is missing.
+    are not asked, the last ones first, whatever the number of workers. Raises LabellingStopped when the expert
+    raises; running again asks only for what is missing.
     """
     covered = _covered(responses, desk.oracle, max_queries, max_micro_usd)
     if covered < len(responses):
@@ -116,9 +117,7 @@ def _ask_once(question: Question, ceiling: int, desk: Desk, stop: Event) -> Answ
     while True:
         if stop.is_set():
             raise InterruptedError("labelling was stopped before this query was asked")
-        reserved = desk.ledger.reserve(
-            desk.account, question, ceiling=ceiling, paid_on_loss=desk.oracle.paid_on_loss
-        )
+        reserved = desk.ledger.reserve(desk.account, question, ceiling=ceiling, paid_on_loss=desk.oracle.paid_on_loss)
         if isinstance(reserved, Answer):
             return reserved
         if reserved is not None:

@@ -161,9 +161,7 @@ class Ledger:
             if row is not None and row["status"] == "reserved":
                 return None
             if row is not None:
-                charged = sa.select(_charges).where(
-                    _charges.c.account == account, _charges.c.query_id == row["id"]
-                )
+                charged = sa.select(_charges).where(_charges.c.account == account, _charges.c.query_id == row["id"])
                 charge = connection.execute(charged).mappings().first()
                 if charge is None:
                     self._charge(connection, account, row["id"], row["micro_usd"], bought=False)
@@ -219,14 +217,10 @@ class Ledger:
                 )
             )
             if settled.rowcount != 1:
-                raise ValueError(
-                    f"query {reservation.query_id} is not reserved: it was settled or released before"
-                )
+                raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
             self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
             connection.execute(
-                sa.update(_charges)
-                .where(_charges.c.query_id == reservation.query_id)
-                .values(micro_usd=micro_usd)
+                sa.update(_charges).where(_charges.c.query_id == reservation.query_id).values(micro_usd=micro_usd)
             )
         if micro_usd > reservation.micro_usd:
             raise ValueError(
@@ -252,11 +246,7 @@ class Ledger:
         an undelivered answer is undone.
         """
         with self._transaction() as connection:
-            reserved = (
-                connection.execute(sa.select(_queries).where(_queries.c.status == "reserved"))
-                .mappings()
-                .all()
-            )
+            reserved = connection.execute(sa.select(_queries).where(_queries.c.status == "reserved")).mappings().all()
             dead = [row for row in reserved if not _alive(row["holder"], row["reserved_at"])]
             for row in dead:
                 if row["paid_on_loss"]:
@@ -274,9 +264,7 @@ class Ledger:
             bought, bought_micro_usd = connection.execute(counted.where(_charges.c.bought)).one()
         return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd))
 
-    def rows(
-        self, *, status: QueryStatus | None = None, oracle: str | None = None
-    ) -> Iterator[dict[str, Any]]:
+    def rows(self, *, status: QueryStatus | None = None, oracle: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the queries as dictionaries, oldest first."""
         query = sa.select(_queries).order_by(_queries.c.id)
         if status is not None:
@@ -314,9 +302,7 @@ class Ledger:
             )
             return True
 
-    def _charge(
-        self, connection: Connection, account: str, query_id: int, micro_usd: int, *, bought: bool
-    ) -> None:
+    def _charge(self, connection: Connection, account: str, query_id: int, micro_usd: int, *, bought: bool) -> None:
         charged = connection.execute(
             sa.update(_accounts)
             .where(
@@ -327,9 +313,7 @@ class Ledger:
             .values(queries=_accounts.c.queries + 1, micro_usd=_accounts.c.micro_usd + micro_usd)
         )
         if charged.rowcount != 1:
-            row = (
-                connection.execute(sa.select(_accounts).where(_accounts.c.name == account)).mappings().first()
-            )
+            row = connection.execute(sa.select(_accounts).where(_accounts.c.name == account)).mappings().first()
             if row is None:
                 raise KeyError(f"account {account!r} is not open: call open_account first")
             raise BudgetExhausted(
@@ -341,9 +325,7 @@ class Ledger:
             sa.insert(_charges).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
         )
 
-    def _adjust(
-        self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int
-    ) -> None:
+    def _adjust(self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int) -> None:
         connection.execute(
             sa.update(_accounts)
             .where(_accounts.c.name == reservation.account)

@@ -15,9 +15,7 @@ class Paired(NamedTuple):
     incomplete: int
 
 
-def best_worst(
-    responses: Sequence[Response], *, oracle: Mapping[str, float], proxy: Mapping[str, float]
-) -> Paired:
+def best_worst(responses: Sequence[Response], *, oracle: Mapping[str, float], proxy: Mapping[str, float]) -> Paired:
     """Return one pair per prompt, in the order of the prompts.
 
     Two scales are never compared: where the expert has scored every response of a prompt the pair is the oracle's,

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
@@ -51,9 +51,7 @@ def plugins_of(package: str, base: type[Plugin]) -> list[type[Plugin]]:
         if kind is None:
             continue
         if kind.default in found and found[kind.default] is not cls:
-            raise TypeError(
-                f"kind {kind.default!r} is claimed by {found[kind.default]} and {cls}: rename one"
-            )
+            raise TypeError(f"kind {kind.default!r} is claimed by {found[kind.default]} and {cls}: rename one")
         found[kind.default] = cls
     return [found[kind] for kind in sorted(found)]
 
@@ -74,7 +72,5 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
         kinds = self.plugins(source)
-        union: Any = (
-            kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]
-        )
+        union: Any = kinds[0] if len(kinds) == 1 else Annotated[tuple(kinds), Field(discriminator="kind")]
         return handler.generate_schema(union)

@@ -13,7 +13,5 @@ from tasks.store import Ref, new_folder, store
 def align(policy: Policy, pairs: Ref, recipe: DPO, *, seed: int) -> Product:
     """Return the adapter trained on the pairs."""
     with new_folder() as folder:
-        facts = train_dpo(
-            policy.checkpoint().load(), store().rows(pairs, Pair), recipe, folder=Path(folder), seed=seed
-        )
+        facts = train_dpo(policy.checkpoint().load(), store().rows(pairs, Pair), recipe, folder=Path(folder), seed=seed)
         return Product(ref=store().write_folder("adapters", Path(folder)), facts=facts)

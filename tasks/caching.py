@@ -45,7 +45,7 @@ class Recipe(CachePolicy):
     ignore: tuple[str, ...] = ()
 
     def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: object
     ) -> str | None:
         """Return the cache key; raise TypeError for an input that has no stable identity."""
         del flow_parameters
@@ -59,9 +59,7 @@ def identity(value: object) -> object:
         return value
     if isinstance(value, BaseModel):
         execution = getattr(value, "execution_fields", frozenset())
-        fields = {
-            name: identity(getattr(value, name)) for name in type(value).model_fields if name not in execution
-        }
+        fields = {name: identity(getattr(value, name)) for name in type(value).model_fields if name not in execution}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
@@ -69,9 +67,7 @@ def identity(value: object) -> object:
         return {str(key): identity(item) for key, item in value.items()}
     if hasattr(value, "__fspath__"):
         return str(value)
-    raise TypeError(
-        f"a stage was given a {type(value).__name__}, which has no stable identity: pass a Ref or a model"
-    )
+    raise TypeError(f"a stage was given a {type(value).__name__}, which has no stable identity: pass a Ref or a model")
 
 
 @dataclass(frozen=True)

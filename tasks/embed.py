@@ -14,9 +14,7 @@ from tasks.store import Ref, store
 
 
 @stage(version=1)
-def embed(
-    responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None
-) -> Product:
+def embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Product:
     """Return one vector per response, in the order of the responses; `policy` only where the encoder needs it."""
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))

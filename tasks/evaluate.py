@@ -16,11 +16,7 @@ def assess_evaluator(responses: Ref, labels: Ref, scores: Ref, control: Ref) -> 
     facts: dict[str, float] = {}
     for prefix, ref in (("", scores), ("shuffled_", control)):
         proxy = {s.response_id: s.score for s in store().rows(ref, Score)}
-        expert = {
-            entry.response_id: entry.score
-            for entry in store().rows(labels, Label)
-            if entry.status == "labelled"
-        }
+        expert = {entry.response_id: entry.score for entry in store().rows(labels, Label) if entry.status == "labelled"}
         rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
         _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
         given = (
@@ -61,14 +57,10 @@ def assess_policy(
     comparisons = [
         Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id])
         for r in first
-        if (other := matched.get((r.prompt_id, r.sample))) is not None
-        and r.id in scores
-        and other.id in scores
+        if (other := matched.get((r.prompt_id, r.sample))) is not None and r.id in scores and other.id in scores
     ]
     if not comparisons:
-        raise ValueError(
-            "no held-out prompt has an expert score for both policies: check the oracle's failures"
-        )
+        raise ValueError("no held-out prompt has an expert score for both policies: check the oracle's failures")
     facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy)
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 

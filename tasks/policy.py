@@ -11,7 +11,7 @@ class Policy(Frozen):
     """`M_0` has no adapter, `M_1` the SFT adapter, `M_2` the DPO adapter on top."""
 
     model: str
-    digest: str
+    weights: str  # a digest of the base model, wherever it lies
     dtype: Dtype
     template: Template
     adapters: tuple[Ref, ...] = ()
@@ -28,9 +28,9 @@ class Policy(Frozen):
     def checkpoint(self) -> Checkpoint:
         """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""
         located = locate(self.model)
-        if located.digest != self.digest:
+        if located.digest != self.weights:
             raise ValueError(
-                f"model {self.model!r} has changed since this run began ({self.digest} → {located.digest})"
+                f"model {self.model!r} has changed since this run began ({self.weights} → {located.digest})"
             )
         folders = tuple(store().folder(adapter) for adapter in self.adapters)
         return Checkpoint(located.source, folders, self.dtype, self.template)

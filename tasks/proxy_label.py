@@ -37,9 +37,7 @@ def proxy_label(
     members = evaluator.members(Tuples(rows, matrix), bench)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
-    scores = [
-        Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok
-    ]
+    scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members
     if out.ref is None:

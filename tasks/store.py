@@ -44,9 +44,7 @@ class Store:
 
     def __init__(self, url: str, cache: Path) -> None:
         self.fs, self.root = fsspec.url_to_fs(url)
-        self.local = "file" in (
-            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        )
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self.cache = cache
         self._verified: dict[tuple[str, str], tuple[int, int]] = {}
 

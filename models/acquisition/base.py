@@ -75,9 +75,7 @@ class Acquisition(Plugin):
         if budget < 0:
             raise ValueError(f"budget must not be negative, got {budget}")
         self._check(pool)
-        ordered = pool.take(
-            np.array(sorted(range(len(pool.ids)), key=lambda row: pool.ids[row]), dtype=np.int64)
-        )
+        ordered = pool.take(np.array(sorted(range(len(pool.ids)), key=lambda row: pool.ids[row]), dtype=np.int64))
         count = min(budget, int((~ordered.unavailable).sum()))
         if count == 0:
             return []
@@ -104,12 +102,8 @@ class Acquisition(Plugin):
                 continue
             finite = np.isfinite(values).all(axis=0 if name == "scores" else tuple(range(1, values.ndim)))
             row = int(np.flatnonzero(~finite)[0])
-            raise ValueError(
-                f"{name} of tuple {pool.ids[row]} is not finite: the stage that made it is at fault"
-            )
+            raise ValueError(f"{name} of tuple {pool.ids[row]} is not finite: the stage that made it is at fault")
         if self.vector_view and pool.vectors is None:
             raise ValueError(f"{type(self).__name__} needs vectors of the {self.vector_view} view")
         if self.needs_scores and pool.scores is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels"
-            )
+            raise ValueError(f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels")

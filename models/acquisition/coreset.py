@@ -27,9 +27,7 @@ def farthest_first(
     `vectors` has shape (N, d), float32; it may be a memory map. Without labelled rows the first pick is uniform. The
     radius is at most twice the optimum's. O(N) extra memory. Raises ValueError if fewer than k rows are free.
     """
-    return traverse(
-        vectors, k, centres=np.asarray(labelled, dtype=np.int64), banned=None, rng=rng
-    ).rows.tolist()
+    return traverse(vectors, k, centres=np.asarray(labelled, dtype=np.int64), banned=None, rng=rng).rows.tolist()
 
 
 class Traversal(NamedTuple):

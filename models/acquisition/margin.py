@@ -20,7 +20,7 @@ class Margin(Acquisition):
     kind: Literal["margin"] = "margin"
     temperature: PositiveFloat = 1.0
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: ARG002, D102
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
         assert pool.scores is not None  # noqa: S101 - select() has checked it
         mean = pool.scores.mean(axis=0)
         utility = np.full(len(pool.ids), _NOT_OF_THE_PAIR)

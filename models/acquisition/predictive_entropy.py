@@ -16,11 +16,9 @@ class PredictiveEntropy(Acquisition):
     kind: Literal["predictive_entropy"] = "predictive_entropy"
     per_token: bool = False
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: ARG002, D102
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
         if pool.logprob is None or pool.tokens is None:
-            raise ValueError(
-                "predictive_entropy needs log-probabilities, which this generator does not report"
-            )
+            raise ValueError("predictive_entropy needs log-probabilities, which this generator does not report")
         logprob = pool.logprob / np.maximum(pool.tokens, 1) if self.per_token else pool.logprob
         _, prompt = np.unique(pool.prompt, return_inverse=True)
         entropy = -np.bincount(prompt, weights=logprob) / np.bincount(prompt)

@@ -38,9 +38,7 @@ class Generative(Evaluator):
             Demonstration(bench.rubric.render(r.prompt, r.text), bench.rubric.answer(int(level)))
             for r, level in zip(tuples.responses, levels, strict=True)
         ]
-        facts = train_sft(
-            bench.policy.load(), examples, self.schedule, folder=bench.folder / _ADAPTER, seed=bench.seed
-        )
+        facts = train_sft(bench.policy.load(), examples, self.schedule, folder=bench.folder / _ADAPTER, seed=bench.seed)
         (bench.folder / _LEVELS).write_text(json.dumps(values))
         return facts | {"levels": float(len(values))}
 
@@ -48,21 +46,17 @@ class Generative(Evaluator):
         saved = json.loads((bench.folder / _LEVELS).read_text())
         values = {int(level): value for level, value in saved.items()}
         base = bench.policy
-        judge = Checkpoint(
-            base.source, (*base.adapters, bench.folder / _ADAPTER), base.dtype, base.template
-        ).load()
+        judge = Checkpoint(base.source, (*base.adapters, bench.folder / _ADAPTER), base.dtype, base.template).load()
         prompts = [bench.rubric.render(r.prompt, r.text) for r in tuples.responses]
         if self.read == "expected":
             answers = {level: bench.rubric.answer(level) for level in values}
             return _expected(judge, prompts, answers, values, self.batch_size)[None, :]
         return self._sampled(judge, prompts, values, bench.seed)[None, :]
 
-    def _sampled(
-        self, judge: LanguageModel, prompts: list[str], values: dict[int, float], seed: int
-    ) -> Floats:
+    def _sampled(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], seed: int) -> Floats:
         generator = Transformers(max_new_tokens=128, batch_size=self.batch_size)
         asked = [Prompt(id=str(row), text=text) for row, text in enumerate(prompts)]
-        judgements = generator.sample(judge, asked, samples=self.judgements, seed=seed, what="judging")
+        judgements = generator.sample_from(judge, asked, samples=self.judgements, seed=seed, what="judging")
         scores = np.full((len(prompts), self.judgements), np.nan)
         for judgement in judgements:
             level = parse_score(judgement.text)
@@ -93,9 +87,7 @@ def _expected(
         encoded = [judge.renderer.encode(prompt, answer).ids for answer in answers.values()]
         shared = next(t for t in range(len(encoded[0])) if len({ids[t] for ids in encoded}) > 1)
         if len({ids[shared] for ids in encoded}) < len(encoded):
-            raise ValueError(
-                "this tokenizer does not tell the score levels apart by one token: use read: sampled"
-            )
+            raise ValueError("this tokenizer does not tell the score levels apart by one token: use read: sampled")
         rows.append((encoded[0][:shared], [ids[shared] for ids in encoded]))
     value = np.array([values[level] for level in answers])
     expected = np.zeros(len(rows))

@@ -44,14 +44,10 @@ class Linear(Evaluator):
         from safetensors.numpy import load_file
 
         saved = load_file(bench.folder / _WEIGHTS)
-        scores = (
-            saved["coefficients"] @ (_features(tuples) - saved["centre"]).T + saved["intercepts"][:, None]
-        )
+        scores = saved["coefficients"] @ (_features(tuples) - saved["centre"]).T + saved["intercepts"][:, None]
         return np.asarray(scores, dtype=np.float64)
 
-    def _fit_ridge(
-        self, features: Floats, scores: Floats, weights: Floats
-    ) -> tuple[Floats, Floats, dict[str, float]]:
+    def _fit_ridge(self, features: Floats, scores: Floats, weights: Floats) -> tuple[Floats, Floats, dict[str, float]]:
         from sklearn.linear_model import Ridge, RidgeCV
 
         # The penalty is chosen by exact leave-one-out error on all labels, once, then shared by the members.

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
 
 _ADAPTER = "reward_head"
 
@@ -41,8 +41,7 @@ class RewardHead(Evaluator):
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),
         )
-        check_rows(len(rows), len(trainer.train_dataset), "reward head")
-        trainer.train()
+        run(trainer, len(rows), "reward head")
         save_adapter(trainer.model, bench.folder / _ADAPTER)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
             trainer.state.log_history, ["loss", "accuracy", "margin", "train_runtime"]
@@ -89,7 +88,5 @@ def _score(model: Any, policy: LanguageModel, encoded: Sequence[list[int]], batc
         with torch.inference_mode():
             states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
             # Read at the last token of the mask: the library looks for the pad id, which may also be the end token.
-            scores[rows] = (
-                head(states[torch.arange(len(rows)), mask.sum(1) - 1]).squeeze(-1).float().cpu().numpy()
-            )
+            scores[rows] = head(states[torch.arange(len(rows)), mask.sum(1) - 1]).squeeze(-1).float().cpu().numpy()
     return scores

@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.plugins import Plugin
-from models.policies.language_model import LanguageModel
+from models.policies.language_model import Checkpoint
 from models.preference import Prompt, Response, text_hash
 
 
@@ -25,9 +25,12 @@ class Generator(Plugin):
     batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
 
     def sample(
-        self, policy: LanguageModel, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
+        self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
-        """Return `samples` responses per prompt, ordered by prompt and then by sample number."""
+        """Return `samples` responses per prompt, ordered by prompt and then by sample number.
+
+        The policy is given by where it lies, so that an engine of its own (vLLM, a server) can load it its own way.
+        """
         raise NotImplementedError
 
 

@@ -5,6 +5,7 @@ ratings. It shares no feature with any evaluator and no snippet with prompts, se
 """
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ from models.cost import MicroUsd
 from models.oracles.base import Oracle, Verdict
 from models.rubric import Rubric
 from models.sources.movie_reviews import ARCHIVE_SHA256, snippets
+
+
+_fitting = Lock()
 
 
 class Gold(Oracle):
@@ -26,11 +30,11 @@ class Gold(Oracle):
     kind: Literal["gold"] = "gold"
     micro_usd: MicroUsd = 10_000
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: ARG002, D102
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         score = float(predict([f"{prompt} {response}"])[0])
         return Verdict(score=score, raw=f"{score:.4f}", micro_usd=self.micro_usd, tokens=0)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: ARG002, D102
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.micro_usd
 
     def identity(self) -> list[Any]:  # noqa: D102
@@ -42,7 +46,9 @@ class Gold(Oracle):
 
 def predict(texts: list[str]) -> NDArray[np.float64]:
     """Return the expert's scores of whole sentences, shape (n,), clipped to the scale of the ratings."""
-    scores = _fitted().predict(texts)
+    with _fitting:  # several workers ask at once; the first of them fits
+        model = _fitted()
+    scores = model.predict(texts)
     return np.clip(np.asarray(scores, dtype=np.float64), -4.0, 4.0)
 
 

@@ -30,13 +30,11 @@ class Replay(Oracle):
     price_column: str | None = None
     micro_usd: MicroUsd = 0
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: ARG002, D102
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         table = _table(self)
         key = (text_hash(prompt), text_hash(response))
         if key not in table:
-            raise KeyError(
-                f"{self.path} holds no label for prompt {prompt[:60]!r} with response {response[:60]!r}"
-            )
+            raise KeyError(f"{self.path} holds no label for prompt {prompt[:60]!r} with response {response[:60]!r}")
         score, micro_usd = table[key]
         return Verdict(score=score, raw=repr(score), micro_usd=micro_usd)
 
@@ -71,17 +69,13 @@ def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
     wanted = [oracle.prompt_column, oracle.response_column, oracle.label_column]
     wanted += [oracle.price_column] if oracle.price_column else []
     if missing := [column for column in wanted if column not in frame.columns]:
-        raise ValueError(
-            f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}"
-        )
+        raise ValueError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
     prices = (
         (frame[oracle.price_column].fillna(0) * MICRO).round().astype(int).tolist()
         if oracle.price_column
         else [oracle.micro_usd] * len(frame)
     )
-    keys = zip(
-        frame[oracle.prompt_column].map(text_hash), frame[oracle.response_column].map(text_hash), strict=True
-    )
+    keys = zip(frame[oracle.prompt_column].map(text_hash), frame[oracle.response_column].map(text_hash), strict=True)
     answers = zip(frame[oracle.label_column].astype(float).tolist(), prices, strict=True)
     return dict(zip(keys, answers, strict=True))
 

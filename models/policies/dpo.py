@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models.policies.cpu_head import use_cpu_head
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
 from models.preference import Pair
 
 
@@ -39,8 +40,8 @@ def train_dpo(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    check_rows(len(rows), len(trainer.train_dataset), "DPO")
-    trainer.train()
+    use_cpu_head(trainer)
+    run(trainer, len(rows), "DPO")
     save_adapter(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history,

@@ -36,9 +36,7 @@ class LanguageModel:
         """Return the renderer of (prompt, response) for this tokenizer."""
         return Renderer(self.tokenizer, self.template)
 
-    def likelihood(
-        self, texts: Sequence[tuple[str, str]], *, batch_size: int = 16, what: str = ""
-    ) -> Likelihood:
+    def likelihood(self, texts: Sequence[tuple[str, str]], *, batch_size: int = 16, what: str = "") -> Likelihood:
         """Return the log-probability of each response given its prompt, completion tokens only (2402.08114 eq. 5).
 
         Pads are masked, so the figures do not depend on the batch.
@@ -51,9 +49,7 @@ class LanguageModel:
             with torch.inference_mode():
                 logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             # −cross-entropy of each next token, without a second copy of the log-softmax
-            token_logprob = -torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), ids[:, 1:], reduction="none"
-            )
+            token_logprob = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
             for position, row in enumerate(rows):
                 start, end = encoded[row].start, len(encoded[row].ids)
                 logprob[row] = float(token_logprob[position, start - 1 : end - 1].double().sum())

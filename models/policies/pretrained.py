@@ -93,9 +93,7 @@ def _convert(target: Path) -> None:
 def _directory_digest(path: Path) -> str:
     files = sorted(file for file in path.glob("*") if file.suffix in {".safetensors", ".json", ".jinja"})
     if not any(file.suffix == ".safetensors" for file in files):
-        raise FileNotFoundError(
-            f"model directory {path} holds no .safetensors file: save the model as safetensors"
-        )
+        raise FileNotFoundError(f"model directory {path} holds no .safetensors file: save the model as safetensors")
     return "directory-" + digest_of([[file.name, _file_digest(file)] for file in files])
 
 

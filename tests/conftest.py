@@ -1,0 +1,111 @@
+"""Fixtures: a home of its own for every test, a real Prefect server, and a tiny language model made in memory."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import pytest
+
+from models.policies.language_model import Checkpoint, LanguageModel
+from models.preference import Response
+
+WORDS = """the film is a warm and witty tale of love full of charm wonderful great acting superb delight dull boring tedious
+awful mess bad worst lifeless plot story director cast ending music slow fast good fine moving clever silly tired
+fresh""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer Llama with a word-level vocabulary, random weights, in float32."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import Metaspace as MetaspaceDecoder
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = [chr(code) for code in range(32, 127)] + ["\n", "▁"]
+    pieces = ["<unk>", "<end>", "<pad>", *[f"▁{word}" for word in WORDS], *characters]
+    scores = [(piece, -5.0 if piece.startswith("▁") and len(piece) > 1 else -10.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = MetaspaceDecoder()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", unk_token="<unk>")
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}<end>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(pieces),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            eos_token_id=1,
+            pad_token_id=2,
+            bos_token_id=None,
+            tie_word_embeddings=True,
+            initializer_range=0.15,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model_path: Path) -> Checkpoint:
+    return Checkpoint(str(tiny_model_path), (), "float32", "plain")
+
+
+@pytest.fixture
+def tiny_model(tiny_checkpoint: Checkpoint) -> LanguageModel:
+    return tiny_checkpoint.load()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A NINEFOLD_HOME of the test's own, with the task results in it."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    from tasks.settings import settings
+
+    folder = tmp_path / "home"
+    monkeypatch.setenv("NINEFOLD_HOME", str(folder))
+    settings.cache_clear()
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: folder / "prefect" / "storage"}):
+        yield folder
+    settings.cache_clear()
+
+
+def response(number: int, *, prompt: str = "the film", text: str | None = None, sample: int = 0) -> Response:
+    """A response with a readable id."""
+    words = text if text is not None else f"is story number {number}"
+    return Response(
+        id=f"r{number:04}", prompt_id=prompt, prompt=prompt, sample=sample, text=words, tokens=5, logprob=-9.0
+    )
+
+
+@pytest.fixture
+def make_response() -> Any:
+    return response

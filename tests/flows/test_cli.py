@@ -1,0 +1,134 @@
+"""The command line as users meet it: fast help, one-line errors, a ledger that moves between machines."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from models.ledger import Ledger, Question
+
+ROOT = Path(__file__).parents[2]
+
+
+def ninefold(*arguments: str, home: Path, status: int = 0, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "NINEFOLD_HOME": str(home), "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
+    ninefold("--help", home=tmp_path)
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        ninefold("--help", home=tmp_path)
+        times.append(time.monotonic() - started)
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run"],
+        ["plan"],
+        ["report"],
+        ["doctor"],
+        ["up"],
+        ["labels", "list"],
+        ["labels", "export"],
+        ["labels", "import"],
+    ],
+)
+def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[str]) -> None:
+    assert f"Example: ninefold {' '.join(command)}" in ninefold(*command, "--help", home=tmp_path)
+
+
+def test_a_typo_is_one_line_that_names_the_nearest_field(tmp_path: Path, tiny_file: Path) -> None:
+    shown = ninefold("plan", str(tiny_file), "--set", "labelling.querys=3", home=tmp_path / "h", status=2)
+    assert "did you mean 'labelling.queries'?" in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert not (tmp_path / "h").exists()
+
+
+def test_an_unknown_option_or_command_is_one_line(tmp_path: Path) -> None:
+    assert "No such command" in ninefold("trian", home=tmp_path, status=2)
+    assert "No such option" in ninefold("plan", "x.yaml", "--sett", "a=b", home=tmp_path, status=2)
+
+
+def test_the_plan_spends_and_writes_nothing(tmp_path: Path, tiny_file: Path) -> None:
+    shown = ninefold("plan", str(tiny_file), home=tmp_path / "h")
+    assert "at most 10 queries and $0.10" in shown
+    assert "in all" in shown
+    assert not (tmp_path / "h").exists()
+
+
+def test_labels_move_between_ledgers(tmp_path: Path) -> None:
+    first = Ledger(f"sqlite:///{tmp_path / 'a' / 'ledger.sqlite'}")
+    for number in range(3):
+        first.adopt(
+            Question("judge", "c", f"p{number}", 'r "quoted", with\nlines'),
+            score=number / 3,
+            raw="é",
+            tokens=1,
+            micro_usd=5,
+        )
+    for name in ("labels.csv", "labels.jsonl"):
+        exported = tmp_path / name
+        assert "3 labels written" in ninefold("labels", "export", str(exported), home=tmp_path / "a")
+        home = tmp_path / exported.suffix
+        assert "3 labels taken over, 0 were known" in ninefold("labels", "import", str(exported), home=home)
+        assert "0 labels taken over, 3 were known" in ninefold("labels", "import", str(exported), home=home)
+        copied = [
+            (r["prompt"], r["response"], r["score"], r["raw"])
+            for r in Ledger(f"sqlite:///{home / 'ledger.sqlite'}").rows()
+        ]
+        assert copied == [(r["prompt"], r["response"], r["score"], r["raw"]) for r in first.rows()]
+    assert "3 queries, $0.000015" in ninefold("labels", "list", home=tmp_path / "a")
+
+
+def test_a_wrong_status_file_or_report_is_named(tmp_path: Path) -> None:
+    assert "--status must be one of reserved, labelled" in ninefold(
+        "labels", "list", "--status", "paid", home=tmp_path, status=2
+    )
+    assert "must end in .csv or .jsonl" in ninefold("labels", "export", "x.txt", home=tmp_path, status=2)
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    assert "row 1 lacks" in ninefold("labels", "import", str(tmp_path / "bad.csv"), home=tmp_path, status=2)
+    assert "no report 'nothing'" in ninefold("report", "nothing", home=tmp_path, status=2)
+
+
+def test_doctor_finds_a_known_bad_combination() -> None:
+    from flows import doctor
+
+    good = {f.what.split()[0]: f for f in doctor._packages()}
+    assert good["fastapi"].ok
+    original = doctor.version
+    try:
+        doctor.version = lambda name: "0.151.0" if name == "fastapi" else original(name)  # type: ignore[assignment]
+        bad = {f.what.split()[0]: f for f in doctor._packages()}["fastapi"]
+    finally:
+        doctor.version = original
+    assert not bad.ok
+    assert "Prefect's server dies at import" in bad.remedy
+
+
+def test_doctor_reports_a_taken_port(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 5000))
+        server.listen()
+        assert "BAD port 5000 for mlflow is free — ninefold up --mlflow-port ANOTHER" in ninefold(
+            "doctor", home=tmp_path, status=1
+        )

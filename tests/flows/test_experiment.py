@@ -1,0 +1,111 @@
+"""Bad input is refused before any query is bought and any file is written, with the value, the rule and the remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.experiment import Experiment, load_experiment
+from flows.plan import plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def refused(file: Path, *overrides: str) -> str:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        plan(load_experiment(file, list(overrides)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labelling.acquisition.kind=coreset_efd", "'coreset_eft'"),
+        ("labelling.oracle.kind=golden", "does not match any of the expected tags"),
+        ("labelling.querys=3", "did you mean 'labelling.queries'?"),
+        ("polcy.model=x", "did you mean 'policy'?"),
+        ("evaluator.ensembl=3", "did you mean 'evaluator.linear.ensemble'?"),
+        ("labelling.queries=many", "unable to parse string as an integer, got 'many'"),
+        ("labelling.queries=-3", "labelling.queries: Input should be greater than 0, got -3"),
+        ("labelling.queries=0", "labelling.queries: Input should be greater than 0, got 0"),
+        ("labelling.max_micro_usd=-1", "greater than or equal to 0, got -1"),
+        (
+            "labelling.max_micro_usd=0",
+            "labelling.max_micro_usd=0 does not pay for one query at 10000: raise it",
+        ),
+        (
+            "labelling.queries=81",
+            "labelling.queries=81 passes the pool of 40 prompts × 2 responses × 1 rounds = 80",
+        ),
+        ("generation.samples=1", "generation.samples must be at least 2"),
+        ("labelling.acquisition.kind=margin", "set labelling.batches to 2 or more"),
+        ("labelling.batches=11", "labelling.queries=10 does not reach for 11 turns"),
+        ("evaluation.max_micro_usd=1", "evaluation.max_micro_usd allows $0.000001"),
+        ("policy.model=./missing", "'./missing' is not a directory"),
+        ("embedding.kind=sentence", ""),
+        ("name=../escape", "name: String should match pattern"),
+        ("prompts.pool=/nowhere.txt", "prompt file /nowhere.txt does not exist"),
+        ("labelling.oracle.kind=replay", "labelling.oracle.replay.path: Field required"),
+        ("labelling", "must read field.subfield=value"),
+        ("name.x=1", "'name' has no fields of its own"),
+    ],
+)
+def test_a_bad_experiment_is_refused_with_the_remedy(tiny_file: Path, home: Path, override: str, message: str) -> None:
+    if not message:
+        plan(load_experiment(tiny_file, [override]))
+        return
+    assert message in refused(tiny_file, override)
+    assert not home.exists(), "nothing was written"
+
+
+def test_an_override_of_a_kind_starts_from_that_kinds_defaults(tiny_file: Path) -> None:
+    experiment = load_experiment(tiny_file, ["evaluator.kind=generative", "evaluator.judgements=2", "dpo.beta=0.3"])
+    assert experiment.evaluator.model_dump()["kind"] == "generative"
+    assert experiment.dpo.beta == 0.3
+
+
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    assert "does not exist: try deployments/experiments/quickstart.yaml" in refused(missing)
+    for content, message in (
+        ("- a\n- b\n", "must hold a mapping"),
+        ("a: [", "is not a YAML file"),
+        ("name: x\n", "Field required"),
+    ):
+        path = tmp_path / "bad.yaml"
+        path.write_text(content)
+        assert message in refused(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_experiment_is_valid(path: Path) -> None:
+    load_experiment(path)
+
+
+def test_the_quickstart_keeps_nine_pairs_per_query() -> None:
+    planned = plan(load_experiment(ROOT / "deployments" / "experiments" / "quickstart.yaml"))
+    assert planned.proxy_pairs >= 9 * planned.queries
+    assert planned.seconds < 600
+
+
+def test_the_experiment_survives_the_round_trip_through_json(tiny_settings: dict[str, Any]) -> None:
+    experiment = Experiment.model_validate(tiny_settings)
+    assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+    assert Experiment.model_validate(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json")))) == experiment
+
+
+def test_no_configuration_exposes_more_than_ten_fields() -> None:
+    unvisited: list[Any] = [Experiment]
+    while unvisited:
+        model = unvisited.pop()
+        assert len(model.model_fields) <= 10, model
+        unvisited += [f.annotation for f in model.model_fields.values() if hasattr(f.annotation, "model_fields")]
+
+
+def test_the_plan_counts_queries_money_and_pairs(tiny_file: Path) -> None:
+    planned = plan(load_experiment(tiny_file))
+    assert (planned.queries, planned.micro_usd) == (10, 100_000)
+    assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (24, 240_000)
+    assert planned.pool_tuples == 80
+    assert any("simulated" in line for line in planned.lines())

@@ -1,0 +1,135 @@
+"""One contract for every evaluator: it learns an order it was shown, scores alike in any batch, and refuses ties."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.evaluators.base import Bench, Evaluator, Tuples
+from models.evaluators.generative import Generative, _levels
+from models.evaluators.linear import Linear
+from models.evaluators.reward_head import RewardHead
+from models.generators.base import response_id
+from models.plugins import plugins_of
+from models.policies.language_model import Checkpoint
+from models.policies.sft import SFT
+from models.policies.training import Lora, Schedule
+from models.preference import Response
+from models.rubric import Rubric
+
+LORA = Lora(r=8, alpha=16)
+EVALUATORS: list[Evaluator] = [
+    Linear(),
+    Linear(loss="bradley_terry"),
+    RewardHead(schedule=Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA), pairs_per_label=8),
+    Generative(schedule=SFT(learning_rate=5e-3, epochs=12, batch_size=8, lora=LORA)),
+]
+every_evaluator = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: f"{e.kind}-{getattr(e, 'loss', '')}")
+GOOD = ["warm", "witty", "wonderful", "great", "superb", "delight", "charm", "good"]
+BAD = ["dull", "boring", "tedious", "awful", "mess", "bad", "worst", "lifeless"]
+
+
+def world(count: int, seed: int) -> tuple[Tuples, np.ndarray[Any, Any]]:
+    """Responses whose score is the share of good words; features are word counts."""
+    rng = np.random.default_rng(seed)
+    responses, features, scores = [], [], []
+    for number in range(count):
+        good = rng.integers(0, 5)
+        words = [*rng.choice(GOOD, good), *rng.choice(BAD, 4 - good)]
+        text = " ".join(rng.permutation(words))
+        prompt = ["the film is", "the story is a"][number % 2]
+        responses.append(Response(response_id(str(number), 0, text), str(number), prompt, 0, text, 5, -5.0))
+        features.append([words.count(w) for w in [*GOOD, *BAD]])
+        scores.append(good / 2 - 1)
+    return Tuples(responses, np.array(features, dtype=np.float32)), np.array(scores)
+
+
+@pytest.fixture
+def bench(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Bench:
+    return Bench(tiny_checkpoint, Rubric(name="warmth"), tmp_path, 0)
+
+
+def test_the_contract_covers_every_registered_evaluator() -> None:
+    assert set(plugins_of("models.evaluators", Evaluator)) == {type(e) for e in EVALUATORS}
+
+
+@every_evaluator
+def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) -> None:
+    shown, scores = world(96, seed=0)
+    facts = evaluator.fit(shown, scores, bench)
+    unseen, truth = world(40, seed=1)
+    members = evaluator.members(unseen, bench)
+    assert members.shape[1] == 40
+    assert np.corrcoef(members.mean(0), truth)[0, 1] > 0.5
+    assert all(np.isfinite(value) for value in facts.values())
+
+
+@every_evaluator
+def test_a_score_does_not_depend_on_the_batch_or_the_company(evaluator: Evaluator, bench: Bench) -> None:
+    shown, scores = world(24, seed=0)
+    evaluator.fit(shown, scores, bench)
+    unseen, _ = world(9, seed=1)
+    whole = evaluator.members(unseen, bench)
+    assert unseen.features is not None
+    one = Tuples(unseen.responses[4:5], unseen.features[4:5])
+    np.testing.assert_allclose(evaluator.members(one, bench)[:, 0], whole[:, 4], atol=2e-4)
+    if "batch_size" in type(evaluator).model_fields:
+        small = evaluator.model_copy(update={"batch_size": 2})
+        np.testing.assert_allclose(small.members(unseen, bench), whole, atol=2e-4)
+
+
+@every_evaluator
+def test_tied_labels_are_refused_with_the_reason(evaluator: Evaluator, bench: Bench) -> None:
+    shown, _ = world(6, seed=0)
+    with pytest.raises(ValueError, match="all 6 labels are 1: tied scores hold no preference"):
+        evaluator.fit(shown, np.ones(6), bench)
+    with pytest.raises(ValueError, match="needs at least 2 labels, got 1"):
+        evaluator.fit(Tuples(shown.responses[:1], shown.features), np.ones(1), bench)
+
+
+@every_evaluator
+def test_nothing_is_saved_but_safetensors_and_json(evaluator: Evaluator, bench: Bench) -> None:
+    shown, scores = world(24, seed=0)
+    evaluator.fit(shown, scores, bench)
+    assert {file.suffix for file in bench.folder.rglob("*") if file.is_file()} <= {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("loss", ["ridge", "bradley_terry"])
+def test_members_disagree_more_where_nothing_was_labelled(bench: Bench, loss: Any) -> None:
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(60, 8)).astype(np.float32)
+    near[:, 4:] = 0
+    scores = near[:, 0] + 0.3 * rng.normal(size=60)
+    evaluator = Linear(loss=loss)
+    evaluator.fit(Tuples([], near), scores, bench)
+    inside = evaluator.members(Tuples([], near), bench).std(0).mean()
+    outside = evaluator.members(Tuples([], near * 5), bench).std(0).mean()
+    assert outside > 2 * inside
+
+
+def test_an_evaluator_of_shuffled_labels_knows_nothing(bench: Bench) -> None:
+    shown, scores = world(300, seed=0)
+    unseen, truth = world(200, seed=1)
+    Linear().fit(shown, np.random.default_rng(0).permutation(scores), bench)
+    found = np.corrcoef(Linear().members(unseen, bench).mean(0), truth)[0, 1]
+    assert abs(found) < 0.5
+    Linear().fit(shown, scores, bench)
+    assert np.corrcoef(Linear().members(unseen, bench).mean(0), truth)[0, 1] > 0.95
+
+
+def test_sampled_judgements_are_parsed_and_the_unparsable_are_left_out(bench: Bench) -> None:
+    shown, scores = world(24, seed=0)
+    trained = Generative(schedule=SFT(learning_rate=5e-3, epochs=12, batch_size=8, lora=LORA), read="sampled")
+    trained.fit(shown, scores, bench)
+    assert np.isfinite(trained.members(shown, bench)).any()
+    untrained = Generative(schedule=SFT(learning_rate=1e-9, epochs=1, lora=LORA), read="sampled", judgements=1)
+    untrained.fit(shown, scores, bench)
+    assert np.isnan(untrained.members(shown, bench)).all(), "word salad holds no score line"
+
+
+def test_levels_have_equal_size_and_keep_the_order() -> None:
+    scores = np.random.default_rng(0).exponential(size=600)
+    levels = _levels(scores)
+    assert np.bincount(levels).tolist() == [100] * 6
+    assert (np.diff(levels[np.argsort(scores)]) >= 0).all()

@@ -1,0 +1,139 @@
+"""Likelihoods, hidden states and generation: the same for any batch, and equal to what the formulas say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.generators.base import Generator
+from models.generators.hf import Transformers, _InverseSampling
+from models.plugins import plugins_of
+from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.pretrained import check_reference, locate
+from models.preference import Prompt
+
+TEXTS = [
+    ("the film is", "a warm and witty tale"),
+    ("good", "bad"),
+    ("the plot", "is slow dull boring and lifeless"),
+    ("a", "tale of love full of charm"),
+]
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_likelihood_does_not_depend_on_the_batch(tiny_model: LanguageModel, template: str, batch_size: int) -> None:
+    model = LanguageModel(tiny_model.model, tiny_model.tokenizer, template)  # type: ignore[arg-type]
+    alone = [model.likelihood([text]).logprob[0] for text in TEXTS]
+    assert model.likelihood(TEXTS, batch_size=batch_size).logprob == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_likelihood_is_the_sum_over_completion_tokens_only(tiny_model: LanguageModel) -> None:
+    prompt, response = TEXTS[0]
+    encoded = tiny_model.renderer.encode(prompt, response)
+    assert tiny_model.tokenizer.decode(encoded.ids[: encoded.start]) == prompt
+    with torch.no_grad():
+        logs = tiny_model.model(torch.tensor([encoded.ids])).logits[0].log_softmax(-1)
+    expected = sum(float(logs[t - 1, encoded.ids[t]]) for t in range(encoded.start, len(encoded.ids)))
+    found = tiny_model.likelihood([TEXTS[0]])
+    assert found.logprob[0] == pytest.approx(expected, abs=1e-4)
+    assert found.tokens[0] == len(encoded.ids) - encoded.start
+    assert encoded.ids[-1] == tiny_model.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_does_not_depend_on_the_batch(tiny_model: LanguageModel, pooling: str) -> None:
+    texts = [f"{x} {y}" for x, y in TEXTS]
+
+    def embed(batch_size: int) -> np.ndarray:  # type: ignore[type-arg]
+        vectors = np.zeros((len(texts), 48), dtype=np.float32)
+        for rows, values in tiny_model.hidden_states(texts, pooling=pooling, batch_size=batch_size):  # type: ignore[arg-type]
+            vectors[rows] = values
+        return vectors
+
+    np.testing.assert_allclose(embed(1), embed(4), atol=1e-5)
+
+
+PROMPTS = [Prompt.of(text) for text in ("the film is", "good", "the plot of the story is a slow", "a tale", "witty")]
+
+
+def test_the_contract_of_generators_covers_every_registered_one() -> None:
+    assert plugins_of("models.generators", Generator) == [Transformers]
+
+
+def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageModel) -> None:
+    def texts(batch_size: int, prompts: list[Prompt], seed: int = 0) -> dict[tuple[str, int], str]:
+        back_end = Transformers(max_new_tokens=12, batch_size=batch_size, temperature=1.0, top_p=0.95)
+        rows = back_end.sample(tiny_model, prompts, samples=3, seed=seed, what="test")
+        return {(r.prompt, r.sample): r.text for r in rows}
+
+    whole = texts(16, PROMPTS)
+    assert texts(2, PROMPTS) == whole
+    assert texts(16, PROMPTS[::-1]) == whole
+    assert texts(16, PROMPTS[2:3]).items() <= whole.items()
+    assert texts(16, PROMPTS, seed=1) != whole
+    assert len({whole[PROMPTS[0].text, n] for n in range(3)}) > 1, "samples of a prompt differ"
+
+
+def test_responses_are_ordered_and_carry_their_own_likelihood(tiny_model: LanguageModel) -> None:
+    back_end = Transformers(max_new_tokens=10, batch_size=4)
+    rows = back_end.sample(tiny_model, PROMPTS, samples=2, seed=0, what="test")
+    assert [(r.prompt_id, r.sample) for r in rows] == [(p.id, s) for p in PROMPTS for s in range(2)]
+    assert len({r.id for r in rows}) == len(rows)
+    assert all(1 <= r.tokens <= 10 for r in rows)
+    finished = [r for r in rows if r.tokens < 10 and r.text]
+    for row in finished[:3]:
+        ids = tiny_model.renderer.prompt_ids(row.prompt)
+        again = tiny_model.renderer.encode(row.prompt, row.text)
+        if len(again.ids) - len(ids) == row.tokens:  # the text encodes to the tokens that were sampled
+            assert tiny_model.likelihood([(row.prompt, row.text)]).logprob[0] == pytest.approx(row.logprob, abs=1e-3)
+
+
+def test_generation_stops_at_the_end_token(tiny_model: LanguageModel) -> None:
+    with torch.no_grad():
+        tiny_model.model.lm_head.weight[1] = 50 * tiny_model.model.model.norm.weight  # the end token always wins
+    rows = Transformers(max_new_tokens=10, temperature=0.1).sample(tiny_model, PROMPTS, samples=1, seed=0, what="test")
+    assert {r.tokens for r in rows} <= {1, 10}
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.5, 0.5)])
+def test_draws_follow_the_tempered_nucleus_distribution(temperature: float, top_p: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=20) * 2, dtype=torch.float32)
+    draws = 20_000
+    sampler = _InverseSampling(rng.random((draws, 1, 40)), temperature, top_p)
+    chosen = sampler(None, logits.repeat(draws, 1)).argmax(-1).numpy()
+    probability = torch.softmax(logits / temperature, -1).numpy()
+    order = np.argsort(-probability)
+    kept = order[: int(np.searchsorted(np.cumsum(probability[order]), top_p) + 1)]
+    expected = np.zeros(20)
+    expected[kept] = probability[kept] / probability[kept].sum()
+    assert np.bincount(chosen, minlength=20) / draws == pytest.approx(expected, abs=0.012)
+
+
+def test_a_model_reference_that_leads_nowhere_says_what_would(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not a directory, nor 'smollm2-135m-instruct', nor a hub id"):
+        locate(str(tmp_path / "missing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no .safetensors file"):
+        locate(str(tmp_path / "empty"))
+    check_reference("org/name@main")
+
+
+def test_a_model_is_known_by_its_bytes_not_its_place(tiny_model_path: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(tiny_model_path, tmp_path / "copy")
+    assert locate(str(copy)).digest == locate(str(tiny_model_path)).digest
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    assert locate(str(copy)).digest != locate(str(tiny_model_path)).digest
+
+
+def test_the_packaged_model_converts_and_continues_english() -> None:
+    located = locate("smollm2-135m-instruct")
+    model = Checkpoint(located.source, (), "bfloat16", "plain").load()
+    english, noise = model.likelihood(
+        [("The capital of France is", "Paris."), ("The capital of France is", "qz vx jk.")]
+    ).logprob
+    assert english > noise + 5

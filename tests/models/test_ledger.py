@@ -1,0 +1,223 @@
+"""Money: nothing is bought twice, no cap is passed, nothing paid for is lost; also under concurrency and kill -9."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from models.ledger import Answer, BudgetExhausted, Ledger, Question, Reservation
+
+CENT = 10_000
+
+
+def question(number: int = 0, *, oracle: str = "judge") -> Question:
+    return Question(oracle, "additive", f"prompt {number}", f"response {number}")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
+@pytest.fixture
+def ledger(url: str) -> Ledger:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=10, max_micro_usd=10 * CENT)
+    return ledger
+
+
+def buy(ledger: Ledger, account: str, asked: Question, *, price: int = CENT, score: float = 1.5) -> Answer:
+    reserved = ledger.reserve(account, asked, ceiling=CENT, paid_on_loss=True)
+    assert reserved is not None
+    if isinstance(reserved, Answer):
+        return reserved
+    return ledger.settle(
+        reserved, status="labelled", score=score, raw="Score: 1.5", tokens=7, micro_usd=price, seconds=0.1
+    )
+
+
+def test_a_label_is_bought_once_and_then_owned(ledger: Ledger) -> None:
+    assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
+    assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
+    assert ledger.spent("a") == (1, CENT, 1, CENT)
+
+
+def test_another_account_is_charged_virtually_and_pays_nothing(ledger: Ledger) -> None:
+    ledger.open_account("b", max_queries=5, max_micro_usd=5 * CENT)
+    buy(ledger, "a", question())
+    assert buy(ledger, "b", question()).bought is False
+    assert ledger.spent("b") == (1, CENT, 0, 0)
+
+
+def test_the_real_price_replaces_the_reserved_ceiling(ledger: Ledger) -> None:
+    buy(ledger, "a", question(), price=1234)
+    assert ledger.spent("a").micro_usd == 1234
+
+
+def test_a_price_above_its_ceiling_is_an_error_that_keeps_the_reply(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match=r"asked \$0.02 for a query reserved at \$0.01"):
+        buy(ledger, "a", question(), price=2 * CENT)
+    assert buy(ledger, "a", question()).score == 1.5
+
+
+@pytest.mark.parametrize(("queries", "money"), [(3, 100 * CENT), (100, 3 * CENT)])
+def test_neither_cap_is_ever_passed(url: str, queries: int, money: int) -> None:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=queries, max_micro_usd=money)
+    for number in range(3):
+        buy(ledger, "a", question(number))
+    with pytest.raises(BudgetExhausted, match="has spent 3 of"):
+        buy(ledger, "a", question(3))
+    assert ledger.spent("a").queries == 3
+    assert len(list(ledger.rows())) == 3
+
+
+def test_the_cap_counts_labels_owned_already_so_that_arms_compare(ledger: Ledger) -> None:
+    buy(ledger, "a", question(0))
+    ledger.open_account("b", max_queries=0, max_micro_usd=CENT)
+    with pytest.raises(BudgetExhausted):
+        buy(ledger, "b", question(0))
+
+
+def test_the_cap_holds_under_concurrent_threads(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=7, max_micro_usd=100 * CENT)
+
+    def attempt(number: int) -> bool:
+        try:
+            buy(ledger, "a", question(number))
+        except BudgetExhausted:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        bought = list(pool.map(attempt, range(40)))
+    assert sum(bought) == 7
+    assert ledger.spent("a") == (7, 7 * CENT, 7, 7 * CENT)
+
+
+def _worker(url: str, numbers: list[int]) -> int:
+    ledger = Ledger(url)
+    bought = 0
+    for number in numbers:
+        try:
+            reserved = ledger.reserve("a", question(number), ceiling=CENT, paid_on_loss=True)
+        except BudgetExhausted:
+            continue
+        if isinstance(reserved, Reservation):
+            ledger.settle(reserved, status="labelled", score=1.0, raw="", tokens=0, micro_usd=CENT, seconds=0.0)
+            bought += 1
+    return bought
+
+
+def test_processes_share_the_budget_and_the_labels(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=12, max_micro_usd=100 * CENT)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        bought = pool.starmap(_worker, [(url, list(range(20))), (url, list(range(19, -1, -1))), (url, list(range(20)))])
+    assert sum(bought) == 12
+    rows = list(ledger.rows())
+    assert len(rows) == len({row["prompt_hash"] for row in rows}) == 12
+
+
+def test_one_question_asked_by_two_at_once_is_asked_once(ledger: Ledger) -> None:
+    first = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(first, Reservation)
+    assert ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True) is None
+
+
+def test_a_released_reservation_costs_nothing(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.release(reserved)
+    assert ledger.spent("a").queries == 0
+    assert buy(ledger, "a", question()).bought
+
+
+def test_a_lost_call_stays_charged_and_may_be_asked_again(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.lose(reserved)
+    buy(ledger, "a", question())
+    assert ledger.spent("a").queries == 2
+    assert [row["status"] for row in ledger.rows()] == ["lost", "labelled"]
+
+
+def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.settle(
+        reserved,
+        status="quarantined",
+        score=float("nan"),
+        raw="I cannot",
+        tokens=3,
+        micro_usd=CENT,
+        seconds=0,
+    )
+    again = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(again, Answer)
+    assert again.status == "quarantined"
+    (row,) = ledger.rows(status="quarantined")
+    assert (row["raw"], row["score"]) == ("I cannot", None)
+
+
+@pytest.mark.parametrize(("paid_on_loss", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
+def test_the_reservation_of_a_killed_process_is_given_up_at_once(
+    url: str, paid_on_loss: bool, status: list[str], queries: int
+) -> None:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
+    script = (
+        "import sys, time\nfrom models.ledger import Ledger, Question\n"
+        f"Ledger({url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
+        f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "reserved"
+    assert ledger.recover() == 0, "the holder is alive"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert ledger.recover() == 1
+    assert [row["status"] for row in ledger.rows()] == status
+    assert ledger.spent("a").queries == queries
+
+
+def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger: Ledger) -> None:
+    import sqlalchemy as sa
+
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere|1|2.00'"))
+    assert ledger.recover() == 0
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE queries SET reserved_at = :then"), {"then": time.time() - 10_000})
+    assert ledger.recover() == 1
+
+
+def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.lose(reserved)
+    ledger.settle(reserved, status="labelled", score=2.0, raw="", tokens=0, micro_usd=CENT, seconds=0)
+    assert buy(ledger, "a", question()).score == 2.0
+    assert ledger.spent("a").queries == 1
+
+
+def test_an_imported_label_is_owned_and_never_overwrites(ledger: Ledger) -> None:
+    assert ledger.adopt(question(), score=3.0, raw="", tokens=0, micro_usd=CENT)
+    assert not ledger.adopt(question(), score=-3.0, raw="", tokens=0, micro_usd=CENT)
+    assert buy(ledger, "a", question()) == Answer(3.0, CENT, 0, False, "labelled")
+
+
+def test_an_account_that_was_never_opened_is_named(ledger: Ledger) -> None:
+    with pytest.raises(KeyError, match="account 'nobody' is not open"):
+        buy(ledger, "nobody", question())

@@ -1,0 +1,83 @@
+"""One contract for every expert, and the gold expert against human ratings it has not seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.oracles import gold
+from models.oracles.base import Oracle
+from models.oracles.gold import Gold
+from models.oracles.noisy import Noisy
+from models.oracles.replay import Replay
+from models.plugins import plugins_of
+from models.rubric import Rubric
+from models.sources.movie_reviews import MovieReviews, snippets
+
+
+def table(folder: Path, *, label: str = "0.7") -> Path:
+    path = folder / "labels.jsonl"
+    path.write_text(f'{{"prompt": "the film is", "response": "a delight", "label": {label}, "usd": 0.02}}\n')
+    return path
+
+
+def experts(folder: Path) -> list[Oracle]:
+    replay = Replay(path=table(folder), price_column="usd")
+    return [Gold(), replay, Noisy(inner=replay, label_noise=0.5)]
+
+
+def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
+    registered = {kind for kind in plugins_of("models.oracles", Oracle) if kind.__module__.startswith("models.")}
+    assert {type(expert) for expert in experts(tmp_path)} == registered
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_every_expert_keeps_the_contract(tmp_path: Path, number: int) -> None:
+    expert = experts(tmp_path)[number]
+    expert.check()
+    first = expert.judge("the film is", "a delight", Rubric())
+    assert first == expert.judge("the film is", "a delight", Rubric()), "same question, same answer"
+    assert np.isfinite(first.score)
+    assert isinstance(first.micro_usd, int)
+    assert first.micro_usd <= expert.ceiling("the film is", "a delight")
+    assert expert.fingerprint() == experts(tmp_path)[number].fingerprint()
+    assert expert.description
+
+
+def test_the_price_is_not_part_of_who_the_gold_expert_is() -> None:
+    assert Gold(micro_usd=1).fingerprint() == Gold(micro_usd=2).fingerprint()
+
+
+def test_a_table_with_other_bytes_is_another_expert_and_its_place_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = Replay(path=table(tmp_path / "a")).fingerprint()
+    assert Replay(path=table(tmp_path / "b")).fingerprint() == first
+    assert Replay(path=table(tmp_path / "b", label="0.8")).fingerprint() != first
+
+
+def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="label table .*nowhere.csv does not exist: set labelling.oracle.path"):
+        Replay(path=tmp_path / "nowhere.csv").check()
+    with pytest.raises(ValueError, match=r"has no column \['score'\]"):
+        Replay(path=table(tmp_path), label_column="score").check()
+
+
+def test_latency_is_not_part_of_who_a_noisy_expert_is(tmp_path: Path) -> None:
+    inner = Replay(path=table(tmp_path))
+    assert Noisy(inner=inner, latency=1.0).fingerprint() == Noisy(inner=inner).fingerprint()
+    assert Noisy(inner=inner, flip=0.1).fingerprint() != Noisy(inner=inner).fingerprint()
+
+
+def test_the_gold_expert_agrees_with_people_it_was_not_fitted_on() -> None:
+    unseen = [*snippets("pool"), *snippets("held_out")]
+    predicted = gold.predict([s.text for s in unseen])
+    assert np.corrcoef(predicted, [s.rating for s in unseen])[0, 1] > 0.70
+
+
+def test_the_snippets_that_fit_the_gold_expert_are_in_no_other_split() -> None:
+    fitted = {s.text for s in snippets("oracle")}
+    starts = {" ".join(s.text.split()[:4]) for s in snippets("oracle")}
+    prompts = MovieReviews(seed=600, pool=400, held_out=90).load()
+    assert not starts & {p.text for p in [*prompts.pool, *prompts.held_out]}
+    assert not fitted & {f"{d.prompt} {d.response}" for d in prompts.seed}

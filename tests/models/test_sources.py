@@ -1,0 +1,96 @@
+"""Prompt files as users really have them: each mistake is named with its line and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from models.plugins import plugins_of
+from models.preference import Prompt
+from models.sources.base import Prompts, PromptSource, check_disjoint
+from models.sources.files import Files
+from models.sources.movie_reviews import MovieReviews
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    (tmp_path / "pool.jsonl").write_text('{"prompt": "one"}\n\n{"prompt": "two"}\n')
+    (tmp_path / "held.txt").write_text("three\nfour\n")
+    (tmp_path / "seed.jsonl").write_text('{"prompt": "five", "response": "six"}\n')
+    return Files(pool=tmp_path / "pool.jsonl", held_out=tmp_path / "held.txt", seed=tmp_path / "seed.jsonl")
+
+
+def test_the_contract_covers_every_registered_source() -> None:
+    assert set(plugins_of("models.sources", PromptSource)) == {Files, MovieReviews}
+
+
+@pytest.mark.parametrize("kind", ["files", "movie_reviews"])
+def test_every_source_keeps_the_contract(files: Files, kind: str) -> None:
+    source: PromptSource = files if kind == "files" else MovieReviews(seed=20, pool=30, held_out=10)
+    prompts = source.load()
+    assert prompts == source.load()
+    check_disjoint(prompts)
+    assert all(d.prompt and d.response for d in prompts.seed)
+    assert source.digest_inputs() == source.model_copy().digest_inputs()
+
+
+def test_jsonl_and_plain_text_are_read(files: Files) -> None:
+    prompts = files.load()
+    assert [p.text for p in prompts.pool] == ["one", "two"]
+    assert [p.text for p in prompts.held_out] == ["three", "four"]
+    assert prompts.seed[0].response == "six"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"holds no prompt: give at least one line"),
+        (b"   \n\n", r"holds no prompt"),
+        (b'{"prompt": "caf\xe9"}\n', r"is not UTF-8 \(byte 15\): convert it, for example with iconv"),
+        (b'{"prompt": "one"}\nnot json\n', r"line 2 is not JSON"),
+        (b'{"prompt": "one"}\n["two"]\n', r"line 2 is not a JSON object"),
+        (b'{"promt": "one"}\n', r"line 1: no prompt"),
+        (b'{"prompt": 7}\n', r"line 1: no prompt"),
+        (
+            b'{"prompt": "one"}\n{"prompt": "two"}\n{"prompt": "one"}\n',
+            r"line 3 repeats line 1 .*drop_duplicates: true",
+        ),
+    ],
+)
+def test_a_bad_prompt_file_is_refused_with_line_and_remedy(files: Files, content: bytes, message: str) -> None:
+    files.pool.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.load()
+
+
+def test_duplicates_are_dropped_on_request_only(files: Files) -> None:
+    files.pool.write_text('{"prompt": "one"}\n{"prompt": "one"}\n')
+    relaxed = files.model_copy(update={"drop_duplicates": True})
+    assert [p.text for p in relaxed.load().pool] == ["one"]
+
+
+def test_a_missing_file_is_named(files: Files) -> None:
+    files.held_out.unlink()
+    with pytest.raises(FileNotFoundError, match=r"held.txt does not exist: check the path in the prompts section"):
+        files.load()
+
+
+def test_a_prompt_in_the_pool_is_not_held_out(files: Files) -> None:
+    files.held_out.write_text("one\n")
+    with pytest.raises(ValueError, match="both in the pool and held out, such as 'one'"):
+        files.load()
+
+
+def test_a_repeated_prompt_is_refused_by_the_common_check() -> None:
+    with pytest.raises(ValueError, match="pool repeats the prompt 'x'"):
+        check_disjoint(Prompts([], [Prompt.of("x"), Prompt.of("x")], [Prompt.of("y")]))
+
+
+def test_an_edited_file_has_another_digest(files: Files) -> None:
+    before = files.digest_inputs()
+    files.pool.write_text('{"prompt": "one"}\n')
+    assert files.digest_inputs() != before
+
+
+def test_more_snippets_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="the pool split holds .* snippets, 100000 asked: lower prompts.pool"):
+        MovieReviews(pool=100_000).load()

@@ -1,0 +1,128 @@
+"""The trainers: weights move the right way, the same seed gives the same bytes, training sees the text that scoring sees."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from models.policies.dpo import DPO, train_dpo
+from models.policies.language_model import Checkpoint
+from models.policies.sft import SFT, train_sft
+from models.policies.training import Lora, arguments
+from models.preference import Demonstration, Pair
+
+GOOD, BAD = "warm witty superb delight", "dull boring awful mess"
+PAIRS = [
+    Pair("p", prompt, f"{GOOD} {word}", f"{BAD} {word}", 1.0, 0.0, "proxy")
+    for prompt in ("the film is", "the story is a", "good acting and")
+    for word in ("film", "tale", "plot", "cast")
+]
+LORA = Lora(r=8, alpha=16)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()))).hexdigest()
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_sft_makes_the_demonstrations_likelier(tiny_checkpoint: Checkpoint, tmp_path: Path, template: Any) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
+    shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
+    before = start.load().likelihood([(d.prompt, d.response) for d in shown]).logprob.mean()
+    facts = train_sft(
+        start.load(),
+        shown,
+        SFT(learning_rate=5e-3, epochs=4, batch_size=4, lora=LORA),
+        folder=tmp_path,
+        seed=0,
+    )
+    trained = Checkpoint(start.source, (tmp_path,), "float32", template).load()
+    after = trained.likelihood([(d.prompt, d.response) for d in shown]).logprob.mean()
+    assert after > before + 1
+    assert facts["rows"] == len(PAIRS)
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_dpo_prefers_the_chosen_more_than_its_reference_does(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, template: Any
+) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
+    recipe = DPO(learning_rate=5e-3, epochs=3, batch_size=4, lora=LORA)
+    facts = train_dpo(start.load(), PAIRS, recipe, folder=tmp_path, seed=0)
+
+    def margin(checkpoint: Checkpoint) -> float:
+        model = checkpoint.load()
+        chosen = model.likelihood([(p.prompt, p.chosen) for p in PAIRS]).logprob
+        rejected = model.likelihood([(p.prompt, p.rejected) for p in PAIRS]).logprob
+        return float((chosen - rejected).mean())
+
+    after = Checkpoint(start.source, (tmp_path,), "float32", template)
+    assert margin(after) > margin(start) + 0.5
+    assert facts["rewards_margins"] > 0
+
+
+def test_adapters_stack_in_order(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = SFT(learning_rate=5e-3, epochs=2, batch_size=4, lora=LORA)
+    first, second = tmp_path / "1", tmp_path / "2"
+    train_sft(tiny_checkpoint.load(), [Demonstration("good", GOOD)] * 8, recipe, folder=first, seed=0)
+    once = Checkpoint(tiny_checkpoint.source, (first,), "float32", "plain")
+    train_sft(once.load(), [Demonstration("bad", BAD)] * 8, recipe, folder=second, seed=0)
+    twice = Checkpoint(tiny_checkpoint.source, (first, second), "float32", "plain").load()
+    assert twice.likelihood([("bad", BAD)]).logprob[0] > once.load().likelihood([("bad", BAD)]).logprob[0] + 1
+
+
+def test_the_same_seed_gives_byte_identical_adapters(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = DPO(learning_rate=1e-3, batch_size=4, lora=LORA)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_dpo(tiny_checkpoint.load(), PAIRS, recipe, folder=tmp_path / name, seed=seed)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert digest(tmp_path / "a") != digest(tmp_path / "c")
+    assert {file.name for file in (tmp_path / "a").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, template: Any) -> None:
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    model = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
+    ours = model.renderer.encode(PAIRS[0].prompt, PAIRS[0].chosen)
+    row = model.renderer.row(PAIRS[0].prompt, chosen=PAIRS[0].chosen, rejected=PAIRS[0].rejected)
+    dpo = DPOTrainer(
+        model=model.model,
+        args=DPOConfig(**arguments(DPO(), 0)),
+        train_dataset=Dataset.from_list([row]),
+        processing_class=model.tokenizer,
+        peft_config=LORA.config("CAUSAL_LM"),
+    ).train_dataset[0]
+    ends = [1] if template == "plain" else []  # plain rows end with the end token; chat rows as the template says
+    assert dpo["prompt_ids"] == ours.ids[: ours.start]
+    assert dpo["chosen_ids"] == ours.ids[ours.start :]
+    assert ours.ids[-1:] == ends or template == "chat"
+    again = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
+    sft = SFTTrainer(
+        model=again.model,
+        args=SFTConfig(**arguments(SFT(), 0)),
+        train_dataset=Dataset.from_list([model.renderer.row(PAIRS[0].prompt, completion=PAIRS[0].chosen)]),
+        processing_class=again.tokenizer,
+        peft_config=LORA.config("CAUSAL_LM"),
+    ).train_dataset[0]
+    assert sft["input_ids"] == ours.ids
+
+
+def test_rows_too_long_to_train_on_are_counted(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = Demonstration(" ".join(["film"] * 60), "good")
+    recipe = SFT(max_length=16, batch_size=4, lora=LORA)
+    facts = train_sft(
+        tiny_checkpoint.load(), [Demonstration("good", GOOD)] * 8 + [long], recipe, folder=tmp_path, seed=0
+    )
+    assert facts["rows"] == 8
+    assert "1 of 9 rows are longer than max_length" in caplog.text
+    assert np.isfinite(facts["loss"])

@@ -1,0 +1,151 @@
+"""The cache: what is in a key and what is not; one computation for identical tasks; failures and damage never served."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from models.generators.hf import Transformers
+from models.preference import Prompt
+from tasks.caching import Product, identity, stage, stage_runs
+from tasks.locks import ProcessLocks
+from tasks.store import store
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "home")
+calls: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    calls.clear()
+
+
+@stage(version=1, ignore=["workers"])
+def count_words(text: str, *, generator: Transformers | None = None, workers: int = 1) -> Product:
+    calls.append(text)
+    if text == "fail":
+        raise RuntimeError("this stage failed")
+    return Product(
+        ref=store().write_rows("prompts", [Prompt.of(text)], Prompt),
+        facts={"words": float(len(text.split()))},
+    )
+
+
+@flow
+def counting(text: str, generator: Transformers | None = None, workers: int = 1) -> Product:
+    return count_words(text, generator=generator, workers=workers)
+
+
+def test_the_same_inputs_are_computed_once_across_flow_runs() -> None:
+    assert counting("one two") == counting("one two")
+    assert calls == ["one two"]
+    counting("three")
+    assert calls == ["one two", "three"]
+
+
+def test_workers_and_batch_sizes_are_not_in_the_key_and_temperature_is() -> None:
+    counting("x", Transformers(batch_size=1), workers=1)
+    counting("x", Transformers(batch_size=64), workers=8)
+    assert len(calls) == 1
+    counting("x", Transformers(temperature=0.3))
+    assert len(calls) == 2
+
+
+def test_another_version_is_computed_again() -> None:
+    counting("x")
+    newer = stage(version=2)(count_words.task.fn)
+
+    @flow
+    def counting_anew() -> Product:
+        return newer("x")
+
+    counting_anew()
+    assert calls == ["x", "x"]
+
+
+def test_a_failure_is_not_cached() -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="this stage failed"):
+            counting("fail")
+    assert calls == ["fail", "fail"]
+
+
+@pytest.mark.parametrize("damage", ["delete", "damage"])
+def test_a_hit_whose_artifact_is_gone_or_damaged_is_computed_again(
+    damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = counting("one two").ref
+    path = store().path(ref)
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(b"not parquet")
+    again = counting("one two").ref
+    assert again == ref
+    assert calls == ["one two", "one two"]
+    assert store().rows(again, Prompt) == [Prompt.of("one two")]
+    assert f"{ref.uri}" in caplog.text
+    assert counting("one two").ref == ref
+    assert len(calls) == 2, "repaired once, then served from the cache"
+
+
+def test_runs_are_collected_with_their_source() -> None:
+    with stage_runs() as runs:
+        counting("x")
+        counting("x")
+    assert [(run.name, run.cached) for run in runs] == [("count_words", False), ("count_words", True)]
+
+
+def test_a_value_without_identity_is_refused() -> None:
+    with pytest.raises(TypeError, match="a stage was given a object, which has no stable identity"):
+        identity(object())
+
+
+def _hold(folder: str, started: str, seconds: float) -> None:
+    locks = ProcessLocks(lambda: Path(folder))
+    assert locks.acquire_lock("key", "child")
+    Path(started).write_text("held")
+    time.sleep(seconds)
+    os._exit(0)  # dies holding it
+
+
+def test_a_lock_is_freed_by_the_death_of_its_holder(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    child = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(tmp_path / "locks"), str(started), 60))
+    child.start()
+    while not started.exists():
+        time.sleep(0.05)
+    locks = ProcessLocks(lambda: tmp_path / "locks")
+    assert locks.is_locked("key")
+    assert not locks.acquire_lock("key", "parent", acquire_timeout=0.1)
+    child.kill()
+    child.join()
+    assert locks.acquire_lock("key", "parent", acquire_timeout=5)
+    assert locks.is_lock_holder("key", "parent")
+    assert not locks.is_lock_holder("key", "another")
+    with pytest.raises(ValueError, match="another does not hold the lock"):
+        locks.release_lock("key", "another")
+    locks.release_lock("key", "parent")
+    assert not locks.is_locked("key")
+
+
+@stage(version=1)
+def slow_once(folder: str) -> int:
+    with Path(folder, "executions").open("a") as log:
+        log.write("x")
+    time.sleep(1.5)
+    return 7
+
+
+@flow
+def twice_at_once(folder: str) -> list[int]:
+    futures = [slow_once.task.submit(folder) for _ in range(3)]
+    return [future.result() for future in futures]
+
+
+def test_identical_concurrent_tasks_compute_once(tmp_path: Path) -> None:
+    assert twice_at_once(str(tmp_path)) == [7, 7, 7]
+    assert (tmp_path / "executions").read_text() == "x"

@@ -16,7 +16,7 @@ def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int
     """Return `samples` responses per prompt, ordered by prompt and sample."""
     started = time.monotonic()
     responses = generator.sample(
-        policy.checkpoint().load(),
+        policy.checkpoint(),
         store().rows(prompts, Prompt),
         samples=samples,
         seed=seed,

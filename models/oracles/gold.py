@@ -16,7 +16,6 @@ from models.oracles.base import Oracle, Verdict
 from models.rubric import Rubric
 from models.sources.movie_reviews import ARCHIVE_SHA256, snippets
 
-
 _fitting = Lock()
 
 

@@ -240,17 +240,31 @@ def _ref(path: Path) -> Ref:
     return Ref(uri=str(path.relative_to(store().root)), sha256=sha256_of(path))
 
 
-def test_tied_scores_stop_the_run_with_the_reason_and_keep_the_labels(
-    tiny_settings: dict[str, Any], tmp_path: Path
+def test_an_expert_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_its_replies(
+    tiny_settings: dict[str, Any],
 ) -> None:
-    constant = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 0.0}
-    report = run(tiny_settings, labelling__oracle=constant)
-    assert report["oracle_simulated"] is True
     garbage = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}
     with pytest.raises(ValueError, match="an evaluator needs at least 2 labels, got 0"):
         run(tiny_settings, labelling__oracle=garbage)
-    quarantined = [row for row in Ledger(settings().ledger_url).rows() if row["status"] == "quarantined"]
-    assert len(quarantined) == 10
+    assert len(list(Ledger(settings().ledger_url).rows(status="quarantined"))) == 10
+
+
+def test_an_expert_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_settings: dict[str, Any]) -> None:
+    from models.labelling import LabellingStopped
+
+    broken = {"kind": "noisy", "inner": {"kind": "gold"}, "crash": 0.3, "seed": 1}
+    with pytest.raises(LabellingStopped, match="The labels are kept; run again to go on from here"):
+        run(tiny_settings, labelling__oracle=broken)
+    kept = len(list(Ledger(settings().ledger_url).rows(status="labelled")))
+    assert 0 < kept < 10
+    report = run(tiny_settings)
+    assert executed(report)["fine_tune"] == executed(report)["acquire"] == 0
+    assert report["queries"] == 10
+
+
+def test_responses_that_are_all_alike_stop_the_run_and_name_the_reason(tiny_settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no preference pair: 40 prompts are tied"):
+        run(tiny_settings, generation__temperature=1e-4)
 
 
 def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_contract_of_generators_covers_every_registered_one() -> None:
 def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageModel) -> None:
     def texts(batch_size: int, prompts: list[Prompt], seed: int = 0) -> dict[tuple[str, int], str]:
         back_end = Transformers(max_new_tokens=12, batch_size=batch_size, temperature=1.0, top_p=0.95)
-        rows = back_end.sample(tiny_model, prompts, samples=3, seed=seed, what="test")
+        rows = back_end.sample_from(tiny_model, prompts, samples=3, seed=seed, what="test")
         return {(r.prompt, r.sample): r.text for r in rows}
 
     whole = texts(16, PROMPTS)
@@ -78,7 +78,7 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageMod
 
 def test_responses_are_ordered_and_carry_their_own_likelihood(tiny_model: LanguageModel) -> None:
     back_end = Transformers(max_new_tokens=10, batch_size=4)
-    rows = back_end.sample(tiny_model, PROMPTS, samples=2, seed=0, what="test")
+    rows = back_end.sample_from(tiny_model, PROMPTS, samples=2, seed=0, what="test")
     assert [(r.prompt_id, r.sample) for r in rows] == [(p.id, s) for p in PROMPTS for s in range(2)]
     assert len({r.id for r in rows}) == len(rows)
     assert all(1 <= r.tokens <= 10 for r in rows)
@@ -93,7 +93,9 @@ def test_responses_are_ordered_and_carry_their_own_likelihood(tiny_model: Langua
 def test_generation_stops_at_the_end_token(tiny_model: LanguageModel) -> None:
     with torch.no_grad():
         tiny_model.model.lm_head.weight[1] = 50 * tiny_model.model.model.norm.weight  # the end token always wins
-    rows = Transformers(max_new_tokens=10, temperature=0.1).sample(tiny_model, PROMPTS, samples=1, seed=0, what="test")
+    rows = Transformers(max_new_tokens=10, temperature=0.1).sample_from(
+        tiny_model, PROMPTS, samples=1, seed=0, what="test"
+    )
     assert {r.tokens for r in rows} <= {1, 10}
 
 

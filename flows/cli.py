@@ -180,21 +180,19 @@ def up(
 def main() -> None:
     """Entry point: errors of the user's making are one line on stderr and exit status 2; Ctrl-C is 130."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
         typer.echo("\nstopped: every label paid for is kept; the same command goes on from here", err=True)
         sys.exit(130)
-    except (UserError, ValueError, FileNotFoundError, OSError, *_expected()) as error:
-        if os.environ.get("NINEFOLD_TRACEBACK"):  # for whoever doubts that the mistake is theirs
+    except Exception as error:
+        told = isinstance(error, (UserError, ValueError, OSError, *_expected()))
+        usage = type(error).__module__.startswith(("click", "typer"))
+        # NINEFOLD_TRACEBACK is for whoever doubts that the mistake is theirs
+        if not (told or usage) or os.environ.get("NINEFOLD_TRACEBACK"):
             raise
-        typer.echo(f"ninefold: {error}", err=True)
-        sys.exit(2)
-    except Exception as unexpected:
-        if not type(unexpected).__module__.startswith(("click", "typer")):
-            raise
-        typer.echo(f"ninefold: {getattr(unexpected, 'format_message', unexpected.__str__)()}", err=True)
+        typer.echo(f"ninefold: {error.format_message() if hasattr(error, 'format_message') else error}", err=True)
         sys.exit(2)
 
 
@@ -267,3 +265,7 @@ def _read_labels(file: Path) -> list[dict[str, Any]]:
         if missing := [column for column in _COLUMNS if column not in row]:
             raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
     return [row for row in rows if row["status"] == "labelled"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """The parameters of an experiment: one frozen model per concern, validated once, at the edge."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,12 +53,13 @@ class Labelling(Frozen):
     max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
     batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
     workers: PositiveInt = Field(4, description="concurrent queries; does not change the result")
+    shuffle_labels: bool = Field(False, description="the control arm: permute the labels before the evaluator learns")
 
 
 class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they do not teach."""
 
-    samples: PositiveInt = Field(2, description="answers per held-out prompt and policy")
+    samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
 
 
@@ -107,6 +109,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
         raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of fields, got {type(settings).__name__}")
+    settings = json.loads(json.dumps(settings, default=str))  # YAML anchors share values; an override must not
     for override in overrides or []:
         _override(settings, override)
     try:

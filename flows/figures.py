@@ -39,8 +39,9 @@ def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
     return _png(figure)
 
 
-def _agreement(expert: Floats, proxy: Floats, spearman: float) -> bytes:
-    figure, axes = _canvas(f"Evaluator against expert (Spearman {spearman:.2f})", "expert's score", "evaluator's score")
+def _agreement(expert: Floats, proxy: Floats, spearman: float | None) -> bytes:
+    shown = "–" if spearman is None else f"{spearman:.2f}"
+    figure, axes = _canvas(f"Evaluator against expert (Spearman {shown})", "expert's score", "evaluator's score")
     axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
     return _png(figure)
 

@@ -48,20 +48,22 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
         )
         first = policy = _fine_tuned(arm, base, prompts)  # M_1
         history: tuple[Batch, ...] = ()
-        scored: Scored | None = None
+        evaluator: Product | None = None
         strategy = labelling.acquisition
         for round_number in range(1, x.dpo.rounds + 1):
             pool = arm.log("generate", _responses(arm, policy, prompts.pool, round_number))
             vectors = _view(arm, pool.ref, strategy.vector_view, first)
             features = _view(arm, pool.ref, x.evaluator.feature_view, first)
             for turn in range(labelling.batches * (round_number - 1), labelling.batches * round_number):
-                # A strategy that ranks by an evaluator starts from a uniform batch while there is none.
-                cold = strategy.needs_scores and scored is None
+                members = None
+                if strategy.needs_scores and evaluator is not None:
+                    members = _scores(arm, evaluator.ref, pool.ref, features, first).members
                 picks = acquire(
-                    Uniform() if cold else strategy,
+                    # a strategy that ranks by an evaluator starts from a uniform batch while there is none
+                    Uniform() if strategy.needs_scores and members is None else strategy,
                     pool.ref,
                     vectors=vectors,
-                    members=scored.members if scored and strategy.needs_scores else None,
+                    members=members,
                     history=history,
                     budget=arm.quota(turn),
                     seed=x.seeds.selection,
@@ -69,14 +71,12 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
                 )
                 labels = arm.buy(picks, _labels(arm, pool.ref, picks.ref, arm.money_left))
                 history += (Batch(responses=pool.ref, labels=labels.ref, vectors=vectors, features=features),)
-                evaluator = arm.log("train_evaluator", _evaluator(arm, history, first, round_number))
-                scored = arm.log("proxy_label", _scores(arm, evaluator.ref, pool.ref, features, first))
-            if scored is None:
-                raise AssertionError("a round has at least one batch")
-            pairs = arm.log("pair", pair(pool.ref, scored.ref, history))
+                evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, round_number))
+            scored = arm.log("proxy_label", _scores(arm, trained.ref, pool.ref, features, first))
+            pairs = arm.log("pair", pair(pool.ref, scored.ref, () if labelling.shuffle_labels else history))
             adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, round_number, "align")))
             policy = policy.adapted(adapter.ref)  # M_2, and the reference of the next round
-        rounds = Rounds(prompts, first, policy, history, evaluator.ref, pool.ref, scored.ref, pairs.ref)
+        rounds = Rounds(prompts, first, policy, history, trained.ref, scored.ref, pairs.ref)
         return write_report(arm, _evaluate(arm, rounds))
 
 
@@ -89,7 +89,6 @@ class Rounds:
     policy: Policy
     history: tuple[Batch, ...]
     evaluator: Ref
-    pool: Ref
     scores: Ref
     pairs: Ref
 
@@ -147,7 +146,7 @@ def _evaluator(
         policy=first,
         rubric=arm.experiment.labelling.rubric,
         seed=_seed(arm, round_number, "evaluator"),
-        shuffle=shuffle,
+        shuffle=shuffle or arm.experiment.labelling.shuffle_labels,
     )
 
 

@@ -1,6 +1,7 @@
 """The one-page report of an arm: JSON for programs, Markdown and HTML for people, the same figures in MLflow."""
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Findings:
 
 def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
-    report = _report(arm, findings)
+    report: dict[str, Any] = _finite(_report(arm, findings))
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
     figures = figure_pages(
@@ -54,7 +55,7 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     for name, picture in figures.items():
         (folder / f"{name}.png").write_bytes(picture)
     markdown = to_markdown(report)
-    _write(folder / "report.json", json.dumps(report, indent=2))
+    _write(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
     _write(folder / "report.md", markdown)
     _write(folder / "report.html", to_html(report, list(figures)))
     _log(arm, findings, report, folder)
@@ -77,6 +78,7 @@ def _report(arm: Arm, findings: Findings) -> dict[str, Any]:
         "arm": x.digest(),
         "mlflow_run": arm.run_id,
         "strategy": x.labelling.acquisition.model_dump()["kind"],
+        "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
         "oracle_simulated": x.labelling.oracle.simulated,
         "selection_seed": x.seeds.selection,
@@ -147,13 +149,13 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "evaluator",
             f"{evaluator['kind']}: pair accuracy "
             f"{_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
-            f"Spearman {evaluator['spearman']:.2f}",
+            f"Spearman {_number(evaluator['spearman'])}",
         ),
         (
             "  on shuffled labels",
             "pair accuracy "
             + _with_interval(evaluator["shuffled_pair_accuracy"], evaluator["shuffled_pair_accuracy_ci"])
-            + f", Spearman {evaluator['shuffled_spearman']:.2f}",
+            + f", Spearman {_number(evaluator['shuffled_spearman'])}",
         ),
         ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
         (
@@ -178,11 +180,15 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
 def warnings(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the headlines."""
     found = []
+    if report["labels_shuffled"]:
+        found.append(
+            "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
+        )
     low, _ = report["evaluator"]["pair_accuracy_ci"]
-    if low <= 0.5:
+    if low is None or low <= 0.5:
         found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
     low, high = report["policy"]["oracle_gain_ci"]
-    if low <= 0 <= high:
+    if low is None or low <= 0 <= high:
         found.append("The interval of the gain covers zero: this run shows no effect.")
     if report["prompts_over_long"]:
         found.append(f"{len(report['prompts_over_long'])} prompts were too long and set aside.")
@@ -267,8 +273,21 @@ def _agreement_points(findings: Findings) -> tuple[np.ndarray[Any, Any], np.ndar
     return np.array([expert[i] for i in shared]), np.array([proxy[i] for i in shared])
 
 
-def _with_interval(value: float, interval: list[float]) -> str:
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    """Return the value with None for NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _with_interval(value: float | None, interval: list[float | None]) -> str:
+    return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
 
 
 def _cell(text: str) -> str:

@@ -155,7 +155,7 @@ def log_dataset(frame: "pd.DataFrame", name: str, ref: Ref, context: str) -> Non
 
 
 def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
-    """Log a folder of weights and register it, once per content, under the alias `latest`."""
+    """Log a folder of weights and register it, once per content, under the alias `newest` (`latest` is reserved)."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -172,7 +172,7 @@ def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
         mlflow.log_artifacts(str(folder), place)
         source = f"{mlflow.get_artifact_uri()}/{place}"
         version = client.create_model_version(name, source, run_id, tags={"sha256": ref.sha256})
-    client.set_registered_model_alias(name, "latest", version.version)
+    client.set_registered_model_alias(name, "newest", version.version)
 
 
 def runs_url(port: int = 5000) -> str:

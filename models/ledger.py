@@ -5,82 +5,20 @@ under any number of processes. A query is identified by (oracle fingerprint, cri
 whoever asks it again is charged its price virtually (arms stay comparable) while nothing is paid.
 """
 
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import psutil
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from models.cost import dollars
+from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, METADATA, QUERIES, alive, open_engine, this_process
 from models.preference import LabelStatus, text_hash
 
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
-
-# A reservation whose holder cannot be seen (another machine) is given up after this long.
-LEASE_SECONDS = 900.0
-
-_metadata = sa.MetaData()
-
-_accounts = sa.Table(
-    "accounts",
-    _metadata,
-    sa.Column("name", sa.String(200), primary_key=True),
-    sa.Column("max_queries", sa.BigInteger, nullable=False),
-    sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
-    sa.Column("queries", sa.BigInteger, nullable=False, default=0),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False, default=0),
-)
-
-_queries = sa.Table(
-    "queries",
-    _metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("oracle", sa.String(100), nullable=False),
-    sa.Column("criterion", sa.String(100), nullable=False),
-    sa.Column("prompt_hash", sa.String(32), nullable=False),
-    sa.Column("response_hash", sa.String(32), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("score", sa.Float),
-    sa.Column("raw", sa.Text),
-    sa.Column("tokens", sa.BigInteger, nullable=False, default=0),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False),
-    sa.Column("seconds", sa.Float),
-    sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("response", sa.Text, nullable=False),
-    sa.Column("account", sa.String(200), nullable=False),
-    sa.Column("holder", sa.String(200)),
-    sa.Column("paid_on_loss", sa.Boolean, nullable=False),
-    sa.Column("reserved_at", sa.Float, nullable=False),
-    sa.Column("settled_at", sa.Float),
-)
-
-_live = _queries.c.status != "lost"
-sa.Index(
-    "one_live_query_per_key",
-    _queries.c.oracle,
-    _queries.c.criterion,
-    _queries.c.prompt_hash,
-    _queries.c.response_hash,
-    unique=True,
-    sqlite_where=_live,
-    postgresql_where=_live,
-)
-
-_charges = sa.Table(
-    "charges",
-    _metadata,
-    sa.Column("account", sa.String(200), primary_key=True),
-    sa.Column("query_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False),
-    sa.Column("bought", sa.Boolean, nullable=False),
-)
 
 
 class BudgetExhausted(Exception):
@@ -96,13 +34,24 @@ class Question:
     prompt: str
     response: str
 
+    def columns(self) -> dict[str, str]:
+        """Return the columns of this query's row that say what was asked."""
+        return {
+            "oracle": self.oracle,
+            "criterion": self.criterion,
+            "prompt_hash": text_hash(self.prompt),
+            "response_hash": text_hash(self.response),
+            "prompt": self.prompt,
+            "response": self.response,
+        }
+
     def match(self) -> sa.ColumnElement[bool]:
         """Return the condition that selects this query's rows."""
         return sa.and_(
-            _queries.c.oracle == self.oracle,
-            _queries.c.criterion == self.criterion,
-            _queries.c.prompt_hash == text_hash(self.prompt),
-            _queries.c.response_hash == text_hash(self.response),
+            QUERIES.c.oracle == self.oracle,
+            QUERIES.c.criterion == self.criterion,
+            QUERIES.c.prompt_hash == text_hash(self.prompt),
+            QUERIES.c.response_hash == text_hash(self.response),
         )
 
 
@@ -137,16 +86,16 @@ class Ledger:
     """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
 
     def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
-        _metadata.create_all(self.engine)
+        self.engine = open_engine(url)
+        METADATA.create_all(self.engine)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
         caps = {"max_queries": max_queries, "max_micro_usd": max_micro_usd}
         with self._transaction() as connection:
-            known = connection.execute(sa.update(_accounts).where(_accounts.c.name == name).values(**caps))
+            known = connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == name).values(**caps))
             if known.rowcount == 0:
-                connection.execute(sa.insert(_accounts).values(name=name, queries=0, micro_usd=0, **caps))
+                connection.execute(sa.insert(ACCOUNTS).values(name=name, queries=0, micro_usd=0, **caps))
 
     def reserve(
         self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool
@@ -157,33 +106,28 @@ class Ledger:
         BudgetExhausted, having charged nothing, when either cap would be passed.
         """
         with self._transaction() as connection:
-            row = connection.execute(sa.select(_queries).where(question.match(), _live)).mappings().first()
+            row = connection.execute(sa.select(QUERIES).where(question.match(), LIVE)).mappings().first()
             if row is not None and row["status"] == "reserved":
                 return None
             if row is not None:
-                charged = sa.select(_charges).where(_charges.c.account == account, _charges.c.query_id == row["id"])
+                charged = sa.select(CHARGES).where(CHARGES.c.account == account, CHARGES.c.query_id == row["id"])
                 charge = connection.execute(charged).mappings().first()
                 if charge is None:
                     self._charge(connection, account, row["id"], row["micro_usd"], bought=False)
                 bought = bool(charge["bought"]) if charge is not None else False
                 return Answer(row["score"], row["micro_usd"], row["tokens"], bought, row["status"])
             inserted = connection.execute(
-                sa.insert(_queries).values(
-                    oracle=question.oracle,
-                    criterion=question.criterion,
-                    prompt_hash=text_hash(question.prompt),
-                    response_hash=text_hash(question.response),
+                sa.insert(QUERIES).values(
+                    **question.columns(),
                     status="reserved",
                     micro_usd=ceiling,
-                    prompt=question.prompt,
-                    response=question.response,
                     account=account,
-                    holder=_this_process(),
+                    holder=this_process(),
                     paid_on_loss=paid_on_loss,
                     reserved_at=time.time(),
                 )
             )
-            query_id = int(inserted.inserted_primary_key[0])
+            query_id = int(inserted.inserted_primary_key[0])  # type: ignore[index]
             self._charge(connection, account, query_id, ceiling, bought=True)
             return Reservation(query_id, account, ceiling)
 
@@ -204,8 +148,8 @@ class Ledger:
         """
         with self._transaction() as connection:
             settled = connection.execute(
-                sa.update(_queries)
-                .where(_queries.c.id == reservation.query_id, _queries.c.status.in_(["reserved", "lost"]))
+                sa.update(QUERIES)
+                .where(QUERIES.c.id == reservation.query_id, QUERIES.c.status.in_(["reserved", "lost"]))
                 .values(
                     status=status,
                     score=score if status == "labelled" else None,
@@ -220,7 +164,7 @@ class Ledger:
                 raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
             self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
             connection.execute(
-                sa.update(_charges).where(_charges.c.query_id == reservation.query_id).values(micro_usd=micro_usd)
+                sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(micro_usd=micro_usd)
             )
         if micro_usd > reservation.micro_usd:
             raise ValueError(
@@ -246,8 +190,8 @@ class Ledger:
         an undelivered answer is undone.
         """
         with self._transaction() as connection:
-            reserved = connection.execute(sa.select(_queries).where(_queries.c.status == "reserved")).mappings().all()
-            dead = [row for row in reserved if not _alive(row["holder"], row["reserved_at"])]
+            reserved = connection.execute(sa.select(QUERIES).where(QUERIES.c.status == "reserved")).mappings().all()
+            dead = [row for row in reserved if not alive(row["holder"], row["reserved_at"])]
             for row in dead:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])
@@ -257,20 +201,20 @@ class Ledger:
 
     def spent(self, account: str) -> Spent:
         """Return what an account has been charged; zeros for an account that was never opened."""
-        total, money = sa.func.count(), sa.func.coalesce(sa.func.sum(_charges.c.micro_usd), 0)
-        counted = sa.select(total, money).where(_charges.c.account == account)
+        total, money = sa.func.count(), sa.func.coalesce(sa.func.sum(CHARGES.c.micro_usd), 0)
+        counted = sa.select(total, money).where(CHARGES.c.account == account)
         with self.engine.connect() as connection:
             queries, micro_usd = connection.execute(counted).one()
-            bought, bought_micro_usd = connection.execute(counted.where(_charges.c.bought)).one()
+            bought, bought_micro_usd = connection.execute(counted.where(CHARGES.c.bought)).one()
         return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd))
 
     def rows(self, *, status: QueryStatus | None = None, oracle: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the queries as dictionaries, oldest first."""
-        query = sa.select(_queries).order_by(_queries.c.id)
+        query = sa.select(QUERIES).order_by(QUERIES.c.id)
         if status is not None:
-            query = query.where(_queries.c.status == status)
+            query = query.where(QUERIES.c.status == status)
         if oracle is not None:
-            query = query.where(_queries.c.oracle == oracle)
+            query = query.where(QUERIES.c.oracle == oracle)
         with self.engine.connect() as connection:
             for row in connection.execute(query).mappings():
                 yield dict(row)
@@ -278,22 +222,17 @@ class Ledger:
     def adopt(self, question: Question, *, score: float, raw: str, tokens: int, micro_usd: int) -> bool:
         """Take over a label paid for elsewhere (an import); false if this ledger already holds the question."""
         with self._transaction() as connection:
-            if connection.execute(sa.select(_queries.c.id).where(question.match(), _live)).first():
+            if connection.execute(sa.select(QUERIES.c.id).where(question.match(), LIVE)).first():
                 return False
             now = time.time()
             connection.execute(
-                sa.insert(_queries).values(
-                    oracle=question.oracle,
-                    criterion=question.criterion,
-                    prompt_hash=text_hash(question.prompt),
-                    response_hash=text_hash(question.response),
+                sa.insert(QUERIES).values(
+                    **question.columns(),
                     status="labelled",
                     score=score,
                     raw=raw,
                     tokens=tokens,
                     micro_usd=micro_usd,
-                    prompt=question.prompt,
-                    response=question.response,
                     account="import",
                     paid_on_loss=True,
                     reserved_at=now,
@@ -304,16 +243,16 @@ class Ledger:
 
     def _charge(self, connection: Connection, account: str, query_id: int, micro_usd: int, *, bought: bool) -> None:
         charged = connection.execute(
-            sa.update(_accounts)
+            sa.update(ACCOUNTS)
             .where(
-                _accounts.c.name == account,
-                _accounts.c.queries + 1 <= _accounts.c.max_queries,
-                _accounts.c.micro_usd + micro_usd <= _accounts.c.max_micro_usd,
+                ACCOUNTS.c.name == account,
+                ACCOUNTS.c.queries + 1 <= ACCOUNTS.c.max_queries,
+                ACCOUNTS.c.micro_usd + micro_usd <= ACCOUNTS.c.max_micro_usd,
             )
-            .values(queries=_accounts.c.queries + 1, micro_usd=_accounts.c.micro_usd + micro_usd)
+            .values(queries=ACCOUNTS.c.queries + 1, micro_usd=ACCOUNTS.c.micro_usd + micro_usd)
         )
         if charged.rowcount != 1:
-            row = connection.execute(sa.select(_accounts).where(_accounts.c.name == account)).mappings().first()
+            row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
             if row is None:
                 raise KeyError(f"account {account!r} is not open: call open_account first")
             raise BudgetExhausted(
@@ -322,28 +261,28 @@ class Ledger:
                 "does not fit: raise labelling.queries or labelling.max_micro_usd"
             )
         connection.execute(
-            sa.insert(_charges).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
+            sa.insert(CHARGES).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
         )
 
     def _adjust(self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int) -> None:
         connection.execute(
-            sa.update(_accounts)
-            .where(_accounts.c.name == reservation.account)
-            .values(queries=_accounts.c.queries + queries, micro_usd=_accounts.c.micro_usd + micro_usd)
+            sa.update(ACCOUNTS)
+            .where(ACCOUNTS.c.name == reservation.account)
+            .values(queries=ACCOUNTS.c.queries + queries, micro_usd=ACCOUNTS.c.micro_usd + micro_usd)
         )
 
     def _void(self, connection: Connection, reservation: Reservation) -> None:
         deleted = connection.execute(
-            sa.delete(_queries).where(_queries.c.id == reservation.query_id, _queries.c.status == "reserved")
+            sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
         )
         if deleted.rowcount == 1:
-            connection.execute(sa.delete(_charges).where(_charges.c.query_id == reservation.query_id))
+            connection.execute(sa.delete(CHARGES).where(CHARGES.c.query_id == reservation.query_id))
             self._adjust(connection, reservation, queries=-1, micro_usd=-reservation.micro_usd)
 
     def _mark_lost(self, connection: Connection, query_id: int) -> None:
         connection.execute(
-            sa.update(_queries)
-            .where(_queries.c.id == query_id, _queries.c.status == "reserved")
+            sa.update(QUERIES)
+            .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
             .values(status="lost", settled_at=time.time())
         )
 
@@ -351,38 +290,3 @@ class Ledger:
     def _transaction(self) -> Iterator[Connection]:
         with self.engine.begin() as connection:
             yield connection
-
-
-def _engine(url: str) -> Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 60})
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
-        connection.isolation_level = None  # transactions are opened below, not by the driver
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
-
-    @sa.event.listens_for(engine, "begin")
-    def _lock(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
-
-    return engine
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
-
-
-def _alive(holder: str, reserved_at: float) -> bool:
-    host, pid, started = holder.rsplit("|", 2)
-    if host != socket.gethostname():
-        return time.time() - reserved_at < LEASE_SECONDS
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except psutil.NoSuchProcess:
-        return False

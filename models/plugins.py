@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
@@ -72,5 +72,5 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
         kinds = self.plugins(source)
-        union: Any = kinds[0] if len(kinds) == 1 else Annotated[tuple(kinds), Field(discriminator="kind")]
+        union: Any = kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
         return handler.generate_schema(union)

@@ -58,7 +58,7 @@ def identity(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, BaseModel):
-        execution = getattr(value, "execution_fields", frozenset())
+        execution: frozenset[str] = getattr(value, "execution_fields", frozenset())
         fields = {name: identity(getattr(value, name)) for name in type(value).model_fields if name not in execution}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
@@ -108,12 +108,12 @@ class Stage(Generic[P, R]):
         """Run the stage, or return its result from an earlier run with the same key."""
         started = time.monotonic()
         log.info("▶ %s", self.name)
-        state: Any = self.task(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+        state: Any = self.task(*args, return_state=True, **kwargs)
         result: R = state.result()
         cached = state.name == "Cached"
         if cached and (damage := _damage(result)):
             log.warning("%s: %s; computing it again", self.name, damage)
-            state = self.task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+            state = self.task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
             result, cached = state.result(), False
         run = StageRun(self.name, cached, time.monotonic() - started)
         log.info("✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")

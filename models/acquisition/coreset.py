@@ -27,7 +27,8 @@ def farthest_first(
     `vectors` has shape (N, d), float32; it may be a memory map. Without labelled rows the first pick is uniform. The
     radius is at most twice the optimum's. O(N) extra memory. Raises ValueError if fewer than k rows are free.
     """
-    return traverse(vectors, k, centres=np.asarray(labelled, dtype=np.int64), banned=None, rng=rng).rows.tolist()
+    picked = traverse(vectors, k, centres=np.asarray(labelled, dtype=np.int64), banned=None, rng=rng)
+    return [int(row) for row in picked.rows]
 
 
 class Traversal(NamedTuple):
@@ -135,7 +136,7 @@ class _Bounds:
 def _nearest(rows: Vectors, centres: Vectors) -> NDArray[np.float32]:
     """Return the squared distance of each row to its nearest centre."""
     squared, _ = faiss.knn(rows, np.ascontiguousarray(centres), 1)
-    return np.maximum(squared[:, 0], 0.0)
+    return np.asarray(np.maximum(squared[:, 0], 0.0), dtype=np.float32)
 
 
 class _Coreset(Acquisition):

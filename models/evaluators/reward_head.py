@@ -44,7 +44,7 @@ class RewardHead(Evaluator):
         run(trainer, len(rows), "reward head")
         save_adapter(trainer.model, bench.folder / _ADAPTER)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
-            trainer.state.log_history, ["loss", "accuracy", "margin", "train_runtime"]
+            trainer.state.log_history, ["train_loss", "accuracy", "margin", "train_runtime"]
         )
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102

@@ -1,6 +1,7 @@
 """Labels recorded in a table: real expert judgements, bought again at their recorded price without a network."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -62,7 +63,11 @@ def _file_digest(path: Path, _modified: int) -> str:
 def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
     if not oracle.path.is_file():
         raise FileNotFoundError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": _read_jsonl}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".jsonl": _read_jsonl,
+    }
     if oracle.path.suffix not in readers:
         raise ValueError(f"label table {oracle.path} must end in one of {', '.join(readers)}")
     frame = readers[oracle.path.suffix](oracle.path)

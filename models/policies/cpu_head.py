@@ -39,7 +39,7 @@ def _forward_with(fused: Any) -> Any:  # noqa: ANN401
         labels: Any = None,  # noqa: ANN401
         num_items_in_batch: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
-    ):
+    ) -> Any:  # noqa: ANN401
         if not fused_lm_head or "shift_labels" in kwargs:
             given = {
                 "fused_lm_head": fused_lm_head,

@@ -45,5 +45,5 @@ def train_dpo(
     save_adapter(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history,
-        ["loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
+        ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
     )

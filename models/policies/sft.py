@@ -32,5 +32,5 @@ def train_sft(
     run(trainer, len(rows), "SFT")
     save_adapter(trainer.model, folder)
     return {"rows": float(len(trainer.train_dataset))} | metrics_of(
-        trainer.state.log_history, ["loss", "mean_token_accuracy", "train_runtime"]
+        trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]
     )

@@ -54,7 +54,7 @@ def tiny_settings(tmp_path: Path, tiny_model_path: Path) -> dict[str, Any]:
         },
         "evaluator": {"kind": "linear", "ensemble": 4},
         "dpo": train,
-        "evaluation": {"samples": 1, "max_micro_usd": 1_000_000},
+        "evaluation": {"samples": 2, "max_micro_usd": 1_000_000},
     }
 
 

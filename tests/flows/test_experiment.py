@@ -106,6 +106,6 @@ def test_no_configuration_exposes_more_than_ten_fields() -> None:
 def test_the_plan_counts_queries_money_and_pairs(tiny_file: Path) -> None:
     planned = plan(load_experiment(tiny_file))
     assert (planned.queries, planned.micro_usd) == (10, 100_000)
-    assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (24, 240_000)
+    assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (48, 480_000)
     assert planned.pool_tuples == 80
     assert any("simulated" in line for line in planned.lines())

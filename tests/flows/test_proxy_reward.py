@@ -45,7 +45,7 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     report = run(tiny_settings)
     assert report["queries"] == report["queries_bought"] == 10
     assert report["micro_usd"] == report["micro_usd_paid"] == 100_000
-    assert report["evaluation_queries"] == 24
+    assert report["evaluation_queries"] == 48
     assert report["proxy_pairs"] + report["oracle_pairs"] + report["tied_prompts"] <= 40
     assert report["proxy_pairs"] > 9
     assert report["pairs_per_query"] == report["proxy_pairs"] / 10
@@ -59,7 +59,8 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert executed(again) == Counter()
     assert bought() == owned
     for volatile in ("stages", "seconds"):
-        report.pop(volatile), again.pop(volatile)
+        report.pop(volatile)
+        again.pop(volatile)
     assert again == report
 
     folder = report_folder("tiny")
@@ -117,6 +118,8 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
     )
     done = executed(report)
     assert (done["align"], done["acquire"], done["annotate"]) == (2, 4, 4 + 2)
+    # before turns 2, 3 and 4 (each on its own round's pool), at the end of each round, and on the held-out answers
+    assert done["proxy_label"] == 3 + 2 + 2
     assert report["queries"] == 11
     single = run(tiny_settings, labelling__batches=2, labelling__acquisition={"kind": "margin"})
     assert executed(single)["fine_tune"] == 0
@@ -219,7 +222,7 @@ def test_mlflow_holds_one_run_per_arm_with_everything_on_it(tiny_settings: dict[
     digests = {entry.dataset.name for entry in found.inputs.dataset_inputs}
     assert {"pool", "labels-0", "pairs"} <= digests
     for part in ("evaluator", "policy"):
-        version = client.get_model_version_by_alias(f"ninefold-tiny-{part}", "latest")
+        version = client.get_model_version_by_alias(f"ninefold-tiny-{part}", "newest")
         assert version.run_id in {first["mlflow_run"], other["mlflow_run"]}
     shown = [r.info.run_id for r in client.search_runs(["1"])]
     assert sorted(shown) == sorted({first["mlflow_run"], other["mlflow_run"]})

@@ -23,7 +23,7 @@ EVALUATORS: list[Evaluator] = [
     Linear(),
     Linear(loss="bradley_terry"),
     RewardHead(schedule=Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA), pairs_per_label=8),
-    Generative(schedule=SFT(learning_rate=5e-3, epochs=12, batch_size=8, lora=LORA)),
+    Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
 ]
 every_evaluator = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: f"{e.kind}-{getattr(e, 'loss', '')}")
 GOOD = ["warm", "witty", "wonderful", "great", "superb", "delight", "charm", "good"]
@@ -120,7 +120,7 @@ def test_an_evaluator_of_shuffled_labels_knows_nothing(bench: Bench) -> None:
 
 def test_sampled_judgements_are_parsed_and_the_unparsable_are_left_out(bench: Bench) -> None:
     shown, scores = world(24, seed=0)
-    trained = Generative(schedule=SFT(learning_rate=5e-3, epochs=12, batch_size=8, lora=LORA), read="sampled")
+    trained = Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA), read="sampled")
     trained.fit(shown, scores, bench)
     assert np.isfinite(trained.members(shown, bench)).any()
     untrained = Generative(schedule=SFT(learning_rate=1e-9, epochs=1, lora=LORA), read="sampled", judgements=1)

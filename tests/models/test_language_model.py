@@ -90,13 +90,31 @@ def test_responses_are_ordered_and_carry_their_own_likelihood(tiny_model: Langua
             assert tiny_model.likelihood([(row.prompt, row.text)]).logprob[0] == pytest.approx(row.logprob, abs=1e-3)
 
 
+def greedy(model: LanguageModel, prompt: str, steps: int) -> list[int]:
+    """The plain loop: the likeliest token, again and again, up to the end token."""
+    ids, drawn = model.renderer.prompt_ids(prompt), list[int]()
+    while len(drawn) < steps and model.tokenizer.eos_token_id not in drawn:
+        with torch.no_grad():
+            drawn.append(int(model.model(torch.tensor([ids + drawn])).logits[0, -1].argmax()))
+    return drawn
+
+
 def test_generation_stops_at_the_end_token(tiny_model: LanguageModel) -> None:
-    with torch.no_grad():
-        tiny_model.model.lm_head.weight[1] = 50 * tiny_model.model.model.norm.weight  # the end token always wins
-    rows = Transformers(max_new_tokens=10, temperature=0.1).sample_from(
+    """Near zero temperature the texts are those of the plain greedy loop, which stops there."""
+    head = tiny_model.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    likeliest = greedy(tiny_model, PROMPTS[0].text, 12)[8]
+    with torch.no_grad():  # the end token wins wherever that token would have
+        head.weight[tiny_model.tokenizer.eos_token_id] = 1.2 * head.weight[likeliest]
+    rows = Transformers(max_new_tokens=12, temperature=1e-4).sample_from(
         tiny_model, PROMPTS, samples=1, seed=0, what="test"
     )
-    assert {r.tokens for r in rows} <= {1, 10}
+    expected = [greedy(tiny_model, p.text, 12) for p in PROMPTS]
+    assert [r.tokens for r in rows] == [len(drawn) for drawn in expected]
+    assert [r.text for r in rows] == [
+        tiny_model.tokenizer.decode(drawn, skip_special_tokens=True).strip() for drawn in expected
+    ]
+    assert rows[0].tokens < 12, "this one ended by itself"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.5, 0.5)])

@@ -32,7 +32,7 @@ class Holder(BaseModel):
 
 @pytest.mark.parametrize(("package", "base"), SEAMS.items())
 def test_every_plugin_is_frozen_closed_and_documented(package: str, base: type) -> None:
-    plugins = plugins_of(package, base)
+    plugins = [plugin for plugin in plugins_of(package, base) if plugin.__module__.startswith("models.")]
     assert plugins
     for plugin in plugins:
         assert plugin.model_config["frozen"] is True

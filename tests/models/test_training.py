@@ -125,4 +125,4 @@ def test_rows_too_long_to_train_on_are_counted(
     )
     assert facts["rows"] == 8
     assert "1 of 9 rows are longer than max_length" in caplog.text
-    assert np.isfinite(facts["loss"])
+    assert np.isfinite(facts["train_loss"])

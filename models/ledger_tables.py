@@ -1,0 +1,108 @@
+"""The ledger's tables, its connection, and who holds a reservation."""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+# A reservation whose holder cannot be seen (another machine) is given up after this long.
+LEASE_SECONDS = 900.0
+
+METADATA = sa.MetaData()
+
+ACCOUNTS = sa.Table(
+    "accounts",
+    METADATA,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("max_queries", sa.BigInteger, nullable=False),
+    sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("queries", sa.BigInteger, nullable=False, default=0),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False, default=0),
+)
+
+QUERIES = sa.Table(
+    "queries",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("oracle", sa.String(100), nullable=False),
+    sa.Column("criterion", sa.String(100), nullable=False),
+    sa.Column("prompt_hash", sa.String(32), nullable=False),
+    sa.Column("response_hash", sa.String(32), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("raw", sa.Text),
+    sa.Column("tokens", sa.BigInteger, nullable=False, default=0),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("account", sa.String(200), nullable=False),
+    sa.Column("holder", sa.String(200)),
+    sa.Column("paid_on_loss", sa.Boolean, nullable=False),
+    sa.Column("reserved_at", sa.Float, nullable=False),
+    sa.Column("settled_at", sa.Float),
+)
+
+LIVE = QUERIES.c.status != "lost"
+sa.Index(
+    "one_live_query_per_key",
+    QUERIES.c.oracle,
+    QUERIES.c.criterion,
+    QUERIES.c.prompt_hash,
+    QUERIES.c.response_hash,
+    unique=True,
+    sqlite_where=LIVE,
+    postgresql_where=LIVE,
+)
+
+CHARGES = sa.Table(
+    "charges",
+    METADATA,
+    sa.Column("account", sa.String(200), primary_key=True),
+    sa.Column("query_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("bought", sa.Boolean, nullable=False),
+)
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine whose transactions are safe under concurrent writers."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, connect_args={"timeout": 60})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
+        connection.isolation_level = None  # transactions are opened below, not by the driver
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
+
+    @sa.event.listens_for(engine, "begin")
+    def _lock(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
+
+    return engine
+
+
+def this_process() -> str:
+    """Return host, process id and start time: a holder that is not mistaken for a later process of the same id."""
+    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+
+
+def alive(holder: str, reserved_at: float) -> bool:
+    """Whether a holder may still settle: its process runs here, or its lease on another machine has not ended."""
+    host, pid, started = holder.rsplit("|", 2)
+    if host != socket.gethostname():
+        return time.time() - reserved_at < LEASE_SECONDS
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -141,7 +142,8 @@ def labels_import(file: Annotated[Path, typer.Argument(help="A file written by e
     taken = sum(
         ledger.adopt(
             Question(row["oracle"], row["criterion"], row["prompt"], row["response"]),
-            score=float(row["score"]),
+            status=row["status"],
+            score=float(row["score"]) if row["status"] == "labelled" else float("nan"),
             raw=str(row["raw"]),
             tokens=int(row["tokens"]),
             micro_usd=int(row["micro_usd"]),
@@ -264,7 +266,11 @@ def _read_labels(file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if missing := [column for column in _COLUMNS if column not in row]:
             raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
-    return [row for row in rows if row["status"] == "labelled"]
+        if row["status"] not in {"labelled", "quarantined"}:
+            raise UserError(f"{file}, row {number} has status {row['status']!r}: labelled or quarantined")
+        if row["status"] == "labelled" and not math.isfinite(float(row["score"] or "nan")):
+            raise UserError(f"{file}, row {number} is labelled and has no finite score: {row['score']!r}")
+    return rows
 
 
 if __name__ == "__main__":

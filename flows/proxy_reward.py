@@ -117,7 +117,10 @@ def _view(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | N
         return None
     embedding = arm.experiment.embedding
     policy = first if embedding.needs_policy else None
-    return embed(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy).ref
+    encoder = embedding.digest_inputs()
+    return embed(
+        responses, embedding, view=view, encoder=encoder, rubric=arm.experiment.labelling.rubric, policy=policy
+    ).ref
 
 
 def _labels(arm: Arm, responses: Ref, picks: Ref | None, max_micro_usd: int) -> Product:
@@ -130,7 +133,9 @@ def _labels(arm: Arm, responses: Ref, picks: Ref | None, max_micro_usd: int) -> 
         labelling.oracle,
         fingerprint=fingerprint,
         rubric=labelling.rubric,
-        account=digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, asked.sha256]),
+        account=digest_of(
+            [fingerprint, labelling.rubric.digest(), responses.sha256, asked.sha256, asked.rows, max_micro_usd]
+        ),
         max_queries=asked.rows or 0,
         max_micro_usd=max_micro_usd,
         workers=labelling.workers,

@@ -163,12 +163,9 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"{policy['oracle_mean_before']:.2f} → {policy['oracle_mean_after']:.2f}, "
             f"gain {_with_interval(policy['oracle_gain'], policy['oracle_gain_ci'])}",
         ),
-        ("KL to M₁", f"{policy['kl']:.2f} nats per answer"),
+        ("KL to M₁", f"{policy['kl']:.2f} nats per answer (mean log-ratio over M₂'s answers)"),
         ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
-        (
-            "fluency",
-            f"{policy['nll_per_token_before']:.2f} → {policy['nll_per_token_after']:.2f} nats per token under M₀",
-        ),
+        ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
         ("evaluation", f"{report['evaluation_queries']} further queries, which taught nothing"),
         (
             "time",
@@ -248,7 +245,9 @@ def _log(arm: Arm, findings: Findings, report: dict[str, Any], folder: Path) -> 
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)
     mlflow.log_artifacts(str(folder), "report")
-    mlflow.log_table(to_frame(store().rows(findings.outcome.ref, Comparison), Comparison), "comparisons.json")
+    # the table format of the MLflow UI; log_table would append to it at every rerun
+    comparisons = to_frame(store().rows(findings.outcome.ref, Comparison), Comparison)
+    mlflow.log_text(comparisons.to_json(orient="split", index=False), "comparisons.json")
     log_dataset(
         to_frame(store().rows(findings.prompts.pool, Prompt), Prompt),
         "pool",

@@ -37,6 +37,7 @@ class Arm:
     experiment: Experiment
     run_id: str
     stages: list[StageRun]
+    paid_before: bool  # whether an earlier execution of this same arm has bought labels
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     purchases: list[dict[str, float]] = field(default_factory=list)
     measurements: list[dict[str, float]] = field(default_factory=list)
@@ -50,9 +51,13 @@ class Arm:
 
     def buy(self, picks: Product, labels: Product) -> Product:
         """Count a turn's purchase."""
-        self.purchases.append(labels.facts)
+        facts = labels.facts
+        if self.stages and self.stages[-1].cached and not self.paid_before:  # another arm paid for these
+            facts = facts | {"bought_queries": 0.0, "bought_micro_usd": 0.0}
+        self.purchases.append(facts)
         self.facts["acquire"] = picks.facts
-        return self.log("annotate", labels)
+        self.log("annotate", labels.model_copy(update={"facts": facts}))
+        return labels
 
     def measure(self, labels: Product) -> Product:
         """Count the evaluation's queries, which are not the budget's."""
@@ -119,7 +124,8 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
         )
         mlflow.log_params(_flat_params(experiment))
         mlflow.log_text(experiment.model_dump_json(indent=2), "experiment.json")
-        yield Arm(experiment, run.info.run_id, stages)
+        paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
+        yield Arm(experiment, run.info.run_id, stages, paid_before)
 
 
 def _flat_params(experiment: Experiment) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((v for v in versions if v.tags.get("sha256") == ref.sha256), None)
     if version is None:
-        place = f"models/{name}"
+        place = f"models/{name}/{ref.sha256[:12]}"
         mlflow.log_artifacts(str(folder), place)
         source = f"{mlflow.get_artifact_uri()}/{place}"
         version = client.create_model_version(name, source, run_id, tags={"sha256": ref.sha256})

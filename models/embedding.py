@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.plugins import Plugin
+from models.downloads import sha256_of
+from models.plugins import Plugin, digest_of
 from models.policies.language_model import LanguageModel, Pooling
 from models.preference import Response
 from models.rubric import Rubric
@@ -66,6 +67,10 @@ class Embedding(Plugin):
         """Whether the vectors come from the policy's own layers (and so change with it)."""
         return False
 
+    def digest_inputs(self) -> str:
+        """Return a digest of the encoder itself, so that one retrained in place is not mistaken for the old one."""
+        return self.digest()
+
     def check(self) -> None:
         """Raise FileNotFoundError, before anything is bought, if the encoder is not there."""
 
@@ -108,6 +113,12 @@ class SentenceEmbedding(Embedding):
                 )
                 yield Shard(rows, vectors)
                 bar.update(len(rows))
+
+    def digest_inputs(self) -> str:  # noqa: D102
+        folder = Path(self._source())
+        if not folder.is_dir():
+            return self.digest()
+        return digest_of([sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()])
 
     def check(self) -> None:  # noqa: D102
         self._source()

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
 
@@ -57,21 +57,23 @@ def label(
         tqdm(total=len(responses), desc="labelling", unit="query") as bar,
     ):
         futures = [pool.submit(_ask, response, desk, stop) for response in responses]
+        for future in futures:
+            future.add_done_callback(lambda _: bar.update())
         try:
-            answers: list[Answer | BudgetExhausted] = []
-            for future in futures:
-                answers.append(future.result())
-                bar.update()
-        except BaseException as error:
-            stop.set()
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also on Ctrl-C: what is in flight is settled, what is queued is not asked
+            if any(future.done() and future.exception() for future in futures) or not all(f.done() for f in futures):
+                stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, Exception):
-                kept = sum(f.done() and not f.cancelled() and f.exception() is None for f in futures)
-                raise LabellingStopped(
-                    f"labelling stopped after {kept} of {len(responses)} queries: {error}. "
-                    "The labels are kept; run again to go on from here"
-                ) from error
-            raise
+    errors = [future.exception() for future in futures if not future.cancelled() and future.exception()]
+    if errors:
+        cause = next((error for error in errors if not isinstance(error, InterruptedError)), errors[0])
+        kept = sum(not future.cancelled() and future.exception() is None for future in futures)
+        raise LabellingStopped(
+            f"labelling stopped after {kept} of {len(responses)} queries: {cause}. "
+            "The labels are kept; run again to go on from here"
+        ) from cause
+    answers = [future.result() for future in futures]
     unpaid = [a for a in answers if isinstance(a, BudgetExhausted)]
     if unpaid:
         log.warning("%d of %d queries were not asked: %s", len(unpaid), len(responses), unpaid[0])
@@ -101,15 +103,19 @@ def _covered(responses: Sequence[Response], oracle: Oracle, max_queries: int, ma
 def _ask(response: Response, desk: Desk, stop: Event) -> Answer | BudgetExhausted:
     question = Question(desk.oracle.fingerprint(), desk.rubric.digest(), response.prompt, response.text)
     ceiling = desk.oracle.ceiling(response.prompt, response.text)
-    for attempt in range(_UNPAID_TRIES):
-        try:
-            return _ask_once(question, ceiling, desk, stop)
-        except BudgetExhausted as exhausted:
-            return exhausted
-        except UnpaidFailure as failure:
-            if attempt + 1 == _UNPAID_TRIES:
-                raise
-            log.info("unpaid failure, asking again: %s", failure)
+    try:
+        for attempt in range(_UNPAID_TRIES):
+            try:
+                return _ask_once(question, ceiling, desk, stop)
+            except UnpaidFailure as failure:
+                if attempt + 1 == _UNPAID_TRIES:
+                    raise
+                log.info("unpaid failure, asking again: %s", failure)
+    except BudgetExhausted as exhausted:
+        return exhausted
+    except BaseException:
+        stop.set()  # at once: the other workers must not go on paying an expert that fails
+        raise
     raise AssertionError("unreachable")
 
 

@@ -7,7 +7,6 @@ whoever asks it again is charged its price virtually (arms stay comparable) whil
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -92,7 +91,7 @@ class Ledger:
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
         caps = {"max_queries": max_queries, "max_micro_usd": max_micro_usd}
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             known = connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == name).values(**caps))
             if known.rowcount == 0:
                 connection.execute(sa.insert(ACCOUNTS).values(name=name, queries=0, micro_usd=0, **caps))
@@ -105,7 +104,15 @@ class Ledger:
         None means that another live process is asking the same question now: try again shortly. Raises
         BudgetExhausted, having charged nothing, when either cap would be passed.
         """
-        with self._transaction() as connection:
+        try:
+            return self._reserve(account, question, ceiling, paid_on_loss)
+        except sa.exc.IntegrityError:  # PostgreSQL: another first asker was faster between our look and our insert
+            return None
+
+    def _reserve(
+        self, account: str, question: Question, ceiling: int, paid_on_loss: bool
+    ) -> Reservation | Answer | None:
+        with self.engine.begin() as connection:
             row = connection.execute(sa.select(QUERIES).where(question.match(), LIVE)).mappings().first()
             if row is not None and row["status"] == "reserved":
                 return None
@@ -146,7 +153,7 @@ class Ledger:
 
         Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap no longer holds.
         """
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             settled = connection.execute(
                 sa.update(QUERIES)
                 .where(QUERIES.c.id == reservation.query_id, QUERIES.c.status.in_(["reserved", "lost"]))
@@ -175,12 +182,12 @@ class Ledger:
 
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             self._void(connection, reservation)
 
     def lose(self, reservation: Reservation) -> None:
         """Count a call whose reply never arrived as paid at its ceiling; the question may be asked again."""
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             self._mark_lost(connection, reservation.query_id)
 
     def recover(self) -> int:
@@ -189,7 +196,7 @@ class Ledger:
         One that may have been paid for keeps its charge (status lost); one by an oracle that charges nothing for
         an undelivered answer is undone.
         """
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             reserved = connection.execute(sa.select(QUERIES).where(QUERIES.c.status == "reserved")).mappings().all()
             dead = [row for row in reserved if not alive(row["holder"], row["reserved_at"])]
             for row in dead:
@@ -219,17 +226,26 @@ class Ledger:
             for row in connection.execute(query).mappings():
                 yield dict(row)
 
-    def adopt(self, question: Question, *, score: float, raw: str, tokens: int, micro_usd: int) -> bool:
+    def adopt(
+        self,
+        question: Question,
+        *,
+        score: float,
+        raw: str,
+        tokens: int,
+        micro_usd: int,
+        status: LabelStatus = "labelled",
+    ) -> bool:
         """Take over a label paid for elsewhere (an import); false if this ledger already holds the question."""
-        with self._transaction() as connection:
+        with self.engine.begin() as connection:
             if connection.execute(sa.select(QUERIES.c.id).where(question.match(), LIVE)).first():
                 return False
             now = time.time()
             connection.execute(
                 sa.insert(QUERIES).values(
                     **question.columns(),
-                    status="labelled",
-                    score=score,
+                    status=status,
+                    score=score if status == "labelled" else None,
                     raw=raw,
                     tokens=tokens,
                     micro_usd=micro_usd,
@@ -285,8 +301,3 @@ class Ledger:
             .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
             .values(status="lost", settled_at=time.time())
         )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self.engine.begin() as connection:
-            yield connection

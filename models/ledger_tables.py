@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 
 # A reservation whose holder cannot be seen (another machine) is given up after this long.
 LEASE_SECONDS = 900.0
+_CLOCK_STEP_SECONDS = 60.0
 
 METADATA = sa.MetaData()
 
@@ -93,16 +94,33 @@ def open_engine(url: str) -> Engine:
 
 
 def this_process() -> str:
-    """Return host, process id and start time: a holder that is not mistaken for a later process of the same id."""
-    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+    """Return a holder that no other process, container or boot is mistaken for."""
+    return f"{_place()}|{os.getpid()}|{psutil.Process().create_time():.0f}"
 
 
 def alive(holder: str, reserved_at: float) -> bool:
-    """Whether a holder may still settle: its process runs here, or its lease on another machine has not ended."""
-    host, pid, started = holder.rsplit("|", 2)
-    if host != socket.gethostname():
-        return time.time() - reserved_at < LEASE_SECONDS
+    """Whether a holder may still settle: its process runs here, or it is out of sight and its lease has not ended."""
+    place, pid, started = holder.rsplit("|", 2)
+    host, boot, _ = place.split("/", 2)
+    here = _place()
+    if place != here:
+        rebooted = host == socket.gethostname() and boot != here.split("/", 2)[1]
+        return not rebooted and time.time() - reserved_at < LEASE_SECONDS
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+        # the start time is computed from the wall clock, which may be stepped
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) < _CLOCK_STEP_SECONDS
     except psutil.NoSuchProcess:
         return False
+
+
+def _place() -> str:
+    """Return host, boot and process-id namespace: within one place a process id means one process."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    return "/".join(
+        [
+            socket.gethostname(),
+            boot.read_text().strip()[:8] if boot.exists() else "-",
+            os.readlink(namespace) if namespace.exists() else "-",
+        ]
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.preference import Pick, Response
@@ -46,15 +47,21 @@ def _pool(
         repeated[row] = (response.prompt_id, response.text) in seen
         seen.add((response.prompt_id, response.text))
     _, prompt = np.unique([r.prompt_id for r in responses], return_inverse=True)
+    scores = store().matrix(members).astype(np.float64) if members is not None else None
+    unparsed: NDArray[np.bool_] = np.zeros(len(responses), dtype=bool)
+    if scores is not None:
+        # a judgement that could not be parsed says nothing: the tuple is not picked, and counts as average meanwhile
+        unparsed = np.logical_not(np.isfinite(scores).all(axis=0))
+        scores[:, unparsed] = scores[:, ~unparsed].mean() if (~unparsed).any() else 0.0
     logprob = np.array([r.logprob for r in responses])
     return Pool(
         ids=[r.id for r in responses],
         prompt=prompt.astype(np.int64),
-        unavailable=labelled | repeated,
+        unavailable=labelled | repeated | unparsed,
         labelled=labelled,
         vectors=store().matrix(vectors) if vectors is not None else None,
         anchors=anchors(history, ref) if vectors is not None else None,
         logprob=logprob if np.isfinite(logprob).all() else None,
         tokens=np.array([r.tokens for r in responses], dtype=np.int64),
-        scores=store().matrix(members).astype(np.float64) if members is not None else None,
+        scores=scores,
     )

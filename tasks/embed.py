@@ -14,8 +14,14 @@ from tasks.store import Ref, store
 
 
 @stage(version=1)
-def embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Product:
-    """Return one vector per response, in the order of the responses; `policy` only where the encoder needs it."""
+def embed(
+    responses: Ref, embedding: Embedding, *, view: View, encoder: str, rubric: Rubric, policy: Policy | None
+) -> Product:
+    """Return one vector per response, in the order of the responses; `policy` only where the encoder needs it.
+
+    `encoder` digests the encoder's own weights.
+    """
+    del encoder
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))
     model = policy.checkpoint().load() if policy is not None else None

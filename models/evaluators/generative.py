@@ -67,9 +67,14 @@ class Generative(Evaluator):
 
 
 def _levels(scores: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Cut the scores into at most six levels of equal size; equal scores share a level."""
-    edges = np.quantile(scores, np.arange(1, LEVELS) / LEVELS)
-    return np.searchsorted(edges, scores, side="right").astype(np.int64)
+    """Cut the scores into at most six levels, of equal size where they are not tied; equal scores share a level."""
+    distinct, rank = np.unique(scores, return_inverse=True)
+    if len(distinct) > LEVELS:
+        edges = np.unique(np.quantile(scores, np.arange(1, LEVELS) / LEVELS))
+        _, rank = np.unique(np.searchsorted(edges, scores, side="left"), return_inverse=True)
+        if rank.max() == 0:  # nearly all labels are the highest score
+            rank = scores == distinct[-1]
+    return rank.astype(np.int64)
 
 
 def _expected(

@@ -9,6 +9,7 @@ from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
 
 _WEIGHTS = "linear.safetensors"
+_MOST_PAIRS = 8192  # 1,700 labels make 1.4 million pairs, which no memory holds as features
 
 
 class Linear(Evaluator):
@@ -33,7 +34,7 @@ class Linear(Evaluator):
         rng = np.random.default_rng(bench.seed)
         weights = rng.dirichlet(np.ones(len(scores)), size=self.ensemble) * len(scores)
         fit = self._fit_ridge if self.loss == "ridge" else self._fit_bradley_terry
-        coefficients, intercepts, facts = fit(features - centre, scores, weights)
+        coefficients, intercepts, facts = fit(features - centre, scores, weights, rng)
         save_file(
             {"coefficients": coefficients, "intercepts": intercepts, "centre": centre},
             bench.folder / _WEIGHTS,
@@ -47,8 +48,12 @@ class Linear(Evaluator):
         scores = saved["coefficients"] @ (_features(tuples) - saved["centre"]).T + saved["intercepts"][:, None]
         return np.asarray(scores, dtype=np.float64)
 
-    def _fit_ridge(self, features: Floats, scores: Floats, weights: Floats) -> tuple[Floats, Floats, dict[str, float]]:
+    def _fit_ridge(
+        self, features: Floats, scores: Floats, weights: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, Floats, dict[str, float]]:
         from sklearn.linear_model import Ridge, RidgeCV
+
+        del rng  # only Bradley–Terry draws
 
         # The penalty is chosen by exact leave-one-out error on all labels, once, then shared by the members.
         chosen = RidgeCV(alphas=self.strength * np.logspace(-2, 2, 17)).fit(features, scores)
@@ -57,19 +62,24 @@ class Linear(Evaluator):
         return np.stack([h.coef_ for h in heads]), np.array([h.intercept_ for h in heads]), facts
 
     def _fit_bradley_terry(
-        self, features: Floats, scores: Floats, weights: Floats
+        self, features: Floats, scores: Floats, weights: Floats, rng: np.random.Generator
     ) -> tuple[Floats, Floats, dict[str, float]]:
         from sklearn.linear_model import LogisticRegression
 
         better, worse = np.nonzero(scores[:, None] > scores[None, :])
-        differences = features[better] - features[worse]
-        both = np.concatenate([differences, -differences])
-        wins = np.repeat([1, 0], len(differences))
+        drawn = rng.permutation(len(better))[:_MOST_PAIRS]
+        sign = rng.choice([-1.0, 1.0], size=len(drawn))
+        sign[:2] = [-1.0, 1.0][: len(drawn)]  # a classifier needs both outcomes
+        better, worse = better[drawn], worse[drawn]
+        differences = sign[:, None] * (features[better] - features[worse])
+        if len(drawn) == 1:
+            differences, sign = np.concatenate([differences, -differences]), np.array([-1.0, 1.0])
+            better, worse = np.repeat(better, 2), np.repeat(worse, 2)
         heads = []
         for weight in weights:
-            pair_weight = np.tile(weight[better] * weight[worse], 2) / len(scores)
+            pair_weight = weight[better] * weight[worse] * len(scores) / len(better)
             model = LogisticRegression(C=1.0 / self.strength, fit_intercept=False, max_iter=1000)
-            heads.append(model.fit(both, wins, sample_weight=pair_weight).coef_[0])
+            heads.append(model.fit(differences, sign > 0, sample_weight=pair_weight).coef_[0])
         return np.stack(heads), np.zeros(len(heads)), {"pairs": float(len(differences))}
 
 

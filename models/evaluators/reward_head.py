@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 
 _ADAPTER = "reward_head"
 
@@ -32,7 +32,12 @@ class RewardHead(Evaluator):
         policy = bench.policy.load()
         texts = [policy.renderer.row(r.prompt, completion=r.text) for r in tuples.responses]
         whole = [text["prompt"] + text["completion"] for text in texts]
-        pairs = _draw_pairs(scores, self.pairs_per_label * len(scores), np.random.default_rng(bench.seed))
+        fits = fitting(
+            policy.renderer, [(r.prompt, r.text) for r in tuples.responses], self.schedule.max_length, "reward head"
+        )
+        pairs = _draw_pairs(
+            np.where(fits, scores, np.nan), self.pairs_per_label * len(scores), np.random.default_rng(bench.seed)
+        )
         rows = [{"chosen": whole[better], "rejected": whole[worse]} for better, worse in pairs]
         trainer = RewardTrainer(
             model=_with_head(policy, bench.seed),
@@ -41,7 +46,7 @@ class RewardHead(Evaluator):
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),
         )
-        run(trainer, len(rows), "reward head")
+        run(trainer)
         save_adapter(trainer.model, bench.folder / _ADAPTER)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
             trainer.state.log_history, ["train_loss", "accuracy", "margin", "train_runtime"]
@@ -59,7 +64,7 @@ class RewardHead(Evaluator):
 
 
 def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    better, worse = np.nonzero(scores[:, None] > scores[None, :])
+    better, worse = np.nonzero(scores[:, None] > scores[None, :])  # false wherever one is NaN
     drawn = rng.permutation(len(better))[:most]
     return list(zip(better[drawn].tolist(), worse[drawn].tolist(), strict=True))
 

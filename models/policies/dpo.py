@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.policies.cpu_head import use_cpu_head
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Pair
 
 
@@ -32,7 +32,10 @@ def train_dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in pairs]
+    longer = [(p.prompt, max(p.chosen, p.rejected, key=len)) for p in pairs]
+    fits = fitting(policy.renderer, longer, recipe.max_length, "DPO")
+    kept = [p for p, fit in zip(pairs, fits, strict=True) if fit]
+    rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
     trainer = DPOTrainer(
         model=policy.model,
         args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed)),
@@ -41,7 +44,7 @@ def train_dpo(
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
     use_cpu_head(trainer)
-    run(trainer, len(rows), "DPO")
+    run(trainer)
     save_adapter(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from models.policies.cpu_head import use_cpu_head
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, metrics_of, run, save_adapter
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Demonstration
 
 
@@ -20,7 +20,9 @@ def train_sft(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    rows = [policy.renderer.row(d.prompt, completion=d.response) for d in seed_examples]
+    fits = fitting(policy.renderer, [(d.prompt, d.response) for d in seed_examples], recipe.max_length, "SFT")
+    kept = [d for d, fit in zip(seed_examples, fits, strict=True) if fit]
+    rows = [policy.renderer.row(d.prompt, completion=d.response) for d in kept]
     trainer = SFTTrainer(
         model=policy.model,
         args=SFTConfig(**arguments(recipe, seed)),
@@ -29,7 +31,7 @@ def train_sft(
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
     use_cpu_head(trainer)
-    run(trainer, len(rows), "SFT")
+    run(trainer)
     save_adapter(trainer.model, folder)
     return {"rows": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models.chat import Renderer
 from models.plugins import Frozen
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -64,17 +65,31 @@ def arguments(schedule: Schedule, seed: int) -> dict[str, Any]:
     }
 
 
-def run(trainer: Any, given: int, what: str) -> None:  # noqa: ANN401
-    """Train under a progress bar, having warned of rows longer than max_length, which trainers drop in silence."""
+def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: int, what: str) -> list[bool]:
+    """Return which (prompt, response) texts fit into `max_length` tokens; warn of the others, by number and first text.
+
+    Left to themselves the trainers cut them or leave them out, in silence.
+    """
+    fits = [len(renderer.encode(prompt, response).ids) <= max_length for prompt, response in texts]
+    if long := fits.count(False):
+        first = texts[fits.index(False)]
+        log.warning(
+            "%s: %d of %d rows are longer than max_length=%d tokens and were left out, such as %r",
+            *(what, long, len(texts), max_length, " ".join(first)[:60]),
+        )
+    if not any(fits):
+        raise ValueError(f"{what}: every row is longer than max_length={max_length} tokens: raise it")
+    return fits
+
+
+def run(trainer: Any) -> None:  # noqa: ANN401
+    """Train under a progress bar."""
     from transformers import ProgressCallback
 
     class Bar(ProgressCallback):  # type: ignore[misc]
         def on_log(self, *_: object, **__: object) -> None:
             """Leave the logged metrics to the report: printed between the bars they are noise."""
 
-    kept = len(trainer.train_dataset)
-    if kept < given:
-        log.warning("%s: %d of %d rows are longer than max_length and were left out", what, given - kept, given)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train()

@@ -38,6 +38,11 @@ def check_disjoint(prompts: Prompts) -> Prompts:
                     f"{name} repeats the prompt {prompt.text[:80]!r}: the same query would be bought twice"
                 )
             seen.add(prompt.id)
+    if leaked := {Prompt.of(d.prompt).id for d in prompts.seed} & {p.id for p in prompts.held_out}:
+        text = next(p.text for p in prompts.held_out if p.id in leaked)
+        raise ValueError(
+            f"{len(leaked)} held-out prompts are in the SFT seed, such as {text[:80]!r}: remove them from one"
+        )
     if shared := {p.id for p in prompts.pool} & {p.id for p in prompts.held_out}:
         text = next(p.text for p in prompts.pool if p.id in shared)
         raise ValueError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")

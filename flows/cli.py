@@ -33,6 +33,9 @@ Overrides = Annotated[
 ]
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 class UserError(Exception):
     """Something the user can put right; shown as one line, without a traceback."""
 
@@ -182,12 +185,10 @@ def up(
 def main() -> None:
     """Entry point: errors of the user's making are one line on stderr and exit status 2; Ctrl-C is 130."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        typer.echo("\nstopped: every label paid for is kept; the same command goes on from here", err=True)
-        sys.exit(130)
+        status = app(standalone_mode=False) or 0
+        if status == _INTERRUPTED:
+            typer.echo("stopped: every label paid for is kept; the same command goes on from here", err=True)
+        sys.exit(status)
     except Exception as error:
         told = isinstance(error, (UserError, ValueError, OSError, *_expected()))
         usage = type(error).__module__.startswith(("click", "typer"))

@@ -215,16 +215,13 @@ class Ledger:
             bought, bought_micro_usd = connection.execute(counted.where(CHARGES.c.bought)).one()
         return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd))
 
-    def rows(self, *, status: QueryStatus | None = None, oracle: str | None = None) -> Iterator[dict[str, Any]]:
+    def rows(self, *, status: QueryStatus | None = None) -> Iterator[dict[str, Any]]:
         """Yield the queries as dictionaries, oldest first."""
         query = sa.select(QUERIES).order_by(QUERIES.c.id)
         if status is not None:
             query = query.where(QUERIES.c.status == status)
-        if oracle is not None:
-            query = query.where(QUERIES.c.oracle == oracle)
         with self.engine.connect() as connection:
-            for row in connection.execute(query).mappings():
-                yield dict(row)
+            yield from (dict(row) for row in connection.execute(query).mappings())
 
     def adopt(
         self,

@@ -87,11 +87,13 @@ def _with_head(policy: LanguageModel, seed: int) -> Any:  # noqa: ANN401
 def _score(model: Any, policy: LanguageModel, encoded: Sequence[list[int]], batch_size: int) -> Floats:  # noqa: ANN401
     import torch
 
-    trunk, head = model.base_model.model.base_model, model.base_model.model.score
+    trunk, head, pad = model.base_model.model.base_model, model.base_model.model.score, policy.tokenizer.pad_token_id
     scores = np.zeros(len(encoded))
     for rows, ids, mask in policy.batches(encoded, batch_size, "scoring"):
         with torch.inference_mode():
             states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
-            # Read at the last token of the mask: the library looks for the pad id, which may also be the end token.
-            scores[rows] = head(states[torch.arange(len(rows)), mask.sum(1) - 1]).squeeze(-1).float().cpu().numpy()
+            # Where the library reads it in training: at the last token whose id is not the pad's, which is the token
+            # before the end token for tokenizers that pad with the end token.
+            last = ((ids != pad) * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
+            scores[rows] = head(states[torch.arange(len(rows)), last]).squeeze(-1).float().cpu().numpy()
     return scores

@@ -133,3 +133,34 @@ def test_levels_have_equal_size_and_keep_the_order() -> None:
     levels = _levels(scores)
     assert np.bincount(levels).tolist() == [100] * 6
     assert (np.diff(levels[np.argsort(scores)]) >= 0).all()
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<end>"])
+def test_the_reward_head_is_read_where_training_read_it(bench: Bench, pad: str) -> None:
+    """Also for tokenizers that pad with the end token: the library's own forward gives the same scores."""
+    import torch
+
+    from models.evaluators.reward_head import _score, _with_head
+
+    policy = bench.policy.load()
+    policy.tokenizer.pad_token = pad
+    model = _with_head(policy, 0).eval()
+
+    class Wrapped:
+        base_model = type("Inner", (), {"model": model})
+
+    encoded = [policy.renderer.encode(p, r).ids for p, r in (("the film is", "warm"), ("good", "a tale of love and"))]
+    found = _score(Wrapped, policy, encoded, batch_size=2)
+    for ids, score in zip(encoded, found, strict=True):
+        with torch.no_grad():
+            expected = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_tied_labels_keep_their_order_in_levels() -> None:
+    few = np.array([3.0] * 10 + [4.0] * 31 + [5.0] * 7)
+    assert [int(_levels(few)[i]) for i in (0, 10, 47)] == [0, 1, 2]
+    assert set(_levels(np.array([0.0] * 45 + [5.0] * 3))) == {0, 1}
+    mostly = np.array([5.0] * 60 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert len(set(_levels(mostly))) >= 2
+    assert _levels(mostly)[0] > _levels(mostly)[-1]

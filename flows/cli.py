@@ -269,7 +269,9 @@ def _read_labels(file: Path) -> list[dict[str, Any]]:
             raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
         if row["status"] not in {"labelled", "quarantined"}:
             raise UserError(f"{file}, row {number} has status {row['status']!r}: labelled or quarantined")
-        if row["status"] == "labelled" and not math.isfinite(float(row["score"] or "nan")):
+        if row["status"] == "labelled" and not math.isfinite(
+            float("nan" if row["score"] in {None, ""} else row["score"])
+        ):
             raise UserError(f"{file}, row {number} is labelled and has no finite score: {row['score']!r}")
     return rows
 

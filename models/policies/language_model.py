@@ -123,7 +123,7 @@ class Checkpoint:
             for adapter in self.adapters:
                 model = PeftModel.from_pretrained(model, adapter, use_safetensors=True).merge_and_unload()
         # Merging leaves the weights without requires_grad; on a CPU torch 2.13 then repacks every weight at every step
-        # of generate (5× slower, 4 GB more; measured). Nothing here runs outside inference_mode, so no graph is built.
+        # of generate (about 4× slower, 4 GB more; measured). Nothing here runs outside inference_mode, so no graph is built.
         model.requires_grad_(True)
         if torch.cuda.is_available():
             model = model.to("cuda")

@@ -48,7 +48,8 @@ def run(file: File, overrides: Overrides = None) -> None:
     from flows.environment import prepare
 
     prepare()
-    from flows.report import headlines, report_folder, warnings
+    from flows.pages import headlines, warnings
+    from flows.report import report_folder
     from flows.tracking import runs_url
 
     report = _run_flow(planned)
@@ -71,7 +72,8 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the page.")] = False,
 ) -> None:
     """Show the report of the last finished run of an experiment."""
-    from flows.report import headlines, report_folder, warnings
+    from flows.pages import headlines, warnings
+    from flows.report import report_folder
 
     path = report_folder(name) / "report.json"
     if not path.is_file():
@@ -186,17 +188,29 @@ def main() -> None:
     """Entry point: errors of the user's making are one line on stderr and exit status 2; Ctrl-C is 130."""
     try:
         status = app(standalone_mode=False) or 0
-        if status == _INTERRUPTED:
-            typer.echo("stopped: every label paid for is kept; the same command goes on from here", err=True)
-        sys.exit(status)
     except Exception as error:
-        told = isinstance(error, (UserError, ValueError, OSError, *_expected()))
-        usage = type(error).__module__.startswith(("click", "typer"))
-        # NINEFOLD_TRACEBACK is for whoever doubts that the mistake is theirs
-        if not (told or usage) or os.environ.get("NINEFOLD_TRACEBACK"):
-            raise
-        typer.echo(f"ninefold: {error.format_message() if hasattr(error, 'format_message') else error}", err=True)
-        sys.exit(2)
+        status = _INTERRUPTED if _interrupted(error) else _tell(error)
+    if status == _INTERRUPTED:
+        typer.echo("stopped: every label paid for is kept; the same command goes on from here", err=True)
+    sys.exit(status)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error came of Ctrl-C: Prefect, caught while it sets a task up, raises one of its own over it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _tell(error: Exception) -> int:
+    """Print an error of the user's making and return its exit status; raise any other again."""
+    told = isinstance(error, (UserError, ValueError, OSError, *_expected()))
+    usage = type(error).__module__.startswith(("click", "typer"))
+    # NINEFOLD_TRACEBACK is for whoever doubts that the mistake is theirs
+    if not (told or usage) or os.environ.get("NINEFOLD_TRACEBACK"):
+        raise error
+    typer.echo(f"ninefold: {error.format_message() if hasattr(error, 'format_message') else error}", err=True)
+    return 2
 
 
 def _expected() -> tuple[type[Exception], ...]:

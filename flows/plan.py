@@ -52,8 +52,8 @@ class Plan:
         x, oracle = self.experiment, self.experiment.labelling.oracle
         simulated = " (simulated)" if oracle.simulated else ""
         return [
-            f"experiment {x.name}: {x.labelling.acquisition.model_dump()['kind']} × {oracle.label()} × "
-            f"{x.evaluator.model_dump()['kind']}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
+            f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
+            f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
             f"expert     {oracle.description}{simulated}",
             f"budget     at most {self.queries} queries and {dollars(x.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}",
@@ -118,7 +118,7 @@ def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> t
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples", rounds * tuples * score),
         Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0),
-        Step("train_evaluator, proxy_label", f"{x.evaluator.model_dump()['kind']}", 2.0),
+        Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0),
         Step("align", f"about {pool} pairs", rounds * pool * epochs * 2 * train),
         Step("evaluate", f"{2 * held_out} held-out responses", 2 * held_out * (generate + 2 * score)),
     )

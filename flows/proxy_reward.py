@@ -4,13 +4,12 @@ M_0 is the base model, M_1 the fine-tuned one, M_2 the aligned one. Each stage b
 in the ledger.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
 from flows.experiment import Experiment, PolicyConfig
-from flows.report import Findings, write_report
+from flows.report import Findings, Rounds, write_report
 from flows.tracking import Arm, arm_run
 from models.acquisition.uniform import Uniform
 from models.embedding import View
@@ -69,7 +68,7 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
                     seed=x.seeds.selection,
                     turn=turn,
                 )
-                labels = arm.buy(picks, _labels(arm, pool.ref, picks.ref, arm.money_left))
+                labels = arm.buy(_labels(arm, pool.ref, picks.ref, arm.money_left))
                 history += (Batch(responses=pool.ref, labels=labels.ref, vectors=vectors, features=features),)
                 evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, round_number))
             scored = arm.log("proxy_label", _scores(arm, trained.ref, pool.ref, features, first))
@@ -78,19 +77,6 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
             policy = policy.adapted(adapter.ref)  # M_2, and the reference of the next round
         rounds = Rounds(prompts, first, policy, history, trained.ref, scored.ref, pairs.ref)
         return write_report(arm, _evaluate(arm, rounds))
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """What the rounds have made: the policies, all that was bought, and the last round's artifacts."""
-
-    prompts: PromptSets
-    first: Policy
-    policy: Policy
-    history: tuple[Batch, ...]
-    evaluator: Ref
-    scores: Ref
-    pairs: Ref
 
 
 def base_policy(config: PolicyConfig) -> Policy:
@@ -194,12 +180,7 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
         after_policy=rounds.policy,
     )
     return Findings(
-        prompts=rounds.prompts,
-        policy=rounds.policy,
-        evaluator=rounds.evaluator,
-        pool_scores=rounds.scores,
-        pairs=rounds.pairs,
-        history=rounds.history,
+        rounds=rounds,
         held_out=before.ref,
         held_out_labels=before_labels.ref,
         held_out_scores=proxy.ref,

@@ -1,6 +1,5 @@
 """One MLflow run per arm, called from flow bodies only, so that what a cache hit returns is logged too."""
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -16,8 +15,6 @@ from tasks.store import Ref, store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-log = logging.getLogger(__name__)
 
 EXPERIMENT = "ninefold"
 
@@ -49,13 +46,12 @@ class Arm:
         log_metrics({f"{stage}.{name}": value for name, value in product.facts.items()}, step=self.queries)
         return product
 
-    def buy(self, picks: Product, labels: Product) -> Product:
+    def buy(self, labels: Product) -> Product:
         """Count a turn's purchase."""
         facts = labels.facts
         if self.stages and self.stages[-1].cached and not self.paid_before:  # another arm paid for these
             facts = facts | {"bought_queries": 0.0, "bought_micro_usd": 0.0}
         self.purchases.append(facts)
-        self.facts["acquire"] = picks.facts
         self.log("annotate", labels.model_copy(update={"facts": facts}))
         return labels
 
@@ -73,25 +69,21 @@ class Arm:
     @property
     def queries(self) -> int:
         """Return the queries charged so far."""
-        return int(_total(self.purchases, "queries"))
+        return self.total("queries")
 
     @property
     def money_left(self) -> int:
         """Return what is left of the budget, in micro-dollars."""
-        return self.experiment.labelling.max_micro_usd - int(_total(self.purchases, "micro_usd"))
+        return self.experiment.labelling.max_micro_usd - self.total("micro_usd")
 
     @property
     def evaluation_money_left(self) -> int:
         """Return what is left for the evaluation's queries, in micro-dollars."""
-        return self.experiment.evaluation.max_micro_usd - int(_total(self.measurements, "micro_usd"))
+        return self.experiment.evaluation.max_micro_usd - self.total("micro_usd", evaluation=True)
 
     def total(self, fact: str, *, evaluation: bool = False) -> int:
         """Return the sum of a fact over the purchases (or over the evaluation's)."""
-        return int(_total(self.measurements if evaluation else self.purchases, fact))
-
-
-def _total(facts: list[dict[str, float]], name: str) -> float:
-    return sum(entry[name] for entry in facts)
+        return int(sum(facts[fact] for facts in (self.measurements if evaluation else self.purchases)))
 
 
 @contextmanager
@@ -131,11 +123,11 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
 def _flat_params(experiment: Experiment) -> dict[str, Any]:
     """Return the ten parameters that people filter by; the whole is in experiment.json."""
     return {
-        "strategy": experiment.labelling.acquisition.model_dump()["kind"],
+        "strategy": experiment.labelling.acquisition.label(),
         "budget": experiment.labelling.queries,
         "selection_seed": experiment.seeds.selection,
         "training_seed": experiment.seeds.training,
-        "evaluator": experiment.evaluator.model_dump()["kind"],
+        "evaluator": experiment.evaluator.label(),
         "oracle": experiment.labelling.oracle.label(),
         "model": experiment.policy.model,
         "rounds": experiment.dpo.rounds,

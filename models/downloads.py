@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -40,6 +41,16 @@ def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return `sha256_of` a file that is asked about often, read again only when it was modified."""
+    return _sha256_as_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256_as_of(path: Path, _modified: int) -> str:
+    return sha256_of(path)
 
 
 def check_sha256(path: Path, expected: str) -> None:

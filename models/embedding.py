@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.downloads import sha256_of
+from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
 from models.policies.language_model import LanguageModel, Pooling
 from models.preference import Response
@@ -118,7 +118,7 @@ class SentenceEmbedding(Embedding):
         folder = Path(self._source())
         if not folder.is_dir():
             return self.digest()
-        return digest_of([sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()])
+        return digest_of([remembered_sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()])
 
     def check(self) -> None:  # noqa: D102
         self._source()

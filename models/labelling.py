@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Event
 
 from tqdm import tqdm
@@ -29,6 +30,14 @@ class Desk:
     oracle: Oracle
     rubric: Rubric
     account: str
+
+    @cached_property
+    def _asked_of(self) -> tuple[str, str]:
+        return self.oracle.fingerprint(), self.rubric.digest()
+
+    def question(self, response: Response) -> Question:
+        """Return the query about a response, as the ledger knows it."""
+        return Question(*self._asked_of, response.prompt, response.text)
 
 
 class LabellingStopped(Exception):
@@ -62,13 +71,13 @@ def label(
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # also on Ctrl-C: what is in flight is settled, what is queued is not asked
-            if any(future.done() and future.exception() for future in futures) or not all(f.done() for f in futures):
-                stop.set()
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    errors = [future.exception() for future in futures if not future.cancelled() and future.exception()]
+    outcomes = [future.exception() for future in futures if not future.cancelled()]
+    errors = [error for error in outcomes if error is not None]
     if errors:
         cause = next((error for error in errors if not isinstance(error, InterruptedError)), errors[0])
-        kept = sum(not future.cancelled() and future.exception() is None for future in futures)
+        kept = len(outcomes) - len(errors)
         raise LabellingStopped(
             f"labelling stopped after {kept} of {len(responses)} queries: {cause}. "
             "The labels are kept; run again to go on from here"
@@ -101,7 +110,7 @@ def _covered(responses: Sequence[Response], oracle: Oracle, max_queries: int, ma
 
 
 def _ask(response: Response, desk: Desk, stop: Event) -> Answer | BudgetExhausted:
-    question = Question(desk.oracle.fingerprint(), desk.rubric.digest(), response.prompt, response.text)
+    question = desk.question(response)
     ceiling = desk.oracle.ceiling(response.prompt, response.text)
     try:
         for attempt in range(_UNPAID_TRIES):

@@ -30,6 +30,10 @@ class Plugin(Frozen):
     Prefect parameter, a part of the cache key, and the implementation.
     """
 
+    def label(self) -> str:
+        """Return the kind, for people."""
+        return str(getattr(self, "kind", type(self).__name__))
+
 
 def digest_of(value: object) -> str:
     """Return a 16-digit hexadecimal digest of a JSON-like value, whatever the order of its keys."""

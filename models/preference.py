@@ -78,6 +78,11 @@ class Label:
     status: LabelStatus
 
 
+def usable_scores(labels: Iterable[Label]) -> dict[str, float]:
+    """Return the expert's score by response id, without the quarantined replies."""
+    return {label.response_id: label.score for label in labels if label.status == "labelled"}
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """The evaluator's mean score of a tuple and the standard deviation over its ensemble members."""

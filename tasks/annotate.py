@@ -5,7 +5,7 @@ import numpy as np
 from models.labelling import Desk, label
 from models.ledger import Ledger
 from models.oracles.base import Oracle
-from models.preference import Label, Pick, Response
+from models.preference import Label, Pick, Response, usable_scores
 from models.rubric import Rubric
 from tasks.caching import Product, stage
 from tasks.settings import settings
@@ -42,7 +42,7 @@ def annotate(
         workers=workers,
     )
     spent = desk.ledger.spent(account)
-    usable = np.array([entry.score for entry in labels if entry.status == "labelled"])
+    usable = np.array(list(usable_scores(labels).values()))
     facts = {
         "queries": float(spent.queries),
         "micro_usd": float(spent.micro_usd),

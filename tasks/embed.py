@@ -40,6 +40,4 @@ def _write(texts: list[str], distinct: list[str], shards: Iterable[Shard]) -> Re
             position[list(shard.rows)] = np.arange(len(shard.rows))
             rows = np.flatnonzero(position[of_text] >= 0)
             matrix.values[rows] = shard.vectors[position[of_text[rows]]]
-    if matrix.ref is None:
-        raise RuntimeError("the matrix was not stored")
     return matrix.ref

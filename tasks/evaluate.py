@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.metrics import agreement, pair_outcomes, win_rate
-from models.preference import Comparison, Label, Response, Score
+from models.preference import Comparison, Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
 from tasks.policy import Policy
@@ -14,10 +14,10 @@ from tasks.store import Ref, store
 def assess_evaluator(responses: Ref, labels: Ref, scores: Ref, control: Ref) -> dict[str, float]:
     """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it."""
     facts: dict[str, float] = {}
+    asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
     for prefix, ref in (("", scores), ("shuffled_", control)):
         proxy = {s.response_id: s.score for s in store().rows(ref, Score)}
-        expert = {entry.response_id: entry.score for entry in store().rows(labels, Label) if entry.status == "labelled"}
-        rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
+        rows = [r for r in asked if r.id in proxy and r.id in expert]
         _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
         given = (
             np.array([expert[r.id] for r in rows]),
@@ -47,12 +47,7 @@ def assess_policy(
     log-likelihood per token under the base model M_0, which neither adapter has touched.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
-    scores = {
-        entry.response_id: entry.score
-        for ref in (before_labels, after_labels)
-        for entry in store().rows(ref, Label)
-        if entry.status == "labelled"
-    }
+    scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
     matched = {(r.prompt_id, r.sample): r for r in second}
     comparisons = [
         Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.plugins import Frozen
-from models.preference import Label, Response
+from models.preference import Label, Response, usable_scores
 from tasks.store import Ref, store
 
 
@@ -25,8 +25,8 @@ def labels_of(history: Sequence[Batch]) -> list[Label]:
 
 
 def scores_of(history: Sequence[Batch]) -> dict[str, float]:
-    """Return the expert's score by response id, usable labels only."""
-    return {label.response_id: label.score for label in labels_of(history) if label.status == "labelled"}
+    """Return the expert's score by response id, over the whole history."""
+    return usable_scores(labels_of(history))
 
 
 def labelled(
@@ -39,10 +39,10 @@ def labelled(
     for batch in history:
         responses = store().rows(batch.responses, Response)
         row_of = {r.id: row for row, r in enumerate(responses)}
-        known = [label for label in store().rows(batch.labels, Label) if label.status == "labelled"]
-        rows = [row_of[label.response_id] for label in known]
+        known = usable_scores(store().rows(batch.labels, Label))
+        rows = [row_of[response_id] for response_id in known]
         tuples += [responses[row] for row in rows]
-        scores += [label.score for label in known]
+        scores += known.values()
         if batch.features is not None:
             features.append(np.asarray(store().matrix(batch.features)[rows]))
     return tuples, np.array(scores), np.concatenate(features) if features else None

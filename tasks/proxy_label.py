@@ -40,8 +40,6 @@ def proxy_label(
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members
-    if out.ref is None:
-        raise RuntimeError("the matrix was not stored")
     facts = {
         "scored": float(parsed.sum()),
         "unparsed": float((~parsed).sum()),

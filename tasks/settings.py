@@ -24,6 +24,11 @@ class Settings(BaseSettings):
         return self.store or str(self.home.absolute() / "store")
 
     @property
+    def cache(self) -> Path:
+        """Return the folder of local copies and of artifacts being written."""
+        return self.home.absolute() / "cache"
+
+    @property
     def ledger_url(self) -> str:
         """Return the ledger's SQLAlchemy URL."""
         return self.ledger or f"sqlite:///{self.home.absolute() / 'ledger.sqlite'}"

@@ -67,7 +67,7 @@ class Store:
             writer = MatrixWriter(np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape))
             yield writer
             writer.values.flush()
-            writer.ref = self._put(kind, path, shape[0])
+            writer.stored(self._put(kind, path, shape[0]))
 
     def matrix(self, ref: Ref) -> NDArray[np.float32]:
         """Return a stored matrix, memory-mapped read-only."""
@@ -171,14 +171,24 @@ class MatrixWriter:
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values: np.memmap[tuple[int, int], np.dtype[np.float32]] = values  # type: ignore[assignment]
-        self.ref: Ref | None = None
+        self._ref: Ref | None = None
+
+    @property
+    def ref(self) -> Ref:
+        """Return where the matrix was stored; raise RuntimeError before the block of `new_matrix` has ended."""
+        if self._ref is None:
+            raise RuntimeError("the matrix is not stored yet")
+        return self._ref
+
+    def stored(self, ref: Ref) -> None:
+        """Note where the matrix was stored."""
+        self._ref = ref
 
 
 def new_folder() -> "tempfile.TemporaryDirectory[str]":
     """Return a temporary folder beside the store's cache, for a trainer to write into."""
-    root = settings().home.absolute() / "cache"
-    root.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=root, prefix=".training-")
+    settings().cache.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=settings().cache, prefix=".training-")
 
 
 @lru_cache(maxsize=4)
@@ -188,4 +198,4 @@ def _store(url: str, cache: Path) -> Store:
 
 def store() -> Store:
     """Return the store of this process's settings."""
-    return _store(settings().store_url, settings().home.absolute() / "cache")
+    return _store(settings().store_url, settings().cache)

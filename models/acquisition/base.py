@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.embedding import View
 from models.plugins import Plugin
 from models.preference import Pick
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-
-VectorView = Literal["instruction", "response", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Chosen(NamedTuple):
 class Acquisition(Plugin):
     """A query strategy. Concrete strategies declare `kind` and implement `utility`, or `choose` to pick as a batch."""
 
-    vector_view: ClassVar[VectorView | None] = None
+    vector_view: ClassVar[View | None] = None
     needs_scores: ClassVar[bool] = False
 
     def select(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Pick]:

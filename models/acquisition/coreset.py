@@ -7,7 +7,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.acquisition.base import Acquisition, Chosen, Pool, Rows, VectorView
+from models.acquisition.base import Acquisition, Chosen, Pool, Rows
+from models.embedding import View
 
 Vectors = NDArray[np.float32]
 
@@ -158,7 +159,7 @@ class _Coreset(Acquisition):
 class CoresetIFT(_Coreset):
     """Cover the instructions: k-center in the space of x (2407.02119)."""
 
-    vector_view: ClassVar[VectorView | None] = "instruction"
+    vector_view: ClassVar[View | None] = "instruction"
 
     kind: Literal["coreset_ift"] = "coreset_ift"
 
@@ -166,6 +167,6 @@ class CoresetIFT(_Coreset):
 class CoresetEFT(_Coreset):
     """Cover what the evaluator will be asked: k-center in the space of rubric + x + y (2407.02119)."""
 
-    vector_view: ClassVar[VectorView | None] = "evaluation"
+    vector_view: ClassVar[View | None] = "evaluation"
 
     kind: Literal["coreset_eft"] = "coreset_eft"

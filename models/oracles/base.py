@@ -48,9 +48,5 @@ class Oracle(Plugin):
         """Return what the answer depends on; the default is every field."""
         return [self.model_dump(mode="json")]
 
-    def label(self) -> str:
-        """Return the kind, for people."""
-        return str(getattr(self, "kind", type(self).__name__))
-
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError, before anything is bought, if this expert cannot answer."""

@@ -1,6 +1,5 @@
 """Labels recorded in a table: real expert judgements, bought again at their recorded price without a network."""
 
-import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import pandas as pd
 
 from models.cost import MICRO, MicroUsd
+from models.downloads import remembered_sha256
 from models.oracles.base import Oracle, Verdict
 from models.preference import text_hash
 from models.rubric import Rubric
@@ -47,16 +47,11 @@ class Replay(Oracle):
         # The file's bytes, not its place: the same table on another machine is the same expert.
         return [
             self.model_dump(mode="json", exclude={"path"}),
-            _file_digest(self.path, self.path.stat().st_mtime_ns),
+            remembered_sha256(self.path),
         ]
 
     def check(self) -> None:  # noqa: D102
         _table(self)
-
-
-@lru_cache(maxsize=4)
-def _file_digest(path: Path, _modified: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=4)

@@ -1,13 +1,12 @@
 """Find a base model by reference: the packaged one, a local directory, or a hub id."""
 
 import gc
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from models.downloads import once, sha256_of
+from models.downloads import once, remembered_sha256
 from models.plugins import digest_of
 
 PACKAGED = "smollm2-135m-instruct"
@@ -60,7 +59,7 @@ def _packaged() -> Located:
         folder = once(f"models/{PACKAGED}-{version(_PACKAGE)}", _convert)
     except PackageNotFoundError as error:
         raise FileNotFoundError(f"{_PACKAGE} is importable but not installed: reinstall it") from error
-    return Located(str(folder), f"{PACKAGED}-{_file_digest(folder / 'model.safetensors')[:16]}")
+    return Located(str(folder), f"{PACKAGED}-{remembered_sha256(folder / 'model.safetensors')[:16]}")
 
 
 def _convert(target: Path) -> None:
@@ -94,13 +93,4 @@ def _directory_digest(path: Path) -> str:
     files = sorted(file for file in path.glob("*") if file.suffix in {".safetensors", ".json", ".jinja"})
     if not any(file.suffix == ".safetensors" for file in files):
         raise FileNotFoundError(f"model directory {path} holds no .safetensors file: save the model as safetensors")
-    return "directory-" + digest_of([[file.name, _file_digest(file)] for file in files])
-
-
-def _file_digest(path: Path) -> str:
-    return _file_digest_at(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _file_digest_at(path: Path, _modified: int) -> str:
-    return sha256_of(path)
+    return "directory-" + digest_of([[file.name, remembered_sha256(file)] for file in files])

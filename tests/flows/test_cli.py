@@ -131,3 +131,22 @@ def test_doctor_reports_a_taken_port(tmp_path: Path) -> None:
         assert "BAD port 5000 for mlflow is free — ninefold up --mlflow-port ANOTHER" in ninefold(
             "doctor", home=tmp_path, status=1
         )
+
+
+def test_ctrl_c_is_told_as_such_when_an_error_is_raised_over_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Prefect does when the signal arrives while a task run is being set up."""
+    from flows import cli
+
+    def interrupted(**_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("Task run is not set")
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert "every label paid for is kept" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""The report as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
+
+from html import escape
+from typing import Any
+
+from models.cost import dollars
+
+
+def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the report's main lines as (name, value), for the terminal, Markdown and HTML alike."""
+    evaluator, policy = report["evaluator"], report["policy"]
+    simulated = " — simulated" if report["oracle_simulated"] else ""
+    reused = report["queries"] - report["queries_bought"]
+    return [
+        ("expert", f"{report['oracle']}{simulated}"),
+        ("strategy", f"{report['strategy']} (selection seed {report['selection_seed']})"),
+        (
+            "queries",
+            f"{report['queries']} for {dollars(report['micro_usd'])}"
+            + (f", of which {reused} were owned already" if reused else "")
+            + (f", {report['quarantined']} quarantined" if report["quarantined"] else ""),
+        ),
+        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert"),
+        ("pairs per query", f"{report['pairs_per_query']:.1f}"),
+        (
+            "evaluator",
+            f"{evaluator['kind']}: pair accuracy "
+            f"{_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
+            f"Spearman {_number(evaluator['spearman'])}",
+        ),
+        (
+            "  on shuffled labels",
+            "pair accuracy "
+            + _with_interval(evaluator["shuffled_pair_accuracy"], evaluator["shuffled_pair_accuracy_ci"])
+            + f", Spearman {_number(evaluator['shuffled_spearman'])}",
+        ),
+        ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
+        (
+            "expert's mean",
+            f"{policy['oracle_mean_before']:.2f} → {policy['oracle_mean_after']:.2f}, "
+            f"gain {_with_interval(policy['oracle_gain'], policy['oracle_gain_ci'])}",
+        ),
+        ("KL to M₁", f"{policy['kl']:.2f} nats per answer (mean log-ratio over M₂'s answers)"),
+        ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
+        ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
+        ("evaluation", f"{report['evaluation_queries']} further queries, which taught nothing"),
+        (
+            "time",
+            f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",
+        ),
+    ]
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Return what a reader must know before believing the headlines."""
+    found = []
+    if report["labels_shuffled"]:
+        found.append(
+            "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
+        )
+    low, _ = report["evaluator"]["pair_accuracy_ci"]
+    if low is None or low <= 0.5:
+        found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
+    low, high = report["policy"]["oracle_gain_ci"]
+    if low is None or low <= 0 <= high:
+        found.append("The interval of the gain covers zero: this run shows no effect.")
+    if report["prompts_over_long"]:
+        found.append(f"{len(report['prompts_over_long'])} prompts were too long and set aside.")
+    found.append("One run is an anecdote: compare seeds, and arms at equal budget, before concluding.")
+    return found
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    lines = [f"# {report['name']}", "", "| | |", "|---|---|"]
+    lines += [f"| {name.strip()} | {value} |" for name, value in headlines(report)]
+    lines += ["", *[f"> {warning}" for warning in warnings(report)], "", "## Held-out answers", ""]
+    lines += ["| prompt | M₁ | expert | M₂ | expert |", "|---|---|---|---|---|"]
+    for sample in report["samples"]:
+        texts = [_cell(sample[key]) for key in ("prompt", "before", "after")]
+        lines.append(
+            f"| {texts[0]} | {texts[1]} | {sample['before_score']:.2f} | {texts[2]} | {sample['after_score']:.2f} |"
+        )
+    lines += ["", "## Stages", "", "| stage | seconds | from cache |", "|---|---|---|"]
+    lines += [f"| {s['name']} | {s['seconds']:.1f} | {'yes' if s['cached'] else 'no'} |" for s in report["stages"]]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(report: dict[str, Any], figures: list[str]) -> str:
+    """Return the report as one HTML page; the figures lie beside it."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in headlines(report))
+    notes = "".join(f"<p class=note>{escape(warning)}</p>" for warning in warnings(report))
+    pictures = "".join(f'<img src="{name}.png" alt="{name}">' for name in figures)
+    samples = "".join(
+        f"<tr><td>{escape(s['prompt'])}</td><td>{escape(s['before'])}</td><td>{s['before_score']:.2f}</td>"
+        f"<td>{escape(s['after'])}</td><td>{s['after_score']:.2f}</td></tr>"
+        for s in report["samples"]
+    )
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
+<style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}}
+table{{border-collapse:collapse;width:100%}}
+td,th{{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}}
+th{{white-space:nowrap;font-weight:600}}
+img{{width:32%;min-width:18rem;margin:.5rem .5% 0 0}}
+.note{{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}}
+</style>
+<h1>{escape(report["name"])}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
+<table><tr><th>prompt</th><th>M₁</th><th>expert</th><th>M₂</th><th>expert</th></tr>{samples}</table></html>
+"""
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _with_interval(value: float | None, interval: list[float | None]) -> str:
+    return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

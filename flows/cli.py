@@ -224,6 +224,9 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _planned(file: Path, overrides: list[str] | None) -> "Plan":
+    from flows.environment import limit_threads
+
+    limit_threads()
     from flows.experiment import load_experiment
     from flows.plan import plan as make_plan
 

@@ -25,11 +25,13 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads()))
+    limit_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
+    # tables are logged for their digest; no model is served from them
+    warnings.filterwarnings("ignore", message="Hint: Inferred schema contains integer column")
     handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
     for name in ("models", "tasks", "flows"):
         logger = logging.getLogger(name)
@@ -38,6 +40,6 @@ def prepare() -> None:
         logger.propagate = False
 
 
-def threads() -> int:
-    """Return the torch thread count: the setting, or every core this process may use."""
-    return settings().threads or len(os.sched_getaffinity(0))
+def limit_threads() -> None:
+    """Set the thread count, or every core this process may use; OpenMP reads it when FAISS or torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings().threads or len(os.sched_getaffinity(0))))

@@ -178,6 +178,7 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
         after_labels=after_labels.ref,
         before_policy=first,
         after_policy=rounds.policy,
+        max_new_tokens=x.generation.max_new_tokens,
     )
     return Findings(
         rounds=rounds,

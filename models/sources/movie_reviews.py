@@ -45,6 +45,7 @@ class MovieReviews(PromptSource):
     seed: NonNegativeInt = 320
     pool: PositiveInt = 456
     held_out: PositiveInt = 96
+    held_out_from: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
     words: int = Field(4, ge=4, description="words of the prompt; the split is by the first four")
     min_words: PositiveInt = 8
     max_words: PositiveInt = 16
@@ -54,17 +55,18 @@ class MovieReviews(PromptSource):
             Prompts(
                 seed=[self._demonstration(s) for s in self._take("seed", self.seed)],
                 pool=[Prompt.of(self._start(s)) for s in self._take("pool", self.pool)],
-                held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out)],
+                held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_from)],
             )
         )
 
-    def _take(self, split: Split, count: int) -> list[Snippet]:
+    def _take(self, split: Split, count: int, begin: int = 0) -> list[Snippet]:
         distinct = {
             self._start(s): s for s in snippets(split) if self.min_words <= len(s.text.split()) <= self.max_words
         }
-        if len(distinct) < count:
-            raise ValueError(f"the {split} split holds {len(distinct)} snippets, {count} asked: lower prompts.{split}")
-        return list(distinct.values())[:count]
+        if len(distinct) < begin + count:
+            asked = begin + count
+            raise ValueError(f"the {split} split holds {len(distinct)} snippets, {asked} asked: lower prompts.{split}")
+        return list(distinct.values())[begin : begin + count]
 
     def _start(self, snippet: Snippet) -> str:
         return " ".join(snippet.text.split()[: self.words])

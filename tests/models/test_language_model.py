@@ -1,5 +1,6 @@
 """Likelihoods, hidden states and generation: the same for any batch, and equal to what the formulas say."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,18 @@ def test_a_likelihood_is_the_sum_over_completion_tokens_only(tiny_model: Languag
     assert found.logprob[0] == pytest.approx(expected, abs=1e-4)
     assert found.tokens[0] == len(encoded.ids) - encoded.start
     assert encoded.ids[-1] == tiny_model.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+def test_the_end_token_does_not_count_in_a_text_that_was_cut_off(tiny_model: LanguageModel, template: str) -> None:
+    model = LanguageModel(tiny_model.model, tiny_model.tokenizer, template)  # type: ignore[arg-type]
+    cut, whole = zip(*model.likelihood([TEXTS[0], TEXTS[0]], ended=[False, True]), strict=True)
+    ids = model.renderer.encode(*TEXTS[0]).up_to(model.tokenizer.eos_token_id, included=True).ids
+    with torch.no_grad():
+        logs = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert ids[-1] == model.tokenizer.eos_token_id
+    assert whole[0] - cut[0] == pytest.approx(float(logs[-2, ids[-1]]), abs=1e-4)
+    assert whole[1] - cut[1] == 1
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -142,12 +155,33 @@ def test_a_model_reference_that_leads_nowhere_says_what_would(tmp_path: Path) ->
 
 
 def test_a_model_is_known_by_its_bytes_not_its_place(tiny_model_path: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(tiny_model_path, tmp_path / "copy")
     assert locate(str(copy)).digest == locate(str(tiny_model_path)).digest
     (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
     assert locate(str(copy)).digest != locate(str(tiny_model_path)).digest
+
+
+def test_a_hub_model_is_known_by_its_commit(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's own local copy, as it lies there after a download; a branch that moves is another model."""
+    from huggingface_hub import constants
+
+    from models.policies import pretrained
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    copy = tmp_path / "models--org--tiny"
+    (copy / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_model_path, copy / "snapshots" / commit)
+        (copy / "refs" / "main").write_text(commit)
+        pretrained._snapshot.cache_clear()
+        located = locate("org/tiny")
+        assert located.digest == locate("org/tiny@main").digest == f"hub-org/tiny-{commit}"
+    assert locate(f"org/tiny@{'a' * 40}").digest == f"hub-org/tiny-{'a' * 40}"
+    assert Checkpoint(located.source, (), "float32", "plain").load().likelihood([TEXTS[0]]).logprob[0] < 0
+    with pytest.raises(FileNotFoundError, match="neither on the hub nor in the local copy"):
+        locate("org/tiny@missing")
 
 
 def test_the_packaged_model_converts_and_continues_english() -> None:

@@ -91,6 +91,14 @@ def test_an_edited_file_has_another_digest(files: Files) -> None:
     assert files.digest_inputs() != before
 
 
+def test_held_out_prompts_may_start_after_those_that_chose_the_settings() -> None:
+    first, later = (MovieReviews(held_out=20, held_out_from=begin).load() for begin in (0, 20))
+    assert not {p.id for p in first.held_out} & {p.id for p in later.held_out}
+    assert first.pool == later.pool
+    with pytest.raises(ValueError, match="the held_out split holds .* snippets, 100020 asked"):
+        MovieReviews(held_out=20, held_out_from=100_000).load()
+
+
 def test_more_snippets_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="the pool split holds .* snippets, 100000 asked: lower prompts.pool"):
         MovieReviews(pool=100_000).load()

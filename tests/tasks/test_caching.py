@@ -10,8 +10,10 @@ from prefect import flow
 
 from models.generators.hf import Transformers
 from models.preference import Prompt
+from models.sources.files import Files
 from tasks.caching import Product, identity, stage, stage_runs
 from tasks.locks import ProcessLocks
+from tasks.policy import Policy
 from tasks.store import store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
@@ -149,3 +151,15 @@ def twice_at_once(folder: str) -> list[int]:
 def test_identical_concurrent_tasks_compute_once(tmp_path: Path) -> None:
     assert twice_at_once(str(tmp_path)) == [7, 7, 7]
     assert (tmp_path / "executions").read_text() == "x"
+
+
+def test_a_folder_that_moves_changes_no_key() -> None:
+    def policy(place: str) -> Policy:
+        return Policy(model=place, weights="directory-1", dtype="float32", template="plain")
+
+    def source(place: str) -> Files:
+        return Files(pool=Path(place) / "pool.txt", held_out=Path(place) / "held.txt")
+
+    assert identity(policy("/a")) == identity(policy("/b"))
+    assert identity(source("/a")) == identity(source("/b"))
+    assert identity(source("/a")) != identity(source("/a").model_copy(update={"drop_duplicates": True}))

@@ -140,7 +140,7 @@ def labels_export(file: Annotated[Path, typer.Argument(help="A .csv or .jsonl fi
 @labels_app.command("import", epilog="Example: `ninefold labels import labels.csv`")
 def labels_import(file: Annotated[Path, typer.Argument(help="A file written by export.")]) -> None:
     """Take over labels paid for elsewhere; those the ledger holds already stay as they are."""
-    from models.ledger import Question
+    from models.ledger_tables import Question
 
     rows = _read_labels(file)
     ledger = _ledger()

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 from flows.tracking import runs_url
 from tasks.settings import settings
@@ -15,7 +17,7 @@ HOST = "127.0.0.1"
 
 
 def serve(*, mlflow_port: int, prefect_port: int) -> None:
-    """Run both servers on 127.0.0.1 until Ctrl-C; raise ValueError if a port is taken."""
+    """Run both servers on 127.0.0.1 until Ctrl-C; raise ValueError if a port is taken, ChildProcessError if one ends."""
     for port in (mlflow_port, prefect_port):
         if port_taken(port):
             raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
@@ -29,14 +31,18 @@ def serve(*, mlflow_port: int, prefect_port: int) -> None:
         ],
     ]
     environment = {**os.environ, "PREFECT_UI_API_URL": api}
-    servers = [subprocess.Popen(command, env=environment) for command in commands]
+    # Ctrl-C is for this process, which then ends the servers in good order; a polite kill is the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    servers = [subprocess.Popen(command, env=environment, start_new_session=True) for command in commands]
     log.info("MLflow runs  %s", url)
     log.info("Prefect      http://%s:%d", HOST, prefect_port)
     try:
-        for server in servers:
-            server.wait()
+        while all(server.poll() is None for server in servers):
+            time.sleep(0.5)
     except KeyboardInterrupt:
         log.info("stopping")
+    else:
+        raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
     finally:
         for server in servers:
             server.terminate()

@@ -11,7 +11,8 @@ from threading import Event
 
 from tqdm import tqdm
 
-from models.ledger import Answer, BudgetExhausted, Ledger, Question
+from models.ledger import Answer, BudgetExhausted, Ledger
+from models.ledger_tables import Question
 from models.oracles.base import Oracle, UnpaidFailure
 from models.preference import Label, Response
 from models.rubric import Rubric

@@ -7,51 +7,20 @@ whoever asks it again is charged its price virtually (arms stay comparable) whil
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.cost import dollars
-from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, METADATA, QUERIES, alive, open_engine, this_process
-from models.preference import LabelStatus, text_hash
+from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, METADATA, QUERIES, Question, alive, open_engine, this_process
+from models.preference import LabelStatus
 
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 
 
 class BudgetExhausted(Exception):
     """The account cannot pay for one more query."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One query: which expert, by which criterion, about which tuple (x, y)."""
-
-    oracle: str
-    criterion: str
-    prompt: str
-    response: str
-
-    def columns(self) -> dict[str, str]:
-        """Return the columns of this query's row that say what was asked."""
-        return {
-            "oracle": self.oracle,
-            "criterion": self.criterion,
-            "prompt_hash": text_hash(self.prompt),
-            "response_hash": text_hash(self.response),
-            "prompt": self.prompt,
-            "response": self.response,
-        }
-
-    def match(self) -> sa.ColumnElement[bool]:
-        """Return the condition that selects this query's rows."""
-        return sa.and_(
-            QUERIES.c.oracle == self.oracle,
-            QUERIES.c.criterion == self.criterion,
-            QUERIES.c.prompt_hash == text_hash(self.prompt),
-            QUERIES.c.response_hash == text_hash(self.response),
-        )
 
 
 class Reservation(NamedTuple):
@@ -151,14 +120,17 @@ class Ledger:
     ) -> Answer:
         """Record the reply and its real price; the label is now owned for ever.
 
-        Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap no longer holds.
+        A reply so late that its question was asked again meanwhile is kept on its own row, which stays `lost`: the other
+        row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap
+        no longer holds.
         """
         with self.engine.begin() as connection:
+            late = self._asked_again(connection, reservation.query_id)
             settled = connection.execute(
                 sa.update(QUERIES)
                 .where(QUERIES.c.id == reservation.query_id, QUERIES.c.status.in_(["reserved", "lost"]))
                 .values(
-                    status=status,
+                    status="lost" if late else status,
                     score=score if status == "labelled" else None,
                     raw=raw,
                     tokens=tokens,
@@ -291,6 +263,15 @@ class Ledger:
         if deleted.rowcount == 1:
             connection.execute(sa.delete(CHARGES).where(CHARGES.c.query_id == reservation.query_id))
             self._adjust(connection, reservation, queries=-1, micro_usd=-reservation.micro_usd)
+
+    def _asked_again(self, connection: Connection, query_id: int) -> bool:
+        """Whether a question whose reservation was given up has been asked by another since."""
+        other = QUERIES.alias()
+        same = [QUERIES.c[name] == other.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash")]
+        again = sa.select(other.c.id).where(
+            QUERIES.c.id == query_id, QUERIES.c.status == "lost", other.c.status != "lost", *same
+        )
+        return connection.execute(again).first() is not None
 
     def _mark_lost(self, connection: Connection, query_id: int) -> None:
         connection.execute(

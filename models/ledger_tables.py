@@ -1,14 +1,17 @@
-"""The ledger's tables, its connection, and who holds a reservation."""
+"""The ledger's tables, how a question is found in them, their connection, and who holds a reservation."""
 
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+
+from models.preference import text_hash
 
 # A reservation whose holder cannot be seen (another machine) is given up after this long.
 LEASE_SECONDS = 900.0
@@ -60,6 +63,37 @@ sa.Index(
     sqlite_where=LIVE,
     postgresql_where=LIVE,
 )
+
+
+@dataclass(frozen=True)
+class Question:
+    """One query: which expert, by which criterion, about which tuple (x, y)."""
+
+    oracle: str
+    criterion: str
+    prompt: str
+    response: str
+
+    def columns(self) -> dict[str, str]:
+        """Return the columns of this query's row that say what was asked."""
+        return {
+            "oracle": self.oracle,
+            "criterion": self.criterion,
+            "prompt_hash": text_hash(self.prompt),
+            "response_hash": text_hash(self.response),
+            "prompt": self.prompt,
+            "response": self.response,
+        }
+
+    def match(self) -> sa.ColumnElement[bool]:
+        """Return the condition that selects this query's rows."""
+        return sa.and_(
+            QUERIES.c.oracle == self.oracle,
+            QUERIES.c.criterion == self.criterion,
+            QUERIES.c.prompt_hash == text_hash(self.prompt),
+            QUERIES.c.response_hash == text_hash(self.response),
+        )
+
 
 CHARGES = sa.Table(
     "charges",

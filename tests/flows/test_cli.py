@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.ledger import Ledger, Question
+from models.ledger import Ledger
+from models.ledger_tables import Question
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from models.ledger import Answer, BudgetExhausted, Ledger, Question, Reservation
+from models.ledger import Answer, BudgetExhausted, Ledger, Reservation
+from models.ledger_tables import Question
 
 CENT = 10_000
 
@@ -175,7 +176,7 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
     ledger = Ledger(url)
     ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
     script = (
-        "import sys, time\nfrom models.ledger import Ledger, Question\n"
+        "import sys, time\nfrom models.ledger import Ledger\nfrom models.ledger_tables import Question\n"
         f"Ledger({url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
         f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
     )
@@ -210,6 +211,21 @@ def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger:
     ledger.settle(reserved, status="labelled", score=2.0, raw="", tokens=0, micro_usd=CENT, seconds=0)
     assert buy(ledger, "a", question()).score == 2.0
     assert ledger.spent("a").queries == 1
+
+
+def test_a_reply_later_than_the_second_asking_is_kept_beside_the_label_that_is_owned(ledger: Ledger) -> None:
+    late = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(late, Reservation)
+    ledger.lose(late)
+    buy(ledger, "a", question(), score=2.0)
+    reply = ledger.settle(late, status="labelled", score=1.0, raw="late", tokens=3, micro_usd=CENT // 2, seconds=9.0)
+    assert reply.score == 1.0
+    assert buy(ledger, "a", question()).score == 2.0, "the ledger owns one label per question"
+    assert [(r["status"], r["raw"], r["score"]) for r in ledger.rows()] == [
+        ("lost", "late", 1.0),
+        ("labelled", "Score: 1.5", 2.0),
+    ]
+    assert ledger.spent("a") == (2, CENT + CENT // 2, 2, CENT + CENT // 2), "both were paid for"
 
 
 def test_an_imported_label_is_owned_and_never_overwrites(ledger: Ledger) -> None:

@@ -1,0 +1,92 @@
+"""`ninefold up`: both real servers answer on 127.0.0.1, the printed link's experiment is there, and Ctrl-C ends both."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows.servers import port_taken
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fetch(url: str, body: dict[str, object] | None = None) -> bytes:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def answers(url: str, seconds: float) -> bytes:
+    """Return what a page says as soon as it says something."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fetch(url)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def test_up_serves_both_pages_until_ctrl_c(tmp_path: Path) -> None:
+    mlflow_port, prefect_port = free_port(), free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    server = subprocess.Popen(
+        [
+            *[sys.executable, "-m", "flows.cli", "up"],
+            *["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)],
+        ],
+        cwd=ROOT,
+        env=environment | {"NINEFOLD_HOME": str(tmp_path), "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert b"<html" in answers(f"http://127.0.0.1:{prefect_port}/", 90).lower()
+        assert b"true" in fetch(f"http://127.0.0.1:{prefect_port}/api/health")
+        assert b"<html" in answers(f"http://127.0.0.1:{mlflow_port}/", 90).lower()
+        found = fetch(f"http://127.0.0.1:{mlflow_port}/api/2.0/mlflow/experiments/search", {"max_results": 10})
+        assert [e["name"] for e in json.loads(found)["experiments"]] == ["Default"]
+        for port in (mlflow_port, prefect_port):  # a server on 0.0.0.0 would answer here too
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.2", port), timeout=5)
+    finally:
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does: to the children too
+        said, _ = server.communicate(timeout=60)
+    assert f"http://127.0.0.1:{mlflow_port}/#/experiments/0/runs?workflowType=machine_learning" in said
+    assert "Traceback" not in said
+    assert not port_taken(mlflow_port)
+    assert not port_taken(prefect_port)
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        port = occupied.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "up", "--mlflow-port", str(port)],
+            cwd=ROOT,
+            env=os.environ | {"NINEFOLD_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr

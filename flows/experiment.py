@@ -87,7 +87,7 @@ class Experiment(Frozen):
             )
         if self.generation.samples < 2:
             raise ValueError("generation.samples must be at least 2: a preference needs two responses to a prompt")
-        if self.labelling.acquisition.needs_scores and turns == 1:
+        if self.labelling.acquisition.needs.scores and turns == 1:
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
                 "turn there is none when it picks: set labelling.batches to 2 or more"

@@ -4,7 +4,7 @@ M_0 is the base model, M_1 the fine-tuned one, M_2 the aligned one. Each stage b
 in the ledger.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow
 
@@ -25,6 +25,7 @@ from tasks.evaluate import assess_evaluator, assess_policy
 from tasks.fine_tune import fine_tune
 from tasks.generate import generate
 from tasks.history import Batch
+from tasks.likelihood import likelihood
 from tasks.pair import pair
 from tasks.policy import Policy
 from tasks.prompts import PromptSets, load_prompts
@@ -36,7 +37,7 @@ from tasks.train_evaluator import train_evaluator
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
 def proxy_reward(experiment: Experiment) -> dict[str, Any]:
     """Run one arm and return its report (also written to the reports folder and to MLflow)."""
-    x, labelling = experiment, experiment.labelling
+    x = experiment
     with arm_run(experiment) as arm:
         base = base_policy(x.policy)  # M_0
         prompts = load_prompts(
@@ -45,38 +46,37 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
             policy=base,
             max_prompt_tokens=x.policy.max_prompt_tokens,
         )
-        first = policy = _fine_tuned(arm, base, prompts)  # M_1
+        first = _fine_tuned(arm, base, prompts)  # M_1
+        before, policy = base, first
         history: tuple[Batch, ...] = ()
         evaluator: Product | None = None
-        strategy = labelling.acquisition
-        for round_number in range(1, x.dpo.rounds + 1):
-            pool = arm.log("generate", _responses(arm, policy, prompts.pool, round_number))
-            vectors = _view(arm, pool.ref, strategy.vector_view, first)
-            features = _view(arm, pool.ref, x.evaluator.feature_view, first)
-            for turn in range(labelling.batches * (round_number - 1), labelling.batches * round_number):
-                members = None
-                if strategy.needs_scores and evaluator is not None:
-                    members = _scores(arm, evaluator.ref, pool.ref, features, first).members
-                picks = acquire(
-                    # a strategy that ranks by an evaluator starts from a uniform batch while there is none
-                    Uniform() if strategy.needs_scores and members is None else strategy,
-                    pool.ref,
-                    vectors=vectors,
-                    members=members,
-                    history=history,
-                    budget=arm.quota(turn),
-                    seed=x.seeds.selection,
-                    turn=turn,
-                )
-                labels = arm.buy(_labels(arm, pool.ref, picks.ref, arm.money_left))
-                history += (Batch(responses=pool.ref, labels=labels.ref, vectors=vectors, features=features),)
-                evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, round_number))
-            scored = arm.log("proxy_label", _scores(arm, trained.ref, pool.ref, features, first))
-            pairs = arm.log("pair", pair(pool.ref, scored.ref, () if labelling.shuffle_labels else history))
-            adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, round_number, "align")))
-            policy = policy.adapted(adapter.ref)  # M_2, and the reference of the next round
+        for number in range(1, x.dpo.rounds + 1):
+            responses = arm.log("generate", _responses(arm, policy, prompts.pool, number)).ref
+            pool = Pool(responses, *_views(arm, responses, first), _reference(arm, responses, before))
+            for turn in arm.turns(number):
+                picks = _picks(arm, pool, evaluator, first=first, history=history, turn=turn)
+                labels = arm.buy(_labels(arm, responses, picks, arm.money_left))
+                history += (pool.batch(picks, labels.ref),)
+                evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, number))
+            scored = arm.log("proxy_label", _scores(arm, trained.ref, responses, pool.features, first))
+            pairs = arm.log("pair", pair(responses, scored.ref, () if x.labelling.shuffle_labels else history))
+            adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, number, "align")))
+            before, policy = policy, policy.adapted(adapter.ref)  # M_2, and the reference of the next round
         rounds = Rounds(prompts, first, policy, history, trained.ref, scored.ref, pairs.ref)
         return write_report(arm, _evaluate(arm, rounds))
+
+
+class Pool(NamedTuple):
+    """A round's responses, their vectors in the strategy's view and in the evaluator's, and log π_ref of each."""
+
+    responses: Ref
+    vectors: Ref | None
+    features: Ref | None
+    reference: Ref | None
+
+    def batch(self, picks: Ref, labels: Ref) -> Batch:
+        """Return what was bought of this pool in one turn."""
+        return Batch(picks=picks, responses=self.responses, labels=labels, vectors=self.vectors, features=self.features)
 
 
 def base_policy(config: PolicyConfig) -> Policy:
@@ -106,6 +106,43 @@ def _view(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | N
     encoder = embedding.digest_inputs()
     return embed(
         responses, embedding, view=view, encoder=encoder, rubric=arm.experiment.labelling.rubric, policy=policy
+    ).ref
+
+
+def _views(arm: Arm, responses: Ref, first: Policy) -> tuple[Ref | None, Ref | None]:
+    x = arm.experiment
+    strategy, evaluator = x.labelling.acquisition.needs.view, x.evaluator.feature_view
+    return _view(arm, responses, strategy, first), _view(arm, responses, evaluator, first)
+
+
+def _reference(arm: Arm, responses: Ref, before: Policy) -> Ref | None:
+    """Return the log-probabilities under the policy before its last training, for strategies that ask for them."""
+    if not arm.experiment.labelling.acquisition.needs.reference:
+        return None
+    return likelihood(responses, before, max_new_tokens=arm.experiment.generation.max_new_tokens).ref
+
+
+def _picks(
+    arm: Arm, pool: Pool, evaluator: Product | None, *, first: Policy, history: tuple[Batch, ...], turn: int
+) -> Ref:
+    labelling = arm.experiment.labelling
+    strategy, members = labelling.acquisition, None
+    if strategy.needs.scores and evaluator is None:
+        strategy = Uniform()  # a strategy that ranks by an evaluator starts from a uniform batch while there is none
+    elif strategy.needs.scores and evaluator is not None:
+        members = _scores(arm, evaluator.ref, pool.responses, pool.features, first).members
+    return acquire(
+        strategy,
+        pool.responses,
+        vectors=pool.vectors,
+        members=members,
+        reference=pool.reference,
+        oracle=labelling.oracle if strategy.needs.cost else None,
+        money=arm.money_left if strategy.needs.cost else None,
+        history=history,
+        budget=arm.quota(turn),
+        seed=arm.experiment.seeds.selection,
+        turn=turn,
     ).ref
 
 

@@ -60,6 +60,11 @@ class Arm:
         self.measurements.append(labels.facts)
         return labels
 
+    def turns(self, round_number: int) -> range:
+        """Return the acquisition turns of a round, numbered through from 0."""
+        batches = self.experiment.labelling.batches
+        return range(batches * (round_number - 1), batches * round_number)
+
     def quota(self, turn: int) -> int:
         """Return the queries of one acquisition turn: the budget in equal parts, the first ones larger."""
         turns = self.experiment.dpo.rounds * self.experiment.labelling.batches

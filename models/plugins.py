@@ -4,10 +4,11 @@ import hashlib
 import importlib
 import json
 import pkgutil
+from functools import cache
 from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema, core_schema
 
 
 class Frozen(BaseModel):
@@ -64,17 +65,33 @@ class OneOf:
     """Annotation that turns a plugin base into the discriminated union of its plugins.
 
     `acquisition: Annotated[Acquisition, OneOf("models.acquisition")]` accepts every strategy in that folder,
-    and a typo in `kind` is answered with the list of the kinds there are.
+    and a typo in `kind` is answered with the list of the kinds there are. `late` is for a plugin that holds another of
+    its own package, which is not whole while it is being imported.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, *, late: bool = False) -> None:
         self.package = package
+        self.late = late
 
     def plugins(self, base: type[Plugin]) -> list[type[Plugin]]:
         """Return the plugins that the union offers."""
         return plugins_of(self.package, base)
 
     def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
-        kinds = self.plugins(source)
-        union: Any = kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
-        return handler.generate_schema(union)
+        if self.late:
+            return core_schema.no_info_plain_validator_function(
+                lambda value: self._adapter(source).validate_python(value),
+                serialization=core_schema.plain_serializer_function_ser_schema(lambda plugin: plugin.model_dump()),
+            )
+        return handler.generate_schema(self._union(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "object", "description": f"any of {self.package}"} if self.late else handler(schema)
+
+    def _union(self, base: type[Plugin]) -> Any:  # noqa: ANN401
+        kinds = self.plugins(base)
+        return kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
+
+    @cache  # noqa: B019 - one OneOf per field, for the life of the process
+    def _adapter(self, base: type[Plugin]) -> TypeAdapter[Any]:
+        return TypeAdapter(self._union(base))

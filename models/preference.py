@@ -56,10 +56,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A tuple chosen for the expert, with the utility that chose it (higher is more wanted)."""
+    """A tuple chosen for the expert, with the utility that chose it (higher is more wanted).
+
+    `why` is a JSON object of what the utility was made of, by name.
+    """
 
     response_id: str
     utility: float
+    why: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)

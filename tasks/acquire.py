@@ -1,11 +1,13 @@
 """Choose the tuples that the expert will be asked about."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
+from models.oracles.base import Oracle
 from models.preference import Pick, Response
 from models.randomness import stream
 from tasks.caching import Product, stage
@@ -13,20 +15,32 @@ from tasks.history import Batch, anchors, labels_of
 from tasks.store import Ref, store
 
 
-@stage(version=1)
+@stage(version=2)
 def acquire(
     strategy: Acquisition,
     responses: Ref,
     *,
     vectors: Ref | None,
     members: Ref | None,
+    reference: Ref | None,
+    oracle: Oracle | None,
+    money: int | None,
     history: tuple[Batch, ...],
     budget: int,
     seed: int,
     turn: int,
 ) -> Product:
-    """Return at most `budget` picks of the pool, best first, with the utility of each."""
-    pool = _pool(store().rows(responses, Response), responses, vectors, members, history)
+    """Return at most `budget` picks of the pool, best first, with the utility of each and why.
+
+    `oracle` and `money` only where the strategy asks for prices, `reference` where it asks for log-probabilities.
+    """
+    rows = store().rows(responses, Response)
+    pool = _pool(rows, responses, vectors, members, history)
+    if reference is not None:
+        pool = replace(pool, reference_logprob=store().matrix(reference)[:, 0].astype(np.float64))
+    if oracle is not None and money is not None:
+        cost = np.array([oracle.ceiling(r.prompt, r.text) for r in rows], dtype=np.float64)
+        pool = replace(pool, cost=cost, money=money)
     picks = strategy.select(pool, budget, stream(seed, turn, "acquire"))
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
     return Product(ref=store().write_rows("picks", picks, Pick), facts=facts)

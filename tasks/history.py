@@ -1,6 +1,7 @@
 """What has been bought so far: for each batch, which pool it was picked from, its labels and its vectors."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from tasks.store import Ref, store
 class Batch(Frozen):
     """One acquired batch. `vectors` are the pool's in the strategy's view, `features` in the evaluator's."""
 
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"picks"})  # why is for people: the labels are what counts
+
+    picks: Ref
     responses: Ref
     labels: Ref
     vectors: Ref | None = None

@@ -1,8 +1,11 @@
 """What every query strategy does: rank the tuples of a pool by how much an expert's label would teach."""
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +24,9 @@ class Pool:
 
     `prompt` numbers the tuple's prompt; `unavailable` marks tuples that must not be picked (already asked, or the same
     text as an earlier one); `labelled` those whose labels are known. Optional: `vectors` (N, d); `anchors` (m, d), the
-    vectors labelled in earlier rounds; `logprob` and `tokens` of the response under the policy; `scores` (E, N), one
-    row per ensemble member of the current evaluator.
+    vectors labelled in earlier rounds; `logprob` and `tokens` of the response under the policy, `reference_logprob`
+    under its reference; `scores` (E, N), one row per ensemble member of the current evaluator; `cost`, what the query
+    may cost, and `money`, what there is to spend, in one unit.
     """
 
     ids: Sequence[str]
@@ -33,7 +37,10 @@ class Pool:
     anchors: NDArray[np.float32] | None = None
     logprob: Floats | None = None
     tokens: Rows | None = None
+    reference_logprob: Floats | None = None
     scores: Floats | None = None
+    cost: Floats | None = None
+    money: float = math.inf
 
     def take(self, rows: Rows) -> "Pool":
         """Return the pool with only these rows, in this order."""
@@ -46,6 +53,8 @@ class Pool:
                 ("vectors", self.vectors),
                 ("logprob", self.logprob),
                 ("tokens", self.tokens),
+                ("reference_logprob", self.reference_logprob),
+                ("cost", self.cost),
             )
         }
         scores = None if self.scores is None else self.scores[:, rows]
@@ -53,17 +62,35 @@ class Pool:
 
 
 class Chosen(NamedTuple):
-    """Row numbers in the order picked, and the utility of each when it was picked."""
+    """Row numbers in the order picked, and the utility of each when it was picked.
+
+    `terms` say why, by name: what the utility was made of, one value per pick.
+    """
 
     rows: Rows
     utilities: Floats
+    terms: Mapping[str, Floats] = MappingProxyType({})
+
+
+class Needs(NamedTuple):
+    """What a strategy ranks by: vectors of a view, an evaluator's scores, log-probabilities under the reference, prices.
+
+    A strategy that needs scores cannot make the first batch: nothing has taught an evaluator yet.
+    """
+
+    view: View | None = None
+    scores: bool = False
+    reference: bool = False
+    cost: bool = False
 
 
 class Acquisition(Plugin):
     """A query strategy. Concrete strategies declare `kind` and implement `utility`, or `choose` to pick as a batch."""
 
-    vector_view: ClassVar[View | None] = None
-    needs_scores: ClassVar[bool] = False
+    @property
+    def needs(self) -> Needs:
+        """What the strategy ranks by."""
+        return Needs()
 
     def select(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Pick]:
         """Return min(budget, available) distinct picks, best first.
@@ -80,8 +107,12 @@ class Acquisition(Plugin):
             return []
         chosen = self.choose(ordered, count, rng)
         return [
-            Pick(response_id=ordered.ids[row], utility=float(utility))
-            for row, utility in zip(chosen.rows, chosen.utilities, strict=True)
+            Pick(
+                response_id=ordered.ids[row],
+                utility=float(utility),
+                why=_why(chosen, place),
+            )
+            for place, (row, utility) in enumerate(zip(chosen.rows, chosen.utilities, strict=True))
         ]
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
@@ -95,14 +126,33 @@ class Acquisition(Plugin):
         raise NotImplementedError
 
     def _check(self, pool: Pool) -> None:
-        for name in ("vectors", "logprob", "scores"):
+        for name in ("vectors", "logprob", "reference_logprob", "scores", "cost"):
             values = getattr(pool, name)
             if values is None or np.isfinite(values).all():
                 continue
             finite = np.isfinite(values).all(axis=0 if name == "scores" else tuple(range(1, values.ndim)))
             row = int(np.flatnonzero(~finite)[0])
             raise ValueError(f"{name} of tuple {pool.ids[row]} is not finite: the stage that made it is at fault")
-        if self.vector_view and pool.vectors is None:
-            raise ValueError(f"{type(self).__name__} needs vectors of the {self.vector_view} view")
-        if self.needs_scores and pool.scores is None:
+        if self.needs.view and pool.vectors is None:
+            raise ValueError(f"{type(self).__name__} needs vectors of the {self.needs.view} view")
+        if self.needs.scores and pool.scores is None:
             raise ValueError(f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels")
+        if self.needs.reference and (pool.logprob is None or pool.reference_logprob is None):
+            raise ValueError(f"{type(self).__name__} needs log-probabilities under the policy and under its reference")
+        for name in ("vectors", "logprob", "reference_logprob", "tokens", "cost", "prompt", "unavailable", "labelled"):
+            values = getattr(pool, name)
+            if values is not None and len(values) != len(pool.ids):
+                raise ValueError(f"{name} has {len(values)} rows for {len(pool.ids)} tuples: the views do not match")
+        if self.needs.cost and pool.cost is None:
+            raise ValueError(f"{type(self).__name__} needs what each query may cost")
+        if pool.cost is not None and (pool.cost < 0).any():
+            raise ValueError(f"cost of tuple {pool.ids[int(pool.cost.argmin())]} is negative: {pool.cost.min():g}")
+        if pool.scores is not None and pool.scores.shape[1:] != (len(pool.ids),):
+            raise ValueError(
+                f"scores has shape {pool.scores.shape} for {len(pool.ids)} tuples: expected (members, tuples)"
+            )
+
+
+def _why(chosen: Chosen, place: int) -> str:
+    values = {name: float(column[place]) for name, column in chosen.terms.items()}
+    return json.dumps({name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()})

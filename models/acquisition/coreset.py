@@ -1,14 +1,13 @@
 """Coverage: exact farthest-first traversal (greedy k-center) in the instruction or the evaluation-prompt view."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from models.acquisition.base import Acquisition, Chosen, Pool, Rows
-from models.embedding import View
+from models.acquisition.base import Acquisition, Chosen, Needs, Pool, Rows
 
 Vectors = NDArray[np.float32]
 
@@ -140,33 +139,40 @@ def _nearest(rows: Vectors, centres: Vectors) -> NDArray[np.float32]:
     return np.asarray(np.maximum(squared[:, 0], 0.0), dtype=np.float32)
 
 
-class _Coreset(Acquisition):
-    """Greedy k-center over the strategy's view, seeded by everything labelled so far, earlier rounds included."""
-
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
-        assert pool.vectors is not None  # noqa: S101 - select() has checked it
-        vectors, offset = pool.vectors, len(pool.ids)
-        centres = np.flatnonzero(pool.labelled)
-        if pool.anchors is not None and len(pool.anchors):
-            vectors = np.concatenate([vectors, pool.anchors])
-            centres = np.concatenate([centres, np.arange(offset, len(vectors))])
-        banned = np.zeros(len(vectors), dtype=bool)
-        banned[:offset] = pool.unavailable
-        found = traverse(np.ascontiguousarray(vectors), count, centres=centres, banned=banned, rng=rng)
-        return Chosen(found.rows, found.distances)
+def cover(pool: Pool, banned: NDArray[np.bool_], count: int, rng: np.random.Generator) -> Chosen:
+    """Return `count` rows, none of them banned, by k-center from everything labelled, earlier rounds included."""
+    assert pool.vectors is not None  # noqa: S101 - select() has checked it
+    vectors, offset = pool.vectors, len(pool.ids)
+    centres = np.flatnonzero(pool.labelled)
+    if pool.anchors is not None and len(pool.anchors):
+        vectors = np.concatenate([vectors, pool.anchors])
+        centres = np.concatenate([centres, np.arange(offset, len(vectors))])
+    banned = np.concatenate([banned, np.zeros(len(vectors) - offset, dtype=bool)])
+    found = traverse(np.ascontiguousarray(vectors), count, centres=centres, banned=banned, rng=rng)
+    return Chosen(found.rows, found.distances, {"distance": found.distances})
 
 
-class CoresetIFT(_Coreset):
+class CoresetIFT(Acquisition):
     """Cover the instructions: k-center in the space of x (2407.02119)."""
-
-    vector_view: ClassVar[View | None] = "instruction"
 
     kind: Literal["coreset_ift"] = "coreset_ift"
 
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(view="instruction")
 
-class CoresetEFT(_Coreset):
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        return cover(pool, pool.unavailable, count, rng)
+
+
+class CoresetEFT(Acquisition):
     """Cover what the evaluator will be asked: k-center in the space of rubric + x + y (2407.02119)."""
 
-    vector_view: ClassVar[View | None] = "evaluation"
-
     kind: Literal["coreset_eft"] = "coreset_eft"
+
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(view="evaluation")
+
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        return cover(pool, pool.unavailable, count, rng)

@@ -17,9 +17,14 @@ class PredictiveEntropy(Acquisition):
     per_token: bool = False
 
     def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
-        if pool.logprob is None or pool.tokens is None:
-            raise ValueError("predictive_entropy needs log-probabilities, which this generator does not report")
-        logprob = pool.logprob / np.maximum(pool.tokens, 1) if self.per_token else pool.logprob
-        _, prompt = np.unique(pool.prompt, return_inverse=True)
-        entropy = -np.bincount(prompt, weights=logprob) / np.bincount(prompt)
-        return np.asarray(entropy[prompt])
+        return prompt_entropy(pool, per_token=self.per_token)
+
+
+def prompt_entropy(pool: Pool, *, per_token: bool = False) -> Floats:
+    """Return the entropy of each tuple's prompt in nats, shape (N,)."""
+    if pool.logprob is None or pool.tokens is None:
+        raise ValueError("predictive entropy needs log-probabilities, which this generator does not report")
+    logprob = pool.logprob / np.maximum(pool.tokens, 1) if per_token else pool.logprob
+    _, prompt = np.unique(pool.prompt, return_inverse=True)
+    entropy = -np.bincount(prompt, weights=logprob) / np.bincount(prompt)
+    return np.asarray(entropy[prompt])

@@ -1,26 +1,42 @@
 """One contract for every strategy, and what each one promises on its own."""
 
+import json
+import math
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from models.acquisition.apl import Apl
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.coreset import CoresetEFT, CoresetIFT, farthest_first
+from models.acquisition.cost_aware import CostAware
+from models.acquisition.d_optimal import DOptimal
+from models.acquisition.hybrid import Hybrid
 from models.acquisition.margin import Margin
+from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.predictive_entropy import PredictiveEntropy
+from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.uniform import Uniform
-from models.plugins import plugins_of
+from models.plugins import OneOf, plugins_of
 
+RULES: list[PairRule] = [rule() for rule in plugins_of("models.acquisition.pair_rules", PairRule)]  # type: ignore[misc]
 STRATEGIES: list[Acquisition] = [
     *[kind() for kind in plugins_of("models.acquisition", Acquisition)],  # type: ignore[misc]
     Uniform(stratified=True),
     PredictiveEntropy(per_token=True),
+    DOptimal(weight="bernoulli"),
+    Hybrid(uncertainty=PredictiveEntropy()),
+    CostAware(utility_of=Margin(), gamma=0.5),
+    *[PrefEntropy(pairs=rule) for rule in RULES],
 ]
+AnyStrategy = Annotated[Acquisition, OneOf("models.acquisition")]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 
 
@@ -38,7 +54,9 @@ def make_pool(prompts: int = 12, samples: int = 3, *, seed: int = 0, labelled: i
         vectors=vectors.astype(np.float32),
         logprob=np.full(size, -5.0) if constant else -rng.gamma(4, 3, size),
         tokens=rng.integers(3, 20, size),
+        reference_logprob=np.full(size, -6.0) if constant else -rng.gamma(4, 3, size),
         scores=np.zeros((4, size)) if constant else rng.normal(size=(4, size)),
+        cost=np.full(size, 5.0) if constant else rng.integers(0, 9, size).astype(float),
     )
 
 
@@ -77,13 +95,50 @@ def test_the_same_seed_gives_the_same_ids_whatever_the_order_of_the_pool(strateg
 
 
 @every_strategy
+def test_a_strategy_survives_its_own_file(strategy: Acquisition) -> None:
+    """A peer's strategy crashes with its own config."""
+    again: Acquisition = TypeAdapter(AnyStrategy).validate_python(strategy.model_dump(mode="json"))
+    assert again == strategy
+    assert hash(again) == hash(strategy)
+    pool = make_pool(labelled=5)
+    assert ids(again.select(pool, 9, np.random.default_rng(1))) == ids(
+        strategy.select(pool, 9, np.random.default_rng(1))
+    )
+
+
+@every_strategy
+def test_every_pick_says_why(strategy: Acquisition) -> None:
+    for pick in strategy.select(make_pool(), 5, np.random.default_rng(0)):
+        assert not math.isnan(pick.utility)
+        assert all(value is None or isinstance(value, float) for value in json.loads(pick.why).values())
+
+
+@every_strategy
+def test_global_random_state_is_neither_read_nor_moved(strategy: Acquisition) -> None:
+    """Peers draw from the global generator, so that whatever ran before changes what is bought."""
+    np.random.seed(1)
+    before = str(np.random.get_state())
+    first = ids(strategy.select(make_pool(), 9, np.random.default_rng(1)))
+    assert str(np.random.get_state()) == before
+    np.random.seed(2)
+    assert ids(strategy.select(make_pool(), 9, np.random.default_rng(1))) == first
+
+
+@every_strategy
 def test_a_negative_budget_is_refused(strategy: Acquisition) -> None:
     with pytest.raises(ValueError, match="budget must not be negative, got -1"):
         strategy.select(make_pool(), -1, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
-    ("strategy", "field"), [(CoresetEFT(), "vectors"), (PredictiveEntropy(), "logprob"), (Margin(), "scores")]
+    ("strategy", "field"),
+    [
+        (CoresetEFT(), "vectors"),
+        (PredictiveEntropy(), "logprob"),
+        (Margin(), "scores"),
+        (Apl(), "reference_logprob"),
+        (CostAware(), "cost"),
+    ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_input_that_is_not_finite_is_refused_by_name(strategy: Acquisition, field: str, value: float) -> None:
@@ -206,8 +261,8 @@ def test_margin_is_monte_carlo_over_members() -> None:
 
     pool = make_pool(prompts=1, samples=2)
     scores = np.array([[0.0, 2.0], [0.0, -1.0]])
-    utility = Margin(temperature=2.0).utility(Pool(**{**pool.__dict__, "scores": scores}), np.random.default_rng(0))
-    assert utility == pytest.approx([-abs((expit(1.0) + expit(-0.5)) / 2 - 0.5)] * 2)
+    picks = Margin(temperature=2.0).select(replace(pool, scores=scores), 2, np.random.default_rng(0))
+    assert [p.utility for p in picks] == pytest.approx([-abs((expit(1.0) + expit(-0.5)) / 2 - 0.5)] * 2)
 
 
 def test_a_strategy_without_its_inputs_says_what_it_needs() -> None:
@@ -216,6 +271,7 @@ def test_a_strategy_without_its_inputs_says_what_it_needs() -> None:
         (CoresetIFT(), "instruction view"),
         (Margin(), "evaluator"),
         (PredictiveEntropy(), "log-prob"),
+        (Apl(), "under its reference"),
     ):
         with pytest.raises(ValueError, match=need):
             strategy.select(bare, 1, np.random.default_rng(0))

@@ -1,0 +1,41 @@
+"""Active preference learning: of the prompts of highest entropy, those whose implicit rewards differ most."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from models.acquisition.base import Chosen, Floats, Needs
+from models.acquisition.pair_rules.base import PairRule
+from models.acquisition.pair_rules.random_pair import RandomPair
+from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.acquisition.predictive_entropy import prompt_entropy
+from models.plugins import OneOf
+
+
+class Apl(PairAcquisition):
+    """Keep `widen` × b prompts of highest predictive entropy, then the b of largest |r̂(y_1) − r̂(y_2)| (2402.08114, Alg. 1).
+
+    r̂ = β log π/π_ref, π_ref the policy before its last training: the base model in the first round.
+    """
+
+    ranks_by: ClassVar[Needs] = Needs(reference=True)
+
+    kind: Literal["apl"] = "apl"
+    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+    widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
+
+    def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        terms = self.pair_terms(pairs)
+        tie = rng.random(len(pairs))
+        kept = np.lexsort((tie, -terms["entropy"]))
+        batch = max(1, -(-count // 2))  # a pair is two queries
+        most = int(np.ceil(self.widen * batch))
+        inside, outside = kept[:most], kept[most:]
+        inside = inside[np.lexsort((tie[inside], -terms["implicit_margin"][inside]))]
+        order = np.concatenate([inside, outside])[:count]
+        return Chosen(order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()})
+
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+        return {"implicit_margin": pairs.implicit_margin, "entropy": prompt_entropy(pairs.pool)[pairs.first]}

@@ -1,0 +1,26 @@
+"""Ask where the ensemble's members disagree, not where they agree that it is close."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from models.acquisition.base import Floats
+from models.acquisition.pairwise import PairAcquisition, Pairs, entropy
+
+
+class Bald(PairAcquisition):
+    """h(p̄) − mean_e h(p^e): the information that the outcome holds about the evaluator, in nats (1112.5745, eq. 2)."""
+
+    kind: Literal["bald"] = "bald"
+    temperature: PositiveFloat = 1.0
+
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+        return information(pairs, self.temperature)
+
+
+def information(pairs: Pairs, temperature: float) -> dict[str, Floats]:
+    """Return the mutual information of each pair and its two parts, each of shape (C,)."""
+    members = pairs.preference(temperature)
+    total, expected = entropy(members.mean(axis=0)), entropy(members).mean(axis=0)
+    return {"information": total - expected, "total": total, "expected": expected}

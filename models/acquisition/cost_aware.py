@@ -1,0 +1,45 @@
+"""Ask for most per dollar: another strategy's utility against what the query may cost."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import NonNegativeFloat
+
+from models.acquisition.base import Acquisition, Chosen, Needs, Pool
+from models.acquisition.uniform import Uniform
+from models.plugins import OneOf
+
+
+class CostAware(Acquisition):
+    """Utility / cost^γ, taken greedily while the money lasts (ours). γ = 0 is the inner strategy within the money.
+
+    Utilities are shifted so that the least wanted tuple has 0, whatever their sign. A strategy that picks as a batch is
+    asked to rank the whole pool once, and each tuple of a pair stands alone.
+    """
+
+    kind: Literal["cost_aware"] = "cost_aware"
+    utility_of: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Uniform()
+    gamma: NonNegativeFloat = 1.0
+
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return self.utility_of.needs._replace(cost=True)
+
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        assert pool.cost is not None  # noqa: S101 - select() has checked it
+        ranked = self.utility_of.choose(pool, int((~pool.unavailable).sum()), rng)
+        finite = np.isfinite(ranked.utilities)
+        least = ranked.utilities[finite].min() if finite.any() else 0.0
+        wanted = np.where(ranked.utilities == -np.inf, 0.0, ranked.utilities - least)
+        cost = pool.cost[ranked.rows]
+        # a free query is worth any other at the lowest price there is
+        lowest = cost[cost > 0].min() if (cost > 0).any() else 1.0
+        value = wanted / np.maximum(cost, lowest) ** self.gamma
+        order: list[int] = []
+        money = pool.money
+        for place in np.argsort(-value, kind="stable"):
+            if len(order) < count and cost[place] <= money:
+                order.append(int(place))
+                money -= cost[place]
+        terms = {"utility": ranked.utilities[order], "cost": cost[order]}
+        return Chosen(ranked.rows[order], value[order], terms)

@@ -1,0 +1,46 @@
+"""Cover the uncertain part of the pool: k-center inside the tuples that another strategy wants most."""
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from models.acquisition.base import Acquisition, Chosen, Needs, Pool
+from models.acquisition.coreset import cover
+from models.acquisition.margin import Margin
+from models.embedding import View
+from models.plugins import OneOf
+
+_VIEW: View = "evaluation"
+
+
+class Hybrid(Acquisition):
+    """Farthest-first over the `keep` share of the pool that `uncertainty` ranks highest (ours)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    uncertainty: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Margin()
+    keep: float = Field(0.25, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_view(self) -> "Hybrid":
+        if self.uncertainty.needs.view not in (None, _VIEW):
+            raise ValueError(
+                f"hybrid covers the {_VIEW} view and {self.uncertainty.label()!r} works in the "
+                f"{self.uncertainty.needs.view} view: choose another uncertainty"
+            )
+        return self
+
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return self.uncertainty.needs._replace(view=_VIEW)
+
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        available = int((~pool.unavailable).sum())
+        most = min(available, max(count, int(np.ceil(self.keep * available))))
+        wanted = self.uncertainty.choose(pool, most, rng)
+        outside = np.ones(len(pool.ids), dtype=bool)
+        outside[wanted.rows] = False
+        found = cover(pool, outside, count, rng)
+        rank = np.empty(len(pool.ids))
+        rank[wanted.rows] = wanted.utilities
+        return Chosen(found.rows, found.utilities, {**found.terms, "uncertainty": rank[found.rows]})

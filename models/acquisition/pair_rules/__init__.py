@@ -1,0 +1,1 @@
+"""Pair rules: which two responses of a prompt to compare."""

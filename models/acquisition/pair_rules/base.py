@@ -1,0 +1,95 @@
+"""What every pair rule does: for each prompt, name two of its responses."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from models.plugins import Plugin
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Named(NamedTuple):
+    """The columns of the first and the second response, one entry per prompt; never the same."""
+
+    first: Rows
+    second: Rows
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The responses of P prompts, padded to M columns: `present` (P, M), at least two per prompt; `members` (E, P, M).
+
+    `members` are the scores of an evaluator's ensemble, None where there is none; what they say of an absent response
+    means nothing.
+    """
+
+    present: Mask
+    members: Floats | None = None
+
+    @property
+    def mean(self) -> Floats:
+        """Return μ, shape (P, M)."""
+        return np.asarray(self.scores.mean(axis=0))
+
+    @property
+    def std(self) -> Floats:
+        """Return s, the standard deviation over members, shape (P, M)."""
+        return np.asarray(self.scores.std(axis=0))
+
+    @property
+    def scores(self) -> Floats:
+        """Return the members; raise ValueError if there is no evaluator yet."""
+        if self.members is None:
+            raise ValueError("this pair rule needs the scores of an evaluator trained on earlier labels")
+        return self.members
+
+    def drawn(self, rng: np.random.Generator) -> Floats:
+        """Return the scores by one member per prompt, drawn at random (Thompson sampling), shape (P, M)."""
+        member = rng.integers(len(self.scores), size=len(self.present))
+        return self.scores[member, np.arange(len(self.present))]
+
+
+class PairRule(Plugin):
+    """A rule. Concrete rules declare `kind` and implement `name`."""
+
+    needs_scores: ClassVar[bool] = True
+
+    def name(self, grid: Grid, rng: np.random.Generator) -> Named:
+        """Return two distinct present columns for every prompt."""
+        raise NotImplementedError
+
+
+def best(values: Floats, present: Mask, rng: np.random.Generator) -> Rows:
+    """Return the present column of the largest value in each row, ties broken at random."""
+    masked = np.where(present, values, -np.inf)
+    top = masked == masked.max(axis=1, keepdims=True)
+    tied = np.flatnonzero((top & present).sum(axis=1) > 1)
+    found = masked.argmax(axis=1)
+    found[tied] = np.where(top[tied] & present[tied], rng.random((len(tied), values.shape[1])), -1.0).argmax(axis=1)
+    return np.asarray(found, dtype=np.int64)
+
+
+def without(present: Mask, column: Rows) -> Mask:
+    """Return `present` with one column of each row taken out."""
+    left = present.copy()
+    left[np.arange(len(left)), column] = False
+    return left
+
+
+def at(values: Floats, column: Rows) -> Floats:
+    """Return one column of each row, shape (P, 1)."""
+    return values[np.arange(len(values)), column][:, None]
+
+
+def openness(gap: Floats, width: Floats) -> Floats:
+    """Return σ(u_i − l_j) − σ(l_i − u_j), the interval of a preference's probability.
+
+    `gap` is μ_i − μ_j and `width` the sum of the bounds' reaches β(s_i + s_j); both of any one shape.
+    """
+    return np.asarray(expit(gap + width) - expit(gap - width))

@@ -1,0 +1,20 @@
+"""Double reversed Thompson sampling: a response that may be the best against one that may be the worst."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import PositiveFloat
+
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+
+
+class DoubleReversedThompson(PairRule):
+    """i as in `dts`; j = argmax −μ + βzs, j ≠ i."""
+
+    kind: Literal["drts"] = "drts"
+    beta: PositiveFloat = 1.0
+
+    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+        mean, std = grid.mean, self.beta * grid.std
+        first = best(mean + rng.uniform(-1.0, 1.0, mean.shape) * std, grid.present, rng)
+        return Named(first, best(-mean + rng.uniform(-1.0, 1.0, mean.shape) * std, without(grid.present, first), rng))

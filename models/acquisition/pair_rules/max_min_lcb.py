@@ -1,0 +1,25 @@
+"""The response surest to hold its own, against its strongest rival."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import PositiveFloat
+
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, at, best, without
+
+
+class MaxMinLcb(PairRule):
+    """i = argmax_i min_{j≠i} (μ_i − μ_j) − β(s_i + s_j), j the minimiser."""
+
+    kind: Literal["max_min_lcb"] = "max_min_lcb"
+    beta: PositiveFloat = 1.0
+
+    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+        mean, reach = grid.mean, self.beta * grid.std
+        upper, lower = mean + reach, mean - reach
+        # min_j (l_i − u_j) is reached at the largest u_j: the best of all, or the second best for that one itself.
+        top = best(upper, grid.present, rng)
+        runner_up = best(upper, without(grid.present, top), rng)
+        rival = np.where(np.arange(mean.shape[1]) == top[:, None], at(upper, runner_up), at(upper, top))
+        first = best(lower - rival, grid.present, rng)
+        return Named(first, np.where(first == top, runner_up, top))

@@ -1,0 +1,124 @@
+"""Strategies that rank pairs: a rule names two responses of each prompt, the strategy says which pairs to ask about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, xlogy
+
+from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
+from models.acquisition.pair_rules.base import Grid, PairRule
+from models.acquisition.pair_rules.best_worst import BestWorst
+from models.plugins import OneOf
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """C candidate pairs, one per prompt; `first` and `second` are rows of the pool."""
+
+    pool: Pool
+    first: Rows
+    second: Rows
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def difference(self) -> Floats:
+        """Return D^e = r^e(x, y_i) − r^e(x, y_j), shape (E, C)."""
+        if self.pool.scores is None:
+            raise ValueError("a pair's difference needs the scores of an evaluator trained on earlier labels")
+        return self.pool.scores[:, self.first] - self.pool.scores[:, self.second]
+
+    def preference(self, temperature: float) -> Floats:
+        """Return p^e = σ(D^e / temperature), shape (E, C)."""
+        return np.asarray(expit(self.difference / temperature))
+
+    @property
+    def direction(self) -> Floats:
+        """Return δφ = φ(x, y_i) − φ(x, y_j), shape (C, d)."""
+        assert self.pool.vectors is not None  # noqa: S101 - select() has checked it
+        return np.asarray(self.pool.vectors[self.first] - self.pool.vectors[self.second], dtype=np.float64)
+
+    @property
+    def implicit_margin(self) -> Floats:
+        """Return |r̂(y_i) − r̂(y_j)| / β with r̂ = β log π/π_ref, shape (C,) (2402.08114; β changes no order)."""
+        assert self.pool.logprob is not None  # noqa: S101 - select() has checked both
+        assert self.pool.reference_logprob is not None  # noqa: S101
+        implicit = self.pool.logprob - self.pool.reference_logprob
+        return np.abs(implicit[self.first] - implicit[self.second])
+
+
+class PairAcquisition(Acquisition):
+    """A strategy over pairs. Concrete ones declare `kind` and implement `pair_utility`, or `rank` to pick as a batch.
+
+    An expert who scores single tuples is asked about both responses of a pair; one whose label is known already
+    costs nothing. What is left once every pair is known is asked at random, with a utility of −∞.
+    """
+
+    ranks_by: ClassVar[Needs] = Needs(scores=True)
+
+    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = BestWorst()
+
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return self.ranks_by._replace(scores=self.ranks_by.scores or self.pairs.needs_scores)
+
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        pairs = candidates(pool, self.pairs, rng)
+        ranked = self.rank(pairs, min(count, len(pairs)), rng)
+        rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
+        source = np.repeat(np.arange(len(ranked.rows)), 2)
+        asked = ~pool.unavailable[rows]
+        rows, source = rows[asked][:count], source[asked][:count]
+        left = ~pool.unavailable
+        left[rows] = False
+        rest = rng.permutation(np.flatnonzero(left))[: count - len(rows)]
+        nothing = np.full(len(rest), -np.inf)
+        return Chosen(
+            np.concatenate([rows, rest]),
+            np.concatenate([ranked.utilities[source], nothing]),
+            {name: np.concatenate([values[source], nothing]) for name, values in ranked.terms.items()},
+        )
+
+    def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:
+        """Return `count` pairs by number, best first; by default those of highest utility, ties broken at random."""
+        terms = self.pair_terms(pairs)
+        utility = self.pair_utility(pairs, terms)
+        order = np.lexsort((rng.random(len(utility)), -utility))[:count]
+        return Chosen(order, utility[order], {name: values[order] for name, values in terms.items()})
+
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+        """Return what the utility is made of, by name, each of shape (C,)."""
+        raise NotImplementedError
+
+    def pair_utility(self, pairs: Pairs, terms: Mapping[str, Floats]) -> Floats:
+        """Return how much each pair is wanted, shape (C,); by default the first of its terms."""
+        del pairs
+        return next(iter(terms.values()))
+
+
+def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator) -> Pairs:
+    """Return the pair that the rule names for every prompt that has two responses, not both of them labelled."""
+    usable = pool.labelled | ~pool.unavailable
+    rows = np.flatnonzero(usable)
+    rows = rows[np.argsort(pool.prompt[rows], kind="stable")]
+    _, begins, counts = np.unique(pool.prompt[rows], return_index=True, return_counts=True)
+    begins, counts = begins[counts > 1], counts[counts > 1]
+    if not len(begins):
+        return Pairs(pool, np.array([], dtype=np.int64), np.array([], dtype=np.int64))
+    column = np.arange(counts.max())
+    present: NDArray[np.bool_] = column < counts[:, None]
+    table = rows[np.where(present, begins[:, None] + column, 0)]
+    named = rule.name(Grid(present, None if pool.scores is None else pool.scores[:, table]), rng)
+    prompts = np.arange(len(table))
+    first, second = table[prompts, named.first], table[prompts, named.second]
+    open_ = ~(pool.labelled[first] & pool.labelled[second])
+    return Pairs(pool, first[open_], second[open_])
+
+
+def entropy(probability: Floats) -> Floats:
+    """Return h(p) = −p ln p − (1 − p) ln(1 − p), in nats."""
+    return np.asarray(-xlogy(probability, probability) - xlogy(1 - probability, 1 - probability))

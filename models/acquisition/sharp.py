@@ -1,0 +1,25 @@
+"""Ask where the policy's own implicit reward cannot tell two responses apart."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from models.acquisition.base import Floats, Needs
+from models.acquisition.pair_rules.base import PairRule
+from models.acquisition.pair_rules.random_pair import RandomPair
+from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.plugins import OneOf
+
+
+class Sharp(PairAcquisition):
+    """−|r̂(y_1) − r̂(y_2)|, r̂ = β log π/π_ref (2503.22137; SHARP and W-SHARP both rank by it).
+
+    π_ref is the policy before its last training: the base model in the first round.
+    """
+
+    ranks_by: ClassVar[Needs] = Needs(reference=True)
+
+    kind: Literal["sharp"] = "sharp"
+    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+        return {"closeness": -pairs.implicit_margin}

@@ -1,0 +1,56 @@
+"""Ask about the most typical tuple of every region that has no label yet; made for small budgets."""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
+from models.index import clusters, neighbour_distances
+
+
+class TypiClust(Acquisition):
+    """|L| + b clusters; in the largest one with the fewest labels, the tuple of smallest mean kNN distance (2202.02794)."""
+
+    kind: Literal["typiclust"] = "typiclust"
+    neighbours: PositiveInt = 20
+
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(view="evaluation")
+
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        assert pool.vectors is not None  # noqa: S101 - select() has checked it
+        vectors, size = np.asarray(pool.vectors), len(pool.ids)
+        known = np.flatnonzero(pool.labelled)
+        if pool.anchors is not None:
+            vectors = np.concatenate([vectors, pool.anchors])
+            known = np.concatenate([known, np.arange(size, len(vectors))])
+        cluster = clusters(vectors, min(len(vectors), len(known) + count), rng)
+        typical = _typicality(vectors, cluster, self.neighbours)[:size]
+        sizes = np.bincount(cluster)
+        labels = np.bincount(cluster[known], minlength=len(sizes))
+        free = np.flatnonzero(~pool.unavailable)
+        queues = [free[cluster[free] == number] for number in range(len(sizes))]
+        queues = [queue[np.argsort(-typical[queue], kind="stable")] for queue in queues]
+        taken = np.zeros(len(sizes), dtype=np.int64)
+        left = np.array([len(queue) for queue in queues])
+        rows = np.empty(count, dtype=np.int64)
+        of = np.empty(count)
+        for place in range(count):
+            open_ = np.flatnonzero(taken < left)
+            best = open_[np.lexsort((-sizes[open_], labels[open_]))[0]]
+            rows[place], of[place] = queues[best][taken[best]], sizes[best]
+            taken[best] += 1
+            labels[best] += 1
+        return Chosen(rows, typical[rows], {"typicality": typical[rows], "cluster_size": of})
+
+
+def _typicality(vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]], cluster: Rows, neighbours: int) -> Floats:
+    """Return −(mean distance to the nearest neighbours of the same cluster); 0 for a cluster of one."""
+    typical = np.zeros(len(vectors))
+    order = np.argsort(cluster, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
+        if len(rows) > 1:
+            typical[rows] = -neighbour_distances(vectors[rows], min(neighbours, len(rows) - 1)).mean(axis=1)
+    return typical

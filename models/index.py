@@ -1,0 +1,45 @@
+"""Neighbours and clusters among vectors, by FAISS; nothing here takes memory quadratic in the number of rows."""
+
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+_ITERATIONS = 20
+
+
+class Neighbours(NamedTuple):
+    """Euclidean distances and row numbers of each query's nearest rows, nearest first; both of shape (queries, k)."""
+
+    distances: Floats
+    rows: NDArray[np.int64]
+
+
+def nearest(queries: Vectors, rows: Vectors, k: int) -> Neighbours:
+    """Return the k exact nearest `rows` of each query."""
+    squared, found = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(rows), k)
+    return Neighbours(np.sqrt(np.maximum(squared, 0.0, dtype=np.float64)), np.asarray(found, dtype=np.int64))
+
+
+def neighbour_distances(rows: Vectors, k: int) -> Floats:
+    """Return each row's distances to its k nearest other rows, shape (N, k); needs k < N."""
+    # The row itself comes first, up to rounding; of exact duplicates one stands for it.
+    return nearest(rows, rows, k + 1).distances[:, 1:]
+
+
+def clusters(rows: Vectors, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the k-means cluster of each row, 0 … count − 1; needs count ≤ N. Empty clusters may remain."""
+    means = faiss.Kmeans(
+        rows.shape[1],
+        count,
+        niter=_ITERATIONS,
+        seed=int(rng.integers(2**31 - 1)),
+        min_points_per_centroid=1,
+        max_points_per_centroid=max(256, len(rows) // count + 1),
+    )
+    means.train(np.ascontiguousarray(rows))
+    return nearest(rows, np.asarray(means.centroids), 1).rows[:, 0]

@@ -1,8 +1,6 @@
-"""The command line: `ninefold run | plan | report | labels | doctor | up`."""
+"""The command line: `ninefold run | plan | report | labels | bench | doctor | up`."""
 
-import csv
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -10,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows import cli_bench, cli_labels
+from flows.terminal import UserError, table
+
 if TYPE_CHECKING:
     from flows.plan import Plan
-    from models.ledger import Ledger
 
 app = typer.Typer(
     name="ninefold",
@@ -23,8 +23,8 @@ app = typer.Typer(
     help="Spend a few hundred expert judgements where they teach most, and train a policy on nine times as many pairs.",
     epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set labelling.queries=64`",
 )
-labels_app = typer.Typer(no_args_is_help=True, help="The ledger of every label bought.")
-app.add_typer(labels_app, name="labels")
+app.add_typer(cli_labels.app, name="labels")
+app.add_typer(cli_bench.app, name="bench")
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 Overrides = Annotated[
@@ -34,10 +34,6 @@ Overrides = Annotated[
 
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
-
-
-class UserError(Exception):
-    """Something the user can put right; shown as one line, without a traceback."""
 
 
 @app.command(epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set seeds.selection=1`")
@@ -53,7 +49,7 @@ def run(file: File, overrides: Overrides = None) -> None:
     from flows.tracking import runs_url
 
     report = _run_flow(planned)
-    _table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
+    table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
     for warning in warnings(report):
         typer.echo(f"note: {warning}")
     typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
@@ -83,79 +79,9 @@ def report(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    _table(found["name"], headlines(found))
+    table(found["name"], headlines(found))
     for warning in warnings(found):
         typer.echo(f"note: {warning}")
-
-
-@labels_app.command("list", epilog="Example: `ninefold labels list --status quarantined`")
-def labels_list(
-    status: Annotated[str | None, typer.Option(help="reserved, labelled, quarantined or lost.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to show, newest last.")] = 20,
-) -> None:
-    """Show what was bought: status, score, price, tuple."""
-    from models.cost import dollars
-
-    rows = list(_ledger().rows(status=_status(status)))
-    for row in rows[-limit:]:
-        score = "      –" if row["score"] is None else f"{row['score']:7.3f}"
-        texts = " → ".join(" ".join(row[key].split())[:48] for key in ("prompt", "response"))
-        typer.echo(f"{row['id']:6} {row['status']:11} {score} {dollars(row['micro_usd']):>9}  {texts}")
-    paid = sum(row["micro_usd"] for row in rows)
-    typer.echo(f"{len(rows)} queries, {dollars(paid)}; showing the last {min(limit, len(rows))}")
-
-
-_COLUMNS = [
-    "oracle",
-    "criterion",
-    "prompt",
-    "response",
-    "status",
-    "score",
-    "micro_usd",
-    "tokens",
-    "raw",
-    "account",
-]
-
-
-@labels_app.command("export", epilog="Example: `ninefold labels export labels.csv`")
-def labels_export(file: Annotated[Path, typer.Argument(help="A .csv or .jsonl file to write.")]) -> None:
-    """Write every settled label to a file, to be imported into another ledger."""
-    rows = [{c: row[c] for c in _COLUMNS} for row in _ledger().rows() if row["status"] in {"labelled", "quarantined"}]
-    if file.suffix not in {".csv", ".jsonl"}:
-        raise UserError(f"{file} must end in .csv or .jsonl")
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as out:
-        if file.suffix == ".csv":
-            writer = csv.DictWriter(out, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(file)
-    typer.echo(f"{len(rows)} labels written to {file}")
-
-
-@labels_app.command("import", epilog="Example: `ninefold labels import labels.csv`")
-def labels_import(file: Annotated[Path, typer.Argument(help="A file written by export.")]) -> None:
-    """Take over labels paid for elsewhere; those the ledger holds already stay as they are."""
-    from models.ledger_tables import Question
-
-    rows = _read_labels(file)
-    ledger = _ledger()
-    taken = sum(
-        ledger.adopt(
-            Question(row["oracle"], row["criterion"], row["prompt"], row["response"]),
-            status=row["status"],
-            score=float(row["score"]) if row["status"] == "labelled" else float("nan"),
-            raw=str(row["raw"]),
-            tokens=int(row["tokens"]),
-            micro_usd=int(row["micro_usd"]),
-        )
-        for row in rows
-    )
-    typer.echo(f"{taken} labels taken over, {len(rows) - taken} were known already")
 
 
 @app.command(epilog="Example: `ninefold doctor`")
@@ -227,10 +153,11 @@ def _planned(file: Path, overrides: list[str] | None) -> "Plan":
     from flows.environment import limit_threads
 
     limit_threads()
-    from flows.experiment import load_experiment
+    from flows.config import load
+    from flows.experiment import Experiment
     from flows.plan import plan as make_plan
 
-    return make_plan(load_experiment(file, overrides))
+    return make_plan(load(Experiment, file, overrides))
 
 
 def _run_flow(planned: "Plan") -> dict[str, Any]:
@@ -246,51 +173,6 @@ def _show_plan(planned: "Plan") -> None:
         typer.echo(f"  {step.stage:30} {step.work:40} ~{step.seconds:4.0f} s")
     basis = "measured on two cores" if planned.measured else "proportions only: measured with another model"
     typer.echo(f"  {'in all':71} ~{planned.seconds / 60:4.1f} min ({basis})\n")
-
-
-def _table(title: str, rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _ledger() -> "Ledger":
-    from models.ledger import Ledger
-    from tasks.settings import settings
-
-    return Ledger(settings().ledger_url)
-
-
-def _status(status: str | None) -> Any:  # noqa: ANN401
-    known = ("reserved", "labelled", "quarantined", "lost")
-    if status is not None and status not in known:
-        raise UserError(f"--status must be one of {', '.join(known)}, got {status!r}")
-    return status
-
-
-def _read_labels(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist")
-    with file.open(encoding="utf-8", newline="") as source:
-        rows = (
-            list(csv.DictReader(source))
-            if file.suffix == ".csv"
-            else [json.loads(line) for line in source if line.strip()]
-        )
-    for number, row in enumerate(rows, start=1):
-        if missing := [column for column in _COLUMNS if column not in row]:
-            raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
-        if row["status"] not in {"labelled", "quarantined"}:
-            raise UserError(f"{file}, row {number} has status {row['status']!r}: labelled or quarantined")
-        if row["status"] == "labelled" and not math.isfinite(
-            float("nan" if row["score"] in {None, ""} else row["score"])
-        ):
-            raise UserError(f"{file}, row {number} is labelled and has no finite score: {row['score']!r}")
-    return rows
 
 
 if __name__ == "__main__":

@@ -56,6 +56,30 @@ def _scores(bought: Floats, proxy: Floats) -> bytes:
     return _png(figure)
 
 
+def learning_curves(report: dict[str, Any]) -> bytes:
+    """Return a study's curves: pair accuracy over labels, of all clear pairs and of those of similar length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, name, title in zip(
+        panels, ("pair_accuracy", "similar_length"), ("all clear pairs", "pairs of similar length"), strict=True
+    ):
+        for number, arm in enumerate(report["arms"]):
+            labels = [point["labels"] for point in arm["curve"]]
+            mean, low, high = zip(*(point[name] for point in arm["curve"]), strict=True)
+            control = arm["name"].startswith("random")
+            colour = "black" if arm["name"] == "random" else _BEFORE if control else f"C{number % 10}"
+            style = "--" if control else ("-", "-.", ":")[number // 10 % 3]
+            axes.plot(labels, mean, style, color=colour, lw=2.2 if control else 1.2, label=arm["name"])
+            if arm["name"] == "random":
+                axes.fill_between(labels, low, high, color=colour, alpha=0.12, lw=0)
+        axes.set(xscale="log", xlabel="labels", ylabel="agreement with the expert", title=title)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
+    return _png(figure)
+
+
 def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

@@ -5,6 +5,16 @@ from typing import Any
 
 from models.cost import dollars
 
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}
+th{white-space:nowrap;font-weight:600}
+img{width:32%;min-width:18rem;margin:.5rem .5% 0 0}
+.note{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}
+.wide{width:100%;max-width:60rem}
+"""
+
 
 def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the report's main lines as (name, value), for the terminal, Markdown and HTML alike."""
@@ -98,12 +108,7 @@ def to_html(report: dict[str, Any], figures: list[str]) -> str:
     )
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
 <style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}}
-table{{border-collapse:collapse;width:100%}}
-td,th{{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}}
-th{{white-space:nowrap;font-weight:600}}
-img{{width:32%;min-width:18rem;margin:.5rem .5% 0 0}}
-.note{{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}}
+{STYLE}
 </style>
 <h1>{escape(report["name"])}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
 <table><tr><th>prompt</th><th>M₁</th><th>expert</th><th>M₂</th><th>expert</th></tr>{samples}</table></html>

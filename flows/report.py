@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from flows.figures import figure_pages
 from flows.pages import to_html, to_markdown
 from flows.tracking import Arm, log_dataset, log_metrics, register
-from models.preference import Comparison, Label, Pair, Prompt, Response, Score, to_frame, usable_scores
+from models.preference import Comparison, Label, Pair, Pick, Prompt, Response, Score, to_frame, usable_scores
 from tasks.caching import Product
 from tasks.history import Batch, labels_of, scores_of
 from tasks.policy import Policy
@@ -63,11 +64,24 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     )
     for name, picture in figures.items():
         (folder / f"{name}.png").write_bytes(picture)
-    _write(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
-    _write(folder / "report.md", to_markdown(report))
-    _write(folder / "report.html", to_html(report, list(figures)))
+    write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
+    write_text(folder / "report.md", to_markdown(report))
+    write_text(folder / "report.html", to_html(report, list(figures)))
+    picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
     _log(arm, findings, comparisons, report, folder)
     return report
+
+
+def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
+    """Return every pick in order: turn, tuple, its utility and why, and the label it brought (none where unasked)."""
+    tables = []
+    for turn, batch in enumerate(history):
+        frame = to_frame(store().rows(batch.picks, Pick), Pick)
+        texts = to_frame(store().rows(batch.responses, Response), Response)[["id", "prompt", "text"]]
+        labels = to_frame(store().rows(batch.labels, Label), Label)[["response_id", "score", "micro_usd", "status"]]
+        frame = frame.merge(texts.rename(columns={"id": "response_id"}), on="response_id", how="left")
+        tables.append(frame.merge(labels, on="response_id", how="left").assign(turn=turn))
+    return pd.concat(tables, ignore_index=True)
 
 
 def report_folder(name: str) -> Path:
@@ -182,7 +196,8 @@ def _finite(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

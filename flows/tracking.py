@@ -96,18 +96,13 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
     """Open the arm's MLflow run (the same one again when the arm is run again) and close it with its status."""
     import mlflow
 
-    mlflow.set_tracking_uri(settings().mlflow_uri)
-    artifacts = settings().home.absolute() / "mlflow"
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        location = None if settings().mlflow else artifacts.as_uri()
-        mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+    _open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string=f"tags.`ninefold.arm` = '{identity}'",
         output_format="list",
     )
-    mlflow.set_experiment(EXPERIMENT)
     with (
         mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=experiment.name) as run,
         stage_runs() as stages,
@@ -123,6 +118,35 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
         mlflow.log_text(experiment.model_dump_json(indent=2), "experiment.json")
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         yield Arm(experiment, run.info.run_id, stages, paid_before)
+
+
+def _open_experiment(name: str) -> None:
+    """Make an experiment the current one; its artifacts lie in this project's home unless a server keeps them."""
+    import mlflow
+
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    if mlflow.get_experiment_by_name(name) is None:
+        location = None if settings().mlflow else (settings().home.absolute() / "mlflow").as_uri()
+        mlflow.create_experiment(name, artifact_location=location)
+    mlflow.set_experiment(name)
+
+
+def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], folder: Path) -> None:
+    """Log a study: a run with its report, and under it one run per arm with a metric per budget, step = labels."""
+    import mlflow
+
+    _open_experiment(f"{EXPERIMENT}-studies")
+    with mlflow.start_run(run_name=name):
+        mlflow.log_params(params)
+        mlflow.log_artifacts(str(folder), "report")
+        for arm in arms:
+            with mlflow.start_run(run_name=arm["name"], nested=True):
+                mlflow.log_param("arm", arm["name"])
+                mlflow.log_metric("area", arm["area"])
+                for point in arm["curve"]:
+                    values = {key: found[0] for key, found in point.items() if isinstance(found, list)}
+                    known = {key: value for key, value in values.items() if value is not None}
+                    log_metrics(known | {"micro_usd": point["micro_usd"]}, step=point["labels"])
 
 
 def _flat_params(experiment: Experiment) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
-from models.policies.language_model import LanguageModel, Pooling
+from models.policies.language_model import Dtype, LanguageModel, Pooling
 from models.preference import Response
 from models.rubric import Rubric
 
@@ -99,19 +99,24 @@ class SentenceEmbedding(Embedding):
 
     kind: Literal["sentence"] = "sentence"
     model: str = PACKAGED_SENTENCE_MODEL
+    dtype: Dtype = "float32"
     batch_size: int = 64
 
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
+        import torch
         from sentence_transformers import SentenceTransformer
 
-        encoder = SentenceTransformer(self._source(), trust_remote_code=False)
+        encoder = SentenceTransformer(self._source(), trust_remote_code=False).to(getattr(torch, self.dtype))
         with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
             for begin in range(0, len(texts), _SHARD):
                 rows = range(begin, min(begin + _SHARD, len(texts)))
                 vectors = encoder.encode(
-                    [texts[row] for row in rows], batch_size=self.batch_size, show_progress_bar=False
+                    [texts[row] for row in rows],
+                    batch_size=self.batch_size,
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
                 )
-                yield Shard(rows, vectors)
+                yield Shard(rows, vectors.float().cpu().numpy())
                 bar.update(len(rows))
 
     def digest_inputs(self) -> str:  # noqa: D102

@@ -37,13 +37,29 @@ def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
     return np.concatenate(first), np.concatenate(second)
 
 
-def pair_outcomes(expert: Floats, proxy: Floats, prompt: Rows) -> tuple[Floats, Rows]:
-    """Return 1 (agrees), ½ (proxy tie) or 0 for each pair untied for the expert, and the pair's prompt."""
+def pair_outcomes(
+    expert: Floats,
+    proxy: Floats,
+    prompt: Rows,
+    *,
+    least_gap: float = 0.0,
+    length: Floats | None = None,
+    length_share: float = 0.0,
+) -> tuple[Floats, Rows]:
+    """Return 1 (agrees), ½ (proxy tie) or 0 for each pair untied for the expert, and the pair's prompt.
+
+    Only pairs whose expert scores differ by more than `least_gap` count, and, given lengths, only those whose lengths
+    differ by at most `length_share` of the longer one: what is left when length cannot decide.
+    """
     first, second = within_prompt_pairs(prompt)
     gap = expert[first] - expert[second]
-    untied = gap != 0
-    agrees = np.sign(gap[untied]) * np.sign(proxy[first][untied] - proxy[second][untied])
-    return (agrees + 1) / 2, prompt[first][untied]
+    counted = np.abs(gap) > least_gap
+    if length is not None:
+        longer = np.maximum(length[first], length[second])
+        counted &= np.abs(length[first] - length[second]) <= length_share * longer
+    first, second = first[counted], second[counted]
+    agrees = np.sign(gap[counted]) * np.sign(proxy[first] - proxy[second])
+    return (agrees + 1) / 2, prompt[first]
 
 
 def agreement(expert: Floats, proxy: Floats, prompt: Rows) -> Agreement:

@@ -17,6 +17,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def paired_difference(ours: Floats, other: Floats, *, seed: int = 0) -> Interval:
+    """Return mean(ours − other) and its interval when whole pairs (seeds) are resampled; both of shape (pairs,)."""
+    return clustered_mean(ours - other, np.arange(len(ours)), seed=seed)
+
+
 def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0) -> Interval:
     """Return the mean of `values` and its interval when whole clusters (prompts) are resampled.
 

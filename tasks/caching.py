@@ -98,6 +98,7 @@ class Stage(Generic[P, R]):
     """A cached Prefect task that checks the artifacts behind a cache hit and recomputes what is missing or damaged."""
 
     task: Task[P, R]
+    level: int = logging.INFO
 
     @property
     def name(self) -> str:
@@ -107,7 +108,7 @@ class Stage(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the stage, or return its result from an earlier run with the same key."""
         started = time.monotonic()
-        log.info("▶ %s", self.name)
+        log.log(self.level, "▶ %s", self.name)
         state: Any = self.task(*args, return_state=True, **kwargs)
         result: R = state.result()
         cached = state.name == "Cached"
@@ -116,14 +117,19 @@ class Stage(Generic[P, R]):
             state = self.task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
             result, cached = state.result(), False
         run = StageRun(self.name, cached, time.monotonic() - started)
-        log.info("✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
+        log.log(self.level, "✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
         if (collected := _runs.get()) is not None:
             collected.append(run)
         return result
 
 
-def stage(*, version: int, ignore: Sequence[str] = ()) -> Callable[[Callable[P, R]], Stage[P, R]]:
-    """Make a function a cached stage. Results are small JSON values; what is big travels as a Ref."""
+def stage(
+    *, version: int, ignore: Sequence[str] = (), level: int = logging.INFO
+) -> Callable[[Callable[P, R]], Stage[P, R]]:
+    """Make a function a cached stage. Results are small JSON values; what is big travels as a Ref.
+
+    `level` is that of its log lines: a stage run by the hundred behind a progress bar keeps them to itself.
+    """
 
     def decorate(function: Callable[P, R]) -> Stage[P, R]:
         policy = Recipe(
@@ -141,7 +147,7 @@ def stage(*, version: int, ignore: Sequence[str] = ()) -> Callable[[Callable[P, 
             task_run_name=function.__name__.replace("_", " "),
             log_prints=False,
         )
-        return Stage(task)
+        return Stage(task, level)
 
     return decorate
 

@@ -20,7 +20,7 @@ class Apl(PairAcquisition):
     r̂ = β log π/π_ref, π_ref the policy before its last training: the base model in the first round.
     """
 
-    ranks_by: ClassVar[Needs] = Needs(reference=True)
+    ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["apl"] = "apl"
     pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()

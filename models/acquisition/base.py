@@ -73,13 +73,15 @@ class Chosen(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a strategy ranks by: vectors of a view, an evaluator's scores, log-probabilities under the reference, prices.
+    """What a strategy ranks by: vectors of a view, an evaluator's scores, log-probabilities (and those under the
+    reference), prices.
 
     A strategy that needs scores cannot make the first batch: nothing has taught an evaluator yet.
     """
 
     view: View | None = None
     scores: bool = False
+    logprob: bool = False
     reference: bool = False
     cost: bool = False
 
@@ -137,7 +139,9 @@ class Acquisition(Plugin):
             raise ValueError(f"{type(self).__name__} needs vectors of the {self.needs.view} view")
         if self.needs.scores and pool.scores is None:
             raise ValueError(f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels")
-        if self.needs.reference and (pool.logprob is None or pool.reference_logprob is None):
+        if self.needs.logprob and (pool.logprob is None or pool.tokens is None):
+            raise ValueError(f"{type(self).__name__} needs log-probabilities, which this generator does not report")
+        if self.needs.reference and pool.reference_logprob is None:
             raise ValueError(f"{type(self).__name__} needs log-probabilities under the policy and under its reference")
         for name in ("vectors", "logprob", "reference_logprob", "tokens", "cost", "prompt", "unavailable", "labelled"):
             values = getattr(pool, name)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.base import Acquisition, Floats, Pool
+from models.acquisition.base import Acquisition, Floats, Needs, Pool
 
 
 class PredictiveEntropy(Acquisition):
@@ -16,14 +16,18 @@ class PredictiveEntropy(Acquisition):
     kind: Literal["predictive_entropy"] = "predictive_entropy"
     per_token: bool = False
 
+    @property
+    def needs(self) -> Needs:  # noqa: D102
+        return Needs(logprob=True)
+
     def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
         return prompt_entropy(pool, per_token=self.per_token)
 
 
 def prompt_entropy(pool: Pool, *, per_token: bool = False) -> Floats:
     """Return the entropy of each tuple's prompt in nats, shape (N,)."""
-    if pool.logprob is None or pool.tokens is None:
-        raise ValueError("predictive entropy needs log-probabilities, which this generator does not report")
+    assert pool.logprob is not None  # noqa: S101 - select() has checked both
+    assert pool.tokens is not None  # noqa: S101
     logprob = pool.logprob / np.maximum(pool.tokens, 1) if per_token else pool.logprob
     _, prompt = np.unique(pool.prompt, return_inverse=True)
     entropy = -np.bincount(prompt, weights=logprob) / np.bincount(prompt)

@@ -16,7 +16,7 @@ class Sharp(PairAcquisition):
     π_ref is the policy before its last training: the base model in the first round.
     """
 
-    ranks_by: ClassVar[Needs] = Needs(reference=True)
+    ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["sharp"] = "sharp"
     pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from scipy.special import logit
 
 from models.cost import MICRO, MicroUsd
 from models.downloads import remembered_sha256
@@ -13,11 +14,15 @@ from models.oracles.base import Oracle, Verdict
 from models.preference import text_hash
 from models.rubric import Rubric
 
+_LEAST_PROBABILITY = 1e-7
+
 
 class Replay(Oracle):
     """Replay judgements from a CSV, JSONL or Parquet file.
 
-    A tuple that the table does not hold raises KeyError: the pool must come from the table.
+    A tuple that the table does not hold raises KeyError: the pool must come from the table. `scale: logit` turns a recorded
+    probability into a score, log p/(1 − p), with p kept 1e-7 away from 0 and 1. A price that was not recorded is the median
+    of those that were.
     """
 
     description: ClassVar[str] = "expert labels recorded in a table"
@@ -28,6 +33,7 @@ class Replay(Oracle):
     prompt_column: str = "prompt"
     response_column: str = "response"
     label_column: str = "label"
+    scale: Literal["as_recorded", "logit"] = "as_recorded"
     price_column: str | None = None
     micro_usd: MicroUsd = 0
 
@@ -53,9 +59,22 @@ class Replay(Oracle):
     def check(self) -> None:  # noqa: D102
         _table(self)
 
+    def frame(self) -> pd.DataFrame:
+        """Return the table: columns prompt, response, score, micro_usd, one row per judgement.
+
+        Raises FileNotFoundError or ValueError naming the file, the column and the remedy.
+        """
+        return _read(self)
+
 
 @lru_cache(maxsize=4)
 def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
+    frame = _read(oracle)
+    keys = zip(frame.prompt.map(text_hash), frame.response.map(text_hash), strict=True)
+    return dict(zip(keys, zip(frame.score.tolist(), frame.micro_usd.tolist(), strict=True), strict=True))
+
+
+def _read(oracle: Replay) -> pd.DataFrame:
     if not oracle.path.is_file():
         raise FileNotFoundError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -70,14 +89,27 @@ def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
     wanted += [oracle.price_column] if oracle.price_column else []
     if missing := [column for column in wanted if column not in frame.columns]:
         raise ValueError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
-    prices = (
-        (frame[oracle.price_column].fillna(0) * MICRO).round().astype(int).tolist()
-        if oracle.price_column
-        else [oracle.micro_usd] * len(frame)
+    score = frame[oracle.label_column].astype(float)
+    if oracle.scale == "logit":
+        if not score.between(0, 1).all():
+            wrong = score[~score.between(0, 1)].iloc[0]
+            raise ValueError(
+                f"label table {oracle.path} holds {wrong:g}, which is no probability: set labelling.oracle.scale to "
+                "as_recorded"
+            )
+        score = pd.Series(logit(score.clip(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)), index=score.index)
+    price: Any = oracle.micro_usd
+    if oracle.price_column:
+        recorded = frame[oracle.price_column].astype(float)
+        price = (recorded.fillna(recorded.median()) * MICRO).round().astype(int)
+    return pd.DataFrame(
+        {
+            "prompt": frame[oracle.prompt_column],
+            "response": frame[oracle.response_column],
+            "score": score,
+            "micro_usd": price,
+        }
     )
-    keys = zip(frame[oracle.prompt_column].map(text_hash), frame[oracle.response_column].map(text_hash), strict=True)
-    answers = zip(frame[oracle.label_column].astype(float).tolist(), prices, strict=True)
-    return dict(zip(keys, answers, strict=True))
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.experiment import Experiment, load_experiment
+from flows.config import load
+from flows.experiment import Experiment
 from flows.plan import plan
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def refused(file: Path, *overrides: str) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        plan(load_experiment(file, list(overrides)))
+        plan(load(Experiment, file, list(overrides)))
     return str(caught.value)
 
 
@@ -53,14 +54,14 @@ def refused(file: Path, *overrides: str) -> str:
 )
 def test_a_bad_experiment_is_refused_with_the_remedy(tiny_file: Path, home: Path, override: str, message: str) -> None:
     if not message:
-        plan(load_experiment(tiny_file, [override]))
+        plan(load(Experiment, tiny_file, [override]))
         return
     assert message in refused(tiny_file, override)
     assert not home.exists(), "nothing was written"
 
 
 def test_an_override_of_a_kind_starts_from_that_kinds_defaults(tiny_file: Path) -> None:
-    experiment = load_experiment(tiny_file, ["evaluator.kind=generative", "evaluator.judgements=2", "dpo.beta=0.3"])
+    experiment = load(Experiment, tiny_file, ["evaluator.kind=generative", "evaluator.judgements=2", "dpo.beta=0.3"])
     assert experiment.evaluator.model_dump()["kind"] == "generative"
     assert experiment.dpo.beta == 0.3
 
@@ -80,11 +81,11 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_experiment_is_valid(path: Path) -> None:
-    load_experiment(path)
+    load(Experiment, path)
 
 
 def test_the_quickstart_keeps_nine_pairs_per_query() -> None:
-    planned = plan(load_experiment(ROOT / "deployments" / "experiments" / "quickstart.yaml"))
+    planned = plan(load(Experiment, ROOT / "deployments" / "experiments" / "quickstart.yaml"))
     assert planned.proxy_pairs >= 9 * planned.queries
     assert planned.seconds < 600
 
@@ -104,7 +105,7 @@ def test_no_configuration_exposes_more_than_ten_fields() -> None:
 
 
 def test_the_plan_counts_queries_money_and_pairs(tiny_file: Path) -> None:
-    planned = plan(load_experiment(tiny_file))
+    planned = plan(load(Experiment, tiny_file))
     assert (planned.queries, planned.micro_usd) == (10, 100_000)
     assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (48, 480_000)
     assert planned.pool_tuples == 80

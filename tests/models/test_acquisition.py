@@ -271,7 +271,7 @@ def test_a_strategy_without_its_inputs_says_what_it_needs() -> None:
         (CoresetIFT(), "instruction view"),
         (Margin(), "evaluator"),
         (PredictiveEntropy(), "log-prob"),
-        (Apl(), "under its reference"),
+        (Apl(), "needs log-prob"),
     ):
         with pytest.raises(ValueError, match=need):
             strategy.select(bare, 1, np.random.default_rng(0))

@@ -1,0 +1,48 @@
+"""`ninefold bench label-efficiency | synthetic`: what labels buy, on recorded labels and on a world that is known."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.terminal import table
+
+app = typer.Typer(no_args_is_help=True, help="Studies of what labels buy.")
+
+FILE = Path("deployments/experiments/alpaca_replay.yaml")
+
+
+@app.command(
+    "label-efficiency",
+    epilog="Example: `ninefold bench label-efficiency --labels alpaca_eval_gpt4.parquet --set seeds=3`",
+)
+def label_efficiency(
+    file: Annotated[Path, typer.Argument(help="A study file (YAML).")] = FILE,
+    labels: Annotated[
+        Path | None, typer.Option(envvar="NINEFOLD_RECORDED_LABELS", help="The table of recorded labels.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field. May be repeated.")
+    ] = None,
+) -> None:
+    """Draw every strategy's learning curve on labels that were paid for already; buys nothing."""
+    from flows.environment import limit_threads, prepare
+
+    limit_threads()
+    from flows.config import load
+    from flows.study import LabelEfficiency
+
+    given = [*(overrides or []), *([f"labels.path={labels}"] if labels else [])]
+    study = load(LabelEfficiency, file, given)
+    for line in study.plan():
+        typer.echo(line)
+    prepare()
+    from flows.label_efficiency import label_efficiency as run
+    from flows.report import report_folder
+    from flows.study_pages import headlines, notes
+
+    report = run(study)
+    table(f"{report['name']}: what {max(report['budgets'])} labels buy", headlines(report))
+    for note in notes(report):
+        typer.echo(f"note: {note}")
+    typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")

@@ -1,0 +1,132 @@
+"""Label efficiency on recorded labels: every strategy's learning curve, beside random, length alone and shuffled labels."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import flow
+from tqdm import tqdm
+
+from flows.figures import learning_curves
+from flows.report import report_folder, write_text
+from flows.study import LabelEfficiency, StudyArm
+from flows.study_pages import to_html, to_markdown
+from flows.tracking import study_run
+from models.label_efficiency import Point
+from models.learning_curves import area, saving
+from models.rubric import Rubric
+from models.stats import Interval, clustered_mean, paired_difference
+from tasks.embed import embed
+from tasks.recording import Curve, Recorded, ViewRef, curve, load_recording
+
+Floats = NDArray[np.float64]
+
+
+@flow(name="label-efficiency", flow_run_name="{study.name}")
+def label_efficiency(study: LabelEfficiency) -> dict[str, Any]:
+    """Run the study and return its report (also written to the reports folder and to MLflow)."""
+    started = time.monotonic()
+    recorded = load_recording(
+        study.labels, fingerprint=study.labels.fingerprint(), responses_per_prompt=study.responses_per_prompt
+    )
+    views = _views(study, recorded)
+    arms = study.arms()
+    curves: dict[str, list[Curve]] = {arm.name: [] for arm in arms}
+    with tqdm(total=len(arms) * study.seeds, desc="learning curves", unit="curve") as bar:
+        for seed in range(study.seeds):
+            for arm in arms:
+                bar.set_postfix_str(arm.name)
+                curves[arm.name].append(
+                    curve(
+                        recorded,
+                        views,
+                        arm.strategy,
+                        arm.evaluator,
+                        budgets=study.budgets,
+                        held_out=study.held_out,
+                        seed=seed,
+                        shuffle=arm.shuffle,
+                    )
+                )
+                bar.update()
+    tables = {name: np.array([[tuple(p) for p in c.points] for c in found]) for name, found in curves.items()}
+    report = {
+        "name": study.name,
+        "labels": str(study.labels.path),
+        "tuples": recorded.responses.rows,
+        "budgets": list(study.budgets),
+        "seeds": study.seeds,
+        "target_labels": study.budgets[-2],
+        "arms": [_summary(arm, tables[arm.name], tables["random"]) for arm in arms],
+        "seconds": time.monotonic() - started,
+    }
+    _write(study, report)
+    return report
+
+
+def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
+    found = []
+    for view in study.views():
+        product = embed(
+            recorded.responses,
+            study.embedding,
+            view=view,
+            encoder=study.embedding.digest_inputs(),
+            rubric=Rubric(),
+            policy=None,
+        )
+        found.append(ViewRef(view, product.ref))
+        if view == "response":
+            found.append(ViewRef("evaluation", product.ref))
+    return tuple(found)
+
+
+def _column(table: Floats, name: str) -> Floats:
+    """Return one figure of every seed and budget, shape (seeds, budgets)."""
+    return table[:, :, Point._fields.index(name)]
+
+
+def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
+    """Return an arm's mean curve and what it gains on random, with paired intervals over seeds."""
+    labels = _column(table, "labels")[0]
+    ours, random = (_column(t, "pair_accuracy") for t in (table, control))
+    money = tuple(_column(t, "micro_usd") for t in (table, control))
+    saved = saving(labels, (money[0], money[1]), (ours, random), place=len(labels) - 2)
+    alike = tuple(area(labels, _column(t, "similar_length")) for t in (table, control))
+    seeds = np.arange(len(table))
+    return {
+        "name": arm.name,
+        "area": area(labels, ours).mean(),
+        "area_gain": _interval(paired_difference(area(labels, ours), area(labels, random))),
+        "similar_length_area_gain": _interval(paired_difference(*alike)),
+        "saved_labels": _interval(saved.labels),
+        "saved_micro_usd": _interval(saved.micro_usd),
+        "curve": [
+            {
+                "labels": int(labels[place]),
+                "micro_usd": float(money[0][:, place].mean()),
+                **{
+                    name: _interval(clustered_mean(_column(table, name)[:, place], seeds))
+                    for name in ("pair_accuracy", "similar_length", "spearman", "calibration_error")
+                },
+            }
+            for place in range(len(labels))
+        ],
+    }
+
+
+def _interval(found: Interval) -> list[float | None]:
+    return [value if np.isfinite(value) else None for value in found]
+
+
+def _write(study: LabelEfficiency, report: dict[str, Any]) -> None:
+    folder = report_folder(study.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "curves.png").write_bytes(learning_curves(report))
+    write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
+    write_text(folder / "report.md", to_markdown(report))
+    write_text(folder / "report.html", to_html(report))
+    params = {"evaluator": study.evaluator.label(), "seeds": study.seeds, "budget": study.budgets[-1]}
+    study_run(study.name, report["arms"], params, folder)

@@ -1,0 +1,90 @@
+"""The parameters of a label-efficiency study, validated at the edge."""
+
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, PositiveInt, model_validator
+
+from models.acquisition.base import Acquisition
+from models.acquisition.uniform import Uniform
+from models.embedding import Embedding, View
+from models.evaluators.base import Evaluator
+from models.evaluators.length import Length
+from models.evaluators.linear import Linear
+from models.oracles.replay import Replay
+from models.plugins import Frozen, OneOf
+
+
+class StudyArm(NamedTuple):
+    """A strategy with the evaluator that learns from its labels; `shuffle` is the control that must learn nothing."""
+
+    name: str
+    strategy: Acquisition
+    evaluator: Evaluator
+    shuffle: bool = False
+
+
+class LabelEfficiency(Frozen):
+    """Every strategy on the same recorded labels, the same splits and the same first batches."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    labels: Replay
+    embedding: Annotated[Embedding, OneOf("models.embedding")]
+    evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
+    strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(min_length=1)
+    budgets: tuple[PositiveInt, ...] = Field(min_length=3, description="labels in all, ascending")
+    seeds: int = Field(10, ge=2, description="paired: each fixes a split, a first batch and every draw")
+    responses_per_prompt: int = Field(16, ge=2)
+    held_out: float = Field(0.3, gt=0, lt=1, description="share of the prompts")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelEfficiency":
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets must ascend, got {list(self.budgets)}")
+        for strategy in self.strategies:
+            if strategy.needs.logprob:
+                raise ValueError(
+                    f"strategies: {strategy.label()!r} needs log-probabilities of the policy that wrote the responses, "
+                    "which a table of labels does not hold: remove it"
+                )
+        if self.evaluator.feature_view is None:
+            raise ValueError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
+        return self
+
+    def arms(self) -> list[StudyArm]:
+        """Return the arms, random first, then each strategy, then the two controls."""
+        arms = [StudyArm("random", Uniform(), self.evaluator)]
+        for strategy in self.strategies:
+            if strategy == Uniform():
+                continue
+            names = {arm.name for arm in arms}
+            name = strategy.label()
+            arms.append(
+                StudyArm(name if name not in names else f"{name}-{strategy.digest()[:4]}", strategy, self.evaluator)
+            )
+        arms.append(StudyArm("random, length only", Uniform(), Length()))
+        arms.append(StudyArm("random, shuffled labels", Uniform(), self.evaluator, shuffle=True))
+        return arms
+
+    def views(self) -> list[View]:
+        """Return the views to embed. A table names no rubric: the evaluation view is that of x + y."""
+        needed = {arm.strategy.needs.view for arm in self.arms()} | {self.evaluator.feature_view}
+        return [view for view in ("instruction", "response") if view in needed or "evaluation" in needed]
+
+    def plan(self) -> list[str]:
+        """Return what the study will do as lines of text; raise before anything runs if the table cannot be read."""
+        self.labels.check()
+        self.embedding.check()
+        frame = self.labels.frame()
+        prompts = frame.prompt.nunique()
+        pool = round(prompts * (1 - self.held_out)) * self.responses_per_prompt
+        if self.budgets[-1] > pool:
+            raise ValueError(
+                f"budgets: {self.budgets[-1]} passes the pool of about {pool} tuples "
+                f"({prompts} prompts × {self.responses_per_prompt} responses, {self.held_out:.0%} held out): lower it"
+            )
+        arms = self.arms()
+        return [
+            f"study      {self.name}: {len(arms)} arms × {self.seeds} seeds, budgets {', '.join(map(str, self.budgets))}",
+            f"labels     {len(frame)} recorded judgements of {prompts} prompts in {self.labels.path}; nothing is bought",
+            f"arms       {', '.join(arm.name for arm in arms)}",
+        ]

@@ -1,0 +1,113 @@
+"""A study as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
+
+from html import escape
+from typing import Any
+
+from flows.pages import STYLE
+from models.cost import dollars
+
+_CONTROLS = ("random, length only", "random, shuffled labels")
+
+
+def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return one line per arm as (name, value)."""
+    return [(arm["name"], _line(arm)) for arm in report["arms"]]
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Return what a reader must know before believing the table."""
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    last = {name: arm["curve"][-1] for name, arm in arms.items()}
+    strategies = [arm for name, arm in arms.items() if name not in ("random", *_CONTROLS)]
+    no_better = [arm["name"] for arm in strategies if arm["area_gain"][1] is None or arm["area_gain"][1] <= 0]
+    length, shuffled = (last[name]["pair_accuracy"][0] for name in _CONTROLS)
+    found = [
+        f"Target: the pair accuracy that random selection reaches with {report['target_labels']} labels. Savings are "
+        "against it, and bounds where a curve never reaches it.",
+        f"Length alone orders {length:.1%} of the clear pairs as the expert does; an evaluator earns its labels above that, "
+        "and among pairs of similar length.",
+        f"Trained on shuffled labels the evaluator reaches {shuffled:.1%}.",
+    ]
+    if no_better:
+        found.append(f"Not shown to beat random (the interval of the gain reaches zero): {', '.join(no_better)}.")
+    return found
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the study as Markdown."""
+    lines = [f"# {report['name']}", "", "![learning curves](curves.png)", "", *_rows("| {} |", "---")]
+    lines += [f"| {' | '.join(cells)} |" for cells in _cells(report)]
+    lines += ["", *[f"> {note}" for note in notes(report)], ""]
+    for arm in report["arms"]:
+        lines += [
+            f"## {arm['name']}",
+            "",
+            "| labels | cost | pair accuracy | similar length | Spearman |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {p['labels']} | {dollars(round(p['micro_usd']))} | {_with_interval(p['pair_accuracy'])} | "
+            f"{_with_interval(p['similar_length'])} | {_with_interval(p['spearman'])} |"
+            for p in arm["curve"]
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """Return the study as one HTML page; the figure lies beside it."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in _TITLES)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>" for cells in _cells(report))
+    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
+<style>{STYLE}</style><h1>{escape(report["name"])}</h1>{told}<img class=wide src="curves.png" alt="learning curves">
+<table><tr>{head}</tr>{rows}</table></html>
+"""
+
+
+_TITLES = [
+    "arm",
+    "pair accuracy, first → last budget",
+    "area",
+    "gain on random",
+    "gain, similar length",
+    "labels saved",
+    "saved",
+]
+
+
+def _rows(template: str, rule: str) -> list[str]:
+    return [template.format(" | ".join(_TITLES)), template.format(" | ".join([rule] * len(_TITLES)))]
+
+
+def _cells(report: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            arm["name"],
+            f"{arm['curve'][0]['pair_accuracy'][0]:.3f} → {arm['curve'][-1]['pair_accuracy'][0]:.3f}",
+            f"{arm['area']:.3f}",
+            *(["–"] * 4 if arm["name"] == "random" else _gains(arm)),
+        ]
+        for arm in report["arms"]
+    ]
+
+
+def _gains(arm: dict[str, Any]) -> list[str]:
+    low, high = (dollars(round(value)) for value in arm["saved_micro_usd"][1:])
+    return [
+        _with_interval(arm["area_gain"], signed=True),
+        _with_interval(arm["similar_length_area_gain"], signed=True),
+        "{:.0f} [{:.0f}, {:.0f}]".format(*arm["saved_labels"]),
+        f"{dollars(round(arm['saved_micro_usd'][0]))} [{low}, {high}]",
+    ]
+
+
+def _line(arm: dict[str, Any]) -> str:
+    first, last = arm["curve"][0]["pair_accuracy"][0], arm["curve"][-1]["pair_accuracy"][0]
+    line = f"{first:.3f} → {last:.3f}, similar length {arm['curve'][-1]['similar_length'][0]:.3f}"
+    return line if arm["name"] == "random" else f"{line}; gain {_with_interval(arm['area_gain'], signed=True)}"
+
+
+def _with_interval(found: list[float | None], *, signed: bool = False) -> str:
+    mean, low, high = ("–" if v is None else f"{v:+.3f}" if signed else f"{v:.3f}" for v in found)
+    return f"{mean} [{low}, {high}]"

@@ -207,7 +207,7 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
     proxy, shuffled = (
         _scores(arm, trained, before.ref, features, first) for trained in (rounds.evaluator, control.ref)
     )
-    agreement = assess_evaluator(before.ref, before_labels.ref, proxy.ref, shuffled.ref)
+    agreement = assess_evaluator(before.ref, before_labels.ref, proxy, shuffled)
     outcome = assess_policy(
         before.ref,
         after.ref,

@@ -126,8 +126,9 @@ def learning_curve(
         with tempfile.TemporaryDirectory() as scratch:
             bench = Bench(Checkpoint("unused"), Rubric(), Path(scratch), seed_of(seed, turn, "evaluator"))
             evaluator.fit(_tuples(pool.take(rows), evaluator), labels, bench)
-            held = evaluator.members(_tuples(held_out, evaluator), bench).mean(axis=0)
-            members = evaluator.members(_tuples(pool, evaluator), bench) if strategy.needs.scores else None
+            logits = 1.0 / evaluator.temperature(bench)
+            held = evaluator.members(_tuples(held_out, evaluator), bench).mean(axis=0) * logits
+            members = evaluator.members(_tuples(pool, evaluator), bench) * logits if strategy.needs.scores else None
         points.append(judge(held_out, held, labels=len(rows), micro_usd=int(pool.micro_usd[rows].sum())))
     return points
 

@@ -8,25 +8,28 @@ from models.preference import Comparison, Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
 from tasks.policy import Policy
+from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
 
-@stage(version=1)
-def assess_evaluator(responses: Ref, labels: Ref, scores: Ref, control: Ref) -> dict[str, float]:
+@stage(version=2)
+def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Scored) -> dict[str, float]:
     """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it."""
     facts: dict[str, float] = {}
     asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
-    for prefix, ref in (("", scores), ("shuffled_", control)):
-        proxy = {s.response_id: s.score for s in store().rows(ref, Score)}
+    for prefix, given in (("", scores), ("shuffled_", control)):
+        # in logits of preference, which the calibration error is about; the order is that of the scores
+        temperature = given.facts["temperature"]
+        proxy = {s.response_id: s.score / temperature for s in store().rows(given.ref, Score)}
         rows = [r for r in asked if r.id in proxy and r.id in expert]
         _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
-        given = (
+        compared = (
             np.array([expert[r.id] for r in rows]),
             np.array([proxy[r.id] for r in rows]),
             prompt.astype(np.int64),
         )
-        found = agreement(*given)
-        interval = clustered_mean(*pair_outcomes(*given))
+        found = agreement(*compared)
+        interval = clustered_mean(*pair_outcomes(*compared))
         facts |= {f"{prefix}{name}": float(value) for name, value in found._asdict().items()}
         facts |= {f"{prefix}pair_accuracy_low": interval.low, f"{prefix}pair_accuracy_high": interval.high}
     return facts

@@ -12,14 +12,14 @@ from tasks.store import Ref, store
 
 
 class Scored(Frozen):
-    """Refs of the scores (Score rows, parsed ones only) and of every member's scores, a matrix (E, N)."""
+    """Refs of the scores (Score rows, parsed ones only) and of every member's scores as logits of preference, (E, N)."""
 
     ref: Ref
     members: Ref
     facts: dict[str, float] = {}
 
 
-@stage(version=1)
+@stage(version=2)
 def proxy_label(
     evaluator: Evaluator,
     trained: Ref,
@@ -35,15 +35,17 @@ def proxy_label(
     bench = Bench(policy.checkpoint(), rubric, store().folder(trained), seed)
     matrix = store().matrix(features) if features is not None else None
     members = evaluator.members(Tuples(rows, matrix), bench)
+    temperature = evaluator.temperature(bench)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
-        out.values[:] = members
+        out.values[:] = members / temperature
     facts = {
         "scored": float(parsed.sum()),
         "unparsed": float((~parsed).sum()),
         "score_mean": float(np.nanmean(mean)),
+        "temperature": temperature,
         "score_std": float(np.nanstd(mean)),
     }
     return Scored(ref=store().write_rows("scores", scores, Score), members=out.ref, facts=facts)

@@ -52,6 +52,11 @@ class Evaluator(Plugin):
         """
         raise NotImplementedError
 
+    def temperature(self, bench: Bench) -> float:
+        """Return T such that σ((score_i − score_j)/T) is the probability that the expert prefers i; 1 for logits."""
+        del bench
+        return 1.0
+
 
 def check_trainable(scores: Floats) -> None:
     """Raise ValueError if nothing can be learnt from these labels."""

@@ -8,6 +8,7 @@ import pytest
 
 from models.evaluators.base import Bench, Evaluator, Tuples
 from models.evaluators.generative import Generative, _levels
+from models.evaluators.length import Length
 from models.evaluators.linear import Linear
 from models.evaluators.reward_head import RewardHead
 from models.generators.base import response_id
@@ -21,7 +22,9 @@ from models.rubric import Rubric
 LORA = Lora(r=8, alpha=16)
 EVALUATORS: list[Evaluator] = [
     Linear(),
+    Linear(prompt_effect=0.0, style=0.0, length=0.0),
     Linear(loss="bradley_terry"),
+    Length(),
     RewardHead(schedule=Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA), pairs_per_label=8),
     Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
 ]
@@ -54,7 +57,14 @@ def test_the_contract_covers_every_registered_evaluator() -> None:
     assert set(plugins_of("models.evaluators", Evaluator)) == {type(e) for e in EVALUATORS}
 
 
-@every_evaluator
+def test_the_length_control_learns_length_and_nothing_else(bench: Bench) -> None:
+    shown, _ = world(40, seed=0)
+    characters = np.array([len(r.text) for r in shown.responses])
+    Length().fit(shown, -np.log1p(characters), bench)
+    assert Length().members(shown, bench)[0] == pytest.approx(-np.log1p(characters))
+
+
+@pytest.mark.parametrize("evaluator", [e for e in EVALUATORS if not isinstance(e, Length)], ids=repr)
 def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) -> None:
     shown, scores = world(96, seed=0)
     facts = evaluator.fit(shown, scores, bench)
@@ -101,10 +111,11 @@ def test_members_disagree_more_where_nothing_was_labelled(bench: Bench, loss: An
     near = rng.normal(size=(60, 8)).astype(np.float32)
     near[:, 4:] = 0
     scores = near[:, 0] + 0.3 * rng.normal(size=60)
-    evaluator = Linear(loss=loss)
-    evaluator.fit(Tuples([], near), scores, bench)
-    inside = evaluator.members(Tuples([], near), bench).std(0).mean()
-    outside = evaluator.members(Tuples([], near * 5), bench).std(0).mean()
+    evaluator = Linear(loss=loss, style=0.0, length=0.0)
+    responses = world(60, seed=0)[0].responses
+    evaluator.fit(Tuples(responses, near), scores, bench)
+    inside = evaluator.members(Tuples(responses, near), bench).std(0).mean()
+    outside = evaluator.members(Tuples(responses, near * 5), bench).std(0).mean()
     assert outside > 2 * inside
 
 

@@ -20,9 +20,7 @@ def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
     for a typo, the nearest field there is.
     """
     if not path.is_file():
-        raise ValueError(
-            f"{cls.__name__.lower()} file {path} does not exist: deployments/experiments holds some to start from"
-        )
+        raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -81,3 +81,14 @@ def test_the_snippets_that_fit_the_gold_expert_are_in_no_other_split() -> None:
     prompts = MovieReviews(seed=400, pool=400, held_out=90).load()
     assert not starts & {p.text for p in [*prompts.pool, *prompts.held_out]}
     assert not fitted & {f"{d.prompt} {d.response}" for d in prompts.seed}
+
+
+def test_recorded_probabilities_become_logits_and_missing_prices_the_median(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("prompt,response,label,usd\nx,a,0.75,0.01\nx,b,0,0.03\nx,c,1,\n")
+    frame = Replay(path=path, scale="logit", price_column="usd").frame()
+    assert frame.score.tolist() == pytest.approx([np.log(3), -16.118, 16.118], abs=1e-3)
+    assert frame.micro_usd.tolist() == [10_000, 30_000, 20_000]
+    path.write_text("prompt,response,label\nx,a,3\n")
+    with pytest.raises(ValueError, match="holds 3, which is no probability: set labelling.oracle.scale to as_recorded"):
+        Replay(path=path, scale="logit").frame()

@@ -68,7 +68,8 @@ class Point(NamedTuple):
     """A budget, what it cost, and the agreement it bought on held-out prompts.
 
     `pair_accuracy` is over within-prompt pairs more than CLEAR_GAP apart for the expert, `similar_length` over those of them
-    whose lengths differ by at most SIMILAR_LENGTH; `spearman` is over all tuples.
+    whose lengths differ by at most SIMILAR_LENGTH; `spearman` is over all tuples. `regret` is the mean over prompts of
+    the best response's expert score less that of the response the proxy likes best, in the expert's unit.
     """
 
     labels: int
@@ -77,6 +78,7 @@ class Point(NamedTuple):
     similar_length: float
     spearman: float
     calibration_error: float
+    regret: float
 
 
 def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int = 0) -> Point:
@@ -92,7 +94,15 @@ def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int
         similar_length=float(alike.mean()) if len(alike) else float("nan"),
         spearman=found.spearman,
         calibration_error=found.calibration_error,
+        regret=_regret(*given),
     )
+
+
+def _regret(expert: Floats, proxy: Floats, prompt: Rows) -> float:
+    order = np.lexsort((expert, prompt))  # the last of each prompt is the expert's favourite
+    best = np.append(np.flatnonzero(np.diff(prompt[order])), len(order) - 1)
+    liked = np.lexsort((proxy, prompt))
+    return float((expert[order[best]] - expert[liked[best]]).mean())
 
 
 def learning_curve(

@@ -16,9 +16,12 @@ from models.learning_curves import area, reach, saving
 from models.metrics import pair_outcomes
 from models.preference import Response
 from models.stats import paired_difference
+from models.synthetic import REGIMES, Regime
+from models.synthetic import world as known_world
 
 RNG = np.random.default_rng
 EVALUATOR = Linear(ensemble=4, style=0.0, length=0.0)
+WHOLE = Linear(ensemble=4, embedding=1.0, style=0.0, length=0.0, prompt_effect=0.0)
 
 
 def world(prompts: int = 50, samples: int = 4, *, seed: int = 0) -> Recording:
@@ -113,3 +116,33 @@ def test_a_paired_difference_ignores_what_seeds_share() -> None:
     found = paired_difference(shared + 1 + RNG(1).normal(size=20) * 0.1, shared)
     assert found.low < 1.02
     assert found.high - found.low < 0.2
+
+
+def test_regret_is_what_the_proxys_favourite_falls_short_of_the_best() -> None:
+    three = world(prompts=2, samples=2)
+    point = judge(replace(three, scores=np.array([1.0, 4.0, 2.0, 0.0])), np.array([9.0, 0.0, 5.0, 1.0]))
+    assert point.regret == pytest.approx((3.0 + 0.0) / 2)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_in_a_known_world_more_labels_leave_less_regret(regime: Regime) -> None:
+    curves = []
+    for seed in range(3):
+        pool, held_out = known_world(regime, seed)
+        assert judge(held_out, held_out.scores).regret == 0
+        points = learning_curve(pool, held_out, Uniform(), WHOLE, budgets=[12, 300], seed=seed)
+        curves.append([point.regret for point in points])
+    first, last = np.mean(curves, axis=0)
+    assert last < 0.7 * first
+
+
+def test_the_regimes_are_what_their_names_say() -> None:
+    def spread(regime: Regime) -> float:
+        pool = known_world(regime, 0).pool
+        _, count = np.unique(pool.vectors["instruction"], axis=0, return_counts=True)
+        return float(count.max() / count.sum())
+
+    assert spread("on_policy") < 0.25
+    assert spread("imbalanced") > 0.7
+    on, off = (known_world(regime, 0).pool.vectors["response"] for regime in ("on_policy", "off_policy"))
+    assert np.linalg.norm(on.mean(axis=0) - off.mean(axis=0)) > 0.1

@@ -55,7 +55,8 @@ class PairAcquisition(Acquisition):
     """A strategy over pairs. Concrete ones declare `kind` and implement `pair_utility`, or `rank` to pick as a batch.
 
     An expert who scores single tuples is asked about both responses of a pair; one whose label is known already
-    costs nothing. What is left once every pair is known is asked at random, with a utility of −∞.
+    costs nothing. When every prompt's pair is spent the rule names others among the responses left; a response that is
+    alone in the end is asked at random, with a utility of −∞.
     """
 
     ranks_by: ClassVar[Needs] = Needs(scores=True)
@@ -67,21 +68,36 @@ class PairAcquisition(Acquisition):
         return self.ranks_by._replace(scores=self.ranks_by.scores or self.pairs.needs_scores)
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
-        pairs = candidates(pool, self.pairs, rng)
-        ranked = self.rank(pairs, min(count, len(pairs)), rng)
-        rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
-        source = np.repeat(np.arange(len(ranked.rows)), 2)
-        asked = ~pool.unavailable[rows]
-        rows, source = rows[asked][:count], source[asked][:count]
         left = ~pool.unavailable
-        left[rows] = False
-        rest = rng.permutation(np.flatnonzero(left))[: count - len(rows)]
-        nothing = np.full(len(rest), -np.inf)
+        parts: list[Chosen] = []
+        among = pool.labelled | left
+        while (wanted := count - sum(len(part.rows) for part in parts)) > 0:
+            pairs = candidates(pool, self.pairs, rng, among=among)
+            part = self._tuples(pairs, left, wanted, rng)
+            if not len(part.rows):
+                rest = rng.permutation(np.flatnonzero(left))[:wanted]
+                parts.append(Chosen(rest, np.full(len(rest), -np.inf)))
+                break
+            parts.append(part)
+            left[part.rows] = False
+            among = left
+        names = parts[0].terms
         return Chosen(
-            np.concatenate([rows, rest]),
-            np.concatenate([ranked.utilities[source], nothing]),
-            {name: np.concatenate([values[source], nothing]) for name, values in ranked.terms.items()},
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.utilities for part in parts]),
+            {
+                name: np.concatenate([part.terms.get(name, np.full(len(part.rows), -np.inf)) for part in parts])
+                for name in names
+            },
         )
+
+    def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> Chosen:
+        """Return the open responses of the pairs, best pair first, at most `wanted` of them."""
+        ranked = self.rank(pairs, min(wanted, len(pairs)), rng)
+        rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
+        source = np.repeat(np.arange(len(ranked.rows)), 2)[left[rows]][:wanted]
+        terms = {name: values[source] for name, values in ranked.terms.items()}
+        return Chosen(rows[left[rows]][:wanted], ranked.utilities[source], terms)
 
     def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:
         """Return `count` pairs by number, best first; by default those of highest utility, ties broken at random."""
@@ -100,10 +116,9 @@ class PairAcquisition(Acquisition):
         return next(iter(terms.values()))
 
 
-def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator) -> Pairs:
-    """Return the pair that the rule names for every prompt that has two responses, not both of them labelled."""
-    usable = pool.labelled | ~pool.unavailable
-    rows = np.flatnonzero(usable)
+def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: NDArray[np.bool_]) -> Pairs:
+    """Return the pair that the rule names for every prompt with two responses `among` these, not both of them labelled."""
+    rows = np.flatnonzero(among)
     rows = rows[np.argsort(pool.prompt[rows], kind="stable")]
     _, begins, counts = np.unique(pool.prompt[rows], return_index=True, return_counts=True)
     begins, counts = begins[counts > 1], counts[counts > 1]

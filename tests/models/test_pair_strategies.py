@@ -212,9 +212,21 @@ def test_a_pair_half_labelled_costs_one_query_and_one_wholly_labelled_none() -> 
     assert {p.response_id for p in picks[1:]} == {"t004", "t005"}
 
 
+def test_when_every_pair_is_spent_the_rule_names_the_next_ones() -> None:
+    """Six responses of one prompt: best and worst, then second best and second worst, then the middle two."""
+    scores = np.tile([0.0, 9.0, 1.0, 6.0, 3.0, 4.0], (2, 1))
+    nothing = np.zeros(6, dtype=bool)
+    pool = Pool(
+        ids=list("abcdef"), prompt=np.zeros(6, dtype=np.int64), unavailable=nothing, labelled=nothing, scores=scores
+    )
+    picks = PrefEntropy().select(pool, 6, RNG(0))
+    assert [{p.response_id for p in picks[n : n + 2]} for n in (0, 2, 4)] == [{"a", "b"}, {"c", "d"}, {"e", "f"}]
+    assert all(np.isfinite(p.utility) for p in picks)
+
+
 def test_a_prompt_with_a_single_response_makes_no_pair() -> None:
     pool = two_per_prompt(3).take(np.array([0, 1, 2, 4, 5]))
-    pairs = candidates(pool, RandomPair(), RNG(0))
+    pairs = candidates(pool, RandomPair(), RNG(0), among=~pool.unavailable)
     assert sorted(pool.prompt[pairs.first]) == [0, 2]
     picks = PrefEntropy().select(pool, 5, RNG(0))
     assert picks[-1].response_id == "t002"

@@ -21,6 +21,7 @@ def prepare() -> None:
     # The domain's log lines reach the Prefect UI; the terminal has its own, quieter view.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "models,tasks,flows")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,6 +1,5 @@
 """The Prefect and MLflow servers of the embedded set-up, as children that end with this process."""
 
-import logging
 import os
 import signal
 import socket
@@ -8,10 +7,10 @@ import subprocess
 import sys
 import time
 
+import typer
+
 from flows.tracking import runs_url
 from tasks.settings import settings
-
-log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
@@ -34,13 +33,13 @@ def serve(*, mlflow_port: int, prefect_port: int) -> None:
     # Ctrl-C is for this process, which then ends the servers in good order; a polite kill is the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     servers = [subprocess.Popen(command, env=environment, start_new_session=True) for command in commands]
-    log.info("MLflow runs  %s", url)
-    log.info("Prefect      http://%s:%d", HOST, prefect_port)
+    typer.echo(f"MLflow runs  {url}")  # not a log line: those are wrapped, and a wrapped link is broken
+    typer.echo(f"Prefect      http://{HOST}:{prefect_port}")
     try:
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
     except KeyboardInterrupt:
-        log.info("stopping")
+        typer.echo("stopping")
     else:
         raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
     finally:

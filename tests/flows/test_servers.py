@@ -51,7 +51,7 @@ def test_up_serves_both_pages_until_ctrl_c(tmp_path: Path) -> None:
             *["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)],
         ],
         cwd=ROOT,
-        env=environment | {"NINEFOLD_HOME": str(tmp_path), "COLUMNS": "200"},
+        env=environment | {"NINEFOLD_HOME": str(tmp_path), "COLUMNS": "80", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,6 +71,7 @@ def test_up_serves_both_pages_until_ctrl_c(tmp_path: Path) -> None:
         said, _ = server.communicate(timeout=60)
     assert f"http://127.0.0.1:{mlflow_port}/#/experiments/0/runs?workflowType=machine_learning" in said
     assert "Traceback" not in said
+    assert "without a flow run id" not in said
     assert not port_taken(mlflow_port)
     assert not port_taken(prefect_port)
 

@@ -1,5 +1,6 @@
 """The command line as users meet it: fast help, one-line errors, a ledger that moves between machines."""
 
+import json
 import os
 import resource
 import subprocess
@@ -48,6 +49,8 @@ def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
         ["labels", "list"],
         ["labels", "export"],
         ["labels", "import"],
+        ["bench", "label-efficiency"],
+        ["bench", "synthetic"],
     ],
 )
 def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[str]) -> None:
@@ -151,3 +154,11 @@ def test_ctrl_c_is_told_as_such_when_an_error_is_raised_over_it(
         cli.main()
     assert stopped.value.code == 130
     assert "every label paid for is kept" in capsys.readouterr().err
+
+
+def test_the_synthetic_study_measures_regret_by_regime(tmp_path: Path) -> None:
+    shown = ninefold("bench", "synthetic", "--seeds", "2", home=tmp_path)
+    report = json.loads((tmp_path / "reports" / "synthetic" / "report.json").read_text())
+    assert {row["regime"] for row in report["rows"]} == {"on_policy", "off_policy", "imbalanced"}
+    assert all(row["curve"][-1] < row["curve"][0] for row in report["rows"] if row["strategy"] == "random")
+    assert "simulated labels, 2 worlds per regime" in shown

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ def style(prompts: Sequence[str], texts: Sequence[str]) -> Floats:
     )
 
 
-def _style(prompt: str, text: str) -> list[float]:
+@lru_cache(maxsize=100_000)  # a pool is scored again after every batch
+def _style(prompt: str, text: str) -> tuple[float, ...]:
     words = text.lower().split()
     asked = set(prompt.lower().split())
     counts = [
@@ -57,7 +59,7 @@ def _style(prompt: str, text: str) -> list[float]:
         text.count("```"),
         sum(character.isdigit() for character in text),
     ]
-    return [
+    return (
         *np.log1p(counts),
         float(text.rstrip()[-1:] in tuple('.!?)`"')),
         np.log1p(text.count(",")),
@@ -71,4 +73,4 @@ def _style(prompt: str, text: str) -> list[float]:
         float("sorry" in text[:200].lower()),
         len(asked & set(words)) / (len(asked) + 1),
         np.log1p(len(prompt)),
-    ]
+    )

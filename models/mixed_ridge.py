@@ -1,4 +1,4 @@
-"""Ridge regression with a random effect per group, its penalty by leave-one-out error, and a calibrated temperature."""
+"""Ridge regression with a random effect per group, its penalty by left-out groups, and a calibrated temperature."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from models.metrics import within_prompt_pairs
+
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _MOST_PAIRS = 20_000
+_FEW_PAIRS = 10
 _TEMPERATURES = (1e-3, 1e3)
 
 
 class Chosen(NamedTuple):
-    """The penalty, and the prediction of each row by a fit without it, both of the transformed problem."""
+    """The penalty, and the prediction of each row by a fit without its group, both of the transformed problem."""
 
     alpha: float
     left_out: Floats
@@ -33,18 +36,44 @@ def within(columns: Floats, group: Rows, ratio: float) -> Floats:
     return np.asarray(columns - (share / count)[number, None] * total[number])
 
 
-def choose_penalty(features: Floats, target: Floats, alphas: Floats) -> Chosen:
-    """Return the penalty of least leave-one-out squared error (exact, from one decomposition)."""
+def restore(columns: Floats, group: Rows, ratio: float) -> Floats:
+    """Return what `within` was given: (N, p) in the original units."""
+    _, number, count = np.unique(group, return_inverse=True, return_counts=True)
+    mean = np.zeros((len(count), columns.shape[1]))
+    np.add.at(mean, number, columns)
+    mean /= count[:, None]
+    return np.asarray(columns + (np.sqrt(1.0 + count * ratio) - 1.0)[number, None] * mean[number])
+
+
+def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats) -> Chosen:
+    """Return the penalty of least squared error on rows whose whole group was left out (exact, from one decomposition).
+
+    A group's rows share its mean, so that leaving out one of them would leave its answer in.
+    """
     left, size, _ = np.linalg.svd(features, full_matrices=False)
-    along, best = left.T @ target, (np.inf, float(alphas[0]), target)
+    along, blocks = left.T @ target, _blocks(group)
+    best = (np.inf, float(alphas[0]), target)
     for alpha in alphas:
         shrink = size**2 / (size**2 + alpha)
-        leverage = np.minimum((left**2) @ shrink, 1.0 - 1e-9)
-        residual = (target - left @ (shrink * along)) / (1.0 - leverage)
-        error = float(np.mean(residual**2))
+        residual = target - left @ (shrink * along)
+        out = np.empty_like(residual)
+        for rows in blocks:
+            basis = left[rows]
+            kept = np.eye(rows.shape[1]) * (1.0 + 1e-9) - np.einsum(
+                "gik,k,gjk->gij", basis, shrink, basis, optimize=True
+            )
+            out[rows] = np.linalg.solve(kept, residual[rows][..., None])[..., 0]
+        error = float(np.mean(out**2))
         if error < best[0]:
-            best = (error, float(alpha), target - residual)
+            best = (error, float(alpha), target - out)
     return Chosen(best[1], best[2])
+
+
+def _blocks(group: Rows) -> list[Rows]:
+    """Return the rows of the groups, those of one size together, each of shape (groups, size)."""
+    order = np.argsort(group, kind="stable")
+    _, begins, counts = np.unique(group[order], return_index=True, return_counts=True)
+    return [order[begins[counts == size, None] + np.arange(size)] for size in np.unique(counts)]
 
 
 def solve(features: Floats, target: Floats, weight: Floats, alpha: float) -> Floats:
@@ -56,15 +85,14 @@ def solve(features: Floats, target: Floats, weight: Floats, alpha: float) -> Flo
 def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Generator) -> float:
     """Return T such that σ((proxy_i − proxy_j)/T) is best as the probability that the expert prefers i (least log loss).
 
-    Over pairs of the same group; where they are fewer than ten, over pairs of any.
+    Over pairs of the same group; where they are fewer than ten, over pairs of any, drawn at random.
     """
-    first, second = np.triu_indices(len(proxy), k=1)
-    untied = expert[first] != expert[second]
-    same = untied & (group[first] == group[second])
-    kept = np.flatnonzero(same if same.sum() >= 10 else untied)
+    first, second = within_prompt_pairs(group)
+    if np.count_nonzero(expert[first] != expert[second]) < _FEW_PAIRS:
+        first, second = rng.integers(len(proxy), size=(2, _MOST_PAIRS))
+    kept = rng.permutation(np.flatnonzero(expert[first] != expert[second]))[:_MOST_PAIRS]
     if len(kept) == 0:
         return 1.0
-    kept = rng.permutation(kept)[:_MOST_PAIRS]
     gap = (proxy[first] - proxy[second])[kept] * np.sign(expert[first] - expert[second])[kept]
 
     def loss(log_temperature: float) -> float:

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.oracles.base import Oracle
-from models.preference import Pick, Response
+from models.preference import Label, Pick, Response
 from models.randomness import stream
 from tasks.caching import Product, stage
 from tasks.history import Batch, anchors, labels_of
 from tasks.store import Ref, store
 
 
-@stage(version=2)
+@stage(version=3)
 def acquire(
     strategy: Acquisition,
     responses: Ref,
@@ -46,6 +46,16 @@ def acquire(
     return Product(ref=store().write_rows("picks", picks, Pick), facts=facts)
 
 
+def _asked_elsewhere(history: tuple[Batch, ...], current: Ref) -> set[tuple[str, str]]:
+    """Return the (prompt, text) of what was asked about in other pools: the same text may have another id here."""
+    found: set[tuple[str, str]] = set()
+    for batch in history:
+        if batch.responses != current:
+            asked = {label.response_id for label in store().rows(batch.labels, Label)}
+            found |= {(r.prompt_id, r.text) for r in store().rows(batch.responses, Response) if r.id in asked}
+    return found
+
+
 def _pool(
     responses: Sequence[Response],
     ref: Ref,
@@ -55,7 +65,7 @@ def _pool(
 ) -> Pool:
     asked = {label.response_id for label in labels_of(history)}
     labelled = np.array([r.id in asked for r in responses])
-    seen: set[tuple[str, str]] = set()
+    seen = _asked_elsewhere(history, ref)
     repeated = np.zeros(len(responses), dtype=bool)
     for row, response in enumerate(responses):
         repeated[row] = (response.prompt_id, response.text) in seen

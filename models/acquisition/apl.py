@@ -26,15 +26,15 @@ class Apl(PairAcquisition):
     pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
     widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
 
-    def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
         terms = self.pair_terms(pairs)
         tie = rng.random(len(pairs))
         kept = np.lexsort((tie, -terms["entropy"]))
-        batch = max(1, -(-count // 2))  # a pair is two queries
+        batch = max(1, -(-queries // 2))  # a pair is two queries
         most = int(np.ceil(self.widen * batch))
         inside, outside = kept[:most], kept[most:]
         inside = inside[np.lexsort((tie[inside], -terms["implicit_margin"][inside]))]
-        order = np.concatenate([inside, outside])[:count]
+        order = np.concatenate([inside, outside])[:queries]
         return Chosen(order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()})
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102

@@ -21,7 +21,8 @@ class Badge(PairAcquisition):
     kind: Literal["badge"] = "badge"
     temperature: PositiveFloat = 1.0
 
-    def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        count = min(queries, len(pairs))
         if not len(pairs):
             return Chosen(np.array([], dtype=np.int64), np.array([]))
         preference = pairs.preference(self.temperature).mean(axis=0)

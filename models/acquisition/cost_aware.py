@@ -37,7 +37,8 @@ class CostAware(Acquisition):
         value = wanted / np.maximum(cost, lowest) ** self.gamma
         order: list[int] = []
         money = pool.money
-        for place in np.argsort(-value, kind="stable"):
+        # of equals the cheaper, unless price is to play no part
+        for place in np.lexsort((cost if self.gamma else np.zeros(len(cost)), -value)):
             if len(order) < count and cost[place] <= money:
                 order.append(int(place))
                 money -= cost[place]

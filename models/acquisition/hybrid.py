@@ -38,6 +38,7 @@ class Hybrid(Acquisition):
         available = int((~pool.unavailable).sum())
         most = min(available, max(count, int(np.ceil(self.keep * available))))
         wanted = self.uncertainty.choose(pool, most, rng)
+        count = min(count, len(wanted.rows))  # a strategy that minds money may rank fewer
         outside = np.ones(len(pool.ids), dtype=bool)
         outside[wanted.rows] = False
         found = cover(pool, outside, count, rng)

@@ -1,7 +1,7 @@
 """Strategies that rank pairs: a rule names two responses of each prompt, the strategy says which pairs to ask about."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -70,17 +70,22 @@ class PairAcquisition(Acquisition):
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
         left = ~pool.unavailable
         parts: list[Chosen] = []
-        among = pool.labelled | left
+        among, first_pass = pool.labelled | left, True
         while (wanted := count - sum(len(part.rows) for part in parts)) > 0:
-            pairs = candidates(pool, self.pairs, rng, among=among)
+            # what an earlier pass has picked counts as labelled
+            known = replace(pool, labelled=pool.labelled | (~pool.unavailable & ~left))
+            pairs = candidates(known, self.pairs, rng, among=among)
             part = self._tuples(pairs, left, wanted, rng)
+            if not len(part.rows) and first_pass:
+                among, first_pass = left, False
+                continue
             if not len(part.rows):
                 rest = rng.permutation(np.flatnonzero(left))[:wanted]
                 parts.append(Chosen(rest, np.full(len(rest), -np.inf)))
                 break
             parts.append(part)
             left[part.rows] = False
-            among = left
+            among, first_pass = left, False
         names = parts[0].terms
         return Chosen(
             np.concatenate([part.rows for part in parts]),
@@ -93,17 +98,20 @@ class PairAcquisition(Acquisition):
 
     def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> Chosen:
         """Return the open responses of the pairs, best pair first, at most `wanted` of them."""
-        ranked = self.rank(pairs, min(wanted, len(pairs)), rng)
+        ranked = self.rank(pairs, wanted, rng)
         rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
         source = np.repeat(np.arange(len(ranked.rows)), 2)[left[rows]][:wanted]
         terms = {name: values[source] for name, values in ranked.terms.items()}
         return Chosen(rows[left[rows]][:wanted], ranked.utilities[source], terms)
 
-    def rank(self, pairs: Pairs, count: int, rng: np.random.Generator) -> Chosen:
-        """Return `count` pairs by number, best first; by default those of highest utility, ties broken at random."""
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:
+        """Return min(queries, C) pairs by number, best first; by default by utility, ties broken at random.
+
+        A pair takes two queries, or one where a response is labelled already: not all that are returned are asked.
+        """
         terms = self.pair_terms(pairs)
         utility = self.pair_utility(pairs, terms)
-        order = np.lexsort((rng.random(len(utility)), -utility))[:count]
+        order = np.lexsort((rng.random(len(utility)), -utility))[:queries]
         return Chosen(order, utility[order], {name: values[order] for name, values in terms.items()})
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:

@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
-from models.mixed_ridge import Rows, choose_penalty, solve, temperature, within
+from models.mixed_ridge import Rows, choose_penalty, restore, solve, temperature, within
 from models.surface import length, style
 
 _WEIGHTS = "linear.safetensors"
@@ -100,14 +100,17 @@ class Linear(Evaluator):
         table = np.concatenate([features, np.full((len(scores), 1), _FREE), scores[:, None]], axis=1)
         table = within(table, prompt, self.prompt_effect)
         x, y = table[:, :-1], table[:, -1]
-        # The penalty is chosen by exact leave-one-out error on all labels, once, then shared by the members.
-        chosen = choose_penalty(x, y, self.strength * _ALPHAS)
+        # The penalty is chosen by the exact error on what is left out, once, then shared by the members. Rows that share
+        # their prompt's mean are left out together.
+        apart = prompt if self.prompt_effect else np.arange(len(scores))
+        chosen = choose_penalty(x, y, apart, self.strength * _ALPHAS)
+        told = restore(np.stack([chosen.left_out, y], axis=1), prompt, self.prompt_effect)
         heads = np.stack([solve(x, y, weight, chosen.alpha) for weight in weights])
         heads[:, -1] *= _FREE
         facts = {
             "alpha": chosen.alpha,
-            "leave_one_out_r2": 1.0 - float(np.mean((y - chosen.left_out) ** 2) / np.var(y)) if np.ptp(y) else 0.0,
-            "temperature": temperature(chosen.left_out, y, prompt, rng),
+            "left_out_r2": 1.0 - float(np.mean((y - chosen.left_out) ** 2) / np.var(y)) if np.ptp(y) else 0.0,
+            "temperature": temperature(told[:, 0], told[:, 1], prompt, rng),
         }
         return heads, facts
 

@@ -137,6 +137,18 @@ def test_cost_aware_is_the_ratio_worked_out_by_hand() -> None:
     assert set(rows_of(pool, picks)[:2]) == {0, 2}
 
 
+def test_of_equally_wanted_tuples_the_cheaper_is_asked_about_first() -> None:
+    pool = pool_of(
+        np.zeros((3, 1)), cost=np.array([4.0, 1.0, 2.0]), logprob=-np.ones(3), tokens=np.ones(3, dtype=np.int64)
+    )
+    assert rows_of(pool, CostAware(utility_of=PredictiveEntropy()).select(pool, 3, RNG(0))) == [1, 2, 0]
+
+
+def test_hybrid_asks_no_more_than_the_money_of_its_inner_strategy_pays() -> None:
+    pool = pool_of(RNG(0).normal(size=(8, 2)), cost=np.full(8, 10.0), money=25.0)
+    assert len(Hybrid(uncertainty=CostAware()).select(pool, 4, RNG(0))) == 2
+
+
 def test_a_negative_price_is_refused_by_name() -> None:
     pool = pool_of(np.zeros((3, 1)), cost=np.array([1.0, -2.0, 1.0]))
     with pytest.raises(ValueError, match="cost of tuple t0001 is negative: -2"):

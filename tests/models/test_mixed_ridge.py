@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.evaluators.base import Bench, Tuples
 from models.evaluators.linear import Linear
-from models.mixed_ridge import choose_penalty, solve, temperature, within
+from models.mixed_ridge import choose_penalty, restore, solve, temperature, within
 from models.policies.language_model import Checkpoint
 from models.preference import Response
 from models.rubric import Rubric
@@ -29,22 +30,46 @@ def test_comparing_within_groups_is_generalised_least_squares(ratio: float) -> N
 
 
 @pytest.mark.parametrize("size", [12, 60])
-def test_the_left_out_predictions_are_those_of_fits_without_the_row(size: int) -> None:
+@pytest.mark.parametrize("groups", [1, 5, 100])
+def test_the_left_out_predictions_are_those_of_fits_without_the_group(size: int, groups: int) -> None:
     rng = RNG(1)
-    x, y = rng.normal(size=(size, 20)), rng.normal(size=size)
-    chosen = choose_penalty(x, y, np.array([3.0]))
+    x, y, group = rng.normal(size=(size, 20)), rng.normal(size=size), rng.integers(0, groups, size)
+    chosen = choose_penalty(x, y, group, np.array([3.0]))
     for row in range(size):
-        rest = np.arange(size) != row
-        head = solve(x[rest], y[rest], np.ones(size - 1), 3.0)
-        assert chosen.left_out[row] == pytest.approx(x[row] @ head, abs=1e-9)
+        rest = group != group[row]
+        head = solve(x[rest], y[rest], np.ones(rest.sum()), 3.0)
+        assert chosen.left_out[row] == pytest.approx(x[row] @ head, abs=1e-6)
+
+
+def test_two_labels_a_prompt_of_pure_noise_are_not_taken_for_signal() -> None:
+    """Rows that share their prompt's mean are near mirror images: leaving out one would leave its answer in."""
+    group = np.repeat(np.arange(60), 2)
+
+    def explained(apart: NDArray[np.int64]) -> float:
+        found = []
+        for seed in range(12):
+            table = within(RNG(seed).normal(size=(120, 41)), group, 10.0)
+            left_out = choose_penalty(table[:, :-1], table[:, -1], apart, np.logspace(-1.5, 3, 19)).left_out
+            found.append(1.0 - np.mean((table[:, -1] - left_out) ** 2) / np.var(table[:, -1]))
+        return float(np.mean(found))
+
+    assert abs(explained(group)) < 0.05
+    assert explained(np.arange(120)) > 0.1
+
+
+@pytest.mark.parametrize("ratio", [0.0, 10.0])
+def test_what_within_takes_away_restore_gives_back(ratio: float) -> None:
+    rng = RNG(5)
+    table, group = rng.normal(size=(30, 3)), rng.integers(0, 9, 30)
+    assert restore(within(table, group, ratio), group, ratio) == pytest.approx(table)
 
 
 def test_the_penalty_is_large_for_noise_and_small_for_signal() -> None:
     rng = RNG(2)
     x = rng.normal(size=(80, 20))
     alphas = np.logspace(-3, 4, 15)
-    noise = choose_penalty(x, rng.normal(size=80), alphas).alpha
-    signal = choose_penalty(x, x @ rng.normal(size=20), alphas).alpha
+    noise = choose_penalty(x, rng.normal(size=80), np.arange(80), alphas).alpha
+    signal = choose_penalty(x, x @ rng.normal(size=20), np.arange(80), alphas).alpha
     assert signal < 1e-1 < 1e1 < noise
 
 

@@ -102,7 +102,7 @@ def test_variance_is_of_the_tuple_or_of_the_difference() -> None:
 
 
 @pytest.mark.parametrize("weight", ["one", "bernoulli"])
-def test_d_optimal_is_the_greedy_loop_with_a_fresh_inverse(weight: str) -> None:
+def test_d_optimal_raises_the_determinant_most_with_every_pick(weight: str) -> None:
     pool = two_per_prompt(12)
     assert pool.vectors is not None
     direction = (pool.vectors[0::2] - pool.vectors[1::2]).astype(float)
@@ -110,10 +110,7 @@ def test_d_optimal_is_the_greedy_loop_with_a_fresh_inverse(weight: str) -> None:
     w = np.ones(12) if weight == "one" else p * (1 - p)
     design, left, expected = 0.5 * np.eye(3), list(range(12)), []
     for _ in range(6):
-        if weight == "one":  # the same as raising the determinant most
-            best = max(left, key=lambda c: np.linalg.slogdet(design + np.outer(direction[c], direction[c]))[1])
-        else:
-            best = max(left, key=lambda c: direction[c] @ np.linalg.inv(design) @ direction[c])
+        best = max(left, key=lambda c: np.linalg.slogdet(design + w[c] * np.outer(direction[c], direction[c]))[1])
         expected.append(best)
         left.remove(best)
         design = design + w[best] * np.outer(direction[best], direction[best])
@@ -210,6 +207,30 @@ def test_a_pair_half_labelled_costs_one_query_and_one_wholly_labelled_none() -> 
     picks = PrefEntropy().select(pool, 3, RNG(0))
     assert picks[0].response_id == "t001"
     assert {p.response_id for p in picks[1:]} == {"t004", "t005"}
+
+
+def test_a_pair_that_is_known_gives_way_to_the_next_one_at_once() -> None:
+    scores = np.tile([0.0, 1.0, 2.0, 3.0] * 2, (2, 1))
+    known = np.array([True, False, False, True] * 2)
+    prompt = np.repeat([0, 1], 4)
+    pool = Pool(ids=list("abcdefgh"), prompt=prompt, unavailable=known, labelled=known, scores=scores)
+    assert all(np.isfinite(p.utility) for p in PrefEntropy().select(pool, 4, RNG(0)))
+
+
+def test_d_optimal_remembers_its_picks_when_it_names_further_pairs() -> None:
+    """One direction only: the second pair of a prompt lies along what the first has told."""
+    vectors = np.array([[0.0, 0.0], [10.0, 0.0], [1.0, 0.0], [9.0, 0.0]], dtype=np.float32)
+    nothing = np.zeros(4, dtype=bool)
+    pool = Pool(
+        ids=list("abcd"),
+        prompt=np.zeros(4, dtype=np.int64),
+        unavailable=nothing,
+        labelled=nothing,
+        vectors=vectors,
+        scores=np.tile([0.0, 9.0, 1.0, 8.0], (2, 1)),
+    )
+    picks = DOptimal().select(pool, 4, RNG(0))
+    assert [p.utility for p in picks[::2]] == pytest.approx([10.0, 8 / np.sqrt(101)])
 
 
 def test_when_every_pair_is_spent_the_rule_names_the_next_ones() -> None:

@@ -98,7 +98,7 @@ def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
     seeds = np.arange(len(table))
     return {
         "name": arm.name,
-        "area": area(labels, ours).mean(),
+        "area": _interval(clustered_mean(area(labels, ours), seeds))[0],
         "area_gain": _interval(paired_difference(area(labels, ours), area(labels, random))),
         "similar_length_area_gain": _interval(paired_difference(*alike)),
         "saved_labels": _interval(saved.labels),

@@ -2,7 +2,8 @@
 
 from typing import Annotated, NamedTuple
 
-from pydantic import Field, PositiveInt, model_validator
+import numpy as np
+from pydantic import Field, model_validator
 
 from models.acquisition.base import Acquisition
 from models.acquisition.uniform import Uniform
@@ -10,8 +11,11 @@ from models.embedding import Embedding, View
 from models.evaluators.base import Evaluator
 from models.evaluators.length import Length
 from models.evaluators.linear import Linear
+from models.label_efficiency import CLEAR_GAP
 from models.oracles.replay import Replay
 from models.plugins import Frozen, OneOf
+
+_FEW_PROMPTS = 10
 
 
 class StudyArm(NamedTuple):
@@ -31,7 +35,7 @@ class LabelEfficiency(Frozen):
     embedding: Annotated[Embedding, OneOf("models.embedding")]
     evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
     strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(min_length=1)
-    budgets: tuple[PositiveInt, ...] = Field(min_length=3, description="labels in all, ascending")
+    budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")
     seeds: int = Field(10, ge=2, description="paired: each fixes a split, a first batch and every draw")
     responses_per_prompt: int = Field(16, ge=2)
     held_out: float = Field(0.3, gt=0, lt=1, description="share of the prompts")
@@ -75,12 +79,20 @@ class LabelEfficiency(Frozen):
         self.labels.check()
         self.embedding.check()
         frame = self.labels.frame()
-        prompts = frame.prompt.nunique()
-        pool = round(prompts * (1 - self.held_out)) * self.responses_per_prompt
+        per_prompt = frame.groupby("prompt").score
+        taken = np.sort(np.minimum(per_prompt.size().to_numpy(), self.responses_per_prompt))
+        prompts = len(taken)
+        held = max(1, round(prompts * self.held_out))
+        pool = int(taken[: prompts - held].sum())  # the smallest that a split can leave
         if self.budgets[-1] > pool:
             raise ValueError(
-                f"budgets: {self.budgets[-1]} passes the pool of about {pool} tuples "
-                f"({prompts} prompts × {self.responses_per_prompt} responses, {self.held_out:.0%} held out): lower it"
+                f"budgets: {self.budgets[-1]} passes the pool, which may hold no more than {pool} tuples ({prompts} prompts "
+                f"of up to {self.responses_per_prompt} responses, {held} held out): lower it"
+            )
+        if ((per_prompt.max() - per_prompt.min()) > CLEAR_GAP).sum() < _FEW_PROMPTS:
+            raise ValueError(
+                f"labels: fewer than {_FEW_PROMPTS} prompts have two labels more than {CLEAR_GAP:g} apart, which is what "
+                "agreement is counted on: set labels.scale to logit if these are probabilities"
             )
         arms = self.arms()
         return [

@@ -24,9 +24,9 @@ def notes(report: dict[str, Any]) -> list[str]:
     found = [
         f"Target: the pair accuracy that random selection reaches with {report['target_labels']} labels. Savings are "
         "against it, and bounds where a curve never reaches it.",
-        f"Length alone orders {length:.1%} of the clear pairs as the expert does; an evaluator earns its labels above that, "
-        "and among pairs of similar length.",
-        f"Trained on shuffled labels the evaluator reaches {shuffled:.1%}.",
+        f"Length alone orders {_percent(length)} of the clear pairs as the expert does; an evaluator earns its labels above "
+        "that, and among pairs of similar length.",
+        f"Trained on shuffled labels the evaluator reaches {_percent(shuffled)}.",
     ]
     if no_better:
         found.append(f"Not shown to beat random (the interval of the gain reaches zero): {', '.join(no_better)}.")
@@ -84,8 +84,8 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
     return [
         [
             arm["name"],
-            f"{arm['curve'][0]['pair_accuracy'][0]:.3f} → {arm['curve'][-1]['pair_accuracy'][0]:.3f}",
-            f"{arm['area']:.3f}",
+            f"{_number(arm['curve'][0]['pair_accuracy'][0])} → {_number(arm['curve'][-1]['pair_accuracy'][0])}",
+            _number(arm["area"]),
             *(["–"] * 4 if arm["name"] == "random" else _gains(arm)),
         ]
         for arm in report["arms"]
@@ -104,10 +104,19 @@ def _gains(arm: dict[str, Any]) -> list[str]:
 
 def _line(arm: dict[str, Any]) -> str:
     first, last = arm["curve"][0]["pair_accuracy"][0], arm["curve"][-1]["pair_accuracy"][0]
-    line = f"{first:.3f} → {last:.3f}, similar length {arm['curve'][-1]['similar_length'][0]:.3f}"
+    alike = arm["curve"][-1]["similar_length"][0]
+    line = f"{_number(first)} → {_number(last)}, similar length {_number(alike)}"
     return line if arm["name"] == "random" else f"{line}; gain {_with_interval(arm['area_gain'], signed=True)}"
 
 
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
 def _with_interval(found: list[float | None], *, signed: bool = False) -> str:
-    mean, low, high = ("–" if v is None else f"{v:+.3f}" if signed else f"{v:.3f}" for v in found)
+    mean, low, high = (_number(value, signed=signed) for value in found)
     return f"{mean} [{low}, {high}]"

@@ -142,7 +142,7 @@ def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], fol
         for arm in arms:
             with mlflow.start_run(run_name=arm["name"], nested=True):
                 mlflow.log_param("arm", arm["name"])
-                mlflow.log_metric("area", arm["area"])
+                log_metrics({"area": arm["area"]} if arm["area"] is not None else {}, step=0)
                 for point in arm["curve"]:
                     values = {key: found[0] for key, found in point.items() if isinstance(found, list)}
                     known = {key: value for key, value in values.items() if value is not None}

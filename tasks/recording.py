@@ -41,12 +41,12 @@ class ViewRef(NamedTuple):
 
 @stage(version=1)
 def load_recording(labels: Replay, *, fingerprint: str, responses_per_prompt: int) -> Recorded:
-    """Return at most `responses_per_prompt` tuples of each prompt, chosen by the hash of their text; doubles are left out.
+    """Return at most `responses_per_prompt` tuples of each prompt, chosen by the hash of their text.
 
     `fingerprint` digests the table, so that an edited file is loaded anew.
     """
     del fingerprint
-    frame = labels.frame().drop_duplicates(["prompt", "response"])
+    frame = labels.frame()
     frame = frame.assign(order=frame.response.map(text_hash)).sort_values(["prompt", "order"])
     frame = frame.groupby("prompt", sort=False).head(responses_per_prompt)
     seen: Counter[str] = Counter()

@@ -22,7 +22,7 @@ class Replay(Oracle):
 
     A tuple that the table does not hold raises KeyError: the pool must come from the table. `scale: logit` turns a recorded
     probability into a score, log p/(1 − p), with p kept 1e-7 away from 0 and 1. A price that was not recorded is the median
-    of those that were.
+    of those that were (`micro_usd` where none was).
     """
 
     description: ClassVar[str] = "expert labels recorded in a table"
@@ -60,7 +60,7 @@ class Replay(Oracle):
         _table(self)
 
     def frame(self) -> pd.DataFrame:
-        """Return the table: columns prompt, response, score, micro_usd, one row per judgement.
+        """Return the table: columns prompt, response, score, micro_usd, one row per tuple (the first of its judgements).
 
         Raises FileNotFoundError or ValueError naming the file, the column and the remedy.
         """
@@ -77,19 +77,26 @@ def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
 def _read(oracle: Replay) -> pd.DataFrame:
     if not oracle.path.is_file():
         raise FileNotFoundError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".jsonl": _read_jsonl,
+    readers: dict[str, Callable[[Replay], pd.DataFrame]] = {
+        ".csv": _read_csv,
+        ".parquet": lambda replay: pd.read_parquet(replay.path),
+        ".jsonl": lambda replay: pd.read_json(replay.path, lines=True, dtype=_texts(replay)),
     }
     if oracle.path.suffix not in readers:
         raise ValueError(f"label table {oracle.path} must end in one of {', '.join(readers)}")
-    frame = readers[oracle.path.suffix](oracle.path)
+    frame = readers[oracle.path.suffix](oracle)
     wanted = [oracle.prompt_column, oracle.response_column, oracle.label_column]
     wanted += [oracle.price_column] if oracle.price_column else []
     if missing := [column for column in wanted if column not in frame.columns]:
         raise ValueError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
+    frame = frame.drop_duplicates([oracle.prompt_column, oracle.response_column]).reset_index(drop=True)
     score = frame[oracle.label_column].astype(float)
+    if score.isna().any():
+        row = frame[score.isna()].iloc[0]
+        raise ValueError(
+            f"label table {oracle.path} has no label for prompt {row[oracle.prompt_column][:60]!r} with response "
+            f"{row[oracle.response_column][:60]!r}: remove the row or fill it in"
+        )
     if oracle.scale == "logit":
         if not score.between(0, 1).all():
             wrong = score[~score.between(0, 1)].iloc[0]
@@ -101,7 +108,8 @@ def _read(oracle: Replay) -> pd.DataFrame:
     price: Any = oracle.micro_usd
     if oracle.price_column:
         recorded = frame[oracle.price_column].astype(float)
-        price = (recorded.fillna(recorded.median()) * MICRO).round().astype(int)
+        usual = recorded.median() if recorded.notna().any() else oracle.micro_usd / MICRO
+        price = (recorded.fillna(usual) * MICRO).round().astype(int)
     return pd.DataFrame(
         {
             "prompt": frame[oracle.prompt_column],
@@ -112,5 +120,11 @@ def _read(oracle: Replay) -> pd.DataFrame:
     )
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True)
+def _read_csv(oracle: Replay) -> pd.DataFrame:
+    """Read texts as they stand: an answer of "None" or "NA" is an answer, and one of digits is a text."""
+    missing = {column: ["", "NA", "NaN", "nan"] for column in (oracle.label_column, oracle.price_column) if column}
+    return pd.read_csv(oracle.path, dtype=_texts(oracle), keep_default_na=False, na_values=missing)
+
+
+def _texts(oracle: Replay) -> dict[str, type[str]]:
+    return {oracle.prompt_column: str, oracle.response_column: str}

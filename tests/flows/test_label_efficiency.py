@@ -78,9 +78,10 @@ def test_what_a_study_cannot_do_is_said_before_it_starts(study_file: Path) -> No
         return str(error.value)
 
     assert "budgets must ascend, got [30, 15, 60]" in refused("budgets=[30, 15, 60]")
-    assert "passes the pool of about 112 tuples" in refused("budgets=[15, 30, 600]")
+    assert "passes the pool, which may hold no more than 112 tuples" in refused("budgets=[15, 30, 600]")
     assert "'predictive_entropy' needs log-probabilities" in refused("strategies=[{kind: predictive_entropy}]")
     assert "must learn from frozen features: use linear" in refused("evaluator.kind=generative")
+    assert "fewer than 10 prompts have two labels more than 1 apart" in refused("labels.scale=as_recorded")
     assert "label table none.csv does not exist" in refused("labels.path=none.csv")
     assert "did you mean 'seeds'" in refused("seed=3")
 

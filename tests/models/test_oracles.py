@@ -92,3 +92,18 @@ def test_recorded_probabilities_become_logits_and_missing_prices_the_median(tmp_
     path.write_text("prompt,response,label\nx,a,3\n")
     with pytest.raises(ValueError, match="holds 3, which is no probability: set labelling.oracle.scale to as_recorded"):
         Replay(path=path, scale="logit").frame()
+
+
+def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("prompt,response,label,usd\nx,None,0.5,\nx,42,0.25,\nx,42,0.75,\n")
+    frame = Replay(path=path, price_column="usd", micro_usd=7).frame()
+    assert frame.response.tolist() == ["None", "42"]
+    assert frame.score.tolist() == [0.5, 0.25], (
+        "the first judgement of a tuple counts, for the study and the expert alike"
+    )
+    assert frame.micro_usd.tolist() == [7, 7]
+    assert Replay(path=path, price_column="usd").judge("x", "42", Rubric()).score == 0.25
+    path.write_text("prompt,response,label\nx,a,0.5\nx,b,\n")
+    with pytest.raises(ValueError, match="has no label for prompt 'x' with response 'b'"):
+        Replay(path=path).frame()

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# A background job of a shell ignores Ctrl-C, and what the tests start would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = "1"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -19,6 +17,9 @@ import pytest
 
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Response
+
+# A background job of a shell ignores Ctrl-C, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = """the film is a warm and witty tale of love full of charm wonderful great acting superb delight dull boring tedious
 awful mess bad worst lifeless plot story director cast ending music slow fast good fine moving clever silly tired

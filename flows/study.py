@@ -76,9 +76,8 @@ class LabelEfficiency(Frozen):
 
     def plan(self) -> list[str]:
         """Return what the study will do as lines of text; raise before anything runs if the table cannot be read."""
-        self.labels.check()
-        self.embedding.check()
         frame = self.labels.frame()
+        self.embedding.check()
         per_prompt = frame.groupby("prompt").score
         taken = np.sort(np.minimum(per_prompt.size().to_numpy(), self.responses_per_prompt))
         prompts = len(taken)

@@ -35,7 +35,8 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the study as Markdown."""
-    lines = [f"# {report['name']}", "", "![learning curves](curves.png)", "", *_rows("| {} |", "---")]
+    lines = [f"# {report['name']}", "", "![learning curves](curves.png)", ""]
+    lines += [f"| {' | '.join(_TITLES)} |", "|---" * len(_TITLES) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in _cells(report)]
     lines += ["", *[f"> {note}" for note in notes(report)], ""]
     for arm in report["arms"]:
@@ -74,10 +75,6 @@ _TITLES = [
     "labels saved",
     "saved",
 ]
-
-
-def _rows(template: str, rule: str) -> list[str]:
-    return [template.format(" | ".join(_TITLES)), template.format(" | ".join([rule] * len(_TITLES)))]
 
 
 def _cells(report: dict[str, Any]) -> list[list[str]]:

@@ -90,8 +90,7 @@ def _drift(
     first: list[Response], second: list[Response], before_policy: Policy, after_policy: Policy, max_new_tokens: int
 ) -> dict[str, float]:
     def likelihood(policy: Policy, rows: list[Response], what: str) -> Likelihood:
-        ended = [r.tokens < max_new_tokens for r in rows]
-        return policy.checkpoint().load().likelihood([(r.prompt, r.text) for r in rows], ended=ended, what=what)
+        return policy.likelihood(rows, max_new_tokens=max_new_tokens, what=what)
 
     base_old, base_new = (likelihood(before_policy.base, rows, "fluency") for rows in (first, second))
     before, after = (likelihood(policy, second, "log-likelihood") for policy in (before_policy, after_policy))

@@ -15,8 +15,7 @@ def likelihood(responses: Ref, policy: Policy, *, max_new_tokens: int) -> Produc
     The end token counts in the responses that reached it: those shorter than `max_new_tokens`.
     """
     rows = store().rows(responses, Response)
-    texts, ended = [(r.prompt, r.text) for r in rows], [r.tokens < max_new_tokens for r in rows]
-    found = policy.checkpoint().load().likelihood(texts, ended=ended, what="log-likelihood")
+    found = policy.likelihood(rows, max_new_tokens=max_new_tokens, what="log-likelihood")
     with store().new_matrix("logprob", (len(rows), 1)) as matrix:
         matrix.values[:, 0] = found.logprob.astype(np.float32)
     return Product(ref=matrix.ref, facts={"nats_per_response": float(-found.logprob.mean())})

@@ -1,11 +1,13 @@
 """A policy as it travels between stages: its base model by name and digest, and its adapters as Refs."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from models.chat import Template
 from models.plugins import Frozen
-from models.policies.language_model import Checkpoint, Dtype
+from models.policies.language_model import Checkpoint, Dtype, Likelihood
 from models.policies.pretrained import locate
+from models.preference import Response
 from tasks.store import Ref, store
 
 
@@ -28,6 +30,11 @@ class Policy(Frozen):
     def adapted(self, adapter: Ref) -> "Policy":
         """Return the policy with one more adapter on top."""
         return self.model_copy(update={"adapters": (*self.adapters, adapter)})
+
+    def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, what: str) -> Likelihood:
+        """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`."""
+        texts, ended = [(r.prompt, r.text) for r in responses], [r.tokens < max_new_tokens for r in responses]
+        return self.checkpoint().load().likelihood(texts, ended=ended, what=what)
 
     def checkpoint(self) -> Checkpoint:
         """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""

@@ -60,6 +60,15 @@ class Pool:
         scores = None if self.scores is None else self.scores[:, rows]
         return replace(self, ids=[self.ids[row] for row in rows], scores=scores, **ordered)  # type: ignore[arg-type]
 
+    def with_anchors(self) -> tuple[NDArray[np.float32], Rows]:
+        """Return the vectors, the anchors after them, and the rows of all that is labelled, anchors included."""
+        assert self.vectors is not None  # noqa: S101 - select() has checked it
+        known = np.flatnonzero(self.labelled)
+        if self.anchors is None or not len(self.anchors):
+            return self.vectors, known
+        vectors = np.concatenate([self.vectors, self.anchors])
+        return vectors, np.concatenate([known, np.arange(len(self.ids), len(vectors))])
+
 
 class Chosen(NamedTuple):
     """Row numbers in the order picked, and the utility of each when it was picked.

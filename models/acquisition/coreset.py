@@ -141,13 +141,8 @@ def _nearest(rows: Vectors, centres: Vectors) -> NDArray[np.float32]:
 
 def cover(pool: Pool, banned: NDArray[np.bool_], count: int, rng: np.random.Generator) -> Chosen:
     """Return `count` rows, none of them banned, by k-center from everything labelled, earlier rounds included."""
-    assert pool.vectors is not None  # noqa: S101 - select() has checked it
-    vectors, offset = pool.vectors, len(pool.ids)
-    centres = np.flatnonzero(pool.labelled)
-    if pool.anchors is not None and len(pool.anchors):
-        vectors = np.concatenate([vectors, pool.anchors])
-        centres = np.concatenate([centres, np.arange(offset, len(vectors))])
-    banned = np.concatenate([banned, np.zeros(len(vectors) - offset, dtype=bool)])
+    vectors, centres = pool.with_anchors()
+    banned = np.concatenate([banned, np.zeros(len(vectors) - len(pool.ids), dtype=bool)])
     found = traverse(np.ascontiguousarray(vectors), count, centres=centres, banned=banned, rng=rng)
     return Chosen(found.rows, found.distances, {"distance": found.distances})
 

@@ -110,18 +110,13 @@ class PairAcquisition(Acquisition):
         A pair takes two queries, or one where a response is labelled already: not all that are returned are asked.
         """
         terms = self.pair_terms(pairs)
-        utility = self.pair_utility(pairs, terms)
+        utility = next(iter(terms.values()))
         order = np.lexsort((rng.random(len(utility)), -utility))[:queries]
         return Chosen(order, utility[order], {name: values[order] for name, values in terms.items()})
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
-        """Return what the utility is made of, by name, each of shape (C,)."""
+        """Return what is known of each pair, by name, each of shape (C,); the first term is its utility."""
         raise NotImplementedError
-
-    def pair_utility(self, pairs: Pairs, terms: Mapping[str, Floats]) -> Floats:
-        """Return how much each pair is wanted, shape (C,); by default the first of its terms."""
-        del pairs
-        return next(iter(terms.values()))
 
 
 def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: NDArray[np.bool_]) -> Pairs:

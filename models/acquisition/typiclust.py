@@ -20,14 +20,9 @@ class TypiClust(Acquisition):
         return Needs(view="evaluation")
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
-        assert pool.vectors is not None  # noqa: S101 - select() has checked it
-        vectors, size = np.asarray(pool.vectors), len(pool.ids)
-        known = np.flatnonzero(pool.labelled)
-        if pool.anchors is not None:
-            vectors = np.concatenate([vectors, pool.anchors])
-            known = np.concatenate([known, np.arange(size, len(vectors))])
+        vectors, known = pool.with_anchors()
         cluster = clusters(vectors, min(len(vectors), len(known) + count), rng)
-        typical = _typicality(vectors, cluster, self.neighbours)[:size]
+        typical = _typicality(vectors, cluster, self.neighbours)[: len(pool.ids)]
         sizes = np.bincount(cluster)
         labels = np.bincount(cluster[known], minlength=len(sizes))
         free = np.flatnonzero(~pool.unavailable)

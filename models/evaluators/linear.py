@@ -40,7 +40,7 @@ class Linear(Evaluator):
         from safetensors.numpy import save_file
 
         check_trainable(scores)
-        columns = self._columns(tuples)
+        columns, weight = self._columns(tuples)
         centre, scale = columns.mean(axis=0), columns.std(axis=0)
         scale = np.where(scale > 1e-9, scale, np.inf)  # a column that never varies says nothing
         level, spread = float(scores.mean()), float(scores.std())
@@ -49,14 +49,14 @@ class Linear(Evaluator):
         _, prompt = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)
         fit = self._fit_ridge if self.loss == "ridge" else self._fit_bradley_terry
         heads, facts = fit(
-            (columns - centre) / scale * self._weights(tuples),
+            (columns - centre) / scale * weight,
             (scores - level) / spread,
             prompt.astype(np.int64),
             weights,
             rng,
         )
         saved = {
-            "coefficients": heads[:, :-1] * self._weights(tuples) / scale * spread,
+            "coefficients": heads[:, :-1] * weight / scale * spread,
             "intercepts": heads[:, -1] * spread + level,
             "centre": centre,
             "temperature": np.array([facts["temperature"] * spread]),
@@ -68,7 +68,7 @@ class Linear(Evaluator):
         from safetensors.numpy import load_file
 
         saved = load_file(bench.folder / _WEIGHTS)
-        scores = saved["coefficients"] @ (self._columns(tuples) - saved["centre"]).T + saved["intercepts"][:, None]
+        scores = saved["coefficients"] @ (self._columns(tuples)[0] - saved["centre"]).T + saved["intercepts"][:, None]
         return np.asarray(scores, dtype=np.float64)
 
     def temperature(self, bench: Bench) -> float:  # noqa: D102
@@ -76,22 +76,18 @@ class Linear(Evaluator):
 
         return float(load_file(bench.folder / _WEIGHTS)["temperature"][0])
 
-    def _columns(self, tuples: Tuples) -> Floats:
-        return np.concatenate([block for block, _ in self._blocks(tuples)], axis=1)
-
-    def _weights(self, tuples: Tuples) -> Floats:
-        """Return each column's weight: that of its block, shared out among the block's columns."""
-        return np.concatenate([np.full(b.shape[1], w / np.sqrt(b.shape[1])) for b, w in self._blocks(tuples)])
-
-    def _blocks(self, tuples: Tuples) -> list[tuple[Floats, float]]:
+    def _columns(self, tuples: Tuples) -> tuple[Floats, Floats]:
+        """Return the columns (N, p), and each one's weight: that of its block, shared out among the block's columns."""
         if tuples.features is None:
             raise ValueError("the linear evaluator needs features of the response view")
         texts = [r.text for r in tuples.responses]
-        return [
+        blocks = [
             (np.asarray(tuples.features, dtype=np.float64), self.embedding),
             (style([r.prompt for r in tuples.responses], texts), self.style),
             (length(texts), self.length),
         ]
+        weights = [np.full(block.shape[1], weight / np.sqrt(block.shape[1])) for block, weight in blocks]
+        return np.concatenate([block for block, _ in blocks], axis=1), np.concatenate(weights)
 
     def _fit_ridge(
         self, features: Floats, scores: Floats, prompt: Rows, weights: Floats, rng: np.random.Generator

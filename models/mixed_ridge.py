@@ -93,9 +93,15 @@ def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Gener
     kept = rng.permutation(np.flatnonzero(expert[first] != expert[second]))[:_MOST_PAIRS]
     if len(kept) == 0:
         return 1.0
-    gap = (proxy[first] - proxy[second])[kept] * np.sign(expert[first] - expert[second])[kept]
+    return temperature_of((proxy[first] - proxy[second])[kept], np.sign(expert[first] - expert[second])[kept])
+
+
+def temperature_of(gap: Floats, preference: Floats) -> float:
+    """Return the T of least log loss of σ(gap/T) as the probability (1 + preference)/2 that the first is preferred."""
+    won = (1.0 + preference) / 2.0
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0.0, -gap / np.exp(log_temperature)).mean())
+        logit = gap / np.exp(log_temperature)
+        return float((won * np.logaddexp(0.0, -logit) + (1.0 - won) * np.logaddexp(0.0, logit)).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))

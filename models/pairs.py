@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from models.preference import Pair, Response
+from models.preference import Pair, Provenance, Response
 
 
 class Paired(NamedTuple):
@@ -15,18 +16,34 @@ class Paired(NamedTuple):
     incomplete: int
 
 
-def best_worst(responses: Sequence[Response], *, oracle: Mapping[str, float], proxy: Mapping[str, float]) -> Paired:
+def best_worst(
+    responses: Sequence[Response],
+    *,
+    oracle: Mapping[str, float],
+    proxy: Mapping[str, float],
+    compared: Mapping[tuple[str, str], float] = MappingProxyType({}),
+) -> Paired:
     """Return one pair per prompt, in the order of the prompts.
 
     Two scales are never compared: where the expert has scored every response of a prompt the pair is the oracle's,
-    everywhere else it is the proxy's. Scores are by response id; a response without a proxy score is left out.
+    everywhere else it is the proxy's. Scores are by response id; a response without a proxy score is left out. A prompt
+    with decided comparisons of the expert's, by (response id, other's id), has those for pairs: all that were paid for.
     """
+    by_id = {r.id: r for r in responses}
+    decided: dict[str, list[Pair]] = defaultdict(list)
+    for (first, second), preference in compared.items():
+        if preference and first in by_id and second in by_id:
+            pair = _pair(by_id[first], by_id[second], (preference, -preference), "oracle")
+            decided[pair.prompt_id].append(pair if preference > 0 else pair.swap())
     by_prompt: dict[str, list[Response]] = defaultdict(list)
     for response in responses:
         by_prompt[response.prompt_id].append(response)
     pairs: list[Pair] = []
     ties = incomplete = 0
-    for group in by_prompt.values():
+    for prompt_id, group in by_prompt.items():
+        if prompt_id in decided:
+            pairs += decided[prompt_id]
+            continue
         by_oracle = all(r.id in oracle for r in group)
         scores = oracle if by_oracle else proxy
         scored = [r for r in group if r.id in scores]
@@ -38,15 +55,9 @@ def best_worst(responses: Sequence[Response], *, oracle: Mapping[str, float], pr
         if scores[best.id] == scores[worst.id] or best.text == worst.text:
             ties += 1
             continue
-        pairs.append(
-            Pair(
-                prompt_id=best.prompt_id,
-                prompt=best.prompt,
-                chosen=best.text,
-                rejected=worst.text,
-                chosen_score=scores[best.id],
-                rejected_score=scores[worst.id],
-                provenance="oracle" if by_oracle else "proxy",
-            )
-        )
+        pairs.append(_pair(best, worst, (scores[best.id], scores[worst.id]), "oracle" if by_oracle else "proxy"))
     return Paired(pairs, ties, incomplete)
+
+
+def _pair(chosen: Response, rejected: Response, scores: tuple[float, float], provenance: Provenance) -> Pair:
+    return Pair(chosen.prompt_id, chosen.prompt, chosen.text, rejected.text, *scores, provenance)

@@ -58,17 +58,21 @@ class Response:
 class Pick:
     """A tuple chosen for the expert, with the utility that chose it (higher is more wanted).
 
-    `why` is a JSON object of what the utility was made of, by name.
+    `why` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for experts
+    who compare.
     """
 
     response_id: str
     utility: float
     why: str = "{}"
+    against: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the expert said of a tuple, and what it cost.
+    """What the expert said of a tuple (or of a response `against` another), and what it cost.
+
+    The score of a comparison lies in [−1, 1]: 1 for the response, −1 for the other, 0 for neither.
 
     `bought` is false when the ledger already held the label, in which case `micro_usd` is its virtual cost: what
     this run would have paid alone. A quarantined label (unparsable, NaN) has a NaN score and is never used.
@@ -80,11 +84,26 @@ class Label:
     tokens: int
     bought: bool
     status: LabelStatus
+    against: str = ""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Return the ids of the responses that the query was about."""
+        return (self.response_id, self.against) if self.against else (self.response_id,)
 
 
 def usable_scores(labels: Iterable[Label]) -> dict[str, float]:
-    """Return the expert's score by response id, without the quarantined replies."""
-    return {label.response_id: label.score for label in labels if label.status == "labelled"}
+    """Return the expert's score by response id, without the quarantined replies; comparisons score no response."""
+    return {label.response_id: label.score for label in labels if label.status == "labelled" and not label.against}
+
+
+def usable_comparisons(labels: Iterable[Label]) -> dict[tuple[str, str], float]:
+    """Return the expert's preference in [−1, 1] by (response id, other's id), without the quarantined replies."""
+    return {
+        (label.response_id, label.against): label.score
+        for label in labels
+        if label.status == "labelled" and label.against
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
+from models.acquisition.pairwise import PairAcquisition
 from models.oracles.base import Oracle
 from models.preference import Label, Pick, Response
 from models.randomness import stream
@@ -15,7 +16,7 @@ from tasks.history import Batch, anchors, labels_of
 from tasks.store import Ref, store
 
 
-@stage(version=3)
+@stage(version=4)
 def acquire(
     strategy: Acquisition,
     responses: Ref,
@@ -29,9 +30,11 @@ def acquire(
     budget: int,
     seed: int,
     turn: int,
+    compare: bool = False,
 ) -> Product:
     """Return at most `budget` picks of the pool, best first, with the utility of each and why.
 
+    With `compare` each pick is a pair for an expert who compares; the strategy must be one over pairs.
     `oracle` and `money` only where the strategy asks for prices, `reference` where it asks for log-probabilities.
     """
     rows = store().rows(responses, Response)
@@ -41,7 +44,13 @@ def acquire(
     if oracle is not None and money is not None:
         cost = np.array([oracle.ceiling(r.prompt, r.text) for r in rows], dtype=np.float64)
         pool = replace(pool, cost=cost, money=money)
-    picks = strategy.select(pool, budget, stream(seed, turn, "acquire"))
+    rng = stream(seed, turn, "acquire")
+    if not compare:
+        picks = strategy.select(pool, budget, rng)
+    elif isinstance(strategy, PairAcquisition):
+        picks = strategy.select_pairs(pool, budget, rng)
+    else:
+        raise ValueError(f"acquisition {strategy.label()!r} picks tuples, and this expert compares pairs")
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
     return Product(ref=store().write_rows("picks", picks, Pick), facts=facts)
 
@@ -51,7 +60,7 @@ def _asked_elsewhere(history: tuple[Batch, ...], current: Ref) -> set[tuple[str,
     found: set[tuple[str, str]] = set()
     for batch in history:
         if batch.responses != current:
-            asked = {label.response_id for label in store().rows(batch.labels, Label)}
+            asked = {asked for label in store().rows(batch.labels, Label) for asked in label.asked}
             found |= {(r.prompt_id, r.text) for r in store().rows(batch.responses, Response) if r.id in asked}
     return found
 
@@ -63,7 +72,7 @@ def _pool(
     members: Ref | None,
     history: tuple[Batch, ...],
 ) -> Pool:
-    asked = {label.response_id for label in labels_of(history)}
+    asked = {asked for label in labels_of(history) for asked in label.asked}
     labelled = np.array([r.id in asked for r in responses])
     seen = _asked_elsewhere(history, ref)
     repeated = np.zeros(len(responses), dtype=bool)

@@ -1,13 +1,13 @@
 """What has been bought so far: for each batch, which pool it was picked from, its labels and its vectors."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.plugins import Frozen
-from models.preference import Label, Response, usable_scores
+from models.preference import Label, Response, usable_comparisons, usable_scores
 from tasks.store import Ref, store
 
 
@@ -52,6 +52,35 @@ def labelled(
     return tuples, np.array(scores), np.concatenate(features) if features else None
 
 
+class Compared(NamedTuple):
+    """Compared responses, n of each side, the expert's preference (n,) and features (n, d) where the batches have them."""
+
+    first: list[Response]
+    second: list[Response]
+    preference: NDArray[np.float64]
+    first_features: NDArray[np.float32] | None
+    second_features: NDArray[np.float32] | None
+
+
+def compared(history: Sequence[Batch]) -> Compared:
+    """Return every comparison of the history, quarantined ones left out."""
+    sides: tuple[list[Response], list[Response]] = ([], [])
+    features: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
+    preference: list[float] = []
+    for batch in history:
+        responses = store().rows(batch.responses, Response)
+        row_of = {r.id: row for row, r in enumerate(responses)}
+        known = usable_comparisons(store().rows(batch.labels, Label))
+        preference += known.values()
+        for side, found in enumerate(features):
+            rows = [row_of[pair[side]] for pair in known]
+            sides[side].extend(responses[row] for row in rows)
+            if batch.features is not None:
+                found.append(np.asarray(store().matrix(batch.features)[rows]))
+    first, second = (np.concatenate(found) if found else None for found in features)
+    return Compared(*sides, np.array(preference), first, second)
+
+
 def anchors(history: Sequence[Batch], current: Ref) -> NDArray[np.float32] | None:
     """Return the vectors labelled in pools other than the current one; None if there are none."""
     found = []
@@ -59,6 +88,6 @@ def anchors(history: Sequence[Batch], current: Ref) -> NDArray[np.float32] | Non
         if batch.responses == current or batch.vectors is None:
             continue
         row_of = {r.id: row for row, r in enumerate(store().rows(batch.responses, Response))}
-        rows = [row_of[label.response_id] for label in store().rows(batch.labels, Label)]
+        rows = [row_of[asked] for label in store().rows(batch.labels, Label) for asked in label.asked]
         found.append(np.asarray(store().matrix(batch.vectors)[rows]))
     return np.concatenate(found) if found else None

@@ -1,18 +1,19 @@
 """Make the preference pairs for DPO from the evaluator's and the expert's scores."""
 
 from models.pairs import best_worst
-from models.preference import Pair, Response, Score
+from models.preference import Pair, Response, Score, usable_comparisons
 from tasks.caching import Product, stage
-from tasks.history import Batch, scores_of
+from tasks.history import Batch, labels_of, scores_of
 from tasks.store import Ref, store
 
 
-@stage(version=1)
+@stage(version=2)
 def pair(responses: Ref, scores: Ref, history: tuple[Batch, ...]) -> Product:
-    """Return the best-against-worst pair of each prompt; raise ValueError if every prompt is tied."""
+    """Return the pairs of each prompt, the expert's own or best against worst; raise ValueError if every prompt is tied."""
     oracle = scores_of(history)
+    compared = usable_comparisons(labels_of(history))
     proxy = {s.response_id: s.score for s in store().rows(scores, Score)}
-    made = best_worst(store().rows(responses, Response), oracle=oracle, proxy=proxy)
+    made = best_worst(store().rows(responses, Response), oracle=oracle, proxy=proxy, compared=compared)
     if not made.pairs:
         raise ValueError(
             f"no preference pair: {made.ties} prompts are tied and {made.incomplete} have fewer than two scores. "

@@ -80,6 +80,11 @@ class Chosen(NamedTuple):
     utilities: Floats
     terms: Mapping[str, Floats] = MappingProxyType({})
 
+    def why(self, place: int) -> str:
+        """Return the terms of one pick as a JSON object; null for what is not finite."""
+        values = {name: float(column[place]) for name, column in self.terms.items()}
+        return json.dumps({name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()})
+
 
 class Needs(NamedTuple):
     """What a strategy ranks by: vectors of a view, an evaluator's scores, log-probabilities (and those under the
@@ -109,10 +114,7 @@ class Acquisition(Plugin):
         The order in which the pool is given does not matter: it is sorted by id first. Raises ValueError naming the
         tuple when an input is not finite.
         """
-        if budget < 0:
-            raise ValueError(f"budget must not be negative, got {budget}")
-        self._check(pool)
-        ordered = pool.take(np.array(sorted(range(len(pool.ids)), key=lambda row: pool.ids[row]), dtype=np.int64))
+        ordered = self._ordered(pool, budget)
         count = min(budget, int((~ordered.unavailable).sum()))
         if count == 0:
             return []
@@ -121,7 +123,7 @@ class Acquisition(Plugin):
             Pick(
                 response_id=ordered.ids[row],
                 utility=float(utility),
-                why=_why(chosen, place),
+                why=chosen.why(place),
             )
             for place, (row, utility) in enumerate(zip(chosen.rows, chosen.utilities, strict=True))
         ]
@@ -135,6 +137,12 @@ class Acquisition(Plugin):
     def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
         """Return how much each tuple's label is wanted, shape (N,)."""
         raise NotImplementedError
+
+    def _ordered(self, pool: Pool, budget: int) -> Pool:
+        if budget < 0:
+            raise ValueError(f"budget must not be negative, got {budget}")
+        self._check(pool)
+        return pool.take(np.array(sorted(range(len(pool.ids)), key=lambda row: pool.ids[row]), dtype=np.int64))
 
     def _check(self, pool: Pool) -> None:
         for name in ("vectors", "logprob", "reference_logprob", "scores", "cost"):
@@ -164,8 +172,3 @@ class Acquisition(Plugin):
             raise ValueError(
                 f"scores has shape {pool.scores.shape} for {len(pool.ids)} tuples: expected (members, tuples)"
             )
-
-
-def _why(chosen: Chosen, place: int) -> str:
-    values = {name: float(column[place]) for name, column in chosen.terms.items()}
-    return json.dumps({name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()})

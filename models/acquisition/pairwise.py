@@ -12,6 +12,7 @@ from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Ro
 from models.acquisition.pair_rules.base import Grid, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
 from models.plugins import OneOf
+from models.preference import Pick
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,27 @@ class PairAcquisition(Acquisition):
                 for name in names
             },
         )
+
+    def select_pairs(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Pick]:
+        """Return at most `budget` pairs, best first, for an expert who compares; one query each.
+
+        A response takes part in one comparison at most: a prompt with k free responses has ⌊k/2⌋ pairs, and they are
+        all used before the budget is left over. Order of the pool and errors as in `select`.
+        """
+        pool = self._ordered(pool, budget)
+        left, picks = ~pool.unavailable, list[Pick]()
+        while len(picks) < budget:
+            known = replace(pool, labelled=pool.labelled | (~pool.unavailable & ~left))
+            pairs = candidates(known, self.pairs, rng, among=left)
+            if not len(pairs):
+                break
+            ranked = self.rank(pairs, min(budget - len(picks), len(pairs)), rng)
+            for place, number in enumerate(ranked.rows):
+                first, second = int(pairs.first[number]), int(pairs.second[number])
+                utility, why = float(ranked.utilities[place]), ranked.why(place)
+                picks.append(Pick(pool.ids[first], utility, why, against=pool.ids[second]))
+                left[[first, second]] = False
+        return picks
 
     def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> Chosen:
         """Return the open responses of the pairs, best pair first, at most `wanted` of them."""

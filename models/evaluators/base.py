@@ -40,9 +40,17 @@ class Evaluator(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     feature_view: ClassVar[View | None] = None
+    learns_pairs: ClassVar[bool] = False
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
         """Learn from N expert scores, save into `bench.folder` (safetensors and JSON only), return facts to log."""
+        raise NotImplementedError
+
+    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:
+        """Learn from N comparisons as `fit` does from scores; only where `learns_pairs`.
+
+        `preference` lies in [−1, 1]: 1 where the expert prefers the first response, −1 the second, 0 neither.
+        """
         raise NotImplementedError
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:
@@ -66,4 +74,13 @@ def check_trainable(scores: Floats) -> None:
         raise ValueError(
             f"all {len(scores)} labels are {scores[0]:g}: tied scores hold no preference. "
             "Check the oracle, or ask about more diverse tuples"
+        )
+
+
+def check_decided(preference: Floats) -> None:
+    """Raise ValueError if nothing can be learnt from these comparisons."""
+    if not (preference != 0).any():
+        raise ValueError(
+            f"none of {len(preference)} comparisons was decided: ties hold no preference. Check the oracle, or ask about "
+            "responses that differ more"
         )

@@ -1,13 +1,14 @@
 """A linear head on frozen embeddings and on what the text looks like: trains in milliseconds, with an ensemble."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from models.embedding import View
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
-from models.mixed_ridge import Rows, choose_penalty, restore, solve, temperature, within
+from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
+from models.metrics import within_prompt_pairs
+from models.mixed_ridge import Rows, choose_penalty, restore, solve, temperature, temperature_of, within
 from models.surface import length, style
 
 _WEIGHTS = "linear.safetensors"
@@ -16,8 +17,23 @@ _FREE = 1e3  # a column this large is as good as not penalised
 _ALPHAS = np.logspace(-1.5, 3, 19)
 
 
+class _Standard(NamedTuple):
+    """How columns are brought to one scale: (columns − centre) · factor, both of shape (p,)."""
+
+    centre: Floats
+    factor: Floats
+
+    @classmethod
+    def of(cls, columns: Floats, weight: Floats) -> "_Standard":
+        scale = columns.std(axis=0)
+        # a column that never varies says nothing
+        return cls(columns.mean(axis=0), np.where(scale > 1e-9, weight / np.maximum(scale, 1e-9), 0.0))
+
+
 class Linear(Evaluator):
     """Ridge regression on the scores with a random effect per prompt, or Bradley–Terry on pairs of labelled tuples.
+
+    Comparisons are learnt as differences of columns: by least squares on the preference, or by Bradley–Terry.
 
     Columns are standardised; `embedding`, `style` and `length` weigh their blocks against one another (0 leaves one out).
     `prompt_effect` is the variance of a prompt's own level over that of the noise: what is learnt is mostly which answer
@@ -26,6 +42,7 @@ class Linear(Evaluator):
     """
 
     feature_view: ClassVar[View | None] = "response"
+    learns_pairs: ClassVar[bool] = True
 
     kind: Literal["linear"] = "linear"
     loss: Literal["ridge", "bradley_terry"] = "ridge"
@@ -37,32 +54,30 @@ class Linear(Evaluator):
     length: NonNegativeFloat = 1.0
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
-        from safetensors.numpy import save_file
-
         check_trainable(scores)
         columns, weight = self._columns(tuples)
-        centre, scale = columns.mean(axis=0), columns.std(axis=0)
-        scale = np.where(scale > 1e-9, scale, np.inf)  # a column that never varies says nothing
+        standard = _Standard.of(columns, weight)
         level, spread = float(scores.mean()), float(scores.std())
         rng = np.random.default_rng(bench.seed)
         weights = rng.dirichlet(np.ones(len(scores)), size=self.ensemble) * len(scores)
-        _, prompt = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)
         fit = self._fit_ridge if self.loss == "ridge" else self._fit_bradley_terry
         heads, facts = fit(
-            (columns - centre) / scale * weight,
+            (columns - standard.centre) * standard.factor,
             (scores - level) / spread,
-            prompt.astype(np.int64),
+            _numbered(tuples),
             weights,
             rng,
         )
-        saved = {
-            "coefficients": heads[:, :-1] * weight / scale * spread,
-            "intercepts": heads[:, -1] * spread + level,
-            "centre": centre,
-            "temperature": np.array([facts["temperature"] * spread]),
-        }
-        save_file({name: np.ascontiguousarray(value) for name, value in saved.items()}, bench.folder / _WEIGHTS)
-        return facts | {"temperature": facts["temperature"] * spread}
+        return facts | _save(bench, standard, heads, facts["temperature"], level=level, spread=spread)
+
+    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+        check_decided(preference)
+        (one, weight), (other, _) = self._columns(first), self._columns(second)
+        standard = _Standard.of(np.concatenate([one, other]), weight)
+        rng = np.random.default_rng(bench.seed)
+        weights = rng.dirichlet(np.ones(len(preference)), size=self.ensemble) * len(preference)
+        heads, facts = self._fit_differences((one - other) * standard.factor, preference, _numbered(first), weights)
+        return facts | _save(bench, standard, heads, facts["temperature"], level=0.0, spread=1.0)
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         from safetensors.numpy import load_file
@@ -114,23 +129,62 @@ class Linear(Evaluator):
         self, features: Floats, scores: Floats, prompt: Rows, weights: Floats, rng: np.random.Generator
     ) -> tuple[Floats, dict[str, float]]:
         """Return the heads as `_fit_ridge` does. A difference of scores is a logit already: the temperature is 1."""
+        first, second = within_prompt_pairs(prompt)  # before all others: they are the question
+        others = rng.integers(len(scores), size=(2, _MOST_PAIRS))
+        first, second = np.concatenate([first, others[0]]), np.concatenate([second, others[1]])
+        untied = np.flatnonzero(scores[first] != scores[second])[:_MOST_PAIRS]
+        first, second = first[untied], second[untied]
+        weights = weights[:, first] * weights[:, second] * len(scores) / len(first)
+        heads = self._logistic(features[first] - features[second], np.sign(scores[first] - scores[second]), weights)
+        return heads, {"pairs": float(len(first)), "temperature": 1.0}
+
+    def _fit_differences(
+        self, differences: Floats, preference: Floats, prompt: Rows, weights: Floats
+    ) -> tuple[Floats, dict[str, float]]:
+        """Return the heads of comparisons: logistic regression, or least squares with whole prompts left out."""
+        if self.loss == "bradley_terry":
+            return self._logistic(differences, preference, weights), {"temperature": 1.0}
+        chosen = choose_penalty(differences, preference, prompt, self.strength * _ALPHAS)
+        heads = np.stack([solve(differences, preference, weight, chosen.alpha) for weight in weights])
+        facts = {"alpha": chosen.alpha, "temperature": temperature_of(chosen.left_out, preference)}
+        return np.concatenate([heads, np.zeros((len(heads), 1))], axis=1), facts
+
+    def _logistic(self, differences: Floats, preference: Floats, weights: Floats) -> Floats:
+        """Return Bradley–Terry heads, (E, p + 1), the intercept 0; a preference of 2p − 1 is p of a win, 1 − p of a loss."""
         from sklearn.linear_model import LogisticRegression
 
-        better, worse = np.nonzero(scores[:, None] > scores[None, :])
-        # pairs within a prompt come first: they are the question
-        order = np.lexsort((rng.random(len(better)), prompt[better] != prompt[worse]))
-        drawn = order[:_MOST_PAIRS]
-        sign = rng.choice([-1.0, 1.0], size=len(drawn))
-        sign[:2] = [-1.0, 1.0][: len(drawn)]  # a classifier needs both outcomes
-        better, worse = better[drawn], worse[drawn]
-        differences = sign[:, None] * (features[better] - features[worse])
-        if len(drawn) == 1:
-            differences, sign = np.concatenate([differences, -differences]), np.array([-1.0, 1.0])
-            better, worse = np.repeat(better, 2), np.repeat(worse, 2)
-        heads = []
-        for weight in weights:
-            pair_weight = weight[better] * weight[worse] * len(scores) / len(better)
-            model = LogisticRegression(C=1.0 / self.strength, fit_intercept=False, max_iter=1000)
-            heads.append(model.fit(differences, sign > 0, sample_weight=pair_weight).coef_[0])
-        facts = {"pairs": float(len(differences)), "temperature": 1.0}
-        return np.concatenate([np.stack(heads), np.zeros((len(heads), 1))], axis=1), facts
+        if len(differences) == 1:  # a classifier must see both outcomes
+            differences, preference = np.repeat(differences, 2, axis=0), np.repeat(preference, 2)
+            weights = np.repeat(weights / 2.0, 2, axis=1)
+        # every second pair is shown the other way round, so that wins and losses alternate
+        turn = np.where(np.arange(len(preference)) % 2, -1.0, 1.0) * np.where(preference < 0, -1.0, 1.0)
+        won = (1.0 + turn * preference) / 2.0
+        rows, outcome = np.tile(turn[:, None] * differences, (2, 1)), np.repeat([True, False], len(won))
+        share = np.concatenate([won, 1.0 - won])
+        kept = share > 0
+        model = LogisticRegression(C=1.0 / self.strength, fit_intercept=False, max_iter=1000)
+        heads = [
+            model.fit(rows[kept], outcome[kept], sample_weight=(np.tile(weight, 2) * share)[kept]).coef_[0]
+            for weight in weights
+        ]
+        return np.concatenate([np.stack(heads), np.zeros((len(heads), 1))], axis=1)
+
+
+def _numbered(tuples: Tuples) -> Rows:
+    return np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)[1].astype(np.int64)
+
+
+def _save(
+    bench: Bench, standard: _Standard, heads: Floats, temperature: float, *, level: float, spread: float
+) -> dict[str, float]:
+    """Save heads of standardised scores, (E, p + 1) with the intercept last, in the expert's unit."""
+    from safetensors.numpy import save_file
+
+    saved = {
+        "coefficients": heads[:, :-1] * standard.factor * spread,
+        "intercepts": heads[:, -1] * spread + level,
+        "centre": standard.centre,
+        "temperature": np.array([temperature * spread]),
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in saved.items()}, bench.folder / _WEIGHTS)
+    return {"temperature": temperature * spread}

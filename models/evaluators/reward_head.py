@@ -1,12 +1,12 @@
 """A scalar head on the language model, trained by Bradley–Terry with TRL's RewardTrainer and LoRA."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
+from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
 from models.policies.language_model import LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 
@@ -19,30 +19,42 @@ class RewardHead(Evaluator):
     That is our choice: the expert scores single tuples on one scale, so any two are ordered.
     """
 
+    learns_pairs: ClassVar[bool] = True
+
     kind: Literal["reward_head"] = "reward_head"
     schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
     pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
     batch_size: PositiveInt = 32
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+        check_trainable(scores)
+        policy = bench.policy.load()
+        fits = self._fitting(policy, tuples)
+        rng = np.random.default_rng(bench.seed)
+        pairs = _draw_pairs(np.where(fits, scores, np.nan), self.pairs_per_label * len(scores), rng)
+        whole = _whole(policy, tuples)
+        return self._train(policy, [(whole[better], whole[worse]) for better, worse in pairs], bench)
+
+    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+        check_decided(preference)
+        policy = bench.policy.load()
+        fits = np.array(self._fitting(policy, first)) & np.array(self._fitting(policy, second))
+        both = list(zip(_whole(policy, first), _whole(policy, second), strict=True))
+        decided = np.flatnonzero(fits & (preference != 0))
+        return self._train(policy, [both[n] if preference[n] > 0 else both[n][::-1] for n in decided], bench)
+
+    def _fitting(self, policy: LanguageModel, tuples: Tuples) -> list[bool]:
+        texts = [(r.prompt, r.text) for r in tuples.responses]
+        return fitting(policy.renderer, texts, self.schedule.max_length, "reward head")
+
+    def _train(self, policy: LanguageModel, pairs: Sequence[tuple[str, str]], bench: Bench) -> dict[str, float]:
         from datasets import Dataset
         from trl import RewardConfig, RewardTrainer
 
-        check_trainable(scores)
-        policy = bench.policy.load()
-        texts = [policy.renderer.row(r.prompt, completion=r.text) for r in tuples.responses]
-        whole = [text["prompt"] + text["completion"] for text in texts]
-        fits = fitting(
-            policy.renderer, [(r.prompt, r.text) for r in tuples.responses], self.schedule.max_length, "reward head"
-        )
-        pairs = _draw_pairs(
-            np.where(fits, scores, np.nan), self.pairs_per_label * len(scores), np.random.default_rng(bench.seed)
-        )
-        rows = [{"chosen": whole[better], "rejected": whole[worse]} for better, worse in pairs]
         trainer = RewardTrainer(
             model=_with_head(policy, bench.seed),
             args=RewardConfig(**arguments(self.schedule, bench.seed)),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list([{"chosen": better, "rejected": worse} for better, worse in pairs]),
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),
         )
@@ -61,6 +73,11 @@ class RewardHead(Evaluator):
         ).eval()
         encoded = [policy.renderer.encode(r.prompt, r.text).ids for r in tuples.responses]
         return _score(model, policy, encoded, self.batch_size)[None, :]
+
+
+def _whole(policy: LanguageModel, tuples: Tuples) -> list[str]:
+    texts = [policy.renderer.row(r.prompt, completion=r.text) for r in tuples.responses]
+    return [text["prompt"] + text["completion"] for text in texts]
 
 
 def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> list[tuple[int, int]]:

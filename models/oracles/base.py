@@ -1,6 +1,7 @@
-"""What every expert answers: a score for one tuple (x, y), and what the answer cost."""
+"""What every expert answers: a score for one tuple (x, y), or which of two is better; and what the answer cost."""
 
-from typing import Any, ClassVar, NamedTuple
+import json
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from models.cost import MicroUsd
 from models.plugins import Plugin, digest_of
@@ -32,6 +33,11 @@ class Oracle(Plugin):
     recipe_version: ClassVar[int] = 1
     description: ClassVar[str]
 
+    @property
+    def unit(self) -> Literal["tuple", "pair"]:
+        """What one query is about."""
+        return "tuple"
+
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         """Return the score of one tuple. Raise UnpaidFailure if the call failed without being billed."""
         raise NotImplementedError
@@ -50,3 +56,36 @@ class Oracle(Plugin):
 
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError, before anything is bought, if this expert cannot answer."""
+
+
+class PairOracle(Oracle):
+    """An expert who says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
+
+    To the ledger and the desk a pair is one question whose response is `pair_text`, so that asking it the other way round is
+    asking it again. Whoever imports labels of such an expert gives the score of the first text of the two.
+    """
+
+    @property
+    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
+        return "pair"
+
+    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
+        """Return a score in [−1, 1]: 1 if the first is better, −1 if the second is, 0 if neither."""
+        raise NotImplementedError
+
+    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:
+        """Return the most that one comparison may cost, in micro-dollars."""
+        raise NotImplementedError
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        first, second = json.loads(response)
+        return self.compare(prompt, first, second, rubric)
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        first, second = json.loads(response)
+        return self.pair_ceiling(prompt, first, second)
+
+
+def pair_text(first: str, second: str) -> tuple[str, int]:
+    """Return a pair as one text, the same whichever comes first, and the sign of its score as seen from `first`."""
+    return json.dumps(sorted([first, second]), ensure_ascii=False), 1 if first <= second else -1

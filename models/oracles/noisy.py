@@ -24,7 +24,7 @@ class Noisy(Oracle):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"latency"})
 
     kind: Literal["noisy"] = "noisy"
-    inner: Annotated[Oracle, OneOf("models.oracles")]
+    inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
     seed: int = 0
     label_noise: NonNegativeFloat = Field(0.0, description="standard deviation added to the score")
     flip: Probability = Field(0.0, description="probability that the score's sign is reversed")
@@ -32,6 +32,10 @@ class Noisy(Oracle):
     fail: Probability = Field(0.0, description="probability that the call fails without being billed")
     crash: Probability = Field(0.0, description="probability that the call raises after being billed")
     latency: NonNegativeFloat = Field(0.0, description="seconds per query")
+
+    @property
+    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
+        return self.inner.unit
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         rng = stream(self.seed, 0, text_hash(prompt) + text_hash(response))

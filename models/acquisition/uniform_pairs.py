@@ -1,0 +1,24 @@
+"""Uniform sampling of pairs: the control for strategies that rank pairs, and for experts who compare."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+
+from models.acquisition.base import Floats, Needs
+from models.acquisition.pair_rules.base import PairRule
+from models.acquisition.pair_rules.random_pair import RandomPair
+from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.plugins import OneOf
+
+
+class UniformPairs(PairAcquisition):
+    """Ask about one pair of each prompt, prompts in random order; by default the pair is random, too."""
+
+    ranks_by: ClassVar[Needs] = Needs()
+
+    kind: Literal["random_pairs"] = "random_pairs"
+    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+        return {"constant": np.zeros(len(pairs))}

@@ -1,0 +1,49 @@
+"""Any expert who scores, made one who compares: for strategies that ask which of two responses is better."""
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import NonNegativeFloat
+
+from models.cost import MicroUsd
+from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict
+from models.plugins import OneOf
+from models.rubric import Rubric
+
+
+class Comparing(PairOracle):
+    """Score both responses and compare: sign(Δ), or tanh(Δ / 2T) = 2 σ(Δ / T) − 1 with a `temperature` T (Bradley–Terry).
+
+    One query here is two of the inner expert's, and costs what both cost. Simulated: no expert has seen the pair.
+    """
+
+    description: ClassVar[str] = "comparisons derived from another expert's scores"
+    simulated: ClassVar[bool] = True
+
+    kind: Literal["comparing"] = "comparing"
+    inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
+    temperature: NonNegativeFloat = 0.0
+
+    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        one = self.inner.judge(prompt, first, rubric)
+        try:
+            other = self.inner.judge(prompt, second, rubric)
+        except UnpaidFailure as failure:
+            raise RuntimeError(
+                f"one response of the pair was scored and paid for, the other failed: {failure}"
+            ) from failure
+        gap = one.score - other.score
+        if math.isfinite(gap):
+            gap = math.tanh(gap / (2 * self.temperature)) if self.temperature else float((gap > 0) - (gap < 0))
+        return Verdict(gap, f"{one.raw} | {other.raw}", one.micro_usd + other.micro_usd, one.tokens + other.tokens)
+
+    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
+        return self.inner.ceiling(prompt, first) + self.inner.ceiling(prompt, second)
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [self.inner.fingerprint(), self.temperature]
+
+    def check(self) -> None:  # noqa: D102
+        self.inner.check()
+        if self.inner.unit == "pair":
+            raise ValueError(f"comparing needs an expert who scores, and {self.inner.label()!r} compares already")

@@ -10,6 +10,7 @@ from prefect import flow
 from tqdm import tqdm
 
 from flows.figures import learning_curves
+from flows.proxy_reward import base_policy
 from flows.report import report_folder, write_text
 from flows.study import LabelEfficiency, StudyArm
 from flows.study_pages import to_html, to_markdown
@@ -67,6 +68,7 @@ def label_efficiency(study: LabelEfficiency) -> dict[str, Any]:
 
 
 def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
+    policy = base_policy(study.policy) if study.policy and study.embedding.needs_policy else None
     found = []
     for view in study.views():
         product = embed(
@@ -75,7 +77,7 @@ def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
             view=view,
             encoder=study.embedding.digest_inputs(),
             rubric=Rubric(),
-            policy=None,
+            policy=policy,
         )
         found.append(ViewRef(view, product.ref))
         if view == "response":

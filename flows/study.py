@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from flows.experiment import PolicyConfig
 from models.acquisition.base import Acquisition
 from models.acquisition.uniform import Uniform
 from models.embedding import Embedding, View
@@ -14,6 +15,7 @@ from models.evaluators.linear import Linear
 from models.label_efficiency import CLEAR_GAP
 from models.oracles.replay import Replay
 from models.plugins import Frozen, OneOf
+from models.policies.pretrained import check_reference
 
 _FEW_PROMPTS = 10
 
@@ -33,6 +35,7 @@ class LabelEfficiency(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     labels: Replay
     embedding: Annotated[Embedding, OneOf("models.embedding")]
+    policy: PolicyConfig | None = Field(None, description="whose hidden states, for embedding.kind policy")
     evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
     strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(min_length=1)
     budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")
@@ -52,6 +55,8 @@ class LabelEfficiency(Frozen):
                 )
         if self.evaluator.feature_view is None:
             raise ValueError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
+        if self.embedding.needs_policy and self.policy is None:
+            raise ValueError("embedding.kind policy needs a policy whose hidden states it takes: set policy.model")
         return self
 
     def arms(self) -> list[StudyArm]:
@@ -78,6 +83,8 @@ class LabelEfficiency(Frozen):
         """Return what the study will do as lines of text; raise before anything runs if the table cannot be read."""
         frame = self.labels.frame()
         self.embedding.check()
+        if self.policy is not None:
+            check_reference(self.policy.model)
         per_prompt = frame.groupby("prompt").score
         taken = np.sort(np.minimum(per_prompt.size().to_numpy(), self.responses_per_prompt))
         prompts = len(taken)

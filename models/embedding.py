@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from models.downloads import remembered_sha256
@@ -76,10 +77,15 @@ class Embedding(Plugin):
 
 
 class PolicyEmbedding(Embedding):
-    """The policy's own last hidden layer, pooled over tokens (2407.02119, as summarised)."""
+    """The policy's own hidden states, pooled over tokens; of the last layer in the paper (2407.02119, as summarised).
+
+    An early layer costs less, for the layers after it are not run, and may say more: see the README.
+    """
 
     kind: Literal["policy"] = "policy"
     pooling: Pooling = "last"
+    layers: PositiveInt | None = Field(None, description="run only the first so many of the policy's layers")
+    max_tokens: PositiveInt | None = Field(None, description="read only the first so many tokens of a text")
     batch_size: int = 16
 
     @property
@@ -89,7 +95,14 @@ class PolicyEmbedding(Embedding):
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
         if policy is None:
             raise ValueError("the policy embedding needs the policy")
-        states = policy.hidden_states(texts, pooling=self.pooling, batch_size=self.batch_size, what="embedding")
+        states = policy.hidden_states(
+            texts,
+            pooling=self.pooling,
+            layers=self.layers,
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+            what="embedding",
+        )
         for rows, vectors in states:
             yield Shard(rows, vectors)
 

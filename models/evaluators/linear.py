@@ -49,7 +49,7 @@ class Linear(Evaluator):
     ensemble: PositiveInt = 16
     strength: PositiveFloat = 1.0
     prompt_effect: NonNegativeFloat = 10.0
-    embedding: NonNegativeFloat = 0.5
+    embedding: NonNegativeFloat = 1.0
     style: NonNegativeFloat = 0.5
     length: NonNegativeFloat = 1.0
 

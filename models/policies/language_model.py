@@ -1,6 +1,7 @@
 """A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -69,21 +70,44 @@ class LanguageModel:
         return Likelihood(logprob, tokens)
 
     def hidden_states(
-        self, texts: Sequence[str], *, pooling: Pooling, batch_size: int = 16, what: str = ""
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Pooling,
+        layers: int | None = None,
+        max_tokens: int | None = None,
+        batch_size: int = 16,
+        what: str = "",
     ) -> Iterator[tuple[list[int], Floats]]:
-        """Yield (row numbers, vectors of shape (rows, hidden size)) of the last hidden layer, batch by batch."""
+        """Yield (row numbers, vectors of shape (rows, hidden size)) of the hidden states, batch by batch.
+
+        Only the first `layers` are run (all by default), and the final norm after them; only the first `max_tokens` of a
+        text are read. Raises ValueError if the model has fewer layers.
+        """
         import torch
 
-        encoded = [list(self.tokenizer(text)["input_ids"]) for text in texts]
+        trunk = self._trunk(layers)
+        encoded = [list(self.tokenizer(text)["input_ids"])[:max_tokens] for text in texts]
         for rows, ids, mask in self.batches(encoded, batch_size, what):
             with torch.inference_mode():
-                states = self.model.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+                states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             if pooling == "mean":
                 weights = mask.unsqueeze(-1).float()
                 pooled = (states * weights).sum(1) / weights.sum(1)
             else:
                 pooled = states[torch.arange(len(rows)), mask.sum(1) - 1]
             yield rows, pooled.cpu().numpy()
+
+    def _trunk(self, layers: int | None) -> Any:  # noqa: ANN401
+        """Return the model below its head with only its first layers, sharing their weights."""
+        whole = self.model.model
+        if layers is None:
+            return whole
+        if layers > len(whole.layers):
+            raise ValueError(f"layers must be at most the model's {len(whole.layers)}, got {layers}")
+        trunk = copy(whole)
+        trunk._modules = {**whole._modules, "layers": whole.layers[:layers]}  # noqa: SLF001 - a shallow copy, not a setter
+        return trunk
 
     def batches(
         self, encoded: Sequence[list[int]], batch_size: int, what: str = ""

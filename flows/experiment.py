@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from models.acquisition.base import Acquisition
+from models.acquisition.pairwise import PairAcquisition
 from models.acquisition.uniform import Uniform
 from models.chat import Template
 from models.cost import MicroUsd
@@ -56,6 +57,7 @@ class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they do not teach."""
 
     samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
+    oracle: Annotated[Oracle, OneOf("models.oracles")] | None = Field(None, description="labelling.oracle if not given")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
 
 
@@ -72,6 +74,33 @@ class Experiment(Frozen):
     evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Generative()
     dpo: DPO = DPO()
     evaluation: Evaluation
+
+    @property
+    def judge(self) -> Oracle:
+        """The expert of the evaluation."""
+        return self.evaluation.oracle or self.labelling.oracle
+
+    @model_validator(mode="after")
+    def _pairs_where_pairs_are_asked(self) -> "Experiment":
+        expert, strategy = self.labelling.oracle.label(), self.labelling.acquisition
+        if self.judge.unit == "pair":
+            raise ValueError(
+                f"the evaluation needs an expert who scores single answers, and {self.judge.label()!r} compares: set "
+                "evaluation.oracle"
+            )
+        if self.labelling.oracle.unit == "tuple":
+            return self
+        if not isinstance(strategy, PairAcquisition):
+            raise ValueError(
+                f"{expert!r} compares pairs, and acquisition {strategy.label()!r} picks tuples: use a strategy over pairs, "
+                "such as random_pairs or bald"
+            )
+        if not self.evaluator.learns_pairs:
+            raise ValueError(
+                f"{expert!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear or "
+                "reward_head"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":

@@ -20,13 +20,15 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the report's main lines as (name, value), for the terminal, Markdown and HTML alike."""
     evaluator, policy = report["evaluator"], report["policy"]
     simulated = " — simulated" if report["oracle_simulated"] else ""
+    judge = report["evaluation_oracle"] + (" — simulated" if report["evaluation_oracle_simulated"] else "")
+    asked = " comparisons" if report["oracle_unit"] == "pair" else ""
     reused = report["queries"] - report["queries_bought"]
     return [
         ("expert", f"{report['oracle']}{simulated}"),
         ("strategy", f"{report['strategy']} (selection seed {report['selection_seed']})"),
         (
             "queries",
-            f"{report['queries']} for {dollars(report['micro_usd'])}"
+            f"{report['queries']}{asked} for {dollars(report['micro_usd'])}"
             + (f", of which {reused} were owned already" if reused else "")
             + (f", {report['quarantined']} quarantined" if report["quarantined"] else ""),
         ),
@@ -53,7 +55,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("KL to M₁", f"{policy['kl']:.2f} nats per answer (mean log-ratio over M₂'s answers)"),
         ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
         ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
-        ("evaluation", f"{report['evaluation_queries']} further queries, which taught nothing"),
+        ("evaluation", f"{report['evaluation_queries']} further queries of {judge}, which taught nothing"),
         (
             "time",
             f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",

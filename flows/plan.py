@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flows.experiment import Experiment
 from models.cost import dollars
+from models.oracles.base import Oracle, pair_text
 from models.policies.pretrained import PACKAGED, check_reference
 from models.preference import Prompt
 
@@ -51,10 +52,11 @@ class Plan:
         """Return the plan as lines of text."""
         x, oracle = self.experiment, self.experiment.labelling.oracle
         simulated = " (simulated)" if oracle.simulated else ""
+        unit = "comparison of two responses" if oracle.unit == "pair" else "response"
         return [
             f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
             f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
-            f"expert     {oracle.description}{simulated}",
+            f"expert     {oracle.description}{simulated}; a query is one {unit}",
             f"budget     at most {self.queries} queries and {dollars(x.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}",
             f"evaluation at most {self.evaluation_queries} further queries, expected "
@@ -72,21 +74,17 @@ def plan(experiment: Experiment) -> Plan:
     check_reference(x.policy.model)
     x.embedding.check()
     x.labelling.oracle.check()
+    x.judge.check()
     prompts = x.prompts.load()
     tuples = len(prompts.pool) * x.generation.samples
-    if x.labelling.queries > tuples * x.dpo.rounds:
-        raise ValueError(
-            f"labelling.queries={x.labelling.queries} passes the pool of {len(prompts.pool)} prompts × "
-            f"{x.generation.samples} responses × {x.dpo.rounds} rounds = {tuples * x.dpo.rounds}: "
-            "lower labelling.queries or add prompts"
-        )
+    _check_queries(x, len(prompts.pool))
     held_out = len(prompts.held_out) * x.evaluation.samples
-    price = _price(x, prompts.pool)
+    price = _price(x.labelling.oracle, prompts.pool)
     if price > x.labelling.max_micro_usd:
         raise ValueError(
             f"labelling.max_micro_usd={x.labelling.max_micro_usd} does not pay for one query at {price}: raise it"
         )
-    evaluation_cost = 2 * held_out * price
+    evaluation_cost = 2 * held_out * _price(x.judge, prompts.pool)
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
             f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
@@ -104,9 +102,22 @@ def plan(experiment: Experiment) -> Plan:
     )
 
 
-def _price(x: Experiment, pool: list[Prompt]) -> int:
+def _check_queries(x: Experiment, prompts: int) -> None:
+    """Raise ValueError if there is not enough to ask about."""
+    samples, unit = x.generation.samples, x.labelling.oracle.unit
+    most = prompts * x.dpo.rounds * (samples // 2 if unit == "pair" else samples)
+    if x.labelling.queries > most:
+        kind = "disjoint pairs" if unit == "pair" else "tuples"
+        raise ValueError(
+            f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
+            f"{x.dpo.rounds} rounds = {most} {kind}: lower labelling.queries or add prompts"
+        )
+
+
+def _price(oracle: Oracle, pool: list[Prompt]) -> int:
     """Return the price ceiling of a typical query, in micro-dollars."""
-    return max(x.labelling.oracle.ceiling(p.text, "") for p in pool[:50])
+    nothing = pair_text("", "")[0] if oracle.unit == "pair" else ""
+    return max(oracle.ceiling(p.text, nothing) for p in pool[:50])
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:

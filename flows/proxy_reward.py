@@ -12,6 +12,7 @@ from flows.experiment import Experiment, PolicyConfig
 from flows.report import Findings, Rounds, write_report
 from flows.tracking import Arm, arm_run
 from models.acquisition.uniform import Uniform
+from models.acquisition.uniform_pairs import UniformPairs
 from models.embedding import View
 from models.plugins import digest_of
 from models.policies.pretrained import locate
@@ -127,8 +128,10 @@ def _picks(
 ) -> Ref:
     labelling = arm.experiment.labelling
     strategy, members = labelling.acquisition, None
+    compare = labelling.oracle.unit == "pair"
     if strategy.needs.scores and evaluator is None:
-        strategy = Uniform()  # a strategy that ranks by an evaluator starts from a uniform batch while there is none
+        # a strategy that ranks by an evaluator starts from a uniform batch while there is none
+        strategy = UniformPairs() if compare else Uniform()
     elif strategy.needs.scores and evaluator is not None:
         members = _scores(arm, evaluator.ref, pool.responses, pool.features, first).members
     return acquire(
@@ -143,17 +146,20 @@ def _picks(
         budget=arm.quota(turn),
         seed=arm.experiment.seeds.selection,
         turn=turn,
+        compare=compare,
     ).ref
 
 
 def _labels(arm: Arm, responses: Ref, picks: Ref | None, max_micro_usd: int) -> Product:
+    """Buy labels of the picks, or, to measure, of every response."""
     labelling = arm.experiment.labelling
-    fingerprint = labelling.oracle.fingerprint()
+    oracle = arm.experiment.judge if picks is None else labelling.oracle
+    fingerprint = oracle.fingerprint()
     asked = picks or responses
     return annotate(
         responses,
         picks,
-        labelling.oracle,
+        oracle,
         fingerprint=fingerprint,
         rubric=labelling.rubric,
         account=digest_of(

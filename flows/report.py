@@ -15,7 +15,7 @@ from flows.pages import to_html, to_markdown
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.preference import Comparison, Label, Pair, Pick, Prompt, Response, Score, to_frame, usable_scores
 from tasks.caching import Product
-from tasks.history import Batch, labels_of, scores_of
+from tasks.history import Batch, labels_of
 from tasks.policy import Policy
 from tasks.prompts import PromptSets
 from tasks.settings import settings
@@ -56,7 +56,7 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
     figures = figure_pages(
-        bought=np.array(list(scores_of(findings.rounds.history).values())),
+        bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
         proxy=np.array([s.score for s in store().rows(findings.rounds.scores, Score)]),
         agreement=_agreement_points(findings),
         comparisons=comparisons,
@@ -73,13 +73,14 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
 
 
 def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
-    """Return every pick in order: turn, tuple, its utility and why, and the label it brought (none where unasked)."""
+    """Return every pick in order: turn, tuple or pair, utility and why, and the label it brought (none where unasked)."""
     tables = []
     for turn, batch in enumerate(history):
         frame = to_frame(store().rows(batch.picks, Pick), Pick)
         texts = to_frame(store().rows(batch.responses, Response), Response)[["id", "prompt", "text"]]
         labels = to_frame(store().rows(batch.labels, Label), Label)[["response_id", "score", "micro_usd", "status"]]
         frame = frame.merge(texts.rename(columns={"id": "response_id"}), on="response_id", how="left")
+        frame = frame.assign(against_text=frame.against.map(texts.set_index("id").text))
         tables.append(frame.merge(labels, on="response_id", how="left").assign(turn=turn))
     return pd.concat(tables, ignore_index=True)
 
@@ -102,6 +103,9 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
         "oracle_simulated": x.labelling.oracle.simulated,
+        "oracle_unit": x.labelling.oracle.unit,
+        "evaluation_oracle": x.judge.description,
+        "evaluation_oracle_simulated": x.judge.simulated,
         "selection_seed": x.seeds.selection,
         "training_seed": x.seeds.training,
         "queries": arm.queries,

@@ -106,7 +106,7 @@ class LanguageModel:
         if layers > len(whole.layers):
             raise ValueError(f"layers must be at most the model's {len(whole.layers)}, got {layers}")
         trunk = copy(whole)
-        trunk._modules = {**whole._modules, "layers": whole.layers[:layers]}  # noqa: SLF001 - a shallow copy, not a setter
+        trunk._modules = {**whole._modules, "layers": whole.layers[:layers]}
         return trunk
 
     def batches(

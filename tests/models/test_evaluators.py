@@ -151,7 +151,7 @@ def test_the_reward_head_is_read_where_training_read_it(bench: Bench, pad: str) 
     """Also for tokenizers that pad with the end token: the library's own forward gives the same scores."""
     import torch
 
-    from models.evaluators.reward_head import _score, _with_head
+    from models.evaluators.reward_head import _head, _states, _with_head
 
     policy = bench.policy.load()
     policy.tokenizer.pad_token = pad
@@ -160,12 +160,25 @@ def test_the_reward_head_is_read_where_training_read_it(bench: Bench, pad: str) 
     class Wrapped:
         base_model = type("Inner", (), {"model": model})
 
-    encoded = [policy.renderer.encode(p, r).ids for p, r in (("the film is", "warm"), ("good", "a tale of love and"))]
-    found = _score(Wrapped, policy, encoded, batch_size=2)
-    for ids, score in zip(encoded, found, strict=True):
+    texts = [("the film is", "warm"), ("good", "a tale of love and")]
+    rows = [Response(str(n), "p", prompt, 0, text, 1, -1.0) for n, (prompt, text) in enumerate(texts)]
+    found = _states(Wrapped, policy, rows, batch_size=2) @ _head(Wrapped)
+    for row, score in zip(rows, found, strict=True):
+        ids = policy.renderer.encode(row.prompt, row.text).ids
         with torch.no_grad():
             expected = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
         assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_heads_of_a_reward_model_disagree_and_average_to_the_trained_one(bench: Bench) -> None:
+    shown, scores = world(24, seed=0)
+    evaluator = next(e for e in EVALUATORS if isinstance(e, RewardHead))
+    evaluator.fit(shown, scores, bench)
+    members = evaluator.members(shown, bench)
+    assert members.shape == (evaluator.ensemble, 24)
+    assert (members.std(0) > 0).all()
+    evaluator.model_copy(update={"ensemble": 1}).fit(shown, scores, bench)
+    np.testing.assert_allclose(members.mean(0), evaluator.members(shown, bench)[0], atol=1e-6)
 
 
 def test_tied_labels_keep_their_order_in_levels() -> None:
@@ -175,3 +188,60 @@ def test_tied_labels_keep_their_order_in_levels() -> None:
     mostly = np.array([5.0] * 60 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
     assert len(set(_levels(mostly))) >= 2
     assert _levels(mostly)[0] > _levels(mostly)[-1]
+
+
+def comparisons(count: int, seed: int) -> tuple[Tuples, Tuples, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Pairs of responses, the first one's advantage, and the preference of an expert who compares."""
+    (first, one), (second, other) = world(count, seed), world(count, seed + 100)
+    return first, second, one - other, np.sign(one - other)
+
+
+LEARN_PAIRS = [e for e in EVALUATORS if e.learns_pairs]
+
+
+@pytest.mark.parametrize("evaluator", LEARN_PAIRS, ids=repr)
+def test_it_learns_from_comparisons(evaluator: Evaluator, bench: Bench) -> None:
+    first, second, _, preference = comparisons(96, seed=0)
+    facts = evaluator.fit_pairs(first, second, preference, bench)
+    unseen, truth = world(40, seed=1)
+    assert np.corrcoef(evaluator.members(unseen, bench).mean(0), truth)[0, 1] > 0.5
+    assert all(np.isfinite(value) for value in facts.values())
+    assert evaluator.temperature(bench) > 0
+
+
+@pytest.mark.parametrize("evaluator", LEARN_PAIRS, ids=repr)
+def test_undecided_comparisons_are_refused_and_one_is_enough(evaluator: Evaluator, bench: Bench) -> None:
+    first, second, _, preference = comparisons(6, seed=0)
+    with pytest.raises(ValueError, match="none of 6 comparisons was decided"):
+        evaluator.fit_pairs(first, second, np.zeros(6), bench)
+    one = int(np.flatnonzero(preference)[0])
+    sides = [
+        Tuples(t.responses[one : one + 1], t.features[one : one + 1]) for t in (first, second) if t.features is not None
+    ]
+    evaluator.fit_pairs(*sides, preference[one : one + 1], bench)
+    scores = [float(evaluator.members(side, bench).mean()) for side in sides]
+    assert (scores[0] - scores[1]) * preference[one] > 0
+
+
+@pytest.mark.parametrize("loss", ["ridge", "bradley_terry"])
+def test_a_preference_is_learnt_alike_whichever_response_comes_first(bench: Bench, loss: Any) -> None:
+    first, second, advantage, _ = comparisons(80, seed=0)
+    preference = np.tanh(advantage)  # soft: 2σ(2Δ) − 1
+    evaluator, (unseen, _) = Linear(loss=loss), world(40, seed=1)
+    evaluator.fit_pairs(first, second, preference, bench)
+    scores = evaluator.members(unseen, bench)
+    evaluator.fit_pairs(second, first, -preference, bench)
+    turned = evaluator.members(unseen, bench)
+    np.testing.assert_allclose(scores - scores.mean(1)[:, None], turned - turned.mean(1)[:, None], atol=1e-3)
+
+
+def test_bradley_terry_needs_no_table_of_all_pairs(bench: Bench) -> None:
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    shown, _ = world(6000, seed=0)
+    tracemalloc.start()
+    Linear(loss="bradley_terry", ensemble=1, style=0.0).fit(shown, rng.normal(size=6000), bench)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6000**2 * 2

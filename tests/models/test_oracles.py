@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models.oracles import gold
-from models.oracles.base import Oracle
+from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict, pair_text
+from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
 from models.oracles.noisy import Noisy
 from models.oracles.replay import Replay
@@ -23,7 +24,11 @@ def table(folder: Path, *, label: str = "0.7") -> Path:
 
 def experts(folder: Path) -> list[Oracle]:
     replay = Replay(path=table(folder), price_column="usd")
-    return [Gold(), replay, Noisy(inner=replay, label_noise=0.5)]
+    return [Gold(), replay, Noisy(inner=replay, label_noise=0.5), Comparing(inner=Gold(), temperature=0.5)]
+
+
+def question(expert: Oracle) -> tuple[str, str]:
+    return "the film is", pair_text("a delight", "a mess")[0] if expert.unit == "pair" else "a delight"
 
 
 def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
@@ -31,15 +36,15 @@ def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
     assert {type(expert) for expert in experts(tmp_path)} == registered
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_every_expert_keeps_the_contract(tmp_path: Path, number: int) -> None:
     expert = experts(tmp_path)[number]
     expert.check()
-    first = expert.judge("the film is", "a delight", Rubric())
-    assert first == expert.judge("the film is", "a delight", Rubric()), "same question, same answer"
+    first = expert.judge(*question(expert), Rubric())
+    assert first == expert.judge(*question(expert), Rubric()), "same question, same answer"
     assert np.isfinite(first.score)
     assert isinstance(first.micro_usd, int)
-    assert first.micro_usd <= expert.ceiling("the film is", "a delight")
+    assert first.micro_usd <= expert.ceiling(*question(expert))
     assert expert.fingerprint() == experts(tmp_path)[number].fingerprint()
     assert expert.description
 
@@ -107,3 +112,45 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     path.write_text("prompt,response,label\nx,a,0.5\nx,b,\n")
     with pytest.raises(ValueError, match="has no label for prompt 'x' with response 'b'"):
         Replay(path=path).frame()
+
+
+def test_a_comparison_is_the_same_question_either_way_round() -> None:
+    expert, asked = Comparing(inner=Gold(micro_usd=7)), Rubric()
+    text, sign = pair_text("a mess", "a delight")
+    assert (text, -sign) == pair_text("a delight", "a mess")
+    assert expert.compare("the film is", "a delight", "a mess", asked).score == 1
+    assert expert.compare("the film is", "a mess", "a delight", asked).score == -1
+    assert expert.compare("the film is", "a mess", "a mess", asked).score == 0
+    found = expert.judge("the film is", text, asked)
+    assert sign * found.score == -1, "the mess, asked about first, loses"
+    assert found.micro_usd == expert.ceiling("the film is", text) == 14
+
+
+def test_a_soft_comparison_is_bradley_terry() -> None:
+    scores = [Gold().judge("the film is", text, Rubric()).score for text in ("a delight", "a mess")]
+    found = Comparing(inner=Gold(), temperature=2.0).compare("the film is", "a delight", "a mess", Rubric())
+    assert (1 + found.score) / 2 == pytest.approx(1 / (1 + np.exp(-(scores[0] - scores[1]) / 2.0)))
+
+
+def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> None:
+    class Second(Gold):
+        kind: str = "second"  # type: ignore[assignment]
+
+        def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
+            if response == "a mess":
+                raise UnpaidFailure("refused")
+            return super().judge(prompt, response, rubric)
+
+    expert = Comparing.model_construct(inner=Second(), temperature=0.0)
+    with pytest.raises(RuntimeError, match="scored and paid for, the other failed: refused"):
+        expert.compare("the film is", "a delight", "a mess", Rubric())
+    with pytest.raises(UnpaidFailure):
+        expert.compare("the film is", "a mess", "a delight", Rubric())
+
+
+def test_comparing_wants_an_expert_who_scores() -> None:
+    twice = Comparing(inner=Comparing(inner=Gold()))
+    assert isinstance(twice.inner, PairOracle)
+    with pytest.raises(ValueError, match="needs an expert who scores, and 'comparing' compares already"):
+        twice.check()
+    assert Noisy(inner=Comparing(inner=Gold())).unit == "pair"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.cost import dollars
 from models.metrics import agreement, win_rate
 from models.pairs import best_worst
-from models.preference import Label, Pair, Prompt, from_frame, to_frame
+from models.preference import Label, Pair, Prompt, Response, from_frame, to_frame
 from models.randomness import seed_of, stream
 from models.rubric import Rubric, parse_score
 from models.stats import clustered_mean
@@ -145,3 +145,16 @@ def test_streams_differ_by_seed_round_and_stage_and_repeat_otherwise() -> None:
     assert len(draws) == 8
     assert stream(0, 1, "acquire").integers(2**62) == stream(0, 1, "acquire").integers(2**62)
     assert 0 <= seed_of(0, 1, "align") < 2**31
+
+
+def test_decided_comparisons_of_the_expert_are_a_prompts_pairs() -> None:
+    responses = [Response(f"r{n}", f"p{n // 4}", f"x{n // 4}", n % 4, f"text {n}", 2, -1.0) for n in range(8)]
+    proxy = {r.id: float(n) for n, r in enumerate(responses)}
+    compared = {("r0", "r1"): -1.0, ("r2", "r3"): 0.5, ("r4", "r5"): 0.0, ("r8", "r9"): 1.0}
+    made = best_worst(responses, oracle={}, proxy=proxy, compared=compared).pairs
+    assert [(p.chosen, p.rejected, p.provenance) for p in made] == [
+        ("text 1", "text 0", "oracle"),
+        ("text 2", "text 3", "oracle"),
+        ("text 7", "text 4", "proxy"),
+    ]
+    assert [p.chosen_score - p.rejected_score for p in made[:2]] == [2.0, 1.0]

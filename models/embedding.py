@@ -56,7 +56,14 @@ class Embedding(Plugin):
                 bad = shard.rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
                 raise ValueError(f"embedding of text {texts[bad][:60]!r} is not finite")
             if self.normalise:
-                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+                norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+                if not norm.all():
+                    empty = shard.rows[int(np.flatnonzero(norm == 0)[0])]
+                    raise ValueError(
+                        f"embedding of text {texts[empty][:60]!r} is zero and has no direction: set embedding.normalise to "
+                        "false, or remove the text"
+                    )
+                vectors = vectors / norm
             yield Shard(shard.rows, vectors)
 
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:

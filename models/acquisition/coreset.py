@@ -25,9 +25,15 @@ def farthest_first(
     """Return k row numbers: each the row farthest from the labelled rows and those picked before it (1708.00489, Alg. 1).
 
     `vectors` has shape (N, d), float32; it may be a memory map. Without labelled rows the first pick is uniform. The
-    radius is at most twice the optimum's. O(N) extra memory. Raises ValueError if fewer than k rows are free.
+    radius is at most twice the optimum's. O(N) extra memory. Raises ValueError if fewer than k rows are free, if a labelled
+    row is none of them, or if a vector is not finite.
     """
-    picked = traverse(vectors, k, centres=np.asarray(labelled, dtype=np.int64), banned=None, rng=rng)
+    centres = np.asarray(labelled, dtype=np.int64)
+    if k < 0:
+        raise ValueError(f"k must not be negative, got {k}")
+    if len(outside := centres[(centres < 0) | (centres >= len(vectors))]):
+        raise ValueError(f"labelled row {outside[0]} is outside the pool of {len(vectors)} rows")
+    picked = traverse(vectors, k, centres=centres, banned=None, rng=rng)
     return [int(row) for row in picked.rows]
 
 
@@ -85,7 +91,11 @@ class _Bounds:
         self.bound = np.empty(len(vectors), dtype=np.float32)
         for begin in range(0, len(vectors), _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
-            self.bound[chunk] = _nearest(np.ascontiguousarray(vectors[chunk]), self.centres)
+            rows = np.ascontiguousarray(vectors[chunk])
+            self.bound[chunk] = _nearest(rows, self.centres)
+            squares = np.einsum("nd,nd->n", rows, rows)  # a sum over what is not finite is not finite
+            if not np.isfinite(squares).all():
+                raise ValueError(f"vector {begin + int(np.flatnonzero(~np.isfinite(squares))[0])} is not finite")
         self.bound[~free] = -1.0
 
     def working_set(self) -> tuple[Rows, float]:

@@ -84,6 +84,20 @@ def test_what_a_study_cannot_do_is_said_before_it_starts(study_file: Path) -> No
     assert "fewer than 10 prompts have two labels more than 1 apart" in refused("labels.scale=as_recorded")
     assert "label table none.csv does not exist" in refused("labels.path=none.csv")
     assert "did you mean 'seeds'" in refused("seed=3")
+    assert "needs a policy whose hidden states it takes: set policy.model" in refused("embedding.kind=policy")
+    assert "'./none' is not a directory" in refused("embedding.kind=policy", "policy.model=./none")
+
+
+@pytest.mark.usefixtures("prefect_server", "home")
+def test_a_study_may_learn_from_a_policys_hidden_states(study_file: Path, tiny_model_path: Path) -> None:
+    policy = f"{{model: {tiny_model_path}, template: plain, dtype: float32}}"
+    embedding = "{kind: policy, pooling: mean, layers: 1, max_tokens: 16}"
+    study = load(
+        LabelEfficiency, study_file, [f"policy={policy}", f"embedding={embedding}", "strategies=[{kind: coreset_eft}]"]
+    )
+    report = label_efficiency(study)
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    assert arms["random"]["area"] > arms["random, shuffled labels"]["area"]
 
 
 def test_two_settings_of_one_strategy_have_two_names(study_file: Path) -> None:

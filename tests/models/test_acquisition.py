@@ -204,6 +204,29 @@ def test_farthest_first_refuses_more_picks_than_free_rows() -> None:
         farthest_first(np.eye(4, dtype=np.float32), 4, labelled=[0], rng=np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_farthest_first_names_what_it_cannot_work_with(value: float) -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    with pytest.raises(ValueError, match="labelled row 4 is outside the pool of 4 rows"):
+        farthest_first(vectors, 1, labelled=[0, 4], rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="k must not be negative, got -1"):
+        farthest_first(vectors, -1, rng=np.random.default_rng(0))
+    vectors[2, 1] = value
+    with pytest.raises(ValueError, match="vector 2 is not finite"):
+        farthest_first(vectors, 2, labelled=[0], rng=np.random.default_rng(0))
+
+
+def test_vectors_of_length_zero_and_repeated_rows_are_points_like_any_other() -> None:
+    vectors = np.array([[0, 0], [0, 0], [3, 4], [3, 4], [1, 0]], dtype=np.float32)
+    assert farthest_first(vectors, 2, labelled=[0], rng=np.random.default_rng(0)) in ([2, 4], [3, 4])
+    assert sorted(farthest_first(vectors, 5, rng=np.random.default_rng(0))) == [0, 1, 2, 3, 4]
+
+
+@every_strategy
+def test_an_empty_pool_gives_nothing(strategy: Acquisition) -> None:
+    assert strategy.select(make_pool(prompts=0), 3, np.random.default_rng(0)) == []
+
+
 def test_a_coreset_keeps_away_from_what_earlier_rounds_have_labelled() -> None:
     pool = make_pool(prompts=30, samples=1)
     near = pool.vectors[:1] if pool.vectors is not None else None

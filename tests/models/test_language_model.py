@@ -1,11 +1,13 @@
 """Likelihoods, hidden states and generation: the same for any batch, and equal to what the formulas say."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models.generators.base import Generator
 from models.generators.hf import Transformers, _InverseSampling
@@ -69,6 +71,40 @@ def test_an_embedding_does_not_depend_on_the_batch(tiny_model: LanguageModel, po
 
 
 PROMPTS = [Prompt.of(text) for text in ("the film is", "good", "the plot of the story is a slow", "a tale", "witty")]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_early_layer_is_read_without_running_the_later_ones(tiny_model: LanguageModel, layers: int) -> None:
+    texts = [f"{prompt} {response}" for prompt, response in TEXTS]
+    inner = tiny_model.model.model
+    assert len(inner.layers) == 2
+    calls: list[int] = []
+    hooks = [layer.register_forward_hook(lambda *_, n=n: calls.append(n)) for n, layer in enumerate(inner.layers)]
+    found = dict(_rows(tiny_model.hidden_states(texts, pooling="last", layers=layers)))
+    for hook in hooks:
+        hook.remove()
+    assert calls == list(range(layers))
+    for number, text in enumerate(texts):
+        ids = torch.tensor([tiny_model.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            states = inner(input_ids=ids, output_hidden_states=True).hidden_states[layers][0, -1]
+            expected = states if layers == 2 else inner.norm(states)  # the library's last state is normed already
+        np.testing.assert_allclose(found[number], expected.numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match="layers must be at most the model's 2, got 3"):
+        next(tiny_model.hidden_states(texts, pooling="last", layers=3))
+
+
+def test_only_the_beginning_of_a_long_text_is_read(tiny_model: LanguageModel) -> None:
+    whole, beginning = "the film is a warm and witty tale", "the film is"
+    tokens = len(tiny_model.tokenizer(beginning)["input_ids"])
+    found = dict(_rows(tiny_model.hidden_states([whole], pooling="mean", max_tokens=tokens)))
+    expected = dict(_rows(tiny_model.hidden_states([beginning], pooling="mean")))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+
+
+def _rows(batches: Iterator[tuple[list[int], NDArray[np.float32]]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for rows, vectors in batches:
+        yield from zip(rows, vectors, strict=True)
 
 
 def test_the_contract_of_generators_covers_every_registered_one() -> None:

@@ -1,0 +1,44 @@
+"""What every encoder's vectors are held to, and the views they are made of."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.embedding import Embedding, Shard, texts_of
+from models.policies.language_model import LanguageModel
+from models.preference import Response
+from models.rubric import Rubric
+
+
+def encoder(*rows: Sequence[float], **settings: Any) -> Embedding:
+    """An encoder that returns these vectors."""
+
+    class Given(Embedding):
+        def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
+            yield Shard(range(len(texts)), np.array(rows, dtype=np.float32))
+
+    return Given(**settings)
+
+
+def test_vectors_have_unit_length_unless_told_otherwise() -> None:
+    (shard,) = encoder([3, 4], [0, 2]).shards(["a", "b"], None)
+    np.testing.assert_allclose(shard.vectors, [[0.6, 0.8], [0, 1]], atol=1e-7)
+    (shard,) = encoder([3, 4], [0, 0], normalise=False).shards(["a", "b"], None)
+    assert shard.vectors.tolist() == [[3, 4], [0, 0]]
+
+
+def test_a_vector_without_direction_or_value_is_refused_by_its_text() -> None:
+    with pytest.raises(ValueError, match="embedding of text 'b' is zero and has no direction: set embedding.normalise"):
+        list(encoder([3, 4], [0, 0]).shards(["a", "b"], None))
+    with pytest.raises(ValueError, match="embedding of text 'b' is not finite"):
+        list(encoder([3, 4], [0, float("nan")]).shards(["a", "b"], None))
+
+
+def test_the_views_are_instruction_response_and_what_the_evaluator_is_asked() -> None:
+    tuples = [Response("r", "p", "name a film", 0, "Ran", 1, -1.0)]
+    rubric = Rubric()
+    assert texts_of("instruction", tuples, rubric) == ["name a film"]
+    assert texts_of("response", tuples, rubric) == ["name a film Ran"]
+    assert texts_of("evaluation", tuples, rubric) == [rubric.render("name a film", "Ran")]

@@ -1,7 +1,6 @@
 """Strategies over pairs, each against its published formula worked out another way."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +12,14 @@ from models.acquisition.apl import Apl
 from models.acquisition.badge import Badge
 from models.acquisition.bal_pm import BalPm
 from models.acquisition.bald import Bald
-from models.acquisition.base import Acquisition, Pool
+from models.acquisition.base import Pool
 from models.acquisition.d_optimal import DOptimal
 from models.acquisition.ensemble_variance import EnsembleVariance, PairVariance
 from models.acquisition.least_confidence import LeastConfidence
 from models.acquisition.pair_rules.random_pair import RandomPair
-from models.acquisition.pairwise import PairAcquisition, Pairs, candidates
+from models.acquisition.pairwise import Pairs, candidates
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.sharp import Sharp
-from models.acquisition.uniform_pairs import UniformPairs
-from models.plugins import plugins_of
 from models.preference import Pick
 
 RNG = np.random.default_rng
@@ -261,43 +258,3 @@ def test_temperature_makes_a_margin_softer() -> None:
     pool = two_per_prompt()
     pairs = Pairs(pool, np.arange(0, 30, 2), np.arange(1, 30, 2))
     assert pairs.preference(2.0) == pytest.approx(expit(pairs.difference / 2.0))
-
-
-PAIR_STRATEGIES = [
-    kind() for kind in plugins_of("models.acquisition", Acquisition) if issubclass(kind, PairAcquisition)
-]
-
-
-@pytest.mark.parametrize("strategy", PAIR_STRATEGIES, ids=lambda s: s.kind)
-@pytest.mark.parametrize("budget", [0, 1, 7, 40])
-def test_pairs_for_an_expert_who_compares_share_no_response(strategy: PairAcquisition, budget: int) -> None:
-    rng = RNG(budget)
-    size = 5 * 6
-    taken = rng.random(size) < 0.2
-    pool = replace(
-        two_per_prompt(15),
-        prompt=np.repeat(np.arange(6), 5),
-        unavailable=taken,
-        labelled=taken & (rng.random(size) < 0.5),
-    )
-    available = sum(int((~taken[pool.prompt == prompt]).sum()) // 2 for prompt in range(6))
-    picks = strategy.select_pairs(pool, budget, RNG(3))
-    assert len(picks) == min(budget, available)
-    asked = [i for p in picks for i in (p.response_id, p.against)]
-    assert len(set(asked)) == len(asked)
-    rows = [pool.ids.index(i) for i in asked]
-    assert not taken[rows].any()
-    assert (pool.prompt[rows[::2]] == pool.prompt[rows[1::2]]).all()
-    shuffled = pool.take(RNG(9).permutation(size))
-    assert strategy.select_pairs(shuffled, budget, RNG(3)) == picks
-    assert all(json.loads(p.why) for p in picks)
-
-
-def test_random_pairs_are_uniform_over_prompts_and_pairs() -> None:
-    pool = replace(two_per_prompt(6), prompt=np.repeat(np.arange(4), 3))
-    count: Counter[frozenset[str]] = Counter()
-    for seed in range(1200):
-        (pick,) = UniformPairs().select_pairs(pool, 1, RNG(seed))
-        count[frozenset((pick.response_id, pick.against))] += 1
-    assert len(count) == 12
-    assert min(count.values()) > 60

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.plugins import Frozen
+
 MicroUsd = Annotated[int, Field(ge=0, description="micro-dollars: 1_000_000 is one dollar")]
 
 MICRO = 1_000_000
@@ -15,3 +17,17 @@ def dollars(micro_usd: int) -> str:
     exact = f"{Decimal(micro_usd) / MICRO:f}"
     whole, _, fraction = exact.partition(".")
     return f"${whole}.{fraction.ljust(2, '0')}"
+
+
+class Prices(Frozen):
+    """What a model's tokens cost, in micro-dollars per million tokens: $0.15 per million is 150_000."""
+
+    input: MicroUsd
+    output: MicroUsd
+    cached: MicroUsd | None = Field(None, description="input tokens that the server had cached; `input` if not given")
+
+    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+        """Return the price of one call, in micro-dollars, rounded up. `input_tokens` include the cached ones."""
+        cached = self.input if self.cached is None else self.cached
+        exact = (input_tokens - cached_tokens) * self.input + cached_tokens * cached + output_tokens * self.output
+        return -(-exact // MICRO)

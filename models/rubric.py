@@ -1,7 +1,7 @@
 """The judging prompt shown to evaluators (and to language-model experts), and the strict parser of its answers."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from models.plugins import Frozen
 
@@ -21,9 +21,14 @@ End with the line "Score: <total>"."""
 
 _INSTRUCTIONS: dict[RubricName, str] = {"additive": _ADDITIVE, "warmth": _WARMTH}
 
+_POINTS: dict[RubricName, str] = {
+    "additive": "relevance to the instruction, how much of it is dealt with, usefulness, clarity, fit for the user",
+    "warmth": "how warmly the film critic writes",
+}
+
 LEVELS = 6  # the totals 0 … 5
 
-_SCORE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECASE | re.MULTILINE)
+SCORE_LINE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECASE | re.MULTILINE)
 
 
 class Rubric(Frozen):
@@ -31,9 +36,22 @@ class Rubric(Frozen):
 
     name: RubricName = "additive"
 
+    @classmethod
+    def every(cls) -> "list[Rubric]":
+        """Return every criterion there is."""
+        return [cls(name=name) for name in get_args(RubricName)]
+
     def render(self, prompt: str, response: str) -> str:
         """Return the evaluation prompt of the tuple (x, y): rubric + instruction + response."""
         return f"{_INSTRUCTIONS[self.name]}\n\nInstruction: {prompt}\n\nResponse: {response}"
+
+    def render_pair(self, prompt: str, first: str, second: str) -> str:
+        """Return the question which of two responses is better by this criterion."""
+        return (
+            f"Which of two responses to the user's instruction is better? Compare their {_POINTS[self.name]}.\n"
+            'Justify it in a sentence or two, then end with the line "Better: A", "Better: B" or "Better: tie".\n\n'
+            f"Instruction: {prompt}\n\nResponse A: {first}\n\nResponse B: {second}"
+        )
 
     def answer(self, level: int, justification: str = "") -> str:
         """Return the target text that a generative evaluator learns: the justification, then the score line."""
@@ -47,5 +65,5 @@ def parse_score(text: str) -> int | None:
 
     None means quarantine: never a tie, a zero or a guess.
     """
-    totals = {int(match) for match in _SCORE.findall(text)}
+    totals = {int(match) for match in SCORE_LINE.findall(text)}
     return totals.pop() if len(totals) == 1 else None

@@ -18,7 +18,25 @@ class Verdict(NamedTuple):
 
 
 class UnpaidFailure(Exception):
-    """The call failed and certainly cost nothing (refused connection, rate limit): the reservation is undone."""
+    """The call failed and certainly cost nothing (refused connection, rate limit): the reservation is undone.
+
+    It is tried again after `retry_after` seconds, or after a pause that grows where the server says nothing.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RefusedCall(UnpaidFailure):
+    """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops."""
+
+
+class LostReply(Exception):
+    """The call may have been paid for and its reply never came, or cannot be read: it counts as paid at its ceiling.
+
+    The question is asked again, as another query, while the budget allows.
+    """
 
 
 class Oracle(Plugin):

@@ -43,7 +43,7 @@ class Noisy(Oracle):
         noise = rng.normal() * self.label_noise
         time.sleep(self.latency)
         if fail < self.fail:
-            raise UnpaidFailure("simulated failure of the expert: nothing was billed")
+            raise UnpaidFailure("simulated failure of the expert: nothing was billed", retry_after=0.0)
         if crash < self.crash:
             raise RuntimeError("simulated crash of the expert after the call was billed")
         verdict = self.inner.judge(prompt, response, rubric)

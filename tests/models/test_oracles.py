@@ -1,14 +1,20 @@
 """One contract for every expert, and the gold expert against human ratings it has not seen."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.loopback_judge import LoopbackJudge
+from models.chat_api import Endpoint
+from models.cost import Prices
 from models.oracles import gold
 from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict, pair_text
 from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
+from models.oracles.llm_judge import LLMJudge
+from models.oracles.llm_pairs import LLMPairs
 from models.oracles.noisy import Noisy
 from models.oracles.replay import Replay
 from models.plugins import plugins_of
@@ -22,9 +28,23 @@ def table(folder: Path, *, label: str = "0.7") -> Path:
     return path
 
 
-def experts(folder: Path) -> list[Oracle]:
+def experts(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
     replay = Replay(path=table(folder), price_column="usd")
-    return [Gold(), replay, Noisy(inner=replay, label_noise=0.5), Comparing(inner=Gold(), temperature=0.5)]
+    model = Endpoint(model="judge", base_url=url, prices=Prices(input=150_000, output=600_000))
+    return [
+        Gold(),
+        replay,
+        Noisy(inner=replay, label_noise=0.5),
+        Comparing(inner=Gold(), temperature=0.5),
+        LLMJudge(endpoint=model),
+        LLMPairs(endpoint=model),
+    ]
+
+
+@pytest.fixture(scope="module")
+def judge_server() -> Iterator[LoopbackJudge]:
+    with LoopbackJudge() as server:
+        yield server
 
 
 def question(expert: Oracle) -> tuple[str, str]:
@@ -36,16 +56,19 @@ def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
     assert {type(expert) for expert in experts(tmp_path)} == registered
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_every_expert_keeps_the_contract(tmp_path: Path, number: int) -> None:
-    expert = experts(tmp_path)[number]
+@pytest.mark.parametrize("number", range(6))
+def test_every_expert_keeps_the_contract(
+    tmp_path: Path, number: int, judge_server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    expert = experts(tmp_path, judge_server.url)[number]
     expert.check()
     first = expert.judge(*question(expert), Rubric())
     assert first == expert.judge(*question(expert), Rubric()), "same question, same answer"
     assert np.isfinite(first.score)
     assert isinstance(first.micro_usd, int)
     assert first.micro_usd <= expert.ceiling(*question(expert))
-    assert expert.fingerprint() == experts(tmp_path)[number].fingerprint()
+    assert expert.fingerprint() == experts(tmp_path, judge_server.url)[number].fingerprint()
     assert expert.description
 
 

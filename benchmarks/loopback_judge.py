@@ -1,0 +1,160 @@
+"""An OpenAI-compatible server on 127.0.0.1 that judges by a rule and fails on purpose: for tests, chaos and throughput.
+
+The right score of a response is the last digit in it, modulo 6; `wins` of two responses is whichever scores higher.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+FAULTS = ("rate_limit", "error", "timeout", "truncated", "out_of_range", "empty", "refusal", "slow", "drop")
+
+
+def right_score(text: str) -> int:
+    """Return what the server says of a response when nothing goes wrong."""
+    digits = re.findall(r"\d", text)
+    return int(digits[-1]) % 6 if digits else 0
+
+
+@dataclass
+class LoopbackJudge:
+    """The server, for `with`. `faults` are probabilities by name, decided by (seed, request body, n-th time it is asked)."""
+
+    latency: float = 0.0
+    faults: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    hang: float = 30.0
+    prompt_tokens: int = 100
+    completion_tokens: int = 10
+    prefers_first: bool = False  # a judge with a bias for the place
+    served: Counter[str] = field(default_factory=Counter)  # replies by what was done
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    def __enter__(self) -> "LoopbackJudge":
+        self._asked: Counter[str] = Counter()
+        self._loop, ready = asyncio.new_event_loop(), threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Return the base URL for a client."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def _serve(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.port = int(runner.addresses[0][1])
+        ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+
+    def _fault(self, body: bytes) -> str | None:
+        key = hashlib.sha256(body).hexdigest()
+        self._asked[key] += 1
+        draw = int(hashlib.sha256(f"{self.seed}{key}{self._asked[key]}".encode()).hexdigest()[:12], 16) / 16**12
+        for name, chance in self.faults.items():
+            if draw < chance:
+                return name
+            draw -= chance
+        return None
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        body = json.loads(raw)
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        fault = self._fault(raw)
+        self.served[fault or "reply"] += 1
+        await asyncio.sleep(self.latency)
+        if fault == "rate_limit":
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"retry-after-ms": "20"})
+        if fault == "error":
+            return web.json_response({"error": {"message": "broken"}}, status=500)
+        if fault == "timeout":
+            await asyncio.sleep(self.hang)
+        if fault == "drop":
+            assert request.transport is not None  # noqa: S101 - an open request has one
+            request.transport.abort()
+            return web.Response()
+        reply = json.dumps(self._reply(body, fault)).encode()
+        if fault == "truncated":
+            return web.Response(body=reply[: len(reply) // 2], content_type="application/json")
+        if fault == "slow":
+            stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await stream.prepare(request)
+            for begin in range(0, len(reply), 64):
+                await stream.write(reply[begin : begin + 64])
+                await asyncio.sleep(0.005)
+            return stream
+        return web.Response(body=reply, content_type="application/json")
+
+    def _text(self, asked: str, structured: bool, fault: str | None) -> str:
+        wrong = fault == "out_of_range"
+        if "\n\nResponse B: " in asked:
+            name: str = "better"
+            verdict: str | int = "C" if wrong else "A" if self.prefers_first else _better(asked)
+        else:
+            name, verdict = "score", 9 if wrong else right_score(asked)
+        said = {"justification": "by the rule", name: verdict}
+        return json.dumps(said) if structured else f"By the rule.\n{name.title()}: {verdict}"
+
+    def _reply(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
+        text = self._text(body["messages"][-1]["content"], "response_format" in body, fault)
+        if fault in ("empty", "refusal"):
+            text = ""
+        message = {
+            "role": "assistant",
+            "content": text,
+            "refusal": "I would rather not" if fault == "refusal" else None,
+        }
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        if body.get("logprobs") and text:
+            choice["logprobs"] = {"content": [_place(token) for token in re.findall(r"\d|[^\d]+", text)]}
+        return {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": f"{body['model']}-0001",
+            "system_fingerprint": "fp",
+            "choices": [choice],
+            "usage": {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": self.completion_tokens,
+                "total_tokens": self.prompt_tokens + self.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": 40},
+            },
+        }
+
+
+def _better(asked: str) -> str:
+    first, second = (right_score(text) for text in re.split(r"\n\nResponse [AB]: ", asked)[1:])
+    return "A" if first > second else "B" if first < second else "tie"
+
+
+def _place(token: str) -> dict[str, Any]:
+    """Return a token with its alternatives: a digit has three quarters, the next lower one a quarter."""
+    digit = int(token) if token.isdigit() else 0
+    likely = [(token, 0.75), (str(digit - 1), 0.25)] if digit else [(token, 1.0)]
+    tops = [{"token": other, "logprob": math.log(p), "bytes": None} for other, p in likely]
+    return {"token": token, "logprob": tops[0]["logprob"], "bytes": None, "top_logprobs": tops}

@@ -1,0 +1,179 @@
+"""One chat completion from an OpenAI-compatible server: its rate limits, its price, and what a failure may have cost."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from models.cost import Prices
+from models.oracles.base import LostReply, RefusedCall, UnpaidFailure
+from models.plugins import Frozen
+
+Message = Mapping[str, str]
+
+# A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
+_TOKENS_PER_MESSAGE = 16
+# By name: the SDK brings its own HTTP library, whose module has changed before.
+_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+
+
+class Reply(NamedTuple):
+    """What came back. `alternatives` are (token, probability by token) along the text, where they were asked for."""
+
+    text: str
+    refused: bool
+    alternatives: Sequence[tuple[str, Mapping[str, float]]]
+    model: str
+    tokens: int
+    micro_usd: int
+
+
+class Endpoint(Frozen):
+    """A model behind a server. The key is read from the environment variable `key_env` and goes nowhere else."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset(
+        {"key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
+    )
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    prices: Prices
+    max_tokens: PositiveInt = Field(512, description="of a reply")
+    temperature: NonNegativeFloat = 0.0
+    timeout: PositiveFloat = Field(60.0, description="seconds")
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("base_url must start with http:// or https:// and name a host")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "base_url must hold no user, password or query: set the key in the environment variable key_env"
+            )
+        return url
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a reply depends on: not the limits, the patience or the name of the key."""
+        return self.model_dump(mode="json", exclude=set(self.execution_fields))
+
+    def most_tokens(self, messages: Sequence[Message]) -> int:
+        """Return an upper bound of the input tokens."""
+        return sum(len(m["content"].encode()) + _TOKENS_PER_MESSAGE for m in messages)
+
+    def ceiling(self, messages: Sequence[Message]) -> int:
+        """Return the most that one call may cost, in micro-dollars."""
+        return self.prices.cost(input_tokens=self.most_tokens(messages), output_tokens=self.max_tokens)
+
+    def check(self) -> None:
+        """Raise ValueError if there is no key, before anything is bought."""
+        if not os.environ.get(self.key_env):
+            raise ValueError(f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it")
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Reply:
+        """Return the reply to one call.
+
+        `schema` asks for JSON of that shape, `top_logprobs` for that many alternatives of each token. Raises UnpaidFailure
+        where nothing was billed (a rate limit, an error of the server, no connection), RefusedCall where trying again is no
+        use, and LostReply where the reply may have been paid for and never came, or cannot be read.
+        """
+        import openai
+
+        self._wait(self.most_tokens(messages) + self.max_tokens)
+        options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        if seed is not None:
+            options["seed"] = seed
+        if schema is not None:
+            options["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
+            }
+        if top_logprobs:
+            options |= {"logprobs": True, "top_logprobs": top_logprobs}
+        try:
+            answer = _client(self).chat.completions.create(model=self.model, messages=list(messages), **options)
+            return self._reply(answer)
+        except openai.RateLimitError as error:
+            if error.code == "insufficient_quota":
+                raise RefusedCall(f"{self.base_url} says that the account has no quota left") from error
+            raise UnpaidFailure("rate limit", retry_after=_retry_after(error.response.headers)) from error
+        except openai.APIStatusError as error:
+            if error.status_code in {408, 409} or error.status_code >= 500:
+                raise UnpaidFailure(
+                    f"server error {error.status_code}", retry_after=_retry_after(error.response.headers)
+                ) from error
+            raise RefusedCall(f"{self.base_url} refused the call with {error.status_code}: {error.message}") from error
+        except openai.APIConnectionError as error:
+            if type(error.__cause__).__name__ in _NEVER_SENT:
+                raise UnpaidFailure(f"no connection to {self.base_url}") from error
+            raise LostReply(f"no reply from {self.base_url}: {error.__cause__ or error}") from error
+        except (openai.APIError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise LostReply(f"the reply of {self.base_url} cannot be read: {error}") from error
+
+    def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
+        choice, usage = answer.choices[0], answer.usage
+        cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+        content = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
+        return Reply(
+            text=choice.message.content or "",
+            refused=bool(choice.message.refusal) or choice.finish_reason == "content_filter",
+            alternatives=[
+                (place.token, {top.token: math.exp(top.logprob) for top in place.top_logprobs}) for place in content
+            ],
+            model=f"{answer.model} {answer.system_fingerprint or ''}".strip(),
+            tokens=usage.prompt_tokens + usage.completion_tokens,
+            micro_usd=self.prices.cost(
+                input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, cached_tokens=cached
+            ),
+        )
+
+    def _wait(self, tokens: int) -> None:
+        """Return when the limits allow a call of at most so many tokens."""
+        for limit, weight in ((self.requests_per_minute, 1), (self.tokens_per_minute, tokens)):
+            if limit is not None:
+                _limiter(self, limit, weight > 1).try_acquire("calls", weight=min(weight, limit))
+
+
+@lru_cache(maxsize=8)
+def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
+    import openai
+
+    # every attempt has its own reservation in the ledger, so that none is made behind its back
+    return openai.OpenAI(
+        api_key=os.environ[endpoint.key_env], base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0
+    )
+
+
+@lru_cache(maxsize=16)
+def _limiter(endpoint: Endpoint, per_minute: int, of_tokens: bool) -> Any:  # noqa: ANN401
+    from pyrate_limiter import Duration, Limiter, Rate, StateBucket
+
+    del endpoint, of_tokens
+    return Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that the server asks to wait; None where it says nothing that can be read."""
+    try:
+        return max(float(headers["retry-after-ms"]) / 1000.0, 0.0)
+    except (KeyError, ValueError):
+        pass
+    try:
+        return max(float(headers["retry-after"]), 0.0)
+    except (KeyError, ValueError):
+        return None

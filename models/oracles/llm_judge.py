@@ -1,0 +1,165 @@
+"""A language model as the expert: a rubric, a justification, a score, over any OpenAI-compatible server."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, PositiveInt
+
+from models.chat_api import Endpoint, Message, Reply
+from models.cost import MicroUsd
+from models.oracles.base import LostReply, Oracle, UnpaidFailure, Verdict
+from models.plugins import digest_of
+from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
+
+NO_LENGTH = "Length is no merit: judge what is said, and do not reward a response for being longer or more formatted."
+JSON_FIRST = "Answer with a JSON object: first the justification, then the verdict."
+_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "justification": {"type": "string"},
+        "score": {"type": "integer", "enum": list(range(LEVELS))},
+    },
+    "required": ["justification", "score"],
+    "additionalProperties": False,
+}
+_JSON_SCORE = re.compile(r'"score"\s*:\s*([0-5])')
+_ALTERNATIVES = 20
+
+
+class Stated(NamedTuple):
+    """The score in a reply and where its digit stands in the text."""
+
+    score: int
+    place: int
+
+
+class LLMJudge(Oracle):
+    """Score a response by the rubric, 0 to 5; the mean of `samples` judgements.
+
+    `expected` weighs the scores by their tokens' probabilities, where the server tells them. A reply without exactly one
+    score, or a refusal, is asked about again up to `attempts` times in all, then quarantined with its text; never guessed.
+    """
+
+    description: ClassVar[str] = "a language model judging by the rubric"
+
+    kind: Literal["llm_judge"] = "llm_judge"
+    endpoint: Endpoint
+    structured: bool = Field(True, description="ask for JSON; for servers without json_schema set it to false")
+    read: Literal["stated", "expected"] = "stated"
+    samples: PositiveInt = 1
+    attempts: PositiveInt = Field(2, description="calls for each sample until one can be read")
+    against_length: bool = Field(True, description="tell the judge that length is no merit")
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        messages = self._messages(prompt, response, rubric)
+        calls = Calls(self.endpoint)
+        scores: list[float] = []
+        for sample in range(self.samples):
+            for attempt in range(self.attempts):
+                reply = calls.ask(
+                    messages,
+                    schema=_SCHEMA if self.structured else None,
+                    top_logprobs=_ALTERNATIVES if self.read == "expected" else 0,
+                    seed=sample * self.attempts + attempt,
+                )
+                score = None if reply is None else self._read(reply)
+                if score is not None:
+                    scores.append(score)
+                if reply is None or score is not None:
+                    break
+        score = sum(scores) / len(scores) if scores else float("nan")
+        return calls.verdict(score, self._stamp(rubric))
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
+        return most * self.samples * self.attempts
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]
+
+    def check(self) -> None:  # noqa: D102
+        self.endpoint.check()
+
+    def _messages(self, prompt: str, response: str, rubric: Rubric) -> list[Message]:
+        told = [NO_LENGTH] * self.against_length + [JSON_FIRST] * self.structured
+        asked = {"role": "user", "content": rubric.render(prompt, response)}
+        return [{"role": "system", "content": "\n".join(told)}, asked] if told else [asked]
+
+    def _stamp(self, rubric: Rubric) -> str:
+        return digest_of([dict(message) for message in self._messages("", "", rubric)])
+
+    def _read(self, reply: Reply) -> float | None:
+        stated = None if reply.refused else stated_score(reply.text, structured=self.structured)
+        if stated is None or self.read == "stated":
+            return None if stated is None else float(stated.score)
+        return expected_score(reply, stated.place)
+
+
+class Calls:
+    """The calls of one query. What has been paid for is kept, whatever becomes of a later call."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.replies: list[Reply] = []
+        self.failure = ""
+        self.lost = 0
+
+    def ask(self, messages: list[Message], **options: Any) -> Reply | None:  # noqa: ANN401
+        """Return the reply; None where the call failed after others were paid for. Raises as `complete` before that."""
+        if self.failure:
+            return None
+        try:
+            reply = self.endpoint.complete(messages, **options)
+        except (UnpaidFailure, LostReply) as failure:
+            if not self.replies:
+                raise
+            self.failure = str(failure)
+            self.lost = self.endpoint.ceiling(messages) if isinstance(failure, LostReply) else 0
+            return None
+        self.replies.append(reply)
+        return reply
+
+    def verdict(self, score: float, stamp: str) -> Verdict:
+        """Return the verdict, with every text, the model that wrote them and the digest of the prompt in `raw`."""
+        raw = {
+            "model": self.replies[-1].model if self.replies else "",
+            "prompt": stamp,
+            "texts": [reply.text for reply in self.replies],
+        } | ({"failure": self.failure} if self.failure else {})
+        return Verdict(
+            score=score,
+            raw=json.dumps(raw, ensure_ascii=False),
+            micro_usd=sum(reply.micro_usd for reply in self.replies) + self.lost,
+            tokens=sum(reply.tokens for reply in self.replies),
+        )
+
+
+def stated_score(text: str, *, structured: bool) -> Stated | None:
+    """Return the one score that a judgement states; None if there is none, several, or one out of range."""
+    if not structured:
+        score = parse_score(text)
+        found = [match for match in SCORE_LINE.finditer(text) if int(match[1]) == score]
+        return Stated(score, found[-1].start(1)) if score is not None else None
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None
+    score = told.get("score") if isinstance(told, dict) else None
+    found = list(_JSON_SCORE.finditer(text))
+    if type(score) is not int or not 0 <= score < LEVELS or not found:
+        return None
+    return Stated(score, found[-1].start(1))
+
+
+def expected_score(reply: Reply, place: int) -> float | None:
+    """Return Σ s p(s) / Σ p(s) over the scores among the alternatives of the token at `place`; None if there is none."""
+    begin = 0
+    for token, alternatives in reply.alternatives:
+        if begin <= place < begin + len(token):
+            chances = [(int(other), p) for other, p in alternatives.items() if other.strip() in set("012345")]
+            total = sum(p for _, p in chances)
+            return sum(score * p for score, p in chances) / total if total else None
+        begin += len(token)
+    return None

@@ -1,0 +1,85 @@
+"""A language model as the expert who compares: two responses, asked about in both orders."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from models.chat_api import Endpoint, Message
+from models.cost import MicroUsd
+from models.oracles.base import PairOracle, Verdict
+from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, Calls
+from models.plugins import digest_of
+from models.rubric import Rubric
+
+_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"justification": {"type": "string"}, "better": {"type": "string", "enum": ["A", "B", "tie"]}},
+    "required": ["justification", "better"],
+    "additionalProperties": False,
+}
+_LINE = re.compile(r"^\s*better:\s*(A|B|tie)\s*\.?\s*$", re.IGNORECASE | re.MULTILINE)
+_VALUES = {"a": 1, "b": -1, "tie": 0}
+
+
+class LLMPairs(PairOracle):
+    """Ask which is better twice, the other way round the second time, for judges prefer a place: the mean of both answers.
+
+    1 and −1 are verdicts that both orders agree on, 0 is a tie or a contradiction. A reply that cannot be read is asked for
+    again up to `attempts` times; if one of the orders stays without a verdict the comparison is quarantined.
+    """
+
+    description: ClassVar[str] = "a language model comparing two responses in both orders"
+
+    kind: Literal["llm_pairs"] = "llm_pairs"
+    endpoint: Endpoint
+    structured: bool = Field(True, description="ask for JSON; for servers without json_schema set it to false")
+    attempts: PositiveInt = Field(2, description="calls for each order until one can be read")
+    against_length: bool = Field(True, description="tell the judge that length is no merit")
+
+    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        calls = Calls(self.endpoint)
+        found = [
+            self._order(calls, self._messages(prompt, one, other, rubric))
+            for one, other in ((first, second), (second, first))
+        ]
+        score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
+        return calls.verdict(score, digest_of([dict(message) for message in self._messages("", "", "", rubric)]))
+
+    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
+        most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
+        return 2 * self.attempts * most
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]
+
+    def check(self) -> None:  # noqa: D102
+        self.endpoint.check()
+
+    def _order(self, calls: Calls, messages: list[Message]) -> int | None:
+        for attempt in range(self.attempts):
+            reply = calls.ask(messages, schema=_SCHEMA if self.structured else None, seed=attempt)
+            better = None if reply is None or reply.refused else stated_better(reply.text, structured=self.structured)
+            if reply is None or better is not None:
+                return better
+        return None
+
+    def _messages(self, prompt: str, first: str, second: str, rubric: Rubric) -> list[Message]:
+        told = [NO_LENGTH] * self.against_length + [JSON_FIRST] * self.structured
+        asked = {"role": "user", "content": rubric.render_pair(prompt, first, second)}
+        return [{"role": "system", "content": "\n".join(told)}, asked] if told else [asked]
+
+
+def stated_better(text: str, *, structured: bool) -> int | None:
+    """Return 1 for A, −1 for B, 0 for a tie; None if the judgement states none of them, or several."""
+    if not structured:
+        found = {match.lower() for match in _LINE.findall(text)}
+        return _VALUES[found.pop()] if len(found) == 1 else None
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return None
+    better = told.get("better") if isinstance(told, dict) else None
+    return _VALUES.get(better.lower()) if isinstance(better, str) else None

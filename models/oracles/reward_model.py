@@ -1,0 +1,83 @@
+"""A reward model as the expert: any sequence-classification model with one output, from a directory or a hub."""
+
+from functools import lru_cache
+from threading import Lock
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import PositiveInt
+
+from models.chat import Renderer, Template
+from models.cost import MicroUsd
+from models.oracles.base import Oracle, Verdict
+from models.policies.language_model import Dtype
+from models.policies.pretrained import check_reference, locate
+from models.rubric import Rubric
+
+_loading = Lock()
+
+
+class RewardModel(Oracle):
+    """Score the rendered (prompt, response) with the model's one output, in its own unit; the rubric is not read.
+
+    A text of more than `max_tokens` is quarantined with its length, never cut. Safetensors only, no remote code.
+    """
+
+    description: ClassVar[str] = "a reward model"
+    paid_on_loss: ClassVar[bool] = False
+
+    kind: Literal["reward_model"] = "reward_model"
+    model: str
+    template: Template = "chat"
+    dtype: Dtype = "bfloat16"
+    max_tokens: PositiveInt = 4096
+    micro_usd: MicroUsd = 0
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        import torch
+
+        loaded = _loaded(self.model, self.dtype)
+        ids = Renderer(loaded.tokenizer, self.template).encode(prompt, response).ids
+        if len(ids) > self.max_tokens:
+            raw = f"not judged: {len(ids)} tokens, and max_tokens is {self.max_tokens}"
+            return Verdict(float("nan"), raw, self.micro_usd, len(ids))
+        with torch.inference_mode():
+            score = float(loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, 0])
+        return Verdict(score, f"{score:.6g}", self.micro_usd, len(ids))
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self.micro_usd
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [locate(self.model).digest, self.template, self.dtype, self.max_tokens]
+
+    def check(self) -> None:  # noqa: D102
+        check_reference(self.model)
+
+
+class _Loaded(NamedTuple):
+    model: Any
+    tokenizer: Any
+
+
+def _loaded(reference: str, dtype: Dtype) -> _Loaded:
+    with _loading:  # several workers ask at once; the first of them loads
+        return _load(reference, dtype)
+
+
+@lru_cache(maxsize=1)
+def _load(reference: str, dtype: Dtype) -> _Loaded:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = locate(reference).source
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
+    if model.config.num_labels != 1:
+        raise ValueError(
+            f"reward model {reference!r} has {model.config.num_labels} outputs, and one is needed: use a model trained as a "
+            "reward model"
+        )
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return _Loaded(model.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False))

@@ -59,7 +59,7 @@ def label_efficiency(study: LabelEfficiency) -> dict[str, Any]:
         "tuples": recorded.responses.rows,
         "budgets": list(study.budgets),
         "seeds": study.seeds,
-        "target_labels": study.budgets[-2],
+        "target_labels": [study.budgets[place] for place in _targets(len(study.budgets))],
         "arms": [_summary(arm, tables[arm.name], tables["random"]) for arm in arms],
         "seconds": time.monotonic() - started,
     }
@@ -95,7 +95,7 @@ def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
     labels = _column(table, "labels")[0]
     ours, random = (_column(t, "pair_accuracy") for t in (table, control))
     money = tuple(_column(t, "micro_usd") for t in (table, control))
-    saved = saving(labels, (money[0], money[1]), (ours, random), place=len(labels) - 2)
+    saved = [saving(labels, (money[0], money[1]), (ours, random), place=p) for p in _targets(len(labels))]
     alike = tuple(area(labels, _column(t, "similar_length")) for t in (table, control))
     seeds = np.arange(len(table))
     return {
@@ -103,8 +103,8 @@ def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
         "area": _interval(clustered_mean(area(labels, ours), seeds))[0],
         "area_gain": _interval(paired_difference(area(labels, ours), area(labels, random))),
         "similar_length_area_gain": _interval(paired_difference(*alike)),
-        "saved_labels": _interval(saved.labels),
-        "saved_micro_usd": _interval(saved.micro_usd),
+        "saved_labels": [_interval(found.labels) for found in saved],
+        "saved_micro_usd": [_interval(found.micro_usd) for found in saved],
         "curve": [
             {
                 "labels": int(labels[place]),
@@ -117,6 +117,11 @@ def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
             for place in range(len(labels))
         ],
     }
+
+
+def _targets(budgets: int) -> list[int]:
+    """Return the budgets whose accuracy others are to reach: one on the slope of the curve, one near its end."""
+    return sorted({(budgets - 1) // 2, budgets - 2})
 
 
 def _interval(found: Interval) -> list[float | None]:

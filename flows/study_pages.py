@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from flows.pages import STYLE
-from models.cost import dollars
+from models.cost import MICRO, dollars
 
 _CONTROLS = ("random, length only", "random, shuffled labels")
 
@@ -21,9 +21,10 @@ def notes(report: dict[str, Any]) -> list[str]:
     strategies = [arm for name, arm in arms.items() if name not in ("random", *_CONTROLS)]
     no_better = [arm["name"] for arm in strategies if arm["area_gain"][1] is None or arm["area_gain"][1] <= 0]
     length, shuffled = (last[name]["pair_accuracy"][0] for name in _CONTROLS)
+    targets = " and ".join(map(str, report["target_labels"]))
     found = [
-        f"Target: the pair accuracy that random selection reaches with {report['target_labels']} labels. Savings are "
-        "against it, and bounds where a curve never reaches it.",
+        f"Savings are on the way to the pair accuracy that random selection reaches with {targets} labels: bounds where a "
+        "curve starts above it or never reaches it, and no saving is shown where the interval holds zero.",
         f"Length alone orders {_percent(length)} of the clear pairs as the expert does; an evaluator earns its labels above "
         "that, and among pairs of similar length.",
         f"Trained on shuffled labels the evaluator reaches {_percent(shuffled)}.",
@@ -36,7 +37,8 @@ def notes(report: dict[str, Any]) -> list[str]:
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the study as Markdown."""
     lines = [f"# {report['name']}", "", "![learning curves](curves.png)", ""]
-    lines += [f"| {' | '.join(_TITLES)} |", "|---" * len(_TITLES) + "|"]
+    titles = _titles(report)
+    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     lines += [f"| {' | '.join(cells)} |" for cells in _cells(report)]
     lines += ["", *[f"> {note}" for note in notes(report)], ""]
     for arm in report["arms"]:
@@ -57,7 +59,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def to_html(report: dict[str, Any]) -> str:
     """Return the study as one HTML page; the figure lies beside it."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in _TITLES)
+    head = "".join(f"<th>{escape(title)}</th>" for title in _titles(report))
     rows = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>" for cells in _cells(report))
     told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
@@ -72,9 +74,11 @@ _TITLES = [
     "area",
     "gain on random",
     "gain, similar length",
-    "labels saved",
-    "saved",
 ]
+
+
+def _titles(report: dict[str, Any]) -> list[str]:
+    return [*_TITLES, *(f"saved to reach random's {target}" for target in report["target_labels"])]
 
 
 def _cells(report: dict[str, Any]) -> list[list[str]]:
@@ -83,20 +87,24 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
             arm["name"],
             f"{_number(arm['curve'][0]['pair_accuracy'][0])} → {_number(arm['curve'][-1]['pair_accuracy'][0])}",
             _number(arm["area"]),
-            *(["–"] * 4 if arm["name"] == "random" else _gains(arm)),
+            *(["–"] * (2 + len(report["target_labels"])) if arm["name"] == "random" else _gains(arm)),
         ]
         for arm in report["arms"]
     ]
 
 
 def _gains(arm: dict[str, Any]) -> list[str]:
-    low, high = (dollars(round(value)) for value in arm["saved_micro_usd"][1:])
     return [
         _with_interval(arm["area_gain"], signed=True),
         _with_interval(arm["similar_length_area_gain"], signed=True),
-        "{:.0f} [{:.0f}, {:.0f}]".format(*arm["saved_labels"]),
-        f"{dollars(round(arm['saved_micro_usd'][0]))} [{low}, {high}]",
+        *map(_saved, arm["saved_labels"], arm["saved_micro_usd"]),
     ]
+
+
+def _saved(labels: list[float], micro_usd: list[float]) -> str:
+    count = "{:.0f} [{:.0f}, {:.0f}]".format(*labels)
+    money, low, high = (f"{'−' if value < 0 else ''}${abs(value) / MICRO:.2f}" for value in micro_usd)
+    return f"{count} labels, {money} [{low}, {high}]"
 
 
 def _line(arm: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ TORCH_VERSION   := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format up clean
+.PHONY: help setup demo test check chaos format up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ check: setup ## format, lint, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+chaos: setup ## buy labels through faults and random kill -9s, then hold the ledger against the server's own log
+	@$(BIN)/python benchmarks/chaos.py
 
 format: setup ## rewrite the sources as check wants them
 	@$(BIN)/ruff format .

@@ -6,6 +6,7 @@ The right score of a response is the last digit in it, modulo 6; `wins` of two r
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import re
 import threading
@@ -36,8 +37,8 @@ class LoopbackJudge:
     completion_tokens: int = 10
     prefers_first: bool = False  # a judge with a bias for the place
     served: Counter[str] = field(default_factory=Counter)  # replies by what was done
-    bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
     def __enter__(self) -> "LoopbackJudge":
         self._asked: Counter[str] = Counter()
@@ -56,8 +57,14 @@ class LoopbackJudge:
         """Return the base URL for a client."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """Return what was asked."""
+        return [body for body, _ in self.log]
+
     def _serve(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # clients that hang up are the point
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -82,10 +89,10 @@ class LoopbackJudge:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         body = json.loads(raw)
-        self.bodies.append(body)
         self.headers.append(dict(request.headers))
         fault = self._fault(raw)
         self.served[fault or "reply"] += 1
+        self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         if fault == "rate_limit":
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"retry-after-ms": "20"})

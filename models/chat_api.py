@@ -121,9 +121,11 @@ class Endpoint(Frozen):
         except openai.APIConnectionError as error:
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 raise UnpaidFailure(f"no connection to {self.base_url}") from error
-            raise LostReply(f"no reply from {self.base_url}: {error.__cause__ or error}") from error
+            lost = f"no reply from {self.base_url}: {error.__cause__ or error}"
+            raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
         except (openai.APIError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise LostReply(f"the reply of {self.base_url} cannot be read: {error}") from error
+            lost = f"the reply of {self.base_url} cannot be read: {error}"
+            raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
 
     def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
         choice, usage = answer.choices[0], answer.usage

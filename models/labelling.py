@@ -183,7 +183,14 @@ def _ask_once(question: Question, ceiling: int, desk: Desk, stop: Event) -> Answ
     while True:
         if stop.is_set():
             raise InterruptedError("labelling was stopped before this query was asked")
-        reserved = desk.ledger.reserve(desk.account, question, ceiling=ceiling, paid_on_loss=desk.oracle.paid_on_loss)
+        try:
+            reserved = desk.ledger.reserve(
+                desk.account, question, ceiling=ceiling, paid_on_loss=desk.oracle.paid_on_loss
+            )
+        except BudgetExhausted as exhausted:
+            if not exhausted.held:
+                raise
+            reserved = None  # another's call in flight holds the money, and may cost less than it holds
         if isinstance(reserved, Answer):
             return reserved
         if reserved is not None:
@@ -196,8 +203,8 @@ def _ask_once(question: Question, ceiling: int, desk: Desk, stop: Event) -> Answ
     except UnpaidFailure:
         desk.ledger.release(reserved)
         raise
-    except LostReply:
-        desk.ledger.lose(reserved)
+    except LostReply as lost:
+        desk.ledger.lose(reserved, micro_usd=lost.micro_usd)
         raise
     except BaseException:
         if desk.oracle.paid_on_loss:

@@ -20,7 +20,11 @@ QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 
 
 class BudgetExhausted(Exception):
-    """The account cannot pay for one more query."""
+    """The account cannot pay for one more query; `held` says that calls in flight may yet give some of it back."""
+
+    def __init__(self, message: str, *, held: bool) -> None:
+        super().__init__(message)
+        self.held = held
 
 
 class Reservation(NamedTuple):
@@ -157,10 +161,18 @@ class Ledger:
         with self.engine.begin() as connection:
             self._void(connection, reservation)
 
-    def lose(self, reservation: Reservation) -> None:
-        """Count a call whose reply never arrived as paid at its ceiling; the question may be asked again."""
+    def lose(self, reservation: Reservation, *, micro_usd: int | None = None) -> None:
+        """Count a call whose reply never arrived as paid; the question may be asked again.
+
+        Paid at `micro_usd`, the most that it may have cost; at what was reserved where that is not known.
+        """
         with self.engine.begin() as connection:
             self._mark_lost(connection, reservation.query_id)
+            if micro_usd is not None and micro_usd < reservation.micro_usd:
+                cost = {"micro_usd": micro_usd}
+                connection.execute(sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id).values(cost))
+                connection.execute(sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(cost))
+                self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
 
     def recover(self) -> int:
         """Give up the reservations of dead processes and return how many there were.
@@ -240,10 +252,14 @@ class Ledger:
             row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
             if row is None:
                 raise KeyError(f"account {account!r} is not open: call open_account first")
+            reserved = sa.select(QUERIES.c.id).where(
+                QUERIES.c.account == account, QUERIES.c.status == "reserved", QUERIES.c.id != query_id
+            )
             raise BudgetExhausted(
                 f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries and "
                 f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}; one more at {dollars(micro_usd)} "
-                "does not fit: raise labelling.queries or labelling.max_micro_usd"
+                "does not fit: raise labelling.queries or labelling.max_micro_usd",
+                held=connection.execute(reserved).first() is not None,
             )
         connection.execute(
             sa.insert(CHARGES).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)

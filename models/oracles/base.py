@@ -33,10 +33,15 @@ class RefusedCall(UnpaidFailure):
 
 
 class LostReply(Exception):
-    """The call may have been paid for and its reply never came, or cannot be read: it counts as paid at its ceiling.
+    """The call may have been paid for and its reply never came, or cannot be read: it counts as paid.
 
-    The question is asked again, as another query, while the budget allows.
+    At most `micro_usd`; at the query's ceiling where that is not known. The question is asked again, as another query,
+    while the budget allows.
     """
+
+    def __init__(self, message: str, *, micro_usd: int | None = None) -> None:
+        super().__init__(message)
+        self.micro_usd = micro_usd
 
 
 class Oracle(Plugin):

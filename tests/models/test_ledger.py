@@ -237,3 +237,26 @@ def test_an_imported_label_is_owned_and_never_overwrites(ledger: Ledger) -> None
 def test_an_account_that_was_never_opened_is_named(ledger: Ledger) -> None:
     with pytest.raises(KeyError, match="account 'nobody' is not open"):
         buy(ledger, "nobody", question())
+
+
+def test_money_held_by_a_call_in_flight_is_told_from_money_spent(ledger: Ledger) -> None:
+    ledger.open_account("b", max_queries=10, max_micro_usd=CENT + 100)
+    flying = ledger.reserve("b", question(1), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(flying, Reservation)
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("b", question(2), ceiling=CENT, paid_on_loss=True)
+    assert caught.value.held
+    ledger.settle(flying, status="labelled", score=1.0, raw="1", tokens=1, micro_usd=100, seconds=0.1)
+    assert buy(ledger, "b", question(2), price=CENT).bought
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("b", question(3), ceiling=CENT, paid_on_loss=True)
+    assert not caught.value.held
+
+
+def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
+    flying = ledger.reserve("a", question(1), ceiling=3 * CENT, paid_on_loss=True)
+    assert isinstance(flying, Reservation)
+    ledger.lose(flying, micro_usd=CENT)
+    assert ledger.spent("a") == (1, CENT, 1, CENT)
+    (row,) = ledger.rows(status="lost")
+    assert row["micro_usd"] == CENT

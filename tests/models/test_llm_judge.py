@@ -167,6 +167,10 @@ def test_every_right_label_arrives_through_every_fault_and_each_lost_reply_is_co
     spent = ledger.spent("a")
     assert spent.queries == 60 + len(lost)
     assert spent.micro_usd == 60 * PRICE + sum(row["micro_usd"] for row in lost)
+    judge = judge_at(server)
+    assert 2 * max(row["micro_usd"] for row in lost) <= judge.ceiling(responses[0].prompt, responses[0].text) + 4, (
+        "one of at most two calls was lost"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 8])

@@ -152,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer questions and kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ledger", metavar="URL", help="an empty database; a new SQLite file if not given")
     given = parser.parse_args()
     count, kills = (120, 4) if given.short else (1500, 60)
     caps = {"everything": 2_000 * count, "binding": 40 * count}
@@ -163,7 +164,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         LoopbackJudge(latency=0.02, faults=_FAULTS, seed=given.seed, hang=3.0) as server,
     ):
-        ledger = f"sqlite:///{folder}/ledger.sqlite"
+        ledger = given.ledger or f"sqlite:///{folder}/ledger.sqlite"
         for name, cap in caps.items():
             found = storm(server.url, ledger, name, count=count, cap=cap, kills=kills, rng=rng)
             print(f"{name:11} {found['kills']} kills, {time.monotonic() - started:.0f} s so far", flush=True)

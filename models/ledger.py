@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from models import ledger_tables as tables
 from models.cost import dollars
-from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, METADATA, QUERIES, Question, alive, open_engine, this_process
+from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, QUERIES, Question
 from models.preference import LabelStatus
 
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
@@ -58,16 +59,14 @@ class Ledger:
     """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
 
     def __init__(self, url: str) -> None:
-        self.engine = open_engine(url)
-        METADATA.create_all(self.engine)
+        self.engine = tables.open_engine(url)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
         caps = {"max_queries": max_queries, "max_micro_usd": max_micro_usd}
+        opened = tables.insert_into(ACCOUNTS, self.engine).values(name=name, queries=0, micro_usd=0, **caps)
         with self.engine.begin() as connection:
-            known = connection.execute(sa.update(ACCOUNTS).where(ACCOUNTS.c.name == name).values(**caps))
-            if known.rowcount == 0:
-                connection.execute(sa.insert(ACCOUNTS).values(name=name, queries=0, micro_usd=0, **caps))
+            connection.execute(opened.on_conflict_do_update(index_elements=["name"], set_=caps))
 
     def reserve(
         self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool
@@ -102,7 +101,7 @@ class Ledger:
                     status="reserved",
                     micro_usd=ceiling,
                     account=account,
-                    holder=this_process(),
+                    holder=tables.this_process(),
                     paid_on_loss=paid_on_loss,
                     reserved_at=time.time(),
                 )
@@ -128,33 +127,41 @@ class Ledger:
         row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap
         no longer holds.
         """
-        with self.engine.begin() as connection:
-            late = self._asked_again(connection, reservation.query_id)
-            settled = connection.execute(
-                sa.update(QUERIES)
-                .where(QUERIES.c.id == reservation.query_id, QUERIES.c.status.in_(["reserved", "lost"]))
-                .values(
-                    status="lost" if late else status,
-                    score=score if status == "labelled" else None,
-                    raw=raw,
-                    tokens=tokens,
-                    micro_usd=micro_usd,
-                    seconds=seconds,
-                    settled_at=time.time(),
-                )
-            )
-            if settled.rowcount != 1:
-                raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
-            self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
-            connection.execute(
-                sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(micro_usd=micro_usd)
-            )
-        if micro_usd > reservation.micro_usd:
+        row = {
+            "score": score if status == "labelled" else None,
+            "raw": raw,
+            "tokens": tokens,
+            "micro_usd": micro_usd,
+            "seconds": seconds,
+            "settled_at": time.time(),
+        }
+        try:
+            charged = self._settle(reservation, status, row)
+        except sa.exc.IntegrityError:  # PostgreSQL: the question was asked again between our look and our update
+            charged = self._settle(reservation, status, row)
+        if micro_usd > charged:
             raise ValueError(
-                f"oracle asked {dollars(micro_usd)} for a query reserved at {dollars(reservation.micro_usd)}: "
+                f"oracle asked {dollars(micro_usd)} for a query reserved at {dollars(charged)}: "
                 "its price ceiling is too low; the reply is kept"
             )
         return Answer(score, micro_usd, tokens, True, status)
+
+    def _settle(self, reservation: Reservation, status: LabelStatus, row: dict[str, Any]) -> int:
+        """Record a reply in one transaction and return what was charged for it until now, in micro-dollars."""
+        mine = QUERIES.c.id == reservation.query_id
+        with self.engine.begin() as connection:
+            late = connection.execute(tables.asked_again(reservation.query_id)).first() is not None
+            charged = connection.scalar(sa.select(QUERIES.c.micro_usd).where(mine))
+            open_ = sa.update(QUERIES).where(mine, QUERIES.c.status.in_(["reserved", "lost"]))
+            settled = connection.execute(open_.values(status="lost" if late else status, **row))
+            if charged is None or settled.rowcount != 1:
+                raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
+            self._adjust(connection, reservation, queries=0, micro_usd=row["micro_usd"] - int(charged))
+            paid = (
+                sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(micro_usd=row["micro_usd"])
+            )
+            connection.execute(paid)
+            return int(charged)
 
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
@@ -182,7 +189,7 @@ class Ledger:
         """
         with self.engine.begin() as connection:
             reserved = connection.execute(sa.select(QUERIES).where(QUERIES.c.status == "reserved")).mappings().all()
-            dead = [row for row in reserved if not alive(row["holder"], row["reserved_at"])]
+            dead = [row for row in reserved if not tables.alive(row["holder"], row["reserved_at"])]
             for row in dead:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])
@@ -252,14 +259,12 @@ class Ledger:
             row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
             if row is None:
                 raise KeyError(f"account {account!r} is not open: call open_account first")
-            reserved = sa.select(QUERIES.c.id).where(
-                QUERIES.c.account == account, QUERIES.c.status == "reserved", QUERIES.c.id != query_id
-            )
+            flying = QUERIES.c.account == account, QUERIES.c.status == "reserved", QUERIES.c.id != query_id
             raise BudgetExhausted(
                 f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries and "
                 f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}; one more at {dollars(micro_usd)} "
                 "does not fit: raise labelling.queries or labelling.max_micro_usd",
-                held=connection.execute(reserved).first() is not None,
+                held=connection.execute(sa.select(QUERIES.c.id).where(*flying)).first() is not None,
             )
         connection.execute(
             sa.insert(CHARGES).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
@@ -279,15 +284,6 @@ class Ledger:
         if deleted.rowcount == 1:
             connection.execute(sa.delete(CHARGES).where(CHARGES.c.query_id == reservation.query_id))
             self._adjust(connection, reservation, queries=-1, micro_usd=-reservation.micro_usd)
-
-    def _asked_again(self, connection: Connection, query_id: int) -> bool:
-        """Whether a question whose reservation was given up has been asked by another since."""
-        other = QUERIES.alias()
-        same = [QUERIES.c[name] == other.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash")]
-        again = sa.select(other.c.id).where(
-            QUERIES.c.id == query_id, QUERIES.c.status == "lost", other.c.status != "lost", *same
-        )
-        return connection.execute(again).first() is not None
 
     def _mark_lost(self, connection: Connection, query_id: int) -> None:
         connection.execute(

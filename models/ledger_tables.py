@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from models.preference import text_hash
@@ -16,6 +17,7 @@ from models.preference import text_hash
 # A reservation whose holder cannot be seen (another machine) is given up after this long.
 LEASE_SECONDS = 900.0
 _CLOCK_STEP_SECONDS = 60.0
+_MAKING_TABLES = 0x9F01D  # any number of our own
 
 METADATA = sa.MetaData()
 
@@ -105,14 +107,31 @@ CHARGES = sa.Table(
 )
 
 
+def asked_again(query_id: int) -> sa.Select[Any]:
+    """Select the queries that ask what a given-up one (status lost) has asked, and are not given up themselves."""
+    other = QUERIES.alias()
+    same = [QUERIES.c[name] == other.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash")]
+    return sa.select(other.c.id).where(
+        QUERIES.c.id == query_id, QUERIES.c.status == "lost", other.c.status != "lost", *same
+    )
+
+
 def open_engine(url: str) -> Engine:
-    """Return an engine whose transactions are safe under concurrent writers."""
+    """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables."""
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 60})
+    embedded = parsed.get_backend_name() == "sqlite"
+    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True)
+    with engine.begin() as connection:
+        if not embedded:  # two that make the tables at once would get into each other's way
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+        METADATA.create_all(connection)
+    return engine
+
+
+def _sqlite(url: sa.URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": 60})
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
@@ -125,6 +144,11 @@ def open_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
 
     return engine
+
+
+def insert_into(table: sa.Table, engine: Engine) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that may say ON CONFLICT, which each database spells in its own way."""
+    return sqlite.insert(table) if engine.dialect.name == "sqlite" else postgresql.insert(table)
 
 
 def this_process() -> str:

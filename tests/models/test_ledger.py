@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +22,13 @@ def question(number: int = 0, *, oracle: str = "judge") -> Question:
     return Question(oracle, "additive", f"prompt {number}", f"response {number}")
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database: SQLite, and a real PostgreSQL server."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    make: Callable[[], str] = request.getfixturevalue("new_database")
+    return make()
 
 
 @pytest.fixture
@@ -125,6 +130,13 @@ def test_processes_share_the_budget_and_the_labels(url: str) -> None:
     assert sum(bought) == 12
     rows = list(ledger.rows())
     assert len(rows) == len({row["prompt_hash"] for row in rows}) == 12
+
+
+def test_several_may_open_a_new_ledger_at_once(url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ledgers = list(pool.map(Ledger, [url] * 8))
+        list(pool.map(lambda ledger: ledger.open_account("a", max_queries=1, max_micro_usd=CENT), ledgers))
+    assert all(list(ledger.rows()) == [] for ledger in ledgers)
 
 
 def test_one_question_asked_by_two_at_once_is_asked_once(ledger: Ledger) -> None:
@@ -260,3 +272,5 @@ def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
     assert ledger.spent("a") == (1, CENT, 1, CENT)
     (row,) = ledger.rows(status="lost")
     assert row["micro_usd"] == CENT
+    ledger.settle(flying, status="labelled", score=1.0, raw="late", tokens=1, micro_usd=7, seconds=9.0)
+    assert ledger.spent("a") == (1, 7, 1, 7)

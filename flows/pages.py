@@ -38,6 +38,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "evaluator",
             f"{evaluator['kind']}: pair accuracy "
             f"{_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
+            f"of similar length {_with_interval(evaluator['similar_length'], evaluator['similar_length_ci'])}, "
             f"Spearman {_number(evaluator['spearman'])}",
         ),
         (

@@ -124,6 +124,8 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
             "kind": x.evaluator.label(),
             "pair_accuracy": agreement["pair_accuracy"],
             "pair_accuracy_ci": [agreement["pair_accuracy_low"], agreement["pair_accuracy_high"]],
+            "similar_length": agreement["similar_length_mean"],
+            "similar_length_ci": [agreement["similar_length_low"], agreement["similar_length_high"]],
             "spearman": agreement["spearman"],
             "calibration_error": agreement["calibration_error"],
             "shuffled_pair_accuracy": agreement["shuffled_pair_accuracy"],

@@ -13,7 +13,7 @@ from models.acquisition.base import Acquisition, Pool
 from models.acquisition.uniform import Uniform
 from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Tuples
-from models.metrics import agreement, pair_outcomes
+from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes
 from models.policies.language_model import Checkpoint
 from models.preference import Response
 from models.randomness import seed_of, stream
@@ -24,7 +24,6 @@ Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 CLEAR_GAP = 1.0  # in the expert's unit: closer pairs are mostly the expert's own noise
-SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
+SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one: pairs that length cannot decide
+
+
 class Agreement(NamedTuple):
     """How well proxy scores agree with expert scores on held-out tuples.
 

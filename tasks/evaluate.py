@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.metrics import agreement, pair_outcomes, win_rate
+from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes, win_rate
 from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Response, Score, usable_scores
 from models.stats import clustered_mean
@@ -12,9 +12,12 @@ from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
 
-@stage(version=2)
+@stage(version=3)
 def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Scored) -> dict[str, float]:
-    """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it."""
+    """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it.
+
+    Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that.
+    """
     facts: dict[str, float] = {}
     asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
     for prefix, given in (("", scores), ("shuffled_", control)):
@@ -30,8 +33,11 @@ def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Score
         )
         found = agreement(*compared)
         interval = clustered_mean(*pair_outcomes(*compared))
+        length = np.array([float(len(r.text)) for r in rows])
+        alike = clustered_mean(*pair_outcomes(*compared, length=length, length_share=SIMILAR_LENGTH))
         facts |= {f"{prefix}{name}": float(value) for name, value in found._asdict().items()}
         facts |= {f"{prefix}pair_accuracy_low": interval.low, f"{prefix}pair_accuracy_high": interval.high}
+        facts |= {f"{prefix}similar_length_{name}": value for name, value in alike._asdict().items()}
     return facts
 
 

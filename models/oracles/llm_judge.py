@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from models.chat_api import Endpoint, Message, Reply
 from models.cost import MicroUsd
-from models.oracles.base import LostReply, Oracle, UnpaidFailure, Verdict
+from models.oracles.base import LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
 from models.plugins import digest_of
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 
@@ -26,6 +27,7 @@ _SCHEMA: Mapping[str, Any] = {
 }
 _JSON_SCORE = re.compile(r'"score"\s*:\s*([0-5])')
 _ALTERNATIVES = 20
+_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds
 
 
 class Stated(NamedTuple):
@@ -107,19 +109,27 @@ class Calls:
         self.lost = 0
 
     def ask(self, messages: list[Message], **options: Any) -> Reply | None:  # noqa: ANN401
-        """Return the reply; None where the call failed after others were paid for. Raises as `complete` before that."""
-        if self.failure:
-            return None
-        try:
-            reply = self.endpoint.complete(messages, **options)
-        except (UnpaidFailure, LostReply) as failure:
-            if not self.replies:
-                raise
-            self.failure = str(failure)
-            self.lost = self.endpoint.ceiling(messages) if isinstance(failure, LostReply) else 0
-            return None
-        self.replies.append(reply)
-        return reply
+        """Return the reply; None where the call failed after others were paid for. Raises as `complete` before that.
+
+        Before that it is the desk that asks again, with a new reservation; after it, a failure that cost nothing is tried
+        again here, a few times, so that a rate limit does not leave a query with fewer judgements than were asked for.
+        """
+        for pause in (*_PAUSES, None):
+            if self.failure:
+                break
+            try:
+                self.replies.append(self.endpoint.complete(messages, **options))
+            except (UnpaidFailure, LostReply) as failure:
+                if not self.replies:
+                    raise
+                if pause is None or not isinstance(failure, UnpaidFailure) or isinstance(failure, RefusedCall):
+                    self.failure = str(failure)
+                    self.lost = self.endpoint.ceiling(messages) if isinstance(failure, LostReply) else 0
+                else:
+                    time.sleep(pause if failure.retry_after is None else failure.retry_after)
+            else:
+                return self.replies[-1]
+        return None
 
     def verdict(self, score: float, stamp: str) -> Verdict:
         """Return the verdict, with every text, the model that wrote them and the digest of the prompt in `raw`."""

@@ -1,0 +1,45 @@
+"""Verdicts are parsed strictly or not at all: nothing is guessed."""
+
+import pytest
+
+from models.oracles.llm_judge import stated_score
+from models.oracles.llm_pairs import stated_better
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{"justification": "good", "score": 4}', 4),
+        ('{"justification": "the \\"score\\": 2 is wrong", "score": 0}', 0),
+        ('{"score": 4.0}', None),
+        ('{"score": true}', None),
+        ('{"score": "4"}', None),
+        ('{"score": 6}', None),
+        ('{"score": -1}', None),
+        ('{"justification": "good"', None),
+        ("[4]", None),
+        ("4", None),
+        ("", None),
+    ],
+)
+def test_a_json_verdict_is_parsed_strictly_or_not_at_all(text: str, score: int | None) -> None:
+    found = stated_score(text, structured=True)
+    assert (None if found is None else found.score) == score
+    if found is not None:
+        assert text[found.place] == str(score)
+
+
+@pytest.mark.parametrize(
+    ("text", "structured", "better"),
+    [
+        ('{"better": "A"}', True, 1),
+        ('{"better": "tie"}', True, 0),
+        ('{"better": "C"}', True, None),
+        ('{"better": null}', True, None),
+        ("Better: B", False, -1),
+        ("Better: A\nBetter: B", False, None),
+        ("A is better", False, None),
+    ],
+)
+def test_a_stated_preference_is_parsed_strictly_or_not_at_all(text: str, structured: bool, better: int | None) -> None:
+    assert stated_better(text, structured=structured) == better

@@ -1,6 +1,9 @@
 """What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from flows.experiment import Experiment
 from models.cost import dollars
@@ -14,6 +17,9 @@ _SECONDS_PER_TRAINED_TEXT = 0.14
 _SECONDS_PER_GENERATED_TEXT = 0.055
 _SECONDS_PER_SCORED_TEXT = 0.02
 _START_SECONDS = 40.0
+
+_CHARACTERS_PER_TOKEN = 4
+_SOME_PROMPTS = 50
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Plan:
     pool_tuples: int
     queries: int
     micro_usd: int
+    micro_usd_range: tuple[int, int]
     evaluation_queries: int
     evaluation_micro_usd: int
     proxy_pairs: int
@@ -58,11 +65,17 @@ class Plan:
             f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
             f"expert     {oracle.description}{simulated}; a query is one {unit}",
             f"budget     at most {self.queries} queries and {dollars(x.labelling.max_micro_usd)}; "
-            f"expected {dollars(self.micro_usd)}",
+            f"expected {dollars(self.micro_usd)}{self._range()}",
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
             f"pairs      about {self.proxy_pairs} proxy-labelled pairs, {self.proxy_pairs / self.queries:.1f} per query",
         ]
+
+    def _range(self) -> str:
+        low, high = self.micro_usd_range
+        if low == high:
+            return ""
+        return f", from {dollars(low)} (answers without a word) to {dollars(high)} (the longest, every call at its ceiling)"
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -79,23 +92,27 @@ def plan(experiment: Experiment) -> Plan:
     tuples = len(prompts.pool) * x.generation.samples
     _check_queries(x, len(prompts.pool))
     held_out = len(prompts.held_out) * x.evaluation.samples
-    price = _price(x.labelling.oracle, prompts.pool)
-    if price > x.labelling.max_micro_usd:
+    longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
+    usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
+    price = _prices(x.labelling.oracle, prompts.pool, usual=usual, longest=longest)
+    if price.ceiling > x.labelling.max_micro_usd:
         raise ValueError(
-            f"labelling.max_micro_usd={x.labelling.max_micro_usd} does not pay for one query at {price}: raise it"
+            f"labelling.max_micro_usd={x.labelling.max_micro_usd} does not pay for one query at {price.ceiling}: raise it"
         )
-    evaluation_cost = 2 * held_out * _price(x.judge, prompts.pool)
+    evaluation_cost = 2 * held_out * _prices(x.judge, prompts.pool, usual=usual, longest=longest).usual
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
             f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
             f"{dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
         )
+    totals = [min(x.labelling.queries * one, x.labelling.max_micro_usd) for one in price]
     return Plan(
         experiment=x,
         steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
-        micro_usd=min(x.labelling.queries * price, x.labelling.max_micro_usd),
+        micro_usd=totals[1],
+        micro_usd_range=(totals[0], totals[2]),
         evaluation_queries=2 * held_out,
         evaluation_micro_usd=evaluation_cost,
         proxy_pairs=len(prompts.pool),
@@ -114,10 +131,24 @@ def _check_queries(x: Experiment, prompts: int) -> None:
         )
 
 
-def _price(oracle: Oracle, pool: list[Prompt]) -> int:
-    """Return the price ceiling of a typical query, in micro-dollars."""
-    nothing = pair_text("", "")[0] if oracle.unit == "pair" else ""
-    return max(oracle.ceiling(p.text, nothing) for p in pool[:50])
+class _Prices(NamedTuple):
+    """Of one query, in micro-dollars: about an empty response, about a usual one, and the ceiling about the longest."""
+
+    least: int
+    usual: int
+    ceiling: int
+
+
+def _prices(oracle: Oracle, pool: list[Prompt], *, usual: int, longest: int) -> _Prices:
+    """Return the mean over some prompts, and the greatest ceiling; lengths in characters."""
+
+    def asked(length: int) -> str:
+        text = "x" * length
+        return pair_text(text, text)[0] if oracle.unit == "pair" else text
+
+    some = [prompt.text for prompt in pool[:_SOME_PROMPTS]]
+    least, typical = (int(np.mean([oracle.expected(p, asked(n)) for p in some])) for n in (0, usual))
+    return _Prices(least, typical, max(oracle.ceiling(p, asked(longest)) for p in some))
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:

@@ -17,6 +17,7 @@ Message = Mapping[str, str]
 
 # A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
 _TOKENS_PER_MESSAGE = 16
+_BYTES_PER_TOKEN = 4  # of English, roughly
 # By name: the SDK brings its own HTTP library, whose module has changed before.
 _NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
@@ -72,6 +73,11 @@ class Endpoint(Frozen):
     def ceiling(self, messages: Sequence[Message]) -> int:
         """Return the most that one call may cost, in micro-dollars."""
         return self.prices.cost(input_tokens=self.most_tokens(messages), output_tokens=self.max_tokens)
+
+    def expected(self, messages: Sequence[Message], *, output_tokens: int) -> int:
+        """Return what one call usually costs, in micro-dollars: about four bytes to an input token."""
+        tokens = self.most_tokens(messages) // _BYTES_PER_TOKEN
+        return self.prices.cost(input_tokens=tokens, output_tokens=min(output_tokens, self.max_tokens))
 
     def check(self) -> None:
         """Raise ValueError if there is no key, before anything is bought."""

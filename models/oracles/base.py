@@ -69,6 +69,10 @@ class Oracle(Plugin):
         """Return the most that one query may cost, in micro-dollars."""
         raise NotImplementedError
 
+    def expected(self, prompt: str, response: str) -> MicroUsd:
+        """Return what one query usually costs, in micro-dollars; its ceiling where prices are fixed."""
+        return self.ceiling(prompt, response)
+
     def fingerprint(self) -> str:
         """Return the identity under which labels are owned: same fingerprint, same answer to the same question."""
         return f"{self.label()}-{digest_of([self.recipe_version, *self.identity()])}"

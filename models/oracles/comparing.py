@@ -1,5 +1,6 @@
 """Any expert who scores, made one who compares: for strategies that ask which of two responses is better."""
 
+import json
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,6 +40,9 @@ class Comparing(PairOracle):
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         return self.inner.ceiling(prompt, first) + self.inner.ceiling(prompt, second)
+
+    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return sum(self.inner.expected(prompt, text) for text in json.loads(response))
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.inner.fingerprint(), self.temperature]

@@ -27,6 +27,7 @@ _SCHEMA: Mapping[str, Any] = {
 }
 _JSON_SCORE = re.compile(r'"score"\s*:\s*([0-5])')
 _ALTERNATIVES = 20
+USUAL_REPLY = 80  # tokens of a justification of a sentence or two, and the verdict
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds
 
 
@@ -77,6 +78,10 @@ class LLMJudge(Oracle):
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
         return most * self.samples * self.attempts
+
+    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        messages = self._messages(prompt, response, Rubric())
+        return self.samples * self.endpoint.expected(messages, output_tokens=USUAL_REPLY)
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]

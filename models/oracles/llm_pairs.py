@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from models.chat_api import Endpoint, Message
 from models.cost import MicroUsd
 from models.oracles.base import PairOracle, Verdict
-from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, Calls
+from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, USUAL_REPLY, Calls
 from models.plugins import digest_of
 from models.rubric import Rubric
 
@@ -51,6 +51,11 @@ class LLMPairs(PairOracle):
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
         return 2 * self.attempts * most
+
+    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        first, second = json.loads(response)
+        messages = self._messages(prompt, first, second, Rubric())
+        return 2 * self.endpoint.expected(messages, output_tokens=USUAL_REPLY)
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]

@@ -54,6 +54,9 @@ class Noisy(Oracle):
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.inner.ceiling(prompt, response)
 
+    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self.inner.expected(prompt, response)
+
     def identity(self) -> list[object]:  # noqa: D102
         return [self.inner.fingerprint(), self.model_dump(mode="json", exclude={"inner", "latency"})]
 

@@ -111,3 +111,18 @@ def test_the_plan_counts_queries_money_and_pairs(tiny_file: Path) -> None:
     assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (48, 480_000)
     assert planned.pool_tuples == 80
     assert any("simulated" in line for line in planned.lines())
+    assert planned.micro_usd_range == (100_000, 100_000)
+    assert "expected $0.10" in "\n".join(planned.lines())
+    assert "from $" not in "\n".join(planned.lines()), "a fixed price has no range"
+
+
+def test_the_plan_of_a_judge_paid_by_the_token_has_a_range(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    prices = "{input: 1000000, output: 4000000}"
+    oracle = f"labelling.oracle={{kind: llm_judge, endpoint: {{model: m, prices: {prices}}}}}"
+    planned = plan(load(Experiment, tiny_file, [oracle, "labelling.max_micro_usd=1000000"]))
+    low, high = planned.micro_usd_range
+    assert 0 < low < planned.micro_usd < high <= 1_000_000
+    assert "from $0.00" in "\n".join(planned.lines())
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert "environment variable OPENAI_API_KEY is not set" in refused(tiny_file, oracle)

@@ -1,8 +1,9 @@
-"""`ninefold labels list | export | import`: the ledger of every label bought."""
+"""`ninefold labels list | export | import | drift`: the ledger of every label bought."""
 
 import csv
 import json
 import math
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +85,41 @@ def labels_import(file: Annotated[Path, typer.Argument(help="A file written by e
         for row in rows
     )
     typer.echo(f"{taken} labels taken over, {len(rows) - taken} were known already")
+
+
+@app.command(
+    "drift", epilog="Example: `ninefold labels drift deployments/experiments/quickstart.yaml --sample 20 --yes`"
+)
+def labels_drift(
+    file: Annotated[Path, typer.Argument(help="The experiment whose expert is asked.")],
+    sample: Annotated[int, typer.Option(min=2, help="Labels to ask for again.")] = 20,
+    occasion: Annotated[str, typer.Option(help="A name for this check; today's date if not given.")] = "",
+    max_micro_usd: Annotated[int, typer.Option(min=0, help="Micro-dollars that it may cost.")] = 1_000_000,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")] = False,
+) -> None:
+    """Ask the expert again about labels bought before, and say how it agrees with itself."""
+    from flows.config import load
+    from flows.experiment import Experiment
+    from models.cost import dollars
+    from models.drift import ask_again, sample_of
+    from models.labelling import Desk
+
+    labelling = load(Experiment, file).labelling
+    labelling.oracle.check()
+    desk = Desk(_ledger(), labelling.oracle, labelling.rubric, "drift")
+    rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
+    if not rows:
+        raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
+    price = sum(labelling.oracle.expected(row["prompt"], row["response"]) for row in rows)
+    typer.echo(f"{len(rows)} labels will be bought again, expected {dollars(price)}, at most {dollars(max_micro_usd)}")
+    if not yes:
+        typer.confirm("go on?", abort=True)
+    named = occasion or date.today().isoformat()
+    found = ask_again(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
+    typer.echo(
+        f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
+        f"Spearman {found.spearman:.2f}, mean change {found.change.mean:+.3f} [{found.change.low:+.3f}, {found.change.high:+.3f}]"
+    )
 
 
 def _ledger() -> "Ledger":

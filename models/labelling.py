@@ -29,16 +29,21 @@ _BREAK_AFTER = 12  # failures in a row, of all workers together: the expert is d
 
 @dataclass(frozen=True)
 class Desk:
-    """Where labels are bought: the expert, the criterion, and the account that pays."""
+    """Where labels are bought: the expert, the criterion, and the account that pays.
+
+    Labels of an `occasion` are apart from all others: the same question may be bought once on each.
+    """
 
     ledger: Ledger
     oracle: Oracle
     rubric: Rubric
     account: str
+    occasion: str = ""
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
-        return self.oracle.fingerprint(), self.rubric.digest()
+        criterion = self.rubric.digest()
+        return self.oracle.fingerprint(), f"{criterion} {self.occasion}" if self.occasion else criterion
 
     def question(self, response: Response) -> Question:
         """Return the query about a response, as the ledger knows it."""

@@ -49,6 +49,7 @@ def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
         ["labels", "list"],
         ["labels", "export"],
         ["labels", "import"],
+        ["labels", "drift"],
         ["bench", "label-efficiency"],
         ["bench", "synthetic"],
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_a_soft_comparison_is_bradley_terry() -> None:
 
 def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> None:
     class Second(Gold):
-        kind: str = "second"  # type: ignore[assignment]
+        kind: Literal["second"] = "second"  # type: ignore[assignment]
 
         def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
             if response == "a mess":

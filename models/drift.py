@@ -1,0 +1,59 @@
+"""Has the judge changed? Some labels bought earlier are asked for again and held against what was said then."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from models.labelling import Desk, label
+from models.preference import Response, text_hash, usable_scores
+from models.stats import Interval, clustered_mean
+
+
+class Drift(NamedTuple):
+    """How new answers agree with the old: share of equal scores, Spearman, mean change with its interval, micro-dollars."""
+
+    asked: int
+    answered: int
+    same: float
+    spearman: float
+    change: Interval
+    micro_usd: int
+
+
+def sample_of(rows: Sequence[Mapping[str, Any]], desk: Desk, size: int) -> list[Mapping[str, Any]]:
+    """Return at most `size` labels of this expert and criterion, chosen by the hash of their texts."""
+    asked = desk.question(_response(0, "", ""))
+    own = [r for r in rows if (r["oracle"], r["criterion"], r["status"]) == (asked.oracle, asked.criterion, "labelled")]
+    return sorted(own, key=lambda r: text_hash(r["prompt_hash"] + r["response_hash"]))[:size]
+
+
+def ask_again(
+    sample: Sequence[Mapping[str, Any]], desk: Desk, *, occasion: str, max_micro_usd: int, workers: int = 4
+) -> Drift:
+    """Buy the sample's labels once more and return how they agree; the old ones stay as they are.
+
+    They are bought on an `occasion`, under whose name they are owned, by an account of their own. Raises as `label`.
+    """
+    again = replace(desk, occasion=occasion, account=f"drift {occasion} {desk.oracle.fingerprint()}")
+    questions = [_response(number, row["prompt"], row["response"]) for number, row in enumerate(sample)]
+    labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
+    new = usable_scores(labels)
+    rows = [number for number, question in enumerate(questions) if question.id in new]
+    old_scores = np.array([float(sample[number]["score"]) for number in rows])
+    new_scores = np.array([new[questions[number].id] for number in rows])
+    ordered = len(rows) > 1 and np.ptp(old_scores) > 0 and np.ptp(new_scores) > 0
+    return Drift(
+        asked=len(labels),
+        answered=len(rows),
+        same=float((old_scores == new_scores).mean()) if rows else float("nan"),
+        spearman=float(spearmanr(old_scores, new_scores).statistic) if ordered else float("nan"),
+        change=clustered_mean(new_scores - old_scores, np.arange(len(rows))),
+        micro_usd=sum(entry.micro_usd for entry in labels),
+    )
+
+
+def _response(number: int, prompt: str, text: str) -> Response:
+    return Response(str(number), "", prompt, 0, text, tokens=0, logprob=float("nan"))

@@ -118,7 +118,8 @@ def labels_drift(
     found = ask_again(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
     typer.echo(
         f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
-        f"Spearman {found.spearman:.2f}, mean change {found.change.mean:+.3f} [{found.change.low:+.3f}, {found.change.high:+.3f}]"
+        f"Spearman {found.spearman:.2f}, mean change {found.change.mean:+.3f} "
+        f"[{found.change.low:+.3f}, {found.change.high:+.3f}]"
     )
 
 

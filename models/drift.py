@@ -11,6 +11,8 @@ from models.labelling import Desk, label
 from models.preference import Response, text_hash, usable_scores
 from models.stats import Interval, clustered_mean
 
+_ROUNDING = 1e-6
+
 
 class Drift(NamedTuple):
     """How new answers agree with the old: share of equal scores, Spearman, mean change with its interval, micro-dollars."""
@@ -48,7 +50,7 @@ def ask_again(
     return Drift(
         asked=len(labels),
         answered=len(rows),
-        same=float((old_scores == new_scores).mean()) if rows else float("nan"),
+        same=float(np.isclose(old_scores, new_scores, rtol=0, atol=_ROUNDING).mean()) if rows else float("nan"),
         spearman=float(spearmanr(old_scores, new_scores).statistic) if ordered else float("nan"),
         change=clustered_mean(new_scores - old_scores, np.arange(len(rows))),
         micro_usd=sum(entry.micro_usd for entry in labels),

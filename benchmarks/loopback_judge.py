@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on 127.0.0.1 that judges by a rule and fails on purpose: for tests, chaos and throughput.
 
-The right score of a response is the last digit in it, modulo 6; `wins` of two responses is whichever scores higher.
+The right score of a response is the last digit in it, modulo 6; of two responses the better one scores higher.
 """
 
 import asyncio
@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-
-FAULTS = ("rate_limit", "error", "timeout", "truncated", "out_of_range", "empty", "refusal", "slow", "drop")
 
 
 def right_score(text: str) -> int:
@@ -36,7 +34,6 @@ class LoopbackJudge:
     prompt_tokens: int = 100
     completion_tokens: int = 10
     prefers_first: bool = False  # a judge with a bias for the place
-    served: Counter[str] = field(default_factory=Counter)  # replies by what was done
     headers: list[dict[str, str]] = field(default_factory=list)
     log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
@@ -56,6 +53,11 @@ class LoopbackJudge:
     def url(self) -> str:
         """Return the base URL for a client."""
         return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def served(self) -> Counter[str]:
+        """Return the number of calls by what was done with them."""
+        return Counter(what for _, what in self.log)
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -91,7 +93,6 @@ class LoopbackJudge:
         body = json.loads(raw)
         self.headers.append(dict(request.headers))
         fault = self._fault(raw)
-        self.served[fault or "reply"] += 1
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         if fault == "rate_limit":

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
@@ -152,9 +153,10 @@ class Endpoint(Frozen):
 
     def _wait(self, tokens: int) -> None:
         """Return when the limits allow a call of at most so many tokens."""
-        for limit, weight in ((self.requests_per_minute, 1), (self.tokens_per_minute, tokens)):
+        limits = (self.requests_per_minute, 1), (self.tokens_per_minute, tokens)
+        for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
             if limit is not None:
-                _limiter(self, limit, weight > 1).try_acquire("calls", weight=min(weight, limit))
+                limiter.try_acquire("calls", weight=min(weight, limit))
 
 
 @lru_cache(maxsize=8)
@@ -167,21 +169,20 @@ def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
     )
 
 
-@lru_cache(maxsize=16)
-def _limiter(endpoint: Endpoint, per_minute: int, of_tokens: bool) -> Any:  # noqa: ANN401
+@lru_cache(maxsize=8)
+def _limiters(endpoint: Endpoint) -> tuple[Any, Any]:
+    """Return the limiters of calls and of tokens; None where there is no limit."""
     from pyrate_limiter import Duration, Limiter, Rate, StateBucket
 
-    del endpoint, of_tokens
-    return Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
+    def limiter(per_minute: int | None) -> Any:  # noqa: ANN401
+        return None if per_minute is None else Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
+
+    return limiter(endpoint.requests_per_minute), limiter(endpoint.tokens_per_minute)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that the server asks to wait; None where it says nothing that can be read."""
-    try:
-        return max(float(headers["retry-after-ms"]) / 1000.0, 0.0)
-    except (KeyError, ValueError):
-        pass
-    try:
-        return max(float(headers["retry-after"]), 0.0)
-    except (KeyError, ValueError):
-        return None
+    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):  # absent, or a date
+            return max(float(headers[name]) * seconds, 0.0)
+    return None

@@ -156,11 +156,7 @@ class Ledger:
             settled = connection.execute(open_.values(status="lost" if late else status, **row))
             if charged is None or settled.rowcount != 1:
                 raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
-            self._adjust(connection, reservation, queries=0, micro_usd=row["micro_usd"] - int(charged))
-            paid = (
-                sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(micro_usd=row["micro_usd"])
-            )
-            connection.execute(paid)
+            self._recharge(connection, reservation, before=int(charged), after=row["micro_usd"])
             return int(charged)
 
     def release(self, reservation: Reservation) -> None:
@@ -176,10 +172,9 @@ class Ledger:
         with self.engine.begin() as connection:
             self._mark_lost(connection, reservation.query_id)
             if micro_usd is not None and micro_usd < reservation.micro_usd:
-                cost = {"micro_usd": micro_usd}
-                connection.execute(sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id).values(cost))
-                connection.execute(sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id).values(cost))
-                self._adjust(connection, reservation, queries=0, micro_usd=micro_usd - reservation.micro_usd)
+                mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
+                connection.execute(mine.values(micro_usd=micro_usd))
+                self._recharge(connection, reservation, before=reservation.micro_usd, after=micro_usd)
 
     def recover(self) -> int:
         """Give up the reservations of dead processes and return how many there were.
@@ -269,6 +264,12 @@ class Ledger:
         connection.execute(
             sa.insert(CHARGES).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
         )
+
+    def _recharge(self, connection: Connection, reservation: Reservation, *, before: int, after: int) -> None:
+        """Charge another price for a query than was charged before."""
+        charges = sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id)
+        connection.execute(charges.values(micro_usd=after))
+        self._adjust(connection, reservation, queries=0, micro_usd=after - before)
 
     def _adjust(self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int) -> None:
         connection.execute(

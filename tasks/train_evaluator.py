@@ -27,7 +27,7 @@ def train_evaluator(
     `shuffle` permutes the scores, or turns comparisons round by the toss of a coin: the control, which must learn nothing.
     """
     rng = np.random.default_rng(seed)
-    pairs, (tuples, scores, features) = compared(history), labelled(history)
+    pairs = compared(history)
     with new_folder() as folder:
         bench = Bench(policy.checkpoint(), rubric, Path(folder), seed)
         if pairs.first:
@@ -35,9 +35,9 @@ def train_evaluator(
             turn = rng.choice([-1.0, 1.0], size=len(pairs.preference)) if shuffle else 1.0
             facts = evaluator.fit_pairs(*sides, pairs.preference * turn, bench)
         else:
-            scores = rng.permutation(scores) if shuffle else scores
-            facts = evaluator.fit(Tuples(tuples, features), scores, bench)
+            tuples, scores, features = labelled(history)
+            facts = evaluator.fit(Tuples(tuples, features), rng.permutation(scores) if shuffle else scores, bench)
         return Product(
             ref=store().write_folder("evaluators", Path(folder)),
-            facts={"labels": float(len(scores) + len(pairs.first)), **facts},
+            facts={"labels": float(len(pairs.first) or len(tuples)), **facts},
         )

@@ -30,13 +30,10 @@ class MaxHerding(Acquisition):
         return Needs(view="evaluation")
 
     def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
-        assert pool.vectors is not None  # noqa: S101 - select() has checked it
-        vectors = np.asarray(pool.vectors)
+        everything, labelled = pool.with_anchors()
+        vectors, known = np.asarray(everything[: len(pool.ids)]), everything[labelled]
         sample = np.sort(rng.permutation(len(vectors))[: self.reference])
         kernel = _Kernel(np.ascontiguousarray(vectors[sample]), self.width)
-        known = vectors[pool.labelled]
-        if pool.anchors is not None:
-            known = np.concatenate([known, pool.anchors])
         covered = np.zeros(len(sample), dtype=np.float32)
         for begin in range(0, len(known), _CHUNK):
             covered = np.maximum(covered, kernel(known[begin : begin + _CHUNK]).max(axis=0))

@@ -3,8 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
@@ -29,6 +29,8 @@ _JSON_SCORE = re.compile(r'"score"\s*:\s*([0-5])')
 _ALTERNATIVES = 20
 USUAL_REPLY = 80  # tokens of a justification of a sentence or two, and the verdict
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds
+
+Value = TypeVar("Value")
 
 
 class Stated(NamedTuple):
@@ -58,22 +60,19 @@ class LLMJudge(Oracle):
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         messages = self._messages(prompt, response, rubric)
         calls = Calls(self.endpoint)
-        scores: list[float] = []
-        for sample in range(self.samples):
-            for attempt in range(self.attempts):
-                reply = calls.ask(
-                    messages,
-                    schema=_SCHEMA if self.structured else None,
-                    top_logprobs=_ALTERNATIVES if self.read == "expected" else 0,
-                    seed=sample * self.attempts + attempt,
-                )
-                score = None if reply is None else self._read(reply)
-                if score is not None:
-                    scores.append(score)
-                if reply is None or score is not None:
-                    break
+        found = [
+            calls.read(
+                messages,
+                self._read,
+                seeds=range(sample * self.attempts, (sample + 1) * self.attempts),
+                schema=_SCHEMA if self.structured else None,
+                top_logprobs=_ALTERNATIVES if self.read == "expected" else 0,
+            )
+            for sample in range(self.samples)
+        ]
+        scores = [score for score in found if score is not None]
         score = sum(scores) / len(scores) if scores else float("nan")
-        return calls.verdict(score, self._stamp(rubric))
+        return calls.verdict(score, self._messages("", "", rubric))
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
@@ -90,18 +89,22 @@ class LLMJudge(Oracle):
         self.endpoint.check()
 
     def _messages(self, prompt: str, response: str, rubric: Rubric) -> list[Message]:
-        told = [NO_LENGTH] * self.against_length + [JSON_FIRST] * self.structured
-        asked = {"role": "user", "content": rubric.render(prompt, response)}
-        return [{"role": "system", "content": "\n".join(told)}, asked] if told else [asked]
-
-    def _stamp(self, rubric: Rubric) -> str:
-        return digest_of([dict(message) for message in self._messages("", "", rubric)])
+        return messages_of(
+            rubric.render(prompt, response), structured=self.structured, against_length=self.against_length
+        )
 
     def _read(self, reply: Reply) -> float | None:
-        stated = None if reply.refused else stated_score(reply.text, structured=self.structured)
+        stated = stated_score(reply.text, structured=self.structured)
         if stated is None or self.read == "stated":
             return None if stated is None else float(stated.score)
         return expected_score(reply, stated.place)
+
+
+def messages_of(question: str, *, structured: bool, against_length: bool) -> list[Message]:
+    """Return what a judge is sent: how to answer, and the question."""
+    told = [NO_LENGTH] * against_length + [JSON_FIRST] * structured
+    asked = {"role": "user", "content": question}
+    return [{"role": "system", "content": "\n".join(told)}, asked] if told else [asked]
 
 
 class Calls:
@@ -112,6 +115,22 @@ class Calls:
         self.replies: list[Reply] = []
         self.failure = ""
         self.lost = 0
+
+    def read(
+        self,
+        messages: list[Message],
+        read: Callable[[Reply], Value | None],
+        *,
+        seeds: Iterable[int],
+        **options: Any,  # noqa: ANN401
+    ) -> Value | None:
+        """Return what `read` makes of a reply, asking once for each seed until it makes something of one; None otherwise."""
+        for seed in seeds:
+            reply = self.ask(messages, seed=seed, **options)
+            value = None if reply is None or reply.refused else read(reply)
+            if reply is None or value is not None:
+                return value
+        return None
 
     def ask(self, messages: list[Message], **options: Any) -> Reply | None:  # noqa: ANN401
         """Return the reply; None where the call failed after others were paid for. Raises as `complete` before that.
@@ -136,11 +155,11 @@ class Calls:
                 return self.replies[-1]
         return None
 
-    def verdict(self, score: float, stamp: str) -> Verdict:
-        """Return the verdict, with every text, the model that wrote them and the digest of the prompt in `raw`."""
+    def verdict(self, score: float, template: list[Message]) -> Verdict:
+        """Return the verdict; `raw` has every text, the model that wrote them, and the digest of the prompt's `template`."""
         raw = {
             "model": self.replies[-1].model if self.replies else "",
-            "prompt": stamp,
+            "prompt": digest_of([dict(message) for message in template]),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})
         return Verdict(
@@ -157,15 +176,19 @@ def stated_score(text: str, *, structured: bool) -> Stated | None:
         score = parse_score(text)
         found = [match for match in SCORE_LINE.finditer(text) if int(match[1]) == score]
         return Stated(score, found[-1].start(1)) if score is not None else None
+    told, places = stated_field(text, "score"), list(_JSON_SCORE.finditer(text))
+    if type(told) is not int or not 0 <= told < LEVELS or not places:
+        return None
+    return Stated(told, places[-1].start(1))
+
+
+def stated_field(text: str, name: str) -> object:
+    """Return a field of the JSON object that a judgement is; None if it is none, or has no such field."""
     try:
         told = json.loads(text)
     except ValueError:
         return None
-    score = told.get("score") if isinstance(told, dict) else None
-    found = list(_JSON_SCORE.finditer(text))
-    if type(score) is not int or not 0 <= score < LEVELS or not found:
-        return None
-    return Stated(score, found[-1].start(1))
+    return told.get(name) if isinstance(told, dict) else None
 
 
 def expected_score(reply: Reply, place: int) -> float | None:

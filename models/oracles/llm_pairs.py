@@ -10,8 +10,7 @@ from pydantic import Field, PositiveInt
 from models.chat_api import Endpoint, Message
 from models.cost import MicroUsd
 from models.oracles.base import PairOracle, Verdict
-from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, USUAL_REPLY, Calls
-from models.plugins import digest_of
+from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, USUAL_REPLY, Calls, messages_of, stated_field
 from models.rubric import Rubric
 
 _SCHEMA: Mapping[str, Any] = {
@@ -42,11 +41,16 @@ class LLMPairs(PairOracle):
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
         calls = Calls(self.endpoint)
         found = [
-            self._order(calls, self._messages(prompt, one, other, rubric))
+            calls.read(
+                self._messages(prompt, one, other, rubric),
+                lambda reply: stated_better(reply.text, structured=self.structured),
+                seeds=range(self.attempts),
+                schema=_SCHEMA if self.structured else None,
+            )
             for one, other in ((first, second), (second, first))
         ]
         score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
-        return calls.verdict(score, digest_of([dict(message) for message in self._messages("", "", "", rubric)]))
+        return calls.verdict(score, self._messages("", "", "", rubric))
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
@@ -63,18 +67,9 @@ class LLMPairs(PairOracle):
     def check(self) -> None:  # noqa: D102
         self.endpoint.check()
 
-    def _order(self, calls: Calls, messages: list[Message]) -> int | None:
-        for attempt in range(self.attempts):
-            reply = calls.ask(messages, schema=_SCHEMA if self.structured else None, seed=attempt)
-            better = None if reply is None or reply.refused else stated_better(reply.text, structured=self.structured)
-            if reply is None or better is not None:
-                return better
-        return None
-
     def _messages(self, prompt: str, first: str, second: str, rubric: Rubric) -> list[Message]:
-        told = [NO_LENGTH] * self.against_length + [JSON_FIRST] * self.structured
-        asked = {"role": "user", "content": rubric.render_pair(prompt, first, second)}
-        return [{"role": "system", "content": "\n".join(told)}, asked] if told else [asked]
+        question = rubric.render_pair(prompt, first, second)
+        return messages_of(question, structured=self.structured, against_length=self.against_length)
 
 
 def stated_better(text: str, *, structured: bool) -> int | None:
@@ -82,9 +77,5 @@ def stated_better(text: str, *, structured: bool) -> int | None:
     if not structured:
         found = {match.lower() for match in _LINE.findall(text)}
         return _VALUES[found.pop()] if len(found) == 1 else None
-    try:
-        told = json.loads(text)
-    except ValueError:
-        return None
-    better = told.get("better") if isinstance(told, dict) else None
+    better = stated_field(text, "better")
     return _VALUES.get(better.lower()) if isinstance(better, str) else None

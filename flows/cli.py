@@ -143,7 +143,7 @@ def _expected() -> tuple[type[Exception], ...]:
     """Return the project's own error types, of the modules that were loaded at all."""
     names = {
         "models.labelling": "LabellingStopped",
-        "models.ledger": "BudgetExhausted",
+        "models.ledger_accounts": "BudgetExhausted",
         "tasks.store": "DamagedArtifact",
     }
     return tuple(getattr(sys.modules[m], name) for m, name in names.items() if m in sys.modules)

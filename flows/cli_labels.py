@@ -46,6 +46,7 @@ _COLUMNS = [
     "raw",
     "account",
 ]
+_ASKED = _COLUMNS[:4]
 
 
 @app.command("export", epilog="Example: `ninefold labels export labels.csv`")
@@ -73,17 +74,7 @@ def labels_import(file: Annotated[Path, typer.Argument(help="A file written by e
 
     rows = _read_labels(file)
     ledger = _ledger()
-    taken = sum(
-        ledger.adopt(
-            Question(row["oracle"], row["criterion"], row["prompt"], row["response"]),
-            status=row["status"],
-            score=float(row["score"]) if row["status"] == "labelled" else float("nan"),
-            raw=str(row["raw"]),
-            tokens=int(row["tokens"]),
-            micro_usd=int(row["micro_usd"]),
-        )
-        for row in rows
-    )
+    taken = ledger.adopt([(Question(*(row[c] for c in _ASKED)), _bought(row)) for row in rows])
     typer.echo(f"{taken} labels taken over, {len(rows) - taken} were known already")
 
 
@@ -135,6 +126,16 @@ def _status(status: str | None) -> Any:  # noqa: ANN401
     if status is not None and status not in known:
         raise UserError(f"--status must be one of {', '.join(known)}, got {status!r}")
     return status
+
+
+def _bought(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "status": row["status"],
+        "score": float(row["score"]) if row["status"] == "labelled" else None,
+        "raw": str(row["raw"]),
+        "tokens": int(row["tokens"]),
+        "micro_usd": int(row["micro_usd"]),
+    }
 
 
 def _read_labels(file: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """One chat completion from an OpenAI-compatible server: its rate limits, its price, and what a failure may have cost."""
 
+import atexit
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from models.cost import Prices
+from models.event_loop import run
 from models.oracles.base import LostReply, RefusedCall, UnpaidFailure
 from models.plugins import Frozen
 
@@ -19,8 +21,6 @@ Message = Mapping[str, str]
 # A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
 _TOKENS_PER_MESSAGE = 16
 _BYTES_PER_TOKEN = 4  # of English, roughly
-# By name: the SDK brings its own HTTP library, whose module has changed before.
-_NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 
 
 class Reply(NamedTuple):
@@ -85,7 +85,7 @@ class Endpoint(Frozen):
         if not os.environ.get(self.key_env):
             raise ValueError(f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it")
 
-    def complete(
+    async def complete(
         self,
         messages: Sequence[Message],
         *,
@@ -101,7 +101,7 @@ class Endpoint(Frozen):
         """
         import openai
 
-        self._wait(self.most_tokens(messages) + self.max_tokens)
+        await self._wait(self.most_tokens(messages) + self.max_tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if seed is not None:
             options["seed"] = seed
@@ -112,9 +112,10 @@ class Endpoint(Frozen):
             }
         if top_logprobs:
             options |= {"logprobs": True, "top_logprobs": top_logprobs}
+        body = {"model": self.model, "messages": list(messages), **options}
         try:
-            answer = _client(self).chat.completions.create(model=self.model, messages=list(messages), **options)
-            return self._reply(answer)
+            # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
+            return self._reply(await _client(self).post("/chat/completions", body=body, cast_to=object))
         except openai.RateLimitError as error:
             if error.code == "insufficient_quota":
                 raise RefusedCall(f"{self.base_url} says that the account has no quota left") from error
@@ -126,47 +127,71 @@ class Endpoint(Frozen):
                 ) from error
             raise RefusedCall(f"{self.base_url} refused the call with {error.status_code}: {error.message}") from error
         except openai.APIConnectionError as error:
-            if type(error.__cause__).__name__ in _NEVER_SENT:
+            if _never_sent(error):
                 raise UnpaidFailure(f"no connection to {self.base_url}") from error
             lost = f"no reply from {self.base_url}: {error.__cause__ or error}"
             raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
-        except (openai.APIError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (openai.APIError, ValueError, TypeError, AttributeError, LookupError) as error:
             lost = f"the reply of {self.base_url} cannot be read: {error}"
             raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
 
     def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
-        choice, usage = answer.choices[0], answer.usage
-        cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
-        content = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
+        choice, usage = answer["choices"][0], answer["usage"]
+        message, said = choice["message"], choice.get("logprobs") or {}
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        sent, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         return Reply(
-            text=choice.message.content or "",
-            refused=bool(choice.message.refusal) or choice.finish_reason == "content_filter",
+            text=message.get("content") or "",
+            refused=bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter",
             alternatives=[
-                (place.token, {top.token: math.exp(top.logprob) for top in place.top_logprobs}) for place in content
+                (place["token"], {top["token"]: math.exp(top["logprob"]) for top in place["top_logprobs"]})
+                for place in said.get("content") or ()
             ],
-            model=f"{answer.model} {answer.system_fingerprint or ''}".strip(),
-            tokens=usage.prompt_tokens + usage.completion_tokens,
-            micro_usd=self.prices.cost(
-                input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, cached_tokens=cached
-            ),
+            model=f"{answer['model']} {answer.get('system_fingerprint') or ''}".strip(),
+            tokens=sent + written,
+            micro_usd=self.prices.cost(input_tokens=sent, output_tokens=written, cached_tokens=cached),
         )
 
-    def _wait(self, tokens: int) -> None:
+    async def _wait(self, tokens: int) -> None:
         """Return when the limits allow a call of at most so many tokens."""
         limits = (self.requests_per_minute, 1), (self.tokens_per_minute, tokens)
         for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
             if limit is not None:
-                limiter.try_acquire("calls", weight=min(weight, limit))
+                await limiter.try_acquire_async("calls", weight=min(weight, limit))
 
 
-@lru_cache(maxsize=8)
+def _never_sent(error: BaseException | None) -> bool:
+    """Whether no connection was made. The SDK calls any broken one a connect time-out: only aiohttp's own error tells."""
+    import aiohttp
+
+    while error is not None and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        error = error.__cause__
+    return error is not None
+
+
+def close_clients() -> None:
+    """Close every connection; the next call opens new ones."""
+    while _clients:
+        _, client = _clients.popitem()
+        run(client.close())
+
+
+_clients: dict[Endpoint, Any] = {}  # used on the event loop, each by every call to its endpoint
+atexit.register(close_clients)
+
+
 def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
     import openai
 
-    # every attempt has its own reservation in the ledger, so that none is made behind its back
-    return openai.OpenAI(
-        api_key=os.environ[endpoint.key_env], base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0
-    )
+    if endpoint not in _clients:
+        _clients[endpoint] = openai.AsyncOpenAI(
+            api_key=os.environ[endpoint.key_env],
+            base_url=endpoint.base_url,
+            timeout=endpoint.timeout,
+            max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back
+            http_client=openai.DefaultAioHttpClient(),  # half the time per call of the default
+        )
+    return _clients[endpoint]
 
 
 @lru_cache(maxsize=8)

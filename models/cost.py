@@ -1,7 +1,8 @@
 """Money, in integer micro-dollars: with floats, $0.30 bought two labels at $0.10."""
 
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -10,6 +11,31 @@ from models.plugins import Frozen
 MicroUsd = Annotated[int, Field(ge=0, description="micro-dollars: 1_000_000 is one dollar")]
 
 MICRO = 1_000_000
+NO_CAP = 2**62  # of tokens, where none is set
+
+
+class Amount(NamedTuple):
+    """What a query may cost, or has cost: micro-dollars, and tokens (0 where they are not counted)."""
+
+    micro_usd: int
+    tokens: int
+
+    def plus(self, other: "Amount") -> "Amount":
+        """Return the sum."""
+        return Amount(self.micro_usd + other.micro_usd, self.tokens + other.tokens)
+
+    @property
+    def negative(self) -> "Amount":
+        """The amount as given back."""
+        return Amount(-self.micro_usd, -self.tokens)
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    """Return the sum of amounts."""
+    money, tokens = 0, 0
+    for amount in amounts:
+        money, tokens = money + amount.micro_usd, tokens + amount.tokens
+    return Amount(money, tokens)
 
 
 def dollars(micro_usd: int) -> str:

@@ -1,18 +1,23 @@
 """Spend a budget on an expert: one ledger entry per query, concurrent, resumable, never past the cap."""
 
+import asyncio
 import logging
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Event, Lock
 from typing import Any
 
 from tqdm import tqdm
 
-from models.ledger import Answer, BudgetExhausted, Ledger
+from models.clerk import Clerk
+from models.cost import NO_CAP, Amount, total
+from models.event_loop import run
+from models.ledger import Ledger
+from models.ledger_accounts import BudgetExhausted
+from models.ledger_entries import Answer, Order, Reservation, Settlement
 from models.ledger_tables import Question
 from models.oracles.base import LostReply, Oracle, RefusedCall, UnpaidFailure
 from models.preference import Label, Response
@@ -49,33 +54,47 @@ class Desk:
         """Return the query about a response, as the ledger knows it."""
         return Question(*self._asked_of, response.prompt, response.text)
 
+    def order(self, response: Response) -> Order:
+        """Return that query with the most it may cost."""
+        asked = response.prompt, response.text
+        ceiling = Amount(self.oracle.ceiling(*asked), self.oracle.most_tokens(*asked))
+        return Order(self.question(response), ceiling, self.oracle.paid_on_loss)
+
 
 class LabellingStopped(Exception):
     """The expert failed; every label paid for so far is in the ledger and is not bought again."""
 
 
 def label(
-    responses: Sequence[Response], desk: Desk, *, max_queries: int, max_micro_usd: int, workers: int = 1
+    responses: Sequence[Response],
+    desk: Desk,
+    *,
+    max_queries: int,
+    max_micro_usd: int,
+    max_tokens: int = NO_CAP,
+    workers: int = 1,
 ) -> list[Label]:
-    """Ask the expert about each response, within both caps, and return the labels in the order of the responses.
+    """Ask the expert about each response, within the caps, and return the labels in the order of the responses.
 
-    Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their price ceilings allow;
+    Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their ceilings allow;
     what they cost less than that pays for more, until the next ceiling no longer fits: the last responses are not asked,
     whatever the number of workers. Raises LabellingStopped when the expert raises; running again asks only for what is
     missing.
     """
-    desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd)
+    desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
     if recovered := desk.ledger.recover():
         log.warning("%d reservations of processes that died were given up", recovered)
+    orders = [desk.order(response) for response in responses[:max_queries]]
     answers: list[Answer | BudgetExhausted] = []
-    money, most = max_micro_usd, min(len(responses), max_queries)
-    with tqdm(total=most, desc="labelling", unit="query") as bar:
-        while covered := _covered(responses[len(answers) : most], desk.oracle, money):
-            found = _ask_all(responses[len(answers) : len(answers) + covered], desk, workers, bar, len(answers))
+    left = Amount(max_micro_usd, max_tokens)
+    with tqdm(total=len(orders), desc="labelling", unit="query") as bar:
+        while covered := _covered(orders[len(answers) :], left):
+            found = _ask_all(orders[len(answers) : len(answers) + covered], desk, workers, bar, len(answers))
             answers += found
             if any(isinstance(answer, BudgetExhausted) for answer in found):
                 break
-            money -= sum(answer.micro_usd for answer in found if isinstance(answer, Answer))
+            spent = total(Amount(a.micro_usd, a.tokens) for a in found if isinstance(a, Answer))
+            left = left.plus(spent.negative)
     if len(answers) < len(responses):
         log.warning("the caps cover %d of %d queries: the rest is not asked", len(answers), len(responses))
     unpaid = [a for a in answers if isinstance(a, BudgetExhausted)]
@@ -95,63 +114,126 @@ def label(
     ]
 
 
-def _covered(responses: Sequence[Response], oracle: Oracle, money: int) -> int:
-    """Return how many of the responses, from the first on, can certainly be paid for."""
-    for count, response in enumerate(responses):
-        money -= oracle.ceiling(response.prompt, response.text)
-        if money < 0:
+def _covered(orders: Sequence[Order], left: Amount) -> int:
+    """Return how many of the orders, from the first on, can certainly be paid for."""
+    for count, order in enumerate(orders):
+        left = left.plus(order.ceiling.negative)
+        if min(left) < 0:
             return count
-    return len(responses)
+    return len(orders)
 
 
 def _ask_all(
-    responses: Sequence[Response], desk: Desk, workers: int, bar: "tqdm[Any]", before: int
+    orders: Sequence[Order], desk: Desk, workers: int, bar: "tqdm[Any]", before: int
 ) -> list[Answer | BudgetExhausted]:
-    breaker = Breaker()
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="oracle") as pool:
-        futures = [pool.submit(_ask, response, desk, breaker) for response in responses]
-        for future in futures:
-            future.add_done_callback(lambda _: bar.update())
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also on Ctrl-C: what is in flight is settled, what is queued is not asked
-            breaker.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-    outcomes = [future.exception() for future in futures if not future.cancelled()]
-    errors = [error for error in outcomes if error is not None]
-    if errors:
+    asking = _Asking(desk, workers, bar)
+    # on Ctrl-C what is in flight is settled, and what is queued is not asked
+    outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
+    if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in answers]:
         cause = next((error for error in errors if not isinstance(error, InterruptedError)), errors[0])
-        kept = before + len(outcomes) - len(errors)
         raise LabellingStopped(
-            f"labelling stopped after {kept} of {bar.total} queries: {cause}. "
+            f"labelling stopped after {before + len(answers)} of {bar.total} queries: {cause}. "
             "The labels are kept; run again to go on from here"
         ) from cause
-    return [future.result() for future in futures]
+    return answers
 
 
-def _ask(response: Response, desk: Desk, breaker: "Breaker") -> Answer | BudgetExhausted:
-    question = desk.question(response)
-    ceiling = desk.oracle.ceiling(response.prompt, response.text)
-    try:
+class _Asking:
+    """Asks the expert about many tuples at once."""
+
+    def __init__(self, desk: Desk, workers: int, bar: "tqdm[Any]") -> None:
+        self.desk = desk
+        self.clerk = Clerk(desk.ledger, desk.account)
+        self.breaker = Breaker()
+        self.slots = asyncio.Semaphore(workers)
+        # a few have their reservation in hand when a slot comes free: the ledger's time is not the expert's idle time
+        self.ready = workers + workers // 4
+        self.bar = bar
+
+    async def all(self, orders: Sequence[Order]) -> list[Answer | Exception | None]:
+        """Return what came of each order; None for those that were not asked because another has failed."""
+        outcomes: list[Answer | Exception | None] = [None] * len(orders)
+        waiting = iter(enumerate(orders))
+
+        async def work() -> None:
+            for place, order in waiting:
+                if self.breaker.stop.is_set():
+                    return
+                try:
+                    outcomes[place] = await self._ask(order)
+                except Exception as error:
+                    outcomes[place] = error
+                    if not isinstance(error, BudgetExhausted):
+                        self.breaker.stop.set()  # at once: the others must not go on paying an expert that fails
+                self.bar.update()
+
+        await asyncio.gather(*(work() for _ in range(self.ready)))
+        return outcomes
+
+    async def _ask(self, order: Order) -> Answer:
         for attempt in range(1, _TRIES + 1):
             try:
-                answer = _ask_once(question, ceiling, desk, breaker.stop)
+                answer = await self._ask_once(order)
             except RefusedCall:
                 raise
             except (UnpaidFailure, LostReply) as failure:
-                if attempt == _TRIES or breaker.failed(failure):
+                if attempt == _TRIES or self.breaker.failed(failure):
                     raise
                 log.info("asking again after %s", failure)
-                breaker.stop.wait(_pause(attempt, failure, question))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.breaker.stop.wait(), _pause(attempt, failure, order.question))
             else:
-                breaker.worked()
+                self.breaker.worked()
                 return answer
-    except BudgetExhausted as exhausted:
-        return exhausted
-    except BaseException:
-        breaker.stop.set()  # at once: the other workers must not go on paying an expert that fails
-        raise
-    raise AssertionError("unreachable")
+        raise AssertionError("unreachable")
+
+    async def _ask_once(self, order: Order) -> Answer:
+        reserved = await self._reserve(order)
+        if isinstance(reserved, Answer):
+            return reserved
+        ledger, question = self.desk.ledger, order.question
+        try:
+            async with self.slots:
+                self._go_on()
+                started = time.monotonic()
+                verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
+        except (UnpaidFailure, InterruptedError):
+            await asyncio.to_thread(ledger.release, reserved)
+            raise
+        except LostReply as lost:
+            await asyncio.to_thread(ledger.lose, reserved, micro_usd=lost.micro_usd)
+            raise
+        except BaseException:
+            await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
+            raise
+        return await self.clerk.settle(
+            Settlement(
+                reserved,
+                status="labelled" if math.isfinite(verdict.score) else "quarantined",
+                score=verdict.score,
+                raw=verdict.raw,
+                tokens=verdict.tokens,
+                micro_usd=verdict.micro_usd,
+                seconds=time.monotonic() - started,
+            )
+        )
+
+    async def _reserve(self, order: Order) -> Reservation | Answer:
+        while True:
+            self._go_on()
+            outcome = await self.clerk.reserve(order)
+            if isinstance(outcome, Reservation | Answer):
+                return outcome
+            if outcome is not None and not outcome.held:
+                raise outcome
+            # another asks the same now, or holds the money that its call in flight may not need
+            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.to_thread(self.desk.ledger.recover)
+
+    def _go_on(self) -> None:
+        if self.breaker.stop.is_set():
+            raise InterruptedError("labelling was stopped before this query was asked")
 
 
 def _pause(attempt: int, failure: UnpaidFailure | LostReply, question: Question) -> float:
@@ -165,64 +247,17 @@ class Breaker:
     """Stops the desk when the expert fails many times in a row, whoever asks."""
 
     def __init__(self) -> None:
-        self.stop = Event()
+        self.stop = asyncio.Event()
         self._failures = 0
-        self._lock = Lock()
 
     def worked(self) -> None:
         """Note an answer."""
-        with self._lock:
-            self._failures = 0
+        self._failures = 0
 
     def failed(self, failure: Exception) -> bool:
         """Note a failure; true if it is one too many."""
-        with self._lock:
-            self._failures += 1
-            if self._failures < _BREAK_AFTER:
-                return False
+        self._failures += 1
+        if self._failures < _BREAK_AFTER:
+            return False
         log.warning("the expert has failed %d times in a row, last with: %s", _BREAK_AFTER, failure)
         return True
-
-
-def _ask_once(question: Question, ceiling: int, desk: Desk, stop: Event) -> Answer:
-    while True:
-        if stop.is_set():
-            raise InterruptedError("labelling was stopped before this query was asked")
-        try:
-            reserved = desk.ledger.reserve(
-                desk.account, question, ceiling=ceiling, paid_on_loss=desk.oracle.paid_on_loss
-            )
-        except BudgetExhausted as exhausted:
-            if not exhausted.held:
-                raise
-            reserved = None  # another's call in flight holds the money, and may cost less than it holds
-        if isinstance(reserved, Answer):
-            return reserved
-        if reserved is not None:
-            break
-        time.sleep(_POLL_SECONDS)
-        desk.ledger.recover()
-    started = time.monotonic()
-    try:
-        verdict = desk.oracle.judge(question.prompt, question.response, desk.rubric)
-    except UnpaidFailure:
-        desk.ledger.release(reserved)
-        raise
-    except LostReply as lost:
-        desk.ledger.lose(reserved, micro_usd=lost.micro_usd)
-        raise
-    except BaseException:
-        if desk.oracle.paid_on_loss:
-            desk.ledger.lose(reserved)
-        else:
-            desk.ledger.release(reserved)
-        raise
-    return desk.ledger.settle(
-        reserved,
-        status="labelled" if math.isfinite(verdict.score) else "quarantined",
-        score=verdict.score,
-        raw=verdict.raw,
-        tokens=verdict.tokens,
-        micro_usd=verdict.micro_usd,
-        seconds=time.monotonic() - started,
-    )

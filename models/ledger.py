@@ -1,58 +1,24 @@
 """Every oracle query bought: reserve → call → settle, transactional, so that a paid label is never bought again.
 
-An account is a budget: reservations are charged to it before the call, by one conditional UPDATE, so the cap holds
-under any number of processes. A query is identified by (oracle fingerprint, criterion, prompt hash, response hash);
-whoever asks it again is charged its price virtually (arms stay comparable) while nothing is paid.
+An account is a budget: reservations are charged to it before the call, so that its caps hold under any number of processes.
+A query is identified by (oracle fingerprint, criterion, prompt hash, response hash); whoever asks it again is charged its
+price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction (`exchange`).
 """
 
 import time
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from models import ledger_accounts as accounts
 from models import ledger_tables as tables
-from models.cost import dollars
-from models.ledger_tables import ACCOUNTS, CHARGES, LIVE, QUERIES, Question
+from models.cost import NO_CAP, Amount
+from models.ledger_accounts import BudgetExhausted, Spent
+from models.ledger_entries import Answer, Order, Outcome, QueryStatus, Reservation, Settlement, dearer
+from models.ledger_tables import CHARGES, QUERIES, Question
 from models.preference import LabelStatus
-
-QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
-
-
-class BudgetExhausted(Exception):
-    """The account cannot pay for one more query; `held` says that calls in flight may yet give some of it back."""
-
-    def __init__(self, message: str, *, held: bool) -> None:
-        super().__init__(message)
-        self.held = held
-
-
-class Reservation(NamedTuple):
-    """Money set aside for one call; settle, quarantine, release or lose it."""
-
-    query_id: int
-    account: str
-    micro_usd: int
-
-
-class Answer(NamedTuple):
-    """What the ledger holds for a question; `bought` says whether this account paid for it."""
-
-    score: float
-    micro_usd: int
-    tokens: int
-    bought: bool
-    status: LabelStatus
-
-
-class Spent(NamedTuple):
-    """An account's charges: all of them (virtual), and the part that was paid for by it."""
-
-    queries: int
-    micro_usd: int
-    bought_queries: int
-    bought_micro_usd: int
 
 
 class Ledger:
@@ -61,54 +27,23 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.engine = tables.open_engine(url)
 
-    def open_account(self, name: str, *, max_queries: int, max_micro_usd: int) -> None:
+    def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
-        caps = {"max_queries": max_queries, "max_micro_usd": max_micro_usd}
-        opened = tables.insert_into(ACCOUNTS, self.engine).values(name=name, queries=0, micro_usd=0, **caps)
         with self.engine.begin() as connection:
-            connection.execute(opened.on_conflict_do_update(index_elements=["name"], set_=caps))
+            accounts.open_account(connection, name, queries=max_queries, micro_usd=max_micro_usd, tokens=max_tokens)
 
     def reserve(
-        self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool
+        self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool, tokens: int = 0
     ) -> Reservation | Answer | None:
-        """Set `ceiling` micro-dollars aside for a call; or return the answer that was paid for earlier.
+        """Set `ceiling` micro-dollars and `tokens` aside for a call; or return the answer that was paid for earlier.
 
-        None means that another live process is asking the same question now: try again shortly. Raises
-        BudgetExhausted, having charged nothing, when either cap would be passed.
+        None means that another is asking the same question now: try again shortly. Raises BudgetExhausted, having charged
+        nothing, when a cap would be passed.
         """
-        try:
-            return self._reserve(account, question, ceiling, paid_on_loss)
-        except sa.exc.IntegrityError:  # PostgreSQL: another first asker was faster between our look and our insert
-            return None
-
-    def _reserve(
-        self, account: str, question: Question, ceiling: int, paid_on_loss: bool
-    ) -> Reservation | Answer | None:
-        with self.engine.begin() as connection:
-            row = connection.execute(sa.select(QUERIES).where(question.match(), LIVE)).mappings().first()
-            if row is not None and row["status"] == "reserved":
-                return None
-            if row is not None:
-                charged = sa.select(CHARGES).where(CHARGES.c.account == account, CHARGES.c.query_id == row["id"])
-                charge = connection.execute(charged).mappings().first()
-                if charge is None:
-                    self._charge(connection, account, row["id"], row["micro_usd"], bought=False)
-                bought = bool(charge["bought"]) if charge is not None else False
-                return Answer(row["score"], row["micro_usd"], row["tokens"], bought, row["status"])
-            inserted = connection.execute(
-                sa.insert(QUERIES).values(
-                    **question.columns(),
-                    status="reserved",
-                    micro_usd=ceiling,
-                    account=account,
-                    holder=tables.this_process(),
-                    paid_on_loss=paid_on_loss,
-                    reserved_at=time.time(),
-                )
-            )
-            query_id = int(inserted.inserted_primary_key[0])  # type: ignore[index]
-            self._charge(connection, account, query_id, ceiling, bought=True)
-            return Reservation(query_id, account, ceiling)
+        _, (outcome,) = self.exchange(account, [], [Order(question, Amount(ceiling, tokens), paid_on_loss)])
+        if isinstance(outcome, BudgetExhausted):
+            raise outcome
+        return outcome
 
     def settle(
         self,
@@ -124,40 +59,119 @@ class Ledger:
         """Record the reply and its real price; the label is now owned for ever.
 
         A reply so late that its question was asked again meanwhile is kept on its own row, which stays `lost`: the other
-        row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling: the cap
-        no longer holds.
+        row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling (the caps no
+        longer hold), or if the reservation was settled or released before.
         """
-        row = {
-            "score": score if status == "labelled" else None,
-            "raw": raw,
-            "tokens": tokens,
-            "micro_usd": micro_usd,
-            "seconds": seconds,
-            "settled_at": time.time(),
-        }
-        try:
-            charged = self._settle(reservation, status, row)
-        except sa.exc.IntegrityError:  # PostgreSQL: the question was asked again between our look and our update
-            charged = self._settle(reservation, status, row)
-        if micro_usd > charged:
-            raise ValueError(
-                f"oracle asked {dollars(micro_usd)} for a query reserved at {dollars(charged)}: "
-                "its price ceiling is too low; the reply is kept"
-            )
-        return Answer(score, micro_usd, tokens, True, status)
+        reply = Settlement(reservation, status, score, raw, tokens, micro_usd, seconds)
+        (answer,), _ = self.exchange(reservation.account, [reply], [])
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
 
-    def _settle(self, reservation: Reservation, status: LabelStatus, row: dict[str, Any]) -> int:
-        """Record a reply in one transaction and return what was charged for it until now, in micro-dollars."""
-        mine = QUERIES.c.id == reservation.query_id
+    def exchange(
+        self, account: str, replies: Sequence[Settlement], orders: Sequence[Order]
+    ) -> tuple[list[Answer | ValueError], list[Outcome]]:
+        """Settle replies, then reserve for orders of different questions, all in one transaction.
+
+        Returns what `settle` and `reserve` would, errors included, in the given order.
+        """
         with self.engine.begin() as connection:
-            late = connection.execute(tables.asked_again(reservation.query_id)).first() is not None
-            charged = connection.scalar(sa.select(QUERIES.c.micro_usd).where(mine))
-            open_ = sa.update(QUERIES).where(mine, QUERIES.c.status.in_(["reserved", "lost"]))
-            settled = connection.execute(open_.values(status="lost" if late else status, **row))
-            if charged is None or settled.rowcount != 1:
-                raise ValueError(f"query {reservation.query_id} is not reserved: it was settled or released before")
-            self._recharge(connection, reservation, before=int(charged), after=row["micro_usd"])
-            return int(charged)
+            settled = self._settle(connection, account, replies) if replies else []
+            return settled, self._reserve(connection, account, orders) if orders else []
+
+    def _reserve(self, connection: Connection, account: str, orders: Sequence[Order]) -> list[Outcome]:
+        found = tables.live_rows(connection, [order.question for order in orders])
+        outcomes: dict[int, Outcome] = {}
+        new: list[int] = []
+        owned: dict[int, Any] = {}
+        asked: set[tables.Key] = set()
+        for place, order in enumerate(orders):
+            row = found.get(order.question.key)
+            if order.question.key in asked:
+                outcomes[place] = None  # asked a moment ago, in this same exchange
+            elif row is None:
+                new.append(place)
+                asked.add(order.question.key)
+            elif row.status == "reserved":
+                outcomes[place] = None
+            else:
+                owned[place] = row
+        outcomes |= self._own(connection, account, owned)
+        affordable = accounts.afford(connection, account, [orders[place].ceiling for place in new])
+        paid = [place for place, affords in zip(new, affordable, strict=True) if affords]
+        outcomes |= self._insert(connection, account, {place: orders[place] for place in paid})
+        for place in set(new) - set(paid):
+            outcomes[place] = accounts.exhausted(connection, account, orders[place].ceiling)
+        return [outcomes[place] for place in range(len(orders))]
+
+    def _own(self, connection: Connection, account: str, rows: Mapping[int, Any]) -> dict[int, Outcome]:
+        """Charge an account for labels that are owned already, where it has not been charged for them, and return them."""
+        charged = accounts.charged_for(connection, account, [row.id for row in rows.values()])
+        fresh = {place: row for place, row in rows.items() if row.id not in charged}
+        prices = {place: Amount(row.micro_usd, row.tokens) for place, row in fresh.items()}
+        affords = accounts.afford(connection, account, list(prices.values()))
+        paid = [place for place, affordable in zip(fresh, affords, strict=True) if affordable]
+        accounts.charge(connection, account, [(fresh[p].id, prices[p]) for p in paid], bought=False)
+        answers: dict[int, Outcome] = {
+            place: Answer(row.score, row.micro_usd, row.tokens, charged.get(row.id, False), row.status)
+            for place, row in rows.items()
+        }
+        return answers | {p: accounts.exhausted(connection, account, prices[p]) for p in fresh if p not in paid}
+
+    def _insert(self, connection: Connection, account: str, orders: Mapping[int, Order]) -> dict[int, Outcome]:
+        """Write the reservations of orders that the account has been charged for."""
+        if not orders:
+            return {}
+        now, here = time.time(), tables.this_process()
+        rows = [
+            {
+                **order.question.columns(),
+                "status": "reserved",
+                "micro_usd": order.ceiling.micro_usd,
+                "tokens": order.ceiling.tokens,
+                "account": account,
+                "holder": order.holder or here,
+                "paid_on_loss": order.paid_on_loss,
+                "reserved_at": now,
+            }
+            for order in orders.values()
+        ]
+        ids = tables.insert_new(connection, rows)
+        outcomes: dict[int, Outcome] = {}
+        for place, order in orders.items():
+            query_id = ids.get(order.question.key)
+            if query_id is None:  # PostgreSQL: another first asker was faster between our look and our insert
+                accounts.adjust(connection, account, queries=-1, by=order.ceiling.negative)
+                outcomes[place] = None
+            else:
+                outcomes[place] = Reservation(query_id, account, *order.ceiling)
+        kept = [(r.query_id, Amount(r.micro_usd, r.tokens)) for r in outcomes.values() if isinstance(r, Reservation)]
+        accounts.charge(connection, account, kept, bought=True)
+        return outcomes
+
+    def _settle(self, connection: Connection, account: str, replies: Sequence[Settlement]) -> list[Answer | ValueError]:
+        ids = [reply.reservation.query_id for reply in replies]
+        before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
+        rows, prices, answers = [], [], list[Answer | ValueError]()
+        saved = Amount(0, 0)
+        for reply in replies:
+            query_id, was = reply.reservation.query_id, before.get(reply.reservation.query_id)
+            if was is None or was.status not in ("reserved", "lost"):
+                answers.append(ValueError(f"query {query_id} is not reserved: it was settled or released before"))
+                continue
+            status = reply.status
+            if was.status == "lost" and not tables.revive(connection, query_id):
+                status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
+            charged, price = Amount(was.micro_usd, was.tokens), Amount(reply.micro_usd, reply.tokens)
+            rows.append(_settled(reply, status))
+            prices.append((query_id, price))
+            saved = saved.plus(price).plus(charged.negative)
+            answers.append(dearer(price, charged) or Answer(reply.score, *price, True, reply.status))
+        if rows:
+            connection.execute(_SETTLE, rows)
+            accounts.recharge(connection, prices)
+            accounts.adjust(connection, account, queries=0, by=saved)
+        return answers
 
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
@@ -174,7 +188,9 @@ class Ledger:
             if micro_usd is not None and micro_usd < reservation.micro_usd:
                 mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
                 connection.execute(mine.values(micro_usd=micro_usd))
-                self._recharge(connection, reservation, before=reservation.micro_usd, after=micro_usd)
+                accounts.recharge(connection, [(reservation.query_id, Amount(micro_usd, reservation.tokens))])
+                saved = Amount(micro_usd - reservation.micro_usd, 0)
+                accounts.adjust(connection, reservation.account, queries=0, by=saved)
 
     def recover(self) -> int:
         """Give up the reservations of dead processes and return how many there were.
@@ -189,17 +205,13 @@ class Ledger:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])
                 else:
-                    self._void(connection, Reservation(row["id"], row["account"], row["micro_usd"]))
+                    self._void(connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"]))
         return len(dead)
 
     def spent(self, account: str) -> Spent:
         """Return what an account has been charged; zeros for an account that was never opened."""
-        total, money = sa.func.count(), sa.func.coalesce(sa.func.sum(CHARGES.c.micro_usd), 0)
-        counted = sa.select(total, money).where(CHARGES.c.account == account)
         with self.engine.connect() as connection:
-            queries, micro_usd = connection.execute(counted).one()
-            bought, bought_micro_usd = connection.execute(counted.where(CHARGES.c.bought)).one()
-        return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd))
+            return accounts.spent(connection, account)
 
     def rows(self, *, status: QueryStatus | None = None) -> Iterator[dict[str, Any]]:
         """Yield the queries as dictionaries, oldest first."""
@@ -209,74 +221,16 @@ class Ledger:
         with self.engine.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
-    def adopt(
-        self,
-        question: Question,
-        *,
-        score: float,
-        raw: str,
-        tokens: int,
-        micro_usd: int,
-        status: LabelStatus = "labelled",
-    ) -> bool:
-        """Take over a label paid for elsewhere (an import); false if this ledger already holds the question."""
+    def adopt(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
+        """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
+
+        With each question come its status, score, raw, tokens and micro_usd.
+        """
+        now = time.time()
+        kept = {"account": "import", "paid_on_loss": True, "reserved_at": now, "settled_at": now}
         with self.engine.begin() as connection:
-            if connection.execute(sa.select(QUERIES.c.id).where(question.match(), LIVE)).first():
-                return False
-            now = time.time()
-            connection.execute(
-                sa.insert(QUERIES).values(
-                    **question.columns(),
-                    status=status,
-                    score=score if status == "labelled" else None,
-                    raw=raw,
-                    tokens=tokens,
-                    micro_usd=micro_usd,
-                    account="import",
-                    paid_on_loss=True,
-                    reserved_at=now,
-                    settled_at=now,
-                )
-            )
-            return True
-
-    def _charge(self, connection: Connection, account: str, query_id: int, micro_usd: int, *, bought: bool) -> None:
-        charged = connection.execute(
-            sa.update(ACCOUNTS)
-            .where(
-                ACCOUNTS.c.name == account,
-                ACCOUNTS.c.queries + 1 <= ACCOUNTS.c.max_queries,
-                ACCOUNTS.c.micro_usd + micro_usd <= ACCOUNTS.c.max_micro_usd,
-            )
-            .values(queries=ACCOUNTS.c.queries + 1, micro_usd=ACCOUNTS.c.micro_usd + micro_usd)
-        )
-        if charged.rowcount != 1:
-            row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
-            if row is None:
-                raise KeyError(f"account {account!r} is not open: call open_account first")
-            flying = QUERIES.c.account == account, QUERIES.c.status == "reserved", QUERIES.c.id != query_id
-            raise BudgetExhausted(
-                f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries and "
-                f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}; one more at {dollars(micro_usd)} "
-                "does not fit: raise labelling.queries or labelling.max_micro_usd",
-                held=connection.execute(sa.select(QUERIES.c.id).where(*flying)).first() is not None,
-            )
-        connection.execute(
-            sa.insert(CHARGES).values(account=account, query_id=query_id, micro_usd=micro_usd, bought=bought)
-        )
-
-    def _recharge(self, connection: Connection, reservation: Reservation, *, before: int, after: int) -> None:
-        """Charge another price for a query than was charged before."""
-        charges = sa.update(CHARGES).where(CHARGES.c.query_id == reservation.query_id)
-        connection.execute(charges.values(micro_usd=after))
-        self._adjust(connection, reservation, queries=0, micro_usd=after - before)
-
-    def _adjust(self, connection: Connection, reservation: Reservation, *, queries: int, micro_usd: int) -> None:
-        connection.execute(
-            sa.update(ACCOUNTS)
-            .where(ACCOUNTS.c.name == reservation.account)
-            .values(queries=ACCOUNTS.c.queries + queries, micro_usd=ACCOUNTS.c.micro_usd + micro_usd)
-        )
+            rows = [{**question.columns(), **values, **kept} for question, values in labels]
+            return len(tables.insert_new(connection, rows)) if rows else 0
 
     def _void(self, connection: Connection, reservation: Reservation) -> None:
         deleted = connection.execute(
@@ -284,7 +238,8 @@ class Ledger:
         )
         if deleted.rowcount == 1:
             connection.execute(sa.delete(CHARGES).where(CHARGES.c.query_id == reservation.query_id))
-            self._adjust(connection, reservation, queries=-1, micro_usd=-reservation.micro_usd)
+            freed = Amount(-reservation.micro_usd, -reservation.tokens)
+            accounts.adjust(connection, reservation.account, queries=-1, by=freed)
 
     def _mark_lost(self, connection: Connection, query_id: int) -> None:
         connection.execute(
@@ -292,3 +247,23 @@ class Ledger:
             .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
             .values(status="lost", settled_at=time.time())
         )
+
+
+# Made once: to make a statement takes longer than to execute it.
+_BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
+    QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
+)
+_REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
+_SETTLE = (
+    sa.update(QUERIES)
+    .where(QUERIES.c.id == sa.bindparam("query_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _REPLIED})
+)
+
+
+def _settled(reply: Settlement, status: QueryStatus) -> dict[str, Any]:
+    """Return the parameters of `_SETTLE`."""
+    score = reply.score if reply.status == "labelled" else None
+    values = (status, score, reply.raw, reply.tokens, reply.micro_usd, reply.seconds, time.time())
+    named = {f"new_{name}": value for name, value in zip(_REPLIED, values, strict=True)}
+    return {"query_id": reply.reservation.query_id, **named}

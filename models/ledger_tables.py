@@ -3,7 +3,9 @@
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
+from models.cost import NO_CAP
 from models.preference import text_hash
 
 # A reservation whose holder cannot be seen (another machine) is given up after this long.
 LEASE_SECONDS = 900.0
+PEOPLE = "people"  # who answer in their own time: what they hold is never given up
 _CLOCK_STEP_SECONDS = 60.0
 _MAKING_TABLES = 0x9F01D  # any number of our own
 
@@ -29,6 +33,8 @@ ACCOUNTS = sa.Table(
     sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
     sa.Column("queries", sa.BigInteger, nullable=False, default=0),
     sa.Column("micro_usd", sa.BigInteger, nullable=False, default=0),
+    sa.Column("max_tokens", sa.BigInteger, nullable=False, server_default=str(NO_CAP)),
+    sa.Column("tokens", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 QUERIES = sa.Table(
@@ -54,13 +60,14 @@ QUERIES = sa.Table(
     sa.Column("settled_at", sa.Float),
 )
 
+_KEY = ("oracle", "criterion", "prompt_hash", "response_hash")
+KEY_AND_ID = [QUERIES.c[name] for name in (*_KEY, "id")]
+Key = tuple[str, ...]
+
 LIVE = QUERIES.c.status != "lost"
 sa.Index(
     "one_live_query_per_key",
-    QUERIES.c.oracle,
-    QUERIES.c.criterion,
-    QUERIES.c.prompt_hash,
-    QUERIES.c.response_hash,
+    *KEY_AND_ID[:4],
     unique=True,
     sqlite_where=LIVE,
     postgresql_where=LIVE,
@@ -76,25 +83,15 @@ class Question:
     prompt: str
     response: str
 
+    @cached_property
+    def key(self) -> Key:
+        """What the ledger knows the question by."""
+        return self.oracle, self.criterion, text_hash(self.prompt), text_hash(self.response)
+
     def columns(self) -> dict[str, str]:
         """Return the columns of this query's row that say what was asked."""
-        return {
-            "oracle": self.oracle,
-            "criterion": self.criterion,
-            "prompt_hash": text_hash(self.prompt),
-            "response_hash": text_hash(self.response),
-            "prompt": self.prompt,
-            "response": self.response,
-        }
-
-    def match(self) -> sa.ColumnElement[bool]:
-        """Return the condition that selects this query's rows."""
-        return sa.and_(
-            QUERIES.c.oracle == self.oracle,
-            QUERIES.c.criterion == self.criterion,
-            QUERIES.c.prompt_hash == text_hash(self.prompt),
-            QUERIES.c.response_hash == text_hash(self.response),
-        )
+        named = dict(zip(_KEY, self.key, strict=True))
+        return {**named, "prompt": self.prompt, "response": self.response}
 
 
 CHARGES = sa.Table(
@@ -104,16 +101,50 @@ CHARGES = sa.Table(
     sa.Column("query_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     sa.Column("micro_usd", sa.BigInteger, nullable=False),
     sa.Column("bought", sa.Boolean, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 
-def asked_again(query_id: int) -> sa.Select[Any]:
-    """Select the queries that ask what a given-up one (status lost) has asked, and are not given up themselves."""
-    other = QUERIES.alias()
-    same = [QUERIES.c[name] == other.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash")]
-    return sa.select(other.c.id).where(
-        QUERIES.c.id == query_id, QUERIES.c.status == "lost", other.c.status != "lost", *same
-    )
+_LIVE_ROWS = sa.select(*(QUERIES.c[name] for name in (*_KEY, "id", "status", "score", "micro_usd", "tokens"))).where(
+    QUERIES.c.oracle == sa.bindparam("oracle"),
+    QUERIES.c.criterion == sa.bindparam("criterion"),
+    LIVE,
+    # two lists, because SQLite reads every label of the expert for one list of pairs
+    QUERIES.c.prompt_hash.in_(sa.bindparam("prompts", expanding=True)),
+    QUERIES.c.response_hash.in_(sa.bindparam("responses", expanding=True)),
+)
+
+
+def live_rows(connection: Connection, questions: Sequence[Question]) -> dict[Key, Any]:
+    """Return the rows that questions have and that are not given up, by key."""
+    found: dict[Key, Any] = {}
+    for oracle, criterion in {question.key[:2] for question in questions}:
+        prompts, responses = zip(*(q.key[2:] for q in questions if q.key[:2] == (oracle, criterion)), strict=True)
+        expert = {"oracle": oracle, "criterion": criterion}
+        asked = {"prompts": list(set(prompts)), "responses": list(set(responses))}
+        found |= {tuple(row[:4]): row for row in connection.execute(_LIVE_ROWS, {**expert, **asked})}
+    return found
+
+
+def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[Key, int]:
+    """Write rows whose questions have no live row yet, and return the ids by key of those written."""
+    return {tuple(row[:4]): int(row[4]) for row in connection.execute(_insert_new(connection.dialect.name), list(rows))}
+
+
+@cache
+def _insert_new(dialect: str) -> Any:  # noqa: ANN401
+    return insert_into(QUERIES, dialect).on_conflict_do_nothing().returning(*KEY_AND_ID)
+
+
+def revive(connection: Connection, query_id: int) -> bool:
+    """Make a given-up query (status lost) live again; false if its question was asked again meanwhile."""
+    again = sa.update(QUERIES).where(QUERIES.c.id == query_id).values(status="reserved")
+    try:
+        with connection.begin_nested():
+            connection.execute(again)
+    except sa.exc.IntegrityError:
+        return False
+    return True
 
 
 def open_engine(url: str) -> Engine:
@@ -125,7 +156,18 @@ def open_engine(url: str) -> Engine:
         if not embedded:  # two that make the tables at once would get into each other's way
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
         METADATA.create_all(connection)
+        _add_columns(connection)
     return engine
+
+
+def _add_columns(connection: Connection) -> None:
+    """Give tables that an earlier version has made the columns they lack; what is in them stays."""
+    for table in METADATA.sorted_tables:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
 
 
 def _sqlite(url: sa.URL) -> Engine:
@@ -146,18 +188,25 @@ def _sqlite(url: sa.URL) -> Engine:
     return engine
 
 
-def insert_into(table: sa.Table, engine: Engine) -> postgresql.Insert | sqlite.Insert:
+def insert_into(table: sa.Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that may say ON CONFLICT, which each database spells in its own way."""
-    return sqlite.insert(table) if engine.dialect.name == "sqlite" else postgresql.insert(table)
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
 def this_process() -> str:
     """Return a holder that no other process, container or boot is mistaken for."""
-    return f"{_place()}|{os.getpid()}|{psutil.Process().create_time():.0f}"
+    return _holder(os.getpid())
+
+
+@cache  # a forked child has an id of its own
+def _holder(process: int) -> str:
+    return f"{_place()}|{process}|{psutil.Process(process).create_time():.0f}"
 
 
 def alive(holder: str, reserved_at: float) -> bool:
-    """Whether a holder may still settle: its process runs here, or it is out of sight and its lease has not ended."""
+    """Whether a holder may still settle: people always, a process that runs here, one out of sight while its lease lasts."""
+    if holder == PEOPLE:
+        return True
     place, pid, started = holder.rsplit("|", 2)
     host, boot, _ = place.split("/", 2)
     here = _place()

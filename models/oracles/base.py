@@ -1,5 +1,6 @@
 """What every expert answers: a score for one tuple (x, y), or which of two is better; and what the answer cost."""
 
+import asyncio
 import json
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -65,9 +66,18 @@ class Oracle(Plugin):
         """Return the score of one tuple. Raise UnpaidFailure if the call failed without being billed."""
         raise NotImplementedError
 
+    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
+        """Return what `judge` does. The desk awaits many at once; experts behind a server need no thread for it."""
+        return await asyncio.to_thread(self.judge, prompt, response, rubric)
+
     def ceiling(self, prompt: str, response: str) -> MicroUsd:
         """Return the most that one query may cost, in micro-dollars."""
         raise NotImplementedError
+
+    def most_tokens(self, prompt: str, response: str) -> int:
+        """Return the most tokens that one query may be billed for; 0 for experts who are not paid by the token."""
+        del prompt, response
+        return 0
 
     def expected(self, prompt: str, response: str) -> MicroUsd:
         """Return what one query usually costs, in micro-dollars; its ceiling where prices are fixed."""

@@ -41,6 +41,9 @@ class Comparing(PairOracle):
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         return self.inner.ceiling(prompt, first) + self.inner.ceiling(prompt, second)
 
+    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        return sum(self.inner.most_tokens(prompt, text) for text in json.loads(response))
+
     def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return sum(self.inner.expected(prompt, text) for text in json.loads(response))
 

@@ -1,8 +1,8 @@
 """A language model as the expert: a rubric, a justification, a score, over any OpenAI-compatible server."""
 
+import asyncio
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 
 from models.chat_api import Endpoint, Message, Reply
 from models.cost import MicroUsd
+from models.event_loop import run
 from models.oracles.base import LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
 from models.plugins import digest_of
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
@@ -58,10 +59,13 @@ class LLMJudge(Oracle):
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        return run(self.answer(prompt, response, rubric))
+
+    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         messages = self._messages(prompt, response, rubric)
         calls = Calls(self.endpoint)
         found = [
-            calls.read(
+            await calls.read(
                 messages,
                 self._read,
                 seeds=range(sample * self.attempts, (sample + 1) * self.attempts),
@@ -77,6 +81,10 @@ class LLMJudge(Oracle):
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
         return most * self.samples * self.attempts
+
+    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        most = max(self.endpoint.most_tokens(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
+        return (most + self.endpoint.max_tokens) * self.samples * self.attempts
 
     def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         messages = self._messages(prompt, response, Rubric())
@@ -116,7 +124,7 @@ class Calls:
         self.failure = ""
         self.lost = 0
 
-    def read(
+    async def read(
         self,
         messages: list[Message],
         read: Callable[[Reply], Value | None],
@@ -126,13 +134,13 @@ class Calls:
     ) -> Value | None:
         """Return what `read` makes of a reply, asking once for each seed until it makes something of one; None otherwise."""
         for seed in seeds:
-            reply = self.ask(messages, seed=seed, **options)
+            reply = await self.ask(messages, seed=seed, **options)
             value = None if reply is None or reply.refused else read(reply)
             if reply is None or value is not None:
                 return value
         return None
 
-    def ask(self, messages: list[Message], **options: Any) -> Reply | None:  # noqa: ANN401
+    async def ask(self, messages: list[Message], **options: Any) -> Reply | None:  # noqa: ANN401
         """Return the reply; None where the call failed after others were paid for. Raises as `complete` before that.
 
         Before that it is the desk that asks again, with a new reservation; after it, a failure that cost nothing is tried
@@ -142,7 +150,7 @@ class Calls:
             if self.failure:
                 break
             try:
-                self.replies.append(self.endpoint.complete(messages, **options))
+                self.replies.append(await self.endpoint.complete(messages, **options))
             except (UnpaidFailure, LostReply) as failure:
                 if not self.replies:
                     raise
@@ -150,7 +158,7 @@ class Calls:
                     self.failure = str(failure)
                     self.lost = self.endpoint.ceiling(messages) if isinstance(failure, LostReply) else 0
                 else:
-                    time.sleep(pause if failure.retry_after is None else failure.retry_after)
+                    await asyncio.sleep(pause if failure.retry_after is None else failure.retry_after)
             else:
                 return self.replies[-1]
         return None

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from models.chat_api import Endpoint, Message
 from models.cost import MicroUsd
+from models.event_loop import run
 from models.oracles.base import PairOracle, Verdict
 from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, USUAL_REPLY, Calls, messages_of, stated_field
 from models.rubric import Rubric
@@ -39,9 +40,16 @@ class LLMPairs(PairOracle):
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        return run(self._compare(prompt, first, second, rubric))
+
+    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        first, second = json.loads(response)
+        return await self._compare(prompt, first, second, rubric)
+
+    async def _compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
         calls = Calls(self.endpoint)
         found = [
-            calls.read(
+            await calls.read(
                 self._messages(prompt, one, other, rubric),
                 lambda reply: stated_better(reply.text, structured=self.structured),
                 seeds=range(self.attempts),
@@ -55,6 +63,11 @@ class LLMPairs(PairOracle):
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
         return 2 * self.attempts * most
+
+    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        first, second = json.loads(response)
+        messages = (self._messages(prompt, first, second, rubric) for rubric in Rubric.every())
+        return 2 * self.attempts * (max(map(self.endpoint.most_tokens, messages)) + self.endpoint.max_tokens)
 
     def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         first, second = json.loads(response)

@@ -54,6 +54,9 @@ class Noisy(Oracle):
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.inner.ceiling(prompt, response)
 
+    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        return self.inner.most_tokens(prompt, response)
+
     def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.inner.expected(prompt, response)
 

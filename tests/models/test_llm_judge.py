@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks.loopback_judge import LoopbackJudge, right_score
-from models.chat_api import Endpoint, _client
+from models.chat_api import Endpoint, close_clients
 from models.cost import Prices
 from models.labelling import Desk, LabellingStopped, label
 from models.ledger import Ledger
@@ -29,7 +29,7 @@ PRICE = 60 + 20 + 20  # 60 fresh and 40 cached input tokens, 10 of output
 def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     yield
-    _client.cache_clear()
+    close_clients()
 
 
 def judge_at(server: LoopbackJudge, **fields: Any) -> LLMJudge:

@@ -1,0 +1,121 @@
+"""Accounts: what a budget allows, what it has been charged, and by one conditional UPDATE that it is never passed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from models.cost import Amount, dollars, total
+from models.ledger_tables import ACCOUNTS, CHARGES, QUERIES, insert_into
+
+
+class BudgetExhausted(Exception):
+    """The account cannot pay for one more query; `held` says that calls in flight may yet give some of it back."""
+
+    def __init__(self, message: str, *, held: bool) -> None:
+        super().__init__(message)
+        self.held = held
+
+
+class Spent(NamedTuple):
+    """An account's charges: all of them (virtual), and the part that was paid for by it; then the tokens of all."""
+
+    queries: int
+    micro_usd: int
+    bought_queries: int
+    bought_micro_usd: int
+    tokens: int = 0
+
+
+# The statements of every query are made once: to make one takes longer than to execute it.
+_COUNTED = ("queries", "micro_usd", "tokens")
+_MORE = {name: ACCOUNTS.c[name] + sa.bindparam(f"more_{name}", type_=sa.BigInteger) for name in _COUNTED}
+_ADJUST = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(_MORE)
+_TAKE = _ADJUST.where(*(_MORE[name] <= ACCOUNTS.c[f"max_{name}"] for name in _COUNTED))
+_CHARGE = sa.insert(CHARGES)
+_RECHARGE = (
+    sa.update(CHARGES)
+    .where(CHARGES.c.query_id == sa.bindparam("of"))
+    .values(micro_usd=sa.bindparam("price"), tokens=sa.bindparam("used"))
+)
+
+
+def open_account(connection: Connection, name: str, *, queries: int, micro_usd: int, tokens: int) -> None:
+    """Make the account, or set new caps on it; what it has spent stays."""
+    caps = {"max_queries": queries, "max_micro_usd": micro_usd, "max_tokens": tokens}
+    opened = insert_into(ACCOUNTS, connection.dialect.name).values(name=name, queries=0, micro_usd=0, tokens=0, **caps)
+    connection.execute(opened.on_conflict_do_update(index_elements=["name"], set_=caps))
+
+
+def afford(connection: Connection, account: str, prices: Sequence[Amount]) -> list[bool]:
+    """Charge an account for each query whose price its caps still allow, in order, and say which those are."""
+    if not prices or _take(connection, account, len(prices), total(prices)):
+        return [True] * len(prices)
+    return [len(prices) > 1 and _take(connection, account, 1, price) for price in prices]
+
+
+def _take(connection: Connection, account: str, queries: int, price: Amount) -> bool:
+    return connection.execute(_TAKE, _more(account, queries, price)).rowcount == 1
+
+
+def adjust(connection: Connection, account: str, *, queries: int, by: Amount) -> None:
+    """Change what an account has spent, caps or no caps: the difference between a ceiling and a real price."""
+    connection.execute(_ADJUST, _more(account, queries, by))
+
+
+def _more(account: str, queries: int, by: Amount) -> dict[str, str | int]:
+    return {"account": account, "more_queries": queries, "more_micro_usd": by.micro_usd, "more_tokens": by.tokens}
+
+
+def exhausted(connection: Connection, account: str, price: Amount) -> BudgetExhausted:
+    """Return why one more query at this price does not fit; raise KeyError if there is no such account."""
+    row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
+    if row is None:
+        raise KeyError(f"account {account!r} is not open: call open_account first")
+    flying = sa.select(QUERIES.c.id).where(QUERIES.c.account == account, QUERIES.c.status == "reserved")
+    tokens = f", {row['tokens']} of {row['max_tokens']} tokens" if price.tokens else ""
+    return BudgetExhausted(
+        f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries, "
+        f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}{tokens}; one more at {dollars(price.micro_usd)} "
+        f"{f'and {price.tokens} tokens ' if price.tokens else ''}"
+        "does not fit: raise labelling.queries, labelling.max_micro_usd or labelling.max_tokens",
+        held=connection.execute(flying.limit(1)).first() is not None,
+    )
+
+
+def charge(connection: Connection, account: str, prices: Sequence[tuple[int, Amount]], *, bought: bool) -> None:
+    """Write down, by query id, what an account has been charged for."""
+    rows = [
+        {
+            "account": account,
+            "query_id": query_id,
+            "micro_usd": price.micro_usd,
+            "tokens": price.tokens,
+            "bought": bought,
+        }
+        for query_id, price in prices
+    ]
+    if rows:
+        connection.execute(_CHARGE, rows)
+
+
+def recharge(connection: Connection, prices: Sequence[tuple[int, Amount]]) -> None:
+    """Charge other prices for queries, by id, than were charged before."""
+    connection.execute(_RECHARGE, [{"of": i, "price": price.micro_usd, "used": price.tokens} for i, price in prices])
+
+
+def charged_for(connection: Connection, account: str, query_ids: Sequence[int]) -> dict[int, bool]:
+    """Return which of the queries an account has been charged for, and whether it has bought them."""
+    mine = sa.select(CHARGES.c.query_id, CHARGES.c.bought).where(CHARGES.c.account == account)
+    found = connection.execute(mine.where(CHARGES.c.query_id.in_(query_ids))) if query_ids else ()
+    return {query_id: bool(bought) for query_id, bought in found}
+
+
+def spent(connection: Connection, account: str) -> Spent:
+    """Return what an account has been charged; zeros for an account that was never opened."""
+    sums = [sa.func.coalesce(sa.func.sum(CHARGES.c[name]), 0) for name in ("micro_usd", "tokens")]
+    counted = sa.select(sa.func.count(), *sums).where(CHARGES.c.account == account)
+    queries, micro_usd, tokens = connection.execute(counted).one()
+    bought, bought_micro_usd, _ = connection.execute(counted.where(CHARGES.c.bought)).one()
+    return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd), int(tokens))

@@ -1,0 +1,63 @@
+"""What goes into the ledger and comes out of it: an order, a reservation, a settlement, an answer."""
+
+from typing import Literal, NamedTuple
+
+from models.cost import Amount, dollars
+from models.ledger_accounts import BudgetExhausted
+from models.ledger_tables import Question
+from models.preference import LabelStatus
+
+QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
+
+
+class Order(NamedTuple):
+    """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None."""
+
+    question: Question
+    ceiling: Amount
+    paid_on_loss: bool
+    holder: str | None = None
+
+
+class Reservation(NamedTuple):
+    """Money and tokens set aside for one call; settle, release or lose it."""
+
+    query_id: int
+    account: str
+    micro_usd: int
+    tokens: int = 0
+
+
+class Settlement(NamedTuple):
+    """What a call has brought, and its real price."""
+
+    reservation: Reservation
+    status: LabelStatus
+    score: float
+    raw: str
+    tokens: int
+    micro_usd: int
+    seconds: float
+
+
+class Answer(NamedTuple):
+    """What the ledger holds for a question; `bought` says whether this account paid for it."""
+
+    score: float
+    micro_usd: int
+    tokens: int
+    bought: bool
+    status: LabelStatus
+
+
+Outcome = Reservation | Answer | BudgetExhausted | None
+
+
+def dearer(price: Amount, charged: Amount) -> ValueError | None:
+    """Return the error of an expert who asks more than was reserved: the caps no longer hold."""
+    if price.micro_usd <= charged.micro_usd and (price.tokens <= charged.tokens or not charged.tokens):
+        return None
+    return ValueError(
+        f"oracle asked {dollars(price.micro_usd)} for a query reserved at {dollars(charged.micro_usd)} "
+        f"({price.tokens} tokens, reserved {charged.tokens}): its ceiling is too low; the reply is kept"
+    )

@@ -1,6 +1,7 @@
 """An OpenAI-compatible server on 127.0.0.1 that judges by a rule and fails on purpose: for tests, chaos and throughput.
 
-The right score of a response is the last digit in it, modulo 6; of two responses the better one scores higher.
+The right score of a response is the last digit in it, or where it has none the number of its letters, modulo 6; of two
+responses the better one scores higher.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from aiohttp import web
 def right_score(text: str) -> int:
     """Return what the server says of a response when nothing goes wrong."""
     digits = re.findall(r"\d", text)
-    return int(digits[-1]) % 6 if digits else 0
+    return (int(digits[-1]) if digits else len(text)) % 6
 
 
 @dataclass
@@ -34,6 +35,7 @@ class LoopbackJudge:
     prompt_tokens: int = 100
     completion_tokens: int = 10
     prefers_first: bool = False  # a judge with a bias for the place
+    key: str | None = None  # of those who may ask; others are refused, and told which key they have come with
     headers: list[dict[str, str]] = field(default_factory=list)
     log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
@@ -92,13 +94,18 @@ class LoopbackJudge:
         raw = await request.read()
         body = json.loads(raw)
         self.headers.append(dict(request.headers))
-        fault = self._fault(raw)
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        fault = "key" if self.key is not None and given != self.key else self._fault(raw)
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
-        if fault == "rate_limit":
-            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"retry-after-ms": "20"})
-        if fault == "error":
-            return web.json_response({"error": {"message": "broken"}}, status=500)
+        failures = {
+            "rate_limit": (429, "slow down"),
+            "error": (500, "broken"),
+            "key": (401, f"Incorrect API key: {given}"),
+        }
+        if fault in failures:
+            status, message = failures[fault]
+            return web.json_response({"error": {"message": message}}, status=status, headers={"retry-after-ms": "20"})
         if fault == "timeout":
             await asyncio.sleep(self.hang)
         if fault == "drop":
@@ -123,7 +130,7 @@ class LoopbackJudge:
             name: str = "better"
             verdict: str | int = "C" if wrong else "A" if self.prefers_first else _better(asked)
         else:
-            name, verdict = "score", 9 if wrong else right_score(asked)
+            name, verdict = "score", 9 if wrong else right_score(asked.rsplit("\n\nResponse: ", 1)[-1])
         said = {"justification": "by the rule", name: verdict}
         return json.dumps(said) if structured else f"By the rule.\n{name.title()}: {verdict}"
 

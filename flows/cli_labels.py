@@ -94,6 +94,7 @@ def labels_drift(
     from models.cost import dollars
     from models.drift import ask_again, sample_of
     from models.labelling import Desk
+    from models.oracles.base import a_token_to_four_bytes
 
     labelling = load(Experiment, file).labelling
     labelling.oracle.check()
@@ -101,7 +102,8 @@ def labels_drift(
     rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
     if not rows:
         raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
-    price = sum(labelling.oracle.expected(row["prompt"], row["response"]) for row in rows)
+    asked = [(row["prompt"], row["response"]) for row in rows]
+    price = sum(labelling.oracle.expected(*each, a_token_to_four_bytes).micro_usd for each in asked)
     typer.echo(f"{len(rows)} labels will be bought again, expected {dollars(price)}, at most {dollars(max_micro_usd)}")
     if not yes:
         typer.confirm("go on?", abort=True)

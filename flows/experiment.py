@@ -8,7 +8,7 @@ from models.acquisition.base import Acquisition
 from models.acquisition.pairwise import PairAcquisition
 from models.acquisition.uniform import Uniform
 from models.chat import Template
-from models.cost import MicroUsd
+from models.cost import NO_CAP, MicroUsd
 from models.embedding import Embedding, PolicyEmbedding
 from models.evaluators.base import Evaluator
 from models.evaluators.generative import Generative
@@ -41,13 +41,14 @@ class PolicyConfig(Frozen):
 
 
 class Labelling(Frozen):
-    """What to ask, whom, how often, and what it may cost. Both caps are hard."""
+    """What to ask, whom, how often, and what it may cost. Every cap is hard."""
 
     acquisition: Annotated[Acquisition, OneOf("models.acquisition")] = Uniform()
     oracle: Annotated[Oracle, OneOf("models.oracles")]
     rubric: Rubric = Rubric()
     queries: PositiveInt = Field(description="expert queries in all, over rounds and batches")
     max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
+    max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for experts billed by the token")
     batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
     workers: PositiveInt = Field(4, description="concurrent queries; does not change the result")
     shuffle_labels: bool = Field(False, description="the control arm: permute the labels before the evaluator learns")

@@ -30,8 +30,10 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "queries",
             f"{report['queries']}{asked} for {dollars(report['micro_usd'])}"
             + (f", of which {reused} were owned already" if reused else "")
-            + (f", {report['quarantined']} quarantined" if report["quarantined"] else ""),
+            + (f", {report['quarantined']} quarantined" if report["quarantined"] else "")
+            + (f", {report['lost_queries']} without a reply, counted as paid" if report["lost_queries"] else ""),
         ),
+        *_of_the_expert(report["expert"]),
         ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert"),
         ("pairs per query", f"{report['pairs_per_query']:.1f}"),
         (
@@ -64,6 +66,22 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
+    """Return the lines about how an expert judges; none about what is not known of it."""
+    lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the expert's score")]
+    if "order_consistency" in facts:
+        lines.append(
+            (
+                "  both orders",
+                f"agree in {_share(facts['order_consistency'])} of the comparisons; "
+                f"the first place won {_share(facts['first_place_share'])} of the untied",
+            )
+        )
+    if facts.get("unreadable_replies"):
+        lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
+    return lines
+
+
 def warnings(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the headlines."""
     found = []
@@ -77,6 +95,11 @@ def warnings(report: dict[str, Any]) -> list[str]:
     low, high = report["policy"]["oracle_gain_ci"]
     if low is None or low <= 0 <= high:
         found.append("The interval of the gain covers zero: this run shows no effect.")
+    if not (books := report["books"])["agree"]:
+        found.append(
+            f"The books do not agree: ledger {dollars(books['ledger'])}, replies {dollars(books['replies'])} and "
+            f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
+        )
     if report["prompts_over_long"]:
         found.append(f"{len(report['prompts_over_long'])} prompts were too long and set aside.")
     found.append("One run is an anecdote: compare seeds, and arms at equal budget, before concluding.")
@@ -120,6 +143,10 @@ def to_html(report: dict[str, Any], figures: list[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _with_interval(value: float | None, interval: list[float | None]) -> str:

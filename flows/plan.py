@@ -1,15 +1,18 @@
 """What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from flows.experiment import Experiment
-from models.cost import dollars
-from models.oracles.base import Oracle, pair_text
-from models.policies.pretrained import PACKAGED, check_reference
+from models.cost import NO_CAP, dollars
+from models.ledger import seconds_of
+from models.oracles.base import Counter, Expected, Oracle, a_token_to_four_bytes, pair_text
+from models.policies.pretrained import PACKAGED, check_reference, tokenizer_at_hand
 from models.preference import Prompt
+from tasks.settings import settings
 
 # Seconds on two cores with bf16 instructions, measured with the packaged model and texts of about 22 tokens.
 # For other models and machines they are only proportions, and the plan says so.
@@ -20,6 +23,7 @@ _START_SECONDS = 40.0
 
 _CHARACTERS_PER_TOKEN = 4
 _SOME_PROMPTS = 50
+_ENOUGH_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,25 @@ class Step:
     seconds: float
 
 
+class Range(NamedTuple):
+    """What is expected, and between which bounds it lies."""
+
+    low: float
+    usual: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the budget's queries take: micro-dollars, tokens (0 where none are counted), seconds; and how it is known."""
+
+    micro_usd: Range
+    tokens: Range
+    seconds: Range
+    counted_by: str
+    timed_by: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole run, ready to be shown."""
@@ -39,8 +62,7 @@ class Plan:
     steps: tuple[Step, ...]
     pool_tuples: int
     queries: int
-    micro_usd: int
-    micro_usd_range: tuple[int, int]
+    asking: Asking
     evaluation_queries: int
     evaluation_micro_usd: int
     proxy_pairs: int
@@ -64,18 +86,41 @@ class Plan:
             f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
             f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
             f"expert     {oracle.description}{simulated}; a query is one {unit}",
-            f"budget     at most {self.queries} queries and {dollars(x.labelling.max_micro_usd)}; "
+            f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(x.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}{self._range()}",
+            *self._asking(),
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
             f"pairs      about {self.proxy_pairs} proxy-labelled pairs, {self.proxy_pairs / self.queries:.1f} per query",
         ]
 
+    @property
+    def micro_usd(self) -> int:
+        """Return the price expected of the budget's queries."""
+        return int(self.asking.micro_usd.usual)
+
+    def _token_cap(self) -> str:
+        cap = self.experiment.labelling.max_tokens
+        return "" if cap == NO_CAP else f", {cap:,} tokens"
+
     def _range(self) -> str:
-        low, high = self.micro_usd_range
+        low, _, high = (int(value) for value in self.asking.micro_usd)
         if low == high:
             return ""
         return f", from {dollars(low)} (answers without a word) to {dollars(high)} (the longest, every call at its ceiling)"
+
+    def _asking(self) -> list[str]:
+        tokens, seconds, lines = self.asking.tokens, self.asking.seconds, []
+        if tokens.high:
+            low, usual, high = (f"{int(value):,}" for value in tokens)
+            lines.append(f"tokens     about {usual}, from {low} to {high}; counted {self.asking.counted_by}")
+        if seconds.high:
+            low, usual, high = (f"{value:.0f}" for value in seconds)
+            lines.append(
+                f"asking     about {usual} s with {self.experiment.labelling.workers} in flight, from {low} to {high}; "
+                f"{self.asking.timed_by}"
+            )
+        return lines
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -94,25 +139,21 @@ def plan(experiment: Experiment) -> Plan:
     held_out = len(prompts.held_out) * x.evaluation.samples
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
-    price = _prices(x.labelling.oracle, prompts.pool, usual=usual, longest=longest)
-    if price.ceiling > x.labelling.max_micro_usd:
-        raise ValueError(
-            f"labelling.max_micro_usd={x.labelling.max_micro_usd} does not pay for one query at {price.ceiling}: raise it"
-        )
-    evaluation_cost = 2 * held_out * _prices(x.judge, prompts.pool, usual=usual, longest=longest).usual
+    count = tokenizer_at_hand(x.policy.model)
+    each = _each(x.labelling.oracle, prompts.pool, (0, usual, longest), count or a_token_to_four_bytes)
+    _check_caps(x, each[-1])
+    evaluation_cost = 2 * held_out * _each(x.judge, prompts.pool, (usual,), count or a_token_to_four_bytes)[0].micro_usd
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
             f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
             f"{dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
         )
-    totals = [min(x.labelling.queries * one, x.labelling.max_micro_usd) for one in price]
     return Plan(
         experiment=x,
         steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
-        micro_usd=totals[1],
-        micro_usd_range=(totals[0], totals[2]),
+        asking=_asking(x, each, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"),
         evaluation_queries=2 * held_out,
         evaluation_micro_usd=evaluation_cost,
         proxy_pairs=len(prompts.pool),
@@ -131,24 +172,53 @@ def _check_queries(x: Experiment, prompts: int) -> None:
         )
 
 
-class _Prices(NamedTuple):
-    """Of one query, in micro-dollars: about an empty response, about a usual one, and the ceiling about the longest."""
+def _check_caps(x: Experiment, most: Expected) -> None:
+    """Raise ValueError if a cap does not pay for one query, or is on what this expert does not count."""
+    caps = x.labelling
+    if most.micro_usd > caps.max_micro_usd:
+        raise ValueError(
+            f"labelling.max_micro_usd={caps.max_micro_usd} does not pay for one query at {most.micro_usd}: raise it"
+        )
+    if caps.max_tokens != NO_CAP and not most.tokens:
+        raise ValueError(
+            f"labelling.max_tokens={caps.max_tokens}, and expert {caps.oracle.label()!r} is not billed by the token: "
+            "leave it out"
+        )
+    if most.tokens > caps.max_tokens:
+        raise ValueError(
+            f"labelling.max_tokens={caps.max_tokens} does not pay for one query of up to {most.tokens} tokens: raise it"
+        )
 
-    least: int
-    usual: int
-    ceiling: int
 
-
-def _prices(oracle: Oracle, pool: list[Prompt], *, usual: int, longest: int) -> _Prices:
-    """Return the mean over some prompts, and the greatest ceiling; lengths in characters."""
+def _each(oracle: Oracle, pool: list[Prompt], lengths: Sequence[int], count: Counter) -> list[Expected]:
+    """Return what one query takes about answers of each length in characters, a mean over some prompts; the last at most."""
 
     def asked(length: int) -> str:
-        text = "x" * length
+        text = ("word " * (length // 5 + 1))[:length]
         return pair_text(text, text)[0] if oracle.unit == "pair" else text
 
     some = [prompt.text for prompt in pool[:_SOME_PROMPTS]]
-    least, typical = (int(np.mean([oracle.expected(p, asked(n)) for p in some])) for n in (0, usual))
-    return _Prices(least, typical, max(oracle.ceiling(p, asked(longest)) for p in some))
+    usual = [Expected(*np.mean([oracle.expected(p, asked(n), count) for p in some], axis=0)) for n in lengths]
+    means = [Expected(round(one.micro_usd), round(one.tokens), one.seconds) for one in usual]
+    ceiling, tokens = (max(most(p, asked(lengths[-1])) for p in some) for most in (oracle.ceiling, oracle.most_tokens))
+    return [*means[:-1], Expected(ceiling, tokens, means[-1].seconds)] if len(lengths) > 1 else means
+
+
+def _asking(x: Experiment, each: Sequence[Expected], counted_by: str) -> Asking:
+    caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
+    _, usual, most = each
+    seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
+    timed_by = "a call's time is assumed"
+    if len(known) >= _ENOUGH_TIMES:
+        seconds, timed_by = Range(*np.quantile(known, (0.1, 0.5, 0.9))), f"as its last {len(known)} answers took"
+    paced = caps.oracle.paced(caps.queries, caps.queries * most.tokens)
+    return Asking(
+        micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in each)),
+        tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in each)),
+        seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),
+        counted_by=counted_by,
+        timed_by=timed_by,
+    )
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:

@@ -13,13 +13,14 @@ from flows.report import Findings, Rounds, write_report
 from flows.tracking import Arm, arm_run
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
+from models.cost import Amount
 from models.embedding import View
 from models.plugins import digest_of
 from models.policies.pretrained import locate
 from models.randomness import seed_of
 from tasks.acquire import acquire
 from tasks.align import align
-from tasks.annotate import annotate
+from tasks.annotate import Bought, annotate
 from tasks.caching import Product
 from tasks.embed import embed
 from tasks.evaluate import assess_evaluator, assess_policy
@@ -56,7 +57,7 @@ def proxy_reward(experiment: Experiment) -> dict[str, Any]:
             pool = Pool(responses, *_views(arm, responses, first), _reference(arm, responses, before))
             for turn in arm.turns(number):
                 picks = _picks(arm, pool, evaluator, first=first, history=history, turn=turn)
-                labels = arm.buy(_labels(arm, responses, picks, arm.money_left))
+                labels = arm.buy(_labels(arm, responses, picks, arm.left))
                 history += (pool.batch(picks, labels.ref),)
                 evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, number))
             scored = arm.log("proxy_label", _scores(arm, trained.ref, responses, pool.features, first))
@@ -141,7 +142,7 @@ def _picks(
         members=members,
         reference=pool.reference,
         oracle=labelling.oracle if strategy.needs.cost else None,
-        money=arm.money_left if strategy.needs.cost else None,
+        money=arm.left.micro_usd if strategy.needs.cost else None,
         history=history,
         budget=arm.quota(turn),
         seed=arm.experiment.seeds.selection,
@@ -150,7 +151,7 @@ def _picks(
     ).ref
 
 
-def _labels(arm: Arm, responses: Ref, picks: Ref | None, max_micro_usd: int) -> Product:
+def _labels(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought:
     """Buy labels of the picks, or, to measure, of every response."""
     labelling = arm.experiment.labelling
     oracle = arm.experiment.judge if picks is None else labelling.oracle
@@ -162,11 +163,10 @@ def _labels(arm: Arm, responses: Ref, picks: Ref | None, max_micro_usd: int) -> 
         oracle,
         fingerprint=fingerprint,
         rubric=labelling.rubric,
-        account=digest_of(
-            [fingerprint, labelling.rubric.digest(), responses.sha256, asked.sha256, asked.rows, max_micro_usd]
-        ),
+        account=digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, asked.sha256, asked.rows, caps]),
         max_queries=asked.rows or 0,
-        max_micro_usd=max_micro_usd,
+        max_micro_usd=caps.micro_usd,
+        max_tokens=caps.tokens,
         workers=labelling.workers,
     )
 
@@ -206,8 +206,8 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
         )
         for policy in (first, rounds.policy)
     )
-    before_labels = arm.measure(_labels(arm, before.ref, None, arm.evaluation_money_left))
-    after_labels = arm.measure(_labels(arm, after.ref, None, arm.evaluation_money_left))
+    before_labels = arm.measure(_labels(arm, before.ref, None, arm.evaluation_left))
+    after_labels = arm.measure(_labels(arm, after.ref, None, arm.evaluation_left))
     control = _evaluator(arm, rounds.history, first, x.dpo.rounds, shuffle=True)
     features = _view(arm, before.ref, x.evaluator.feature_view, first)
     proxy, shuffled = (

@@ -12,6 +12,7 @@ import pandas as pd
 
 from flows.figures import figure_pages
 from flows.pages import to_html, to_markdown
+from flows.reconciliation import reconcile
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.preference import Comparison, Label, Pair, Pick, Prompt, Response, Score, to_frame, usable_scores
 from tasks.caching import Product
@@ -22,6 +23,8 @@ from tasks.settings import settings
 from tasks.store import Ref, store
 
 _SAMPLES = 8
+# of the last purchase: whether length moves the expert, whether it contradicts itself, what it could not be understood in
+_EXPERT_FACTS = ("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
     comparisons = store().rows(findings.outcome.ref, Comparison)
     report: dict[str, Any] = _finite(_report(arm, findings, comparisons))
+    _log_metrics(arm, report)
+    books = reconcile(arm)
+    report["books"] = {**asdict(books), "agree": books.agree}
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
     figures = figure_pages(
@@ -68,7 +74,7 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     write_text(folder / "report.md", to_markdown(report))
     write_text(folder / "report.html", to_html(report, list(figures)))
     picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
-    _log(arm, findings, comparisons, report, folder)
+    _log(arm, findings, comparisons, folder)
     return report
 
 
@@ -112,6 +118,9 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "queries_bought": arm.total("bought_queries"),
         "micro_usd": arm.total("micro_usd"),
         "micro_usd_paid": arm.total("bought_micro_usd"),
+        "tokens": arm.total("tokens"),
+        "lost_queries": arm.total("lost_queries"),
+        "expert": {name: value for name, value in arm.facts["annotate"].items() if name in _EXPERT_FACTS},
         "quarantined": sum(label.status == "quarantined" for label in labels),
         "evaluation_queries": arm.total("queries", evaluation=True),
         "evaluation_micro_usd": arm.total("micro_usd", evaluation=True),
@@ -156,15 +165,18 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
     }
 
 
-def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], report: dict[str, Any], folder: Path) -> None:
-    import mlflow
-
+def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     scalars = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for section in ("evaluator", "policy"):
         scalars |= {f"{section}.{k}": v for k, v in report[section].items() if isinstance(v, float)}
     for run in arm.stages:
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)
+
+
+def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], folder: Path) -> None:
+    import mlflow
+
     mlflow.log_artifacts(str(folder), "report")
     # the table format of the MLflow UI; log_table would append to it at every rerun
     table = to_frame(comparisons, Comparison).to_json(orient="split", index=False)

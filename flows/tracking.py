@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flows.experiment import Experiment
-from tasks.caching import Product, StageRun, stage_runs
+from models.cost import NO_CAP, Amount
+from tasks.annotate import Bought
+from tasks.caching import StageRun, stage_runs
 from tasks.settings import settings
 from tasks.store import Ref, store
 
@@ -36,8 +38,8 @@ class Arm:
     stages: list[StageRun]
     paid_before: bool  # whether an earlier execution of this same arm has bought labels
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
-    purchases: list[dict[str, float]] = field(default_factory=list)
-    measurements: list[dict[str, float]] = field(default_factory=list)
+    purchases: list[Bought] = field(default_factory=list)
+    measurements: list[Bought] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def log(self, stage: str, product: F) -> F:
@@ -46,18 +48,18 @@ class Arm:
         log_metrics({f"{stage}.{name}": value for name, value in product.facts.items()}, step=self.queries)
         return product
 
-    def buy(self, labels: Product) -> Product:
+    def buy(self, labels: Bought) -> Bought:
         """Count a turn's purchase."""
         facts = labels.facts
         if self.stages and self.stages[-1].cached and not self.paid_before:  # another arm paid for these
             facts = facts | {"bought_queries": 0.0, "bought_micro_usd": 0.0}
-        self.purchases.append(facts)
-        self.log("annotate", labels.model_copy(update={"facts": facts}))
-        return labels
+        counted = labels.model_copy(update={"facts": facts})
+        self.purchases.append(counted)
+        return self.log("annotate", counted)
 
-    def measure(self, labels: Product) -> Product:
+    def measure(self, labels: Bought) -> Bought:
         """Count the evaluation's queries, which are not the budget's."""
-        self.measurements.append(labels.facts)
+        self.measurements.append(labels)
         return labels
 
     def turns(self, round_number: int) -> range:
@@ -77,18 +79,19 @@ class Arm:
         return self.total("queries")
 
     @property
-    def money_left(self) -> int:
-        """Return what is left of the budget, in micro-dollars."""
-        return self.experiment.labelling.max_micro_usd - self.total("micro_usd")
+    def left(self) -> Amount:
+        """Return what is left of the budget."""
+        caps = self.experiment.labelling
+        return Amount(caps.max_micro_usd - self.total("micro_usd"), caps.max_tokens - self.total("tokens"))
 
     @property
-    def evaluation_money_left(self) -> int:
-        """Return what is left for the evaluation's queries, in micro-dollars."""
-        return self.experiment.evaluation.max_micro_usd - self.total("micro_usd", evaluation=True)
+    def evaluation_left(self) -> Amount:
+        """Return what is left for the evaluation's queries."""
+        return Amount(self.experiment.evaluation.max_micro_usd - self.total("micro_usd", evaluation=True), NO_CAP)
 
     def total(self, fact: str, *, evaluation: bool = False) -> int:
         """Return the sum of a fact over the purchases (or over the evaluation's)."""
-        return int(sum(facts[fact] for facts in (self.measurements if evaluation else self.purchases)))
+        return int(sum(bought.facts[fact] for bought in (self.measurements if evaluation else self.purchases)))
 
 
 @contextmanager

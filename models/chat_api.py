@@ -13,14 +13,17 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from models.cost import Prices
 from models.event_loop import run
-from models.oracles.base import LostReply, RefusedCall, UnpaidFailure
+from models.oracles.base import Counter, Expected, LostReply, RefusedCall, UnpaidFailure
 from models.plugins import Frozen
 
 Message = Mapping[str, str]
 
 # A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
 _TOKENS_PER_MESSAGE = 16
-_BYTES_PER_TOKEN = 4  # of English, roughly
+_PASSING = {408, 409, 429}  # statuses of failures that pass
+_SECONDS_PER_TOKEN = (
+    0.02  # of a reply, and as much as thirty of them before the first: usual, where nothing was measured
+)
 
 
 class Reply(NamedTuple):
@@ -75,10 +78,16 @@ class Endpoint(Frozen):
         """Return the most that one call may cost, in micro-dollars."""
         return self.prices.cost(input_tokens=self.most_tokens(messages), output_tokens=self.max_tokens)
 
-    def expected(self, messages: Sequence[Message], *, output_tokens: int) -> int:
-        """Return what one call usually costs, in micro-dollars: about four bytes to an input token."""
-        tokens = self.most_tokens(messages) // _BYTES_PER_TOKEN
-        return self.prices.cost(input_tokens=tokens, output_tokens=min(output_tokens, self.max_tokens))
+    def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
+        """Return what one call usually costs."""
+        sent, written = sum(count(m["content"]) for m in messages), min(output_tokens, self.max_tokens)
+        price = self.prices.cost(input_tokens=sent, output_tokens=written)
+        return Expected(price, sent + written, seconds=(written + 30) * _SECONDS_PER_TOKEN)
+
+    def paced(self, calls: int, tokens: int) -> float:
+        """Return the seconds that the rate limits make of so many calls and tokens."""
+        rates = (calls, self.requests_per_minute), (tokens, self.tokens_per_minute)
+        return max(60.0 * number / limit if limit else 0.0 for number, limit in rates)
 
     def check(self) -> None:
         """Raise ValueError if there is no key, before anything is bought."""
@@ -99,8 +108,6 @@ class Endpoint(Frozen):
         where nothing was billed (a rate limit, an error of the server, no connection), RefusedCall where trying again is no
         use, and LostReply where the reply may have been paid for and never came, or cannot be read.
         """
-        import openai
-
         await self._wait(self.most_tokens(messages) + self.max_tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if seed is not None:
@@ -116,24 +123,35 @@ class Endpoint(Frozen):
         try:
             # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
             return self._reply(await _client(self).post("/chat/completions", body=body, cast_to=object))
-        except openai.RateLimitError as error:
-            if error.code == "insufficient_quota":
-                raise RefusedCall(f"{self.base_url} says that the account has no quota left") from error
-            raise UnpaidFailure("rate limit", retry_after=_retry_after(error.response.headers)) from error
-        except openai.APIStatusError as error:
-            if error.status_code in {408, 409} or error.status_code >= 500:
-                raise UnpaidFailure(
-                    f"server error {error.status_code}", retry_after=_retry_after(error.response.headers)
-                ) from error
-            raise RefusedCall(f"{self.base_url} refused the call with {error.status_code}: {error.message}") from error
-        except openai.APIConnectionError as error:
-            if _never_sent(error):
-                raise UnpaidFailure(f"no connection to {self.base_url}") from error
-            lost = f"no reply from {self.base_url}: {error.__cause__ or error}"
-            raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
-        except (openai.APIError, ValueError, TypeError, AttributeError, LookupError) as error:
-            lost = f"the reply of {self.base_url} cannot be read: {error}"
-            raise LostReply(lost, micro_usd=self.ceiling(messages)) from error
+        except Exception as error:
+            failure = self._failure(error, messages)
+            if failure is None:
+                raise
+            # not `from error`: servers say a key that they refuse, and tracebacks are logged
+            raise failure from None
+
+    def _failure(self, error: Exception, messages: Sequence[Message]) -> Exception | None:
+        """Return what an error of a call means for whoever pays; None for one that is not the server's. Says no key."""
+        import openai
+
+        said = str(getattr(error, "message", error)).replace(os.environ[self.key_env], f"${self.key_env}")
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
+            return RefusedCall(f"{self.base_url} says that the account has no quota left")
+        if isinstance(error, openai.APIStatusError) and status is not None:
+            if status in _PASSING or status >= 500:
+                what = "rate limit" if status == 429 else f"server error {status}"
+                return UnpaidFailure(what, retry_after=_retry_after(error.response.headers))
+            return RefusedCall(f"{self.base_url} refused the call with {status}: {said}")
+        if isinstance(error, openai.APIConnectionError) and _never_sent(error):
+            return UnpaidFailure(f"no connection to {self.base_url}")
+        if isinstance(error, openai.APIConnectionError):
+            said = f"no reply from {self.base_url}: {error.__cause__ or said}"
+        elif isinstance(error, openai.APIError | ValueError | TypeError | AttributeError | LookupError):
+            said = f"the reply of {self.base_url} cannot be read: {said}"
+        else:
+            return None
+        return LostReply(said, micro_usd=self.ceiling(messages))
 
     def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
         choice, usage = answer["choices"][0], answer["usage"]

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from models.labelling import Desk, label
+from models.metrics import rank_correlation
 from models.preference import Response, text_hash, usable_scores
 from models.stats import Interval, clustered_mean
 
@@ -46,12 +46,11 @@ def ask_again(
     rows = [number for number, question in enumerate(questions) if question.id in new]
     old_scores = np.array([float(sample[number]["score"]) for number in rows])
     new_scores = np.array([new[questions[number].id] for number in rows])
-    ordered = len(rows) > 1 and np.ptp(old_scores) > 0 and np.ptp(new_scores) > 0
     return Drift(
         asked=len(labels),
         answered=len(rows),
         same=float(np.isclose(old_scores, new_scores, rtol=0, atol=_ROUNDING).mean()) if rows else float("nan"),
-        spearman=float(spearmanr(old_scores, new_scores).statistic) if ordered else float("nan"),
+        spearman=rank_correlation(old_scores, new_scores),
         change=clustered_mean(new_scores - old_scores, np.arange(len(rows))),
         micro_usd=sum(entry.micro_usd for entry in labels),
     )

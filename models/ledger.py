@@ -213,11 +213,13 @@ class Ledger:
         with self.engine.connect() as connection:
             return accounts.spent(connection, account)
 
-    def rows(self, *, status: QueryStatus | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the queries as dictionaries, oldest first."""
+    def rows(self, *, status: QueryStatus | None = None, account: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the queries as dictionaries, oldest first; those of one status, or that one account is charged for."""
         query = sa.select(QUERIES).order_by(QUERIES.c.id)
         if status is not None:
             query = query.where(QUERIES.c.status == status)
+        if account is not None:
+            query = query.where(QUERIES.c.id.in_(sa.select(CHARGES.c.query_id).where(CHARGES.c.account == account)))
         with self.engine.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
@@ -247,6 +249,15 @@ class Ledger:
             .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
             .values(status="lost", settled_at=time.time())
         )
+
+
+def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
+    """Return the seconds that an expert's last answers took, by its fingerprint; none where there is no ledger yet."""
+    if not tables.there(url):
+        return []
+    took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, QUERIES.c.seconds.is_not(None))
+    with tables.open_engine(url).connect() as connection:
+        return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
 
 
 # Made once: to make a statement takes longer than to execute it.

@@ -19,13 +19,15 @@ class BudgetExhausted(Exception):
 
 
 class Spent(NamedTuple):
-    """An account's charges: all of them (virtual), and the part that was paid for by it; then the tokens of all."""
+    """An account's charges: all of them (virtual), the part paid for by it, the tokens of all, and what brought no reply."""
 
     queries: int
     micro_usd: int
     bought_queries: int
     bought_micro_usd: int
-    tokens: int = 0
+    tokens: int
+    lost_queries: int
+    lost_micro_usd: int
 
 
 # The statements of every query are made once: to make one takes longer than to execute it.
@@ -114,8 +116,11 @@ def charged_for(connection: Connection, account: str, query_ids: Sequence[int]) 
 
 def spent(connection: Connection, account: str) -> Spent:
     """Return what an account has been charged; zeros for an account that was never opened."""
-    sums = [sa.func.coalesce(sa.func.sum(CHARGES.c[name]), 0) for name in ("micro_usd", "tokens")]
-    counted = sa.select(sa.func.count(), *sums).where(CHARGES.c.account == account)
-    queries, micro_usd, tokens = connection.execute(counted).one()
-    bought, bought_micro_usd, _ = connection.execute(counted.where(CHARGES.c.bought)).one()
-    return Spent(int(queries), int(micro_usd), int(bought), int(bought_micro_usd), int(tokens))
+    price, lost = CHARGES.c.micro_usd, QUERIES.c.status == "lost"
+    of_bought, of_lost = (sa.case((which, price), else_=0) for which in (CHARGES.c.bought, lost))
+    every, bought, gone = (sa.func.count(sa.case((which, 1))) for which in (sa.true(), CHARGES.c.bought, lost))
+    sums = [sa.func.coalesce(sa.func.sum(what), 0) for what in (price, of_bought, CHARGES.c.tokens, of_lost)]
+    counted = sa.select(every, sums[0], bought, sums[1], sums[2], gone, sums[3])
+    both = CHARGES.join(QUERIES, CHARGES.c.query_id == QUERIES.c.id)
+    row = connection.execute(counted.select_from(both).where(CHARGES.c.account == account)).one()
+    return Spent(*(int(value) for value in row))

@@ -147,6 +147,12 @@ def revive(connection: Connection, query_id: int) -> bool:
     return True
 
 
+def there(url: str) -> bool:
+    """Whether there is a database at a URL, as far as can be told without making one."""
+    parsed = sa.make_url(url)
+    return parsed.get_backend_name() != "sqlite" or bool(parsed.database and Path(parsed.database).exists())
+
+
 def open_engine(url: str) -> Engine:
     """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables."""
     parsed = sa.make_url(url)

@@ -68,14 +68,19 @@ def pair_outcomes(
 def agreement(expert: Floats, proxy: Floats, prompt: Rows) -> Agreement:
     """Compare proxy with expert scores, each of shape (N,); `prompt` numbers each tuple's prompt."""
     outcomes, _ = pair_outcomes(expert, proxy, prompt)
-    varied = len(expert) > 1 and np.ptp(expert) > 0 and np.ptp(proxy) > 0
     return Agreement(
         pair_accuracy=float(outcomes.mean()) if len(outcomes) else float("nan"),
-        spearman=float(spearmanr(expert, proxy).statistic) if varied else float("nan"),
+        spearman=rank_correlation(expert, proxy),
         calibration_error=_calibration_error(expert, proxy, prompt),
         pairs=len(outcomes),
         tuples=len(expert),
     )
+
+
+def rank_correlation(one: Floats, other: Floats) -> float:
+    """Return Spearman's correlation of two arrays of shape (N,); NaN where one of them does not vary."""
+    varied = len(one) > 1 and np.ptp(one) > 0 and np.ptp(other) > 0
+    return float(spearmanr(one, other).statistic) if varied else float("nan")
 
 
 def win_rate(challenger: Floats, reference: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from models.cost import MicroUsd
@@ -16,6 +17,30 @@ class Verdict(NamedTuple):
     raw: str
     micro_usd: int
     tokens: int = 0
+
+
+class Expected(NamedTuple):
+    """What one query usually costs: micro-dollars, tokens (0 where they are not counted), seconds (0 if in this process)."""
+
+    micro_usd: MicroUsd
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def times(self, number: int) -> "Expected":
+        """Return the same of a query that is asked so many times."""
+        return Expected(number * self.micro_usd, number * self.tokens, number * self.seconds)
+
+    def plus(self, other: "Expected") -> "Expected":
+        """Return both in turn."""
+        return Expected(self.micro_usd + other.micro_usd, self.tokens + other.tokens, self.seconds + other.seconds)
+
+
+Counter = Callable[[str], int]  # of the tokens of a text
+
+
+def a_token_to_four_bytes(text: str) -> int:
+    """Return about how many tokens English text makes, where no tokenizer is at hand."""
+    return -(-len(text.encode()) // 4)
 
 
 class UnpaidFailure(Exception):
@@ -79,9 +104,20 @@ class Oracle(Plugin):
         del prompt, response
         return 0
 
-    def expected(self, prompt: str, response: str) -> MicroUsd:
-        """Return what one query usually costs, in micro-dollars; its ceiling where prices are fixed."""
-        return self.ceiling(prompt, response)
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:
+        """Return what one query usually costs, its tokens counted by `count`; its ceiling where prices are fixed."""
+        del count
+        return Expected(self.ceiling(prompt, response))
+
+    def paced(self, queries: int, tokens: int) -> float:
+        """Return the seconds that rate limits make of so many queries and tokens; 0 where there are none."""
+        del queries, tokens
+        return 0.0
+
+    def findings(self, replies: Sequence[str]) -> dict[str, float]:
+        """Return what the raw texts of many verdicts say of this expert, by name: facts for people, in reports."""
+        del replies
+        return {}
 
     def fingerprint(self) -> str:
         """Return the identity under which labels are owned: same fingerprint, same answer to the same question."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import NonNegativeFloat
 
 from models.cost import MicroUsd
-from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict
+from models.oracles.base import Counter, Expected, Oracle, PairOracle, UnpaidFailure, Verdict
 from models.plugins import OneOf
 from models.rubric import Rubric
 
@@ -44,8 +44,12 @@ class Comparing(PairOracle):
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         return sum(self.inner.most_tokens(prompt, text) for text in json.loads(response))
 
-    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
-        return sum(self.inner.expected(prompt, text) for text in json.loads(response))
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+        one, other = (self.inner.expected(prompt, text, count) for text in json.loads(response))
+        return one.plus(other)
+
+    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.inner.paced(2 * queries, tokens)
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.inner.fingerprint(), self.temperature]

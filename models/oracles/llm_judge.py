@@ -3,7 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
@@ -11,7 +12,7 @@ from pydantic import Field, PositiveInt
 from models.chat_api import Endpoint, Message, Reply
 from models.cost import MicroUsd
 from models.event_loop import run
-from models.oracles.base import LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
+from models.oracles.base import Counter, Expected, LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
 from models.plugins import digest_of
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 
@@ -76,7 +77,7 @@ class LLMJudge(Oracle):
         ]
         scores = [score for score in found if score is not None]
         score = sum(scores) / len(scores) if scores else float("nan")
-        return calls.verdict(score, self._messages("", "", rubric))
+        return calls.verdict(score, self._messages("", "", rubric), found)
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
@@ -86,9 +87,15 @@ class LLMJudge(Oracle):
         most = max(self.endpoint.most_tokens(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
         return (most + self.endpoint.max_tokens) * self.samples * self.attempts
 
-    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         messages = self._messages(prompt, response, Rubric())
-        return self.samples * self.endpoint.expected(messages, output_tokens=USUAL_REPLY)
+        return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(self.samples)
+
+    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.paced(queries * self.samples, tokens)
+
+    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+        return calls_made(replies)
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]
@@ -163,11 +170,12 @@ class Calls:
                 return self.replies[-1]
         return None
 
-    def verdict(self, score: float, template: list[Message]) -> Verdict:
-        """Return the verdict; `raw` has every text, the model that wrote them, and the digest of the prompt's `template`."""
+    def verdict(self, score: float, template: list[Message], said: Sequence[float | None]) -> Verdict:
+        """Return the verdict; `raw` has every text, what was read in them, their model, and the digest of the `template`."""
         raw = {
             "model": self.replies[-1].model if self.replies else "",
             "prompt": digest_of([dict(message) for message in template]),
+            "said": list(said),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})
         return Verdict(
@@ -176,6 +184,25 @@ class Calls:
             micro_usd=sum(reply.micro_usd for reply in self.replies) + self.lost,
             tokens=sum(reply.tokens for reply in self.replies),
         )
+
+
+def calls_made(replies: Sequence[str]) -> dict[str, float]:
+    """Return how many calls the raw texts of verdicts tell of, and how many of them brought nothing that could be read."""
+    told = records_of(replies)
+    calls = sum(len(record["texts"]) for record in told)
+    read = sum(value is not None for record in told for value in record["said"])
+    return {"calls": float(calls), "unreadable_replies": float(calls - read)}
+
+
+def records_of(replies: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what the raw texts of verdicts record; those that a judge of another version wrote are left out."""
+    found = []
+    for reply in replies:
+        with suppress(ValueError):
+            record = json.loads(reply)
+            if isinstance(record, dict) and {"said", "texts"} <= record.keys():
+                found.append(record)
+    return found
 
 
 def stated_score(text: str, *, structured: bool) -> Stated | None:

@@ -1,8 +1,9 @@
 """A language model as the expert who compares: two responses, asked about in both orders."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -10,8 +11,17 @@ from pydantic import Field, PositiveInt
 from models.chat_api import Endpoint, Message
 from models.cost import MicroUsd
 from models.event_loop import run
-from models.oracles.base import PairOracle, Verdict
-from models.oracles.llm_judge import JSON_FIRST, NO_LENGTH, USUAL_REPLY, Calls, messages_of, stated_field
+from models.oracles.base import Counter, Expected, PairOracle, Verdict
+from models.oracles.llm_judge import (
+    JSON_FIRST,
+    NO_LENGTH,
+    USUAL_REPLY,
+    Calls,
+    calls_made,
+    messages_of,
+    records_of,
+    stated_field,
+)
 from models.rubric import Rubric
 
 _SCHEMA: Mapping[str, Any] = {
@@ -58,7 +68,7 @@ class LLMPairs(PairOracle):
             for one, other in ((first, second), (second, first))
         ]
         score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
-        return calls.verdict(score, self._messages("", "", "", rubric))
+        return calls.verdict(score, self._messages("", "", "", rubric), found)
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
@@ -69,10 +79,23 @@ class LLMPairs(PairOracle):
         messages = (self._messages(prompt, first, second, rubric) for rubric in Rubric.every())
         return 2 * self.attempts * (max(map(self.endpoint.most_tokens, messages)) + self.endpoint.max_tokens)
 
-    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         first, second = json.loads(response)
         messages = self._messages(prompt, first, second, Rubric())
-        return 2 * self.endpoint.expected(messages, output_tokens=USUAL_REPLY)
+        return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(2)
+
+    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.paced(2 * queries, tokens)
+
+    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+        both = [record["said"] for record in records_of(replies) if None not in record["said"]]
+        agree = sum(one == -other for one, other in both)
+        first = sum(value == 1 for pair in both for value in pair)
+        untied = sum(value != 0 for pair in both for value in pair)
+        return calls_made(replies) | {
+            "order_consistency": agree / len(both) if both else math.nan,
+            "first_place_share": first / untied if untied else math.nan,
+        }
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]

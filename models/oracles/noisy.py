@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from models.cost import MicroUsd
-from models.oracles.base import Oracle, UnpaidFailure, Verdict
+from models.oracles.base import Counter, Expected, Oracle, UnpaidFailure, Verdict
 from models.plugins import OneOf
 from models.preference import text_hash
 from models.randomness import stream
@@ -57,8 +57,12 @@ class Noisy(Oracle):
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         return self.inner.most_tokens(prompt, response)
 
-    def expected(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
-        return self.inner.expected(prompt, response)
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+        one = self.inner.expected(prompt, response, count)
+        return one._replace(seconds=one.seconds + self.latency)
+
+    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.inner.paced(queries, tokens)
 
     def identity(self) -> list[object]:  # noqa: D102
         return [self.inner.fingerprint(), self.model_dump(mode="json", exclude={"inner", "latency"})]

@@ -1,13 +1,14 @@
 """Find a base model by reference: the packaged one, a local directory, or a hub id."""
 
 import gc
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from models.downloads import once, remembered_sha256
+from models.downloads import cache_folder, once, remembered_sha256
 from models.plugins import digest_of
 
 PACKAGED = "smollm2-135m-instruct"
@@ -57,6 +58,25 @@ def check_reference(reference: str) -> None:
         )
 
 
+def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
+    """Return what counts a text's tokens for a model; None where its tokenizer would have to be fetched or converted."""
+    from huggingface_hub import try_to_load_from_cache
+    from tokenizers import Tokenizer
+
+    path = Path(reference).expanduser()
+    if reference == PACKAGED:
+        path = cache_folder() / _packaged_name()
+    name, _, revision = reference.partition("@")
+    known = path.is_dir() or path.is_absolute() or name.count("/") != 1
+    file = (
+        path / "tokenizer.json" if known else try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
+    )
+    if not isinstance(file, Path | str) or not Path(file).is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
 @lru_cache(maxsize=16)  # one commit for the whole of a run
 def _snapshot(reference: str) -> Path:
     """Return the folder of a hub model, named by its commit; from the local copy where the hub cannot be reached."""
@@ -77,10 +97,14 @@ def _snapshot(reference: str) -> Path:
 def _packaged() -> Located:
     check_reference(PACKAGED)
     try:
-        folder = once(f"models/{PACKAGED}-{version(_PACKAGE)}", _convert)
+        folder = once(_packaged_name(), _convert)
     except PackageNotFoundError as error:
         raise FileNotFoundError(f"{_PACKAGE} is importable but not installed: reinstall it") from error
     return Located(str(folder), f"{PACKAGED}-{remembered_sha256(folder / 'model.safetensors')[:16]}")
+
+
+def _packaged_name() -> str:
+    return f"models/{PACKAGED}-{version(_PACKAGE)}"
 
 
 def _convert(target: Path) -> None:

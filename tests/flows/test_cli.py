@@ -79,14 +79,13 @@ def test_the_plan_spends_and_writes_nothing(tmp_path: Path, tiny_file: Path) -> 
 
 def test_labels_move_between_ledgers(tmp_path: Path) -> None:
     first = Ledger(f"sqlite:///{tmp_path / 'a' / 'ledger.sqlite'}")
-    for number in range(3):
-        first.adopt(
-            Question("judge", "c", f"p{number}", 'r "quoted", with\nlines'),
-            score=number / 3,
-            raw="é",
-            tokens=1,
-            micro_usd=5,
-        )
+    bought = {"status": "labelled", "raw": "é", "tokens": 1, "micro_usd": 5}
+    first.adopt(
+        [
+            (Question("judge", "c", f"p{number}", 'r "quoted", with\nlines'), bought | {"score": number / 3})
+            for number in range(3)
+        ]
+    )
     for name in ("labels.csv", "labels.jsonl"):
         exported = tmp_path / name
         assert "3 labels written" in ninefold("labels", "export", str(exported), home=tmp_path / "a")

@@ -10,6 +10,10 @@ from flows.config import load
 from flows.experiment import Experiment
 from flows.plan import plan
 from flows.study import LabelEfficiency
+from models.ledger import Ledger
+from models.ledger_entries import Reservation
+from models.ledger_tables import Question
+from tasks.settings import settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,9 +115,27 @@ def test_the_plan_counts_queries_money_and_pairs(tiny_file: Path) -> None:
     assert (planned.evaluation_queries, planned.evaluation_micro_usd) == (48, 480_000)
     assert planned.pool_tuples == 80
     assert any("simulated" in line for line in planned.lines())
-    assert planned.micro_usd_range == (100_000, 100_000)
+    assert planned.asking.micro_usd == (100_000, 100_000, 100_000)
+    assert planned.asking.tokens == planned.asking.seconds == (0, 0, 0), "nothing is counted or waited for"
     assert "expected $0.10" in "\n".join(planned.lines())
     assert "from $" not in "\n".join(planned.lines()), "a fixed price has no range"
+
+
+def cap(tokens: int) -> str:
+    return f"labelling.max_tokens={tokens}"
+
+
+def test_the_plan_goes_by_what_earlier_answers_took(tiny_file: Path, home: Path) -> None:
+    experiment = load(Experiment, tiny_file, ["labelling.workers=2"])
+    ledger, oracle = Ledger(settings().ledger_url), experiment.labelling.oracle.fingerprint()
+    ledger.open_account("a", max_queries=10, max_micro_usd=1000)
+    for number in range(5):
+        reserved = ledger.reserve("a", Question(oracle, "c", "p", str(number)), ceiling=1, paid_on_loss=False)
+        assert isinstance(reserved, Reservation)
+        ledger.settle(reserved, status="labelled", score=0.0, raw="", tokens=0, micro_usd=1, seconds=4.0)
+    planned = plan(experiment)
+    assert planned.asking.seconds == (20.0, 20.0, 20.0), "10 queries of 4 s, two at once"
+    assert "as its last 5 answers took" in "\n".join(planned.lines())
 
 
 def test_the_plan_of_a_judge_paid_by_the_token_has_a_range(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +143,17 @@ def test_the_plan_of_a_judge_paid_by_the_token_has_a_range(tiny_file: Path, monk
     prices = "{input: 1000000, output: 4000000}"
     oracle = f"labelling.oracle={{kind: llm_judge, endpoint: {{model: m, prices: {prices}}}}}"
     planned = plan(load(Experiment, tiny_file, [oracle, "labelling.max_micro_usd=1000000"]))
-    low, high = planned.micro_usd_range
-    assert 0 < low < planned.micro_usd < high <= 1_000_000
-    assert "from $0.00" in "\n".join(planned.lines())
+    for what in (planned.asking.micro_usd, planned.asking.tokens, planned.asking.seconds):
+        assert 0 < what.low < what.usual < what.high
+    assert planned.asking.micro_usd.high <= 1_000_000
+    shown = "\n".join(planned.lines())
+    assert "from $0.00" in shown
+    assert f"counted with {planned.experiment.policy.model}'s tokenizer" in shown
+    assert "a call's time is assumed" in shown
+    limited = oracle.replace("model: m", "model: m, requests_per_minute: 6")
+    assert plan(load(Experiment, tiny_file, [limited])).asking.seconds.low == 100.0, "10 queries at 6 a minute"
+    assert "16,000 tokens and $0.10" in "\n".join(plan(load(Experiment, tiny_file, [oracle, cap(16_000)])).lines())
+    assert "does not pay for one query of up to" in refused(tiny_file, oracle, cap(1_000))
+    assert "expert 'gold' is not billed by the token: leave it out" in refused(tiny_file, cap(1_000))
     monkeypatch.delenv("OPENAI_API_KEY")
     assert "environment variable OPENAI_API_KEY is not set" in refused(tiny_file, oracle)

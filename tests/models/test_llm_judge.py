@@ -256,7 +256,19 @@ def test_a_comparison_is_asked_in_both_orders(structured: bool) -> None:
 
 def test_a_judge_who_always_prefers_the_first_place_is_no_judge() -> None:
     with LoopbackJudge(prefers_first=True) as server:
-        assert pairs_at(server).compare("x", "a 4", "b 2", Rubric()).score == 0
+        judge = pairs_at(server)
+        verdict = judge.compare("x", "a 4", "b 2", Rubric())
+    assert verdict.score == 0
+    found = judge.findings([verdict.raw, "of another version"])
+    assert found == {"calls": 2.0, "unreadable_replies": 0.0, "order_consistency": 0.0, "first_place_share": 1.0}
+
+
+def test_the_consistency_of_both_orders_is_told() -> None:
+    with LoopbackJudge() as server:
+        judge = pairs_at(server)
+        raws = [judge.compare("x", *pair, Rubric()).raw for pair in (("a 4", "b 2"), ("a 3", "b 3"))]
+    found = judge.findings(raws)
+    assert (found["order_consistency"], found["first_place_share"]) == (1.0, 0.5), "a tie in both orders agrees"
 
 
 def test_a_comparison_without_a_verdict_in_one_order_is_quarantined() -> None:

@@ -1,6 +1,5 @@
-"""`ninefold labels list | export | import | drift`: the ledger of every label bought."""
+"""`ninefold labels list | export | import | queue | drift`: the ledger of every label bought, and who is still asked."""
 
-import csv
 import json
 import math
 from datetime import date
@@ -12,7 +11,11 @@ import typer
 from flows.terminal import UserError
 
 if TYPE_CHECKING:
+    from models.label_studio import Line
     from models.ledger import Ledger
+    from models.people import Item
+
+_SETTLED = {"labelled", "quarantined"}
 
 app = typer.Typer(no_args_is_help=True, help="The ledger of every label bought.")
 
@@ -34,48 +37,140 @@ def labels_list(
     typer.echo(f"{len(rows)} queries, {dollars(paid)}; showing the last {min(limit, len(rows))}")
 
 
-_COLUMNS = [
-    "oracle",
-    "criterion",
-    "prompt",
-    "response",
-    "status",
-    "score",
-    "micro_usd",
-    "tokens",
-    "raw",
-    "account",
-]
-_ASKED = _COLUMNS[:4]
+QueueOption = Annotated[bool, typer.Option("--queue", help="Write the open questions, for people to fill in.")]
+ServerOption = Annotated[str, typer.Option(help="A Label Studio server; its key is read from LABEL_STUDIO_API_KEY.")]
 
 
-@app.command("export", epilog="Example: `ninefold labels export labels.csv`")
-def labels_export(file: Annotated[Path, typer.Argument(help="A .csv or .jsonl file to write.")]) -> None:
-    """Write every settled label to a file, to be imported into another ledger."""
-    rows = [{c: row[c] for c in _COLUMNS} for row in _ledger().rows() if row["status"] in {"labelled", "quarantined"}]
-    if file.suffix not in {".csv", ".jsonl"}:
-        raise UserError(f"{file} must end in .csv or .jsonl")
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as out:
-        if file.suffix == ".csv":
-            writer = csv.DictWriter(out, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+@app.command("export", epilog="Example: `ninefold labels export queue.csv --queue --annotator ada`")
+def labels_export(
+    file: Annotated[
+        Path | None, typer.Argument(help="A .csv or .jsonl file; with --queue also .json (Label Studio).")
+    ] = None,
+    queue: QueueOption = False,
+    annotator: Annotated[str, typer.Option(help="Who will fill it in; leaves out what they have judged.")] = "",
+    label_studio: ServerOption = "",
+) -> None:
+    """Write every settled label to a file, for another ledger; or the open questions, for people."""
+    from models.label_files import BoughtLabel, write_rows
+    from models.people import Queue
+    from models.queue_files import queue_rows
+
+    if (file is None) == (not label_studio):
+        raise UserError("name a file to write, or --label-studio URL for the open questions")
+    items = Queue(_ledger()).items() if queue or label_studio else []
+    if label_studio:
+        _need(items)
+        from models.label_studio import LabelStudio
+
+        number = LabelStudio(label_studio).new_project(f"Ninefold {date.today().isoformat()}", items)
+        typer.echo(f"{len(items)} questions are in project {number}: {label_studio.rstrip('/')}/projects/{number}")
+        typer.echo(f"then: ninefold labels import --label-studio {label_studio} --project {number}")
+    elif file is not None and queue:
+        _need(items)
+        if file.suffix == ".json":
+            _export_tasks(file, items)
         else:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(file)
-    typer.echo(f"{len(rows)} labels written to {file}")
+            rows, columns = queue_rows(items, annotator)
+            write_rows(file, rows, columns)
+            typer.echo(
+                f"{len(rows)} questions written to {file}: fill in annotator and score (? where nobody can tell)"
+            )
+    elif file is not None:
+        rows = [{c: row[c] for c in BoughtLabel.model_fields} for row in _ledger().rows() if row["status"] in _SETTLED]
+        write_rows(file, rows, list(BoughtLabel.model_fields))
+        typer.echo(f"{len(rows)} labels written to {file}")
 
 
-@app.command("import", epilog="Example: `ninefold labels import labels.csv`")
-def labels_import(file: Annotated[Path, typer.Argument(help="A file written by export.")]) -> None:
-    """Take over labels paid for elsewhere; those the ledger holds already stay as they are."""
-    from models.ledger_tables import Question
+def _need(items: "list[Item]") -> None:
+    if not items:
+        raise UserError("no question waits for people: start a run whose oracle is of kind human")
 
-    rows = _read_labels(file)
-    ledger = _ledger()
-    taken = ledger.adopt([(Question(*(row[c] for c in _ASKED)), _bought(row)) for row in rows])
-    typer.echo(f"{taken} labels taken over, {len(rows) - taken} were known already")
+
+def _export_tasks(file: Path, items: "list[Item]") -> None:
+    from models.label_studio import config_of, tasks_of
+
+    config = file.with_suffix(".xml")
+    config.write_text(config_of(items), encoding="utf-8")
+    file.write_text(json.dumps(tasks_of(items), ensure_ascii=False, indent=1), encoding="utf-8")
+    typer.echo(f"{len(items)} tasks written to {file}; the labelling interface of the project is {config}")
+
+
+@app.command("import", epilog="Example: `ninefold labels import queue.csv`")
+def labels_import(
+    file: Annotated[Path | None, typer.Argument(help="What export wrote, or a JSON export of Label Studio.")] = None,
+    label_studio: ServerOption = "",
+    project: Annotated[int, typer.Option(help="The project on that server.")] = 0,
+) -> None:
+    """Take over labels paid for elsewhere, or what people have filled in; all rows or none, and runs that wait go on."""
+    from models.label_files import bought_labels, read_lines
+
+    if (file is None) == (not label_studio) or bool(label_studio) != bool(project):
+        raise UserError("name a file, or --label-studio URL and --project NUMBER")
+    if file is None:
+        from models.label_studio import LabelStudio
+
+        _import_judgements(Path(label_studio), LabelStudio(label_studio).annotations(project))
+        return
+    lines = read_lines(file)
+    if file.suffix == ".json" or any("item" in line.row for line in lines[:1]):
+        _import_judgements(file, lines)
+        return
+    labels = bought_labels(file, lines)
+    taken = _ledger().adopt([(label.question, label.answer) for label in labels])
+    typer.echo(f"{taken} labels taken over, {len(labels) - taken} were known already")
+
+
+def _import_judgements(source: Path, lines: "list[Line]") -> None:
+    from models.people import Queue
+    from models.queue_files import judgements
+
+    queue = Queue(_ledger())
+    found = queue.record(judgements(source, lines, {item.id: item for item in queue.items()}))
+    told = {
+        "new": found.new,
+        "known already": found.known,
+        "changed": found.changed,
+        "no longer asked for": found.surplus,
+    }
+    typer.echo(
+        f"judgements: {', '.join(f'{number} {what}' for what, number in told.items())}; {found.settled} questions settled"
+    )
+    labels_queue()
+    if found.settled:
+        from flows.environment import prepare
+
+        prepare()
+        from flows.waiting import resume_waiting
+
+        for name in resume_waiting():
+            typer.echo(f"run {name} goes on")
+
+
+@app.command("queue", epilog="Example: `ninefold labels queue`")
+def labels_queue(
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Close it: undo what nobody has judged, settle the rest.")
+    ] = False,
+) -> None:
+    """Show what waits for people, and how they agree."""
+    from models.oracles.human import Human
+    from models.people import Queue
+
+    queue = Queue(_ledger())
+    if withdraw:
+        undone, settled = queue.withdraw()
+        typer.echo(f"{undone} questions withdrawn, {settled} settled by what people have said so far")
+    items = queue.items()
+    typer.echo(f"{len(items)} questions open, {sum(item.missing for item in items)} judgements missing")
+    facts = Human(micro_usd=0).findings([row["raw"] for row in queue.ledger.rows() if row["status"] in _SETTLED])
+    if facts["judgements"]:
+        alpha = facts["krippendorff_alpha"]
+        shown = (
+            "unknown: no two have judged the same"
+            if math.isnan(alpha)
+            else f"{alpha:.2f} (Krippendorff's alpha, ordinal)"
+        )
+        typer.echo(f"{facts['judgements']:.0f} judgements settled; agreement {shown}")
 
 
 @app.command(
@@ -128,34 +223,3 @@ def _status(status: str | None) -> Any:  # noqa: ANN401
     if status is not None and status not in known:
         raise UserError(f"--status must be one of {', '.join(known)}, got {status!r}")
     return status
-
-
-def _bought(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "status": row["status"],
-        "score": float(row["score"]) if row["status"] == "labelled" else None,
-        "raw": str(row["raw"]),
-        "tokens": int(row["tokens"]),
-        "micro_usd": int(row["micro_usd"]),
-    }
-
-
-def _read_labels(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist")
-    with file.open(encoding="utf-8", newline="") as source:
-        rows = (
-            list(csv.DictReader(source))
-            if file.suffix == ".csv"
-            else [json.loads(line) for line in source if line.strip()]
-        )
-    for number, row in enumerate(rows, start=1):
-        if missing := [column for column in _COLUMNS if column not in row]:
-            raise UserError(f"{file}, row {number} lacks {missing}: import takes what export wrote")
-        if row["status"] not in {"labelled", "quarantined"}:
-            raise UserError(f"{file}, row {number} has status {row['status']!r}: labelled or quarantined")
-        if row["status"] == "labelled" and not math.isfinite(
-            float("nan" if row["score"] in {None, ""} else row["score"])
-        ):
-            raise UserError(f"{file}, row {number} is labelled and has no finite score: {row['score']!r}")
-    return rows

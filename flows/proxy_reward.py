@@ -11,6 +11,7 @@ from prefect import flow
 from flows.experiment import Experiment, PolicyConfig
 from flows.report import Findings, Rounds, write_report
 from flows.tracking import Arm, arm_run
+from flows.waiting import wait_for_people
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
 from models.cost import Amount
@@ -20,7 +21,7 @@ from models.policies.pretrained import locate
 from models.randomness import seed_of
 from tasks.acquire import acquire
 from tasks.align import align
-from tasks.annotate import Bought, annotate
+from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product
 from tasks.embed import embed
 from tasks.evaluate import assess_evaluator, assess_policy
@@ -157,18 +158,19 @@ def _labels(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought
     oracle = arm.experiment.judge if picks is None else labelling.oracle
     fingerprint = oracle.fingerprint()
     asked = picks or responses
-    return annotate(
-        responses,
-        picks,
-        oracle,
+    purchase = Purchase(
+        responses=responses,
+        picks=picks,
+        oracle=oracle,
         fingerprint=fingerprint,
         rubric=labelling.rubric,
         account=digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, asked.sha256, asked.rows, caps]),
         max_queries=asked.rows or 0,
         max_micro_usd=caps.micro_usd,
         max_tokens=caps.tokens,
-        workers=labelling.workers,
     )
+    wait_for_people(lambda: ask_people(purchase))
+    return annotate(purchase, workers=labelling.workers)
 
 
 def _evaluator(

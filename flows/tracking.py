@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from prefect.exceptions import Pause
+
 from flows.experiment import Experiment
 from models.cost import NO_CAP, Amount
 from tasks.annotate import Bought
@@ -120,7 +122,11 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
         mlflow.log_params(_flat_params(experiment))
         mlflow.log_text(experiment.model_dump_json(indent=2), "experiment.json")
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
-        yield Arm(experiment, run.info.run_id, stages, paid_before)
+        try:
+            yield Arm(experiment, run.info.run_id, stages, paid_before)
+        except Pause:
+            mlflow.end_run("SCHEDULED")  # suspended: it goes on when people have answered
+            raise
 
 
 def _open_experiment(name: str) -> None:

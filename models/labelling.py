@@ -19,7 +19,8 @@ from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Order, Reservation, Settlement
 from models.ledger_tables import Question
-from models.oracles.base import LostReply, Oracle, RefusedCall, UnpaidFailure
+from models.oracles.base import LostReply, Oracle, RefusedCall, Terms, UnpaidFailure
+from models.people import Queue
 from models.preference import Label, Response
 from models.randomness import stream
 from models.rubric import Rubric
@@ -50,6 +51,11 @@ class Desk:
         criterion = self.rubric.digest()
         return self.oracle.fingerprint(), f"{criterion} {self.occasion}" if self.occasion else criterion
 
+    @property
+    def terms(self) -> Terms | None:
+        """On what terms people are asked; None for experts who answer when called."""
+        return self.oracle.terms(self.rubric)
+
     def question(self, response: Response) -> Question:
         """Return the query about a response, as the ledger knows it."""
         return Question(*self._asked_of, response.prompt, response.text)
@@ -63,6 +69,17 @@ class Desk:
 
 class LabellingStopped(Exception):
     """The expert failed; every label paid for so far is in the ledger and is not bought again."""
+
+
+class AnswersPending(LabellingStopped):
+    """People have been asked, and have not answered everything yet."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(
+            f"{questions} questions wait for people: ninefold labels export queue.csv --queue, then ninefold labels import "
+            "queue.csv; the same command goes on from there"
+        )
+        self.questions = questions
 
 
 def label(
@@ -79,7 +96,7 @@ def label(
     Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their ceilings allow;
     what they cost less than that pays for more, until the next ceiling no longer fits: the last responses are not asked,
     whatever the number of workers. Raises LabellingStopped when the expert raises; running again asks only for what is
-    missing.
+    missing. Raises AnswersPending while people have not answered.
     """
     desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
     if recovered := desk.ledger.recover():
@@ -89,7 +106,10 @@ def label(
     left = Amount(max_micro_usd, max_tokens)
     with tqdm(total=len(orders), desc="labelling", unit="query") as bar:
         while covered := _covered(orders[len(answers) :], left):
-            found = _ask_all(orders[len(answers) : len(answers) + covered], desk, workers, bar, len(answers))
+            wanted = orders[len(answers) : len(answers) + covered]
+            if desk.terms and (waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.unit)):
+                raise AnswersPending(waiting)
+            found = _ask_all(wanted, desk, workers, bar, len(answers))
             answers += found
             if any(isinstance(answer, BudgetExhausted) for answer in found):
                 break

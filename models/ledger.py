@@ -76,7 +76,7 @@ class Ledger:
         Returns what `settle` and `reserve` would, errors included, in the given order.
         """
         with self.engine.begin() as connection:
-            settled = self._settle(connection, account, replies) if replies else []
+            settled = self.settle_within(connection, account, replies) if replies else []
             return settled, self._reserve(connection, account, orders) if orders else []
 
     def _reserve(self, connection: Connection, account: str, orders: Sequence[Order]) -> list[Outcome]:
@@ -149,7 +149,10 @@ class Ledger:
         accounts.charge(connection, account, kept, bought=True)
         return outcomes
 
-    def _settle(self, connection: Connection, account: str, replies: Sequence[Settlement]) -> list[Answer | ValueError]:
+    def settle_within(
+        self, connection: Connection, account: str, replies: Sequence[Settlement]
+    ) -> list[Answer | ValueError]:
+        """Settle replies of one account within a transaction of the caller's."""
         ids = [reply.reservation.query_id for reply in replies]
         before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
         rows, prices, answers = [], [], list[Answer | ValueError]()

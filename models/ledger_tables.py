@@ -24,6 +24,7 @@ _CLOCK_STEP_SECONDS = 60.0
 _MAKING_TABLES = 0x9F01D  # any number of our own
 
 METADATA = sa.MetaData()
+_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 ACCOUNTS = sa.Table(
     "accounts",
@@ -40,7 +41,7 @@ ACCOUNTS = sa.Table(
 QUERIES = sa.Table(
     "queries",
     METADATA,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", _NUMBER, primary_key=True, autoincrement=True),
     sa.Column("oracle", sa.String(100), nullable=False),
     sa.Column("criterion", sa.String(100), nullable=False),
     sa.Column("prompt_hash", sa.String(32), nullable=False),
@@ -98,10 +99,32 @@ CHARGES = sa.Table(
     "charges",
     METADATA,
     sa.Column("account", sa.String(200), primary_key=True),
-    sa.Column("query_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("query_id", _NUMBER, primary_key=True),
     sa.Column("micro_usd", sa.BigInteger, nullable=False),
     sa.Column("bought", sa.Boolean, nullable=False),
     sa.Column("tokens", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+
+# A question that people answer, and what they are told; its row among the queries is held by PEOPLE until it is settled.
+ITEMS = sa.Table(
+    "items",
+    METADATA,
+    sa.Column("query_id", _NUMBER, primary_key=True),
+    sa.Column("unit", sa.String(16), nullable=False),
+    sa.Column("guide", sa.Text, nullable=False),
+    sa.Column("judgements", sa.Integer, nullable=False),
+    sa.Column("micro_usd_each", sa.BigInteger, nullable=False),
+)
+
+JUDGEMENTS = sa.Table(
+    "judgements",
+    METADATA,
+    sa.Column("query_id", _NUMBER, primary_key=True),
+    sa.Column("annotator", sa.String(200), primary_key=True),
+    sa.Column("place", sa.Integer, nullable=False),  # the order in which they came
+    sa.Column("score", sa.Float),  # none where the annotator could not judge
+    sa.Column("note", sa.Text, nullable=False),
 )
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import get_args
 
 import numpy as np
+from pydantic import InstanceOf
 
-from models.labelling import Desk, label
+from models.labelling import AnswersPending, Desk, label
 from models.ledger import Ledger
 from models.metrics import rank_correlation
 from models.oracles.base import Oracle, pair_text
+from models.plugins import Frozen
 from models.preference import Label, LabelStatus, Pick, Response
 from models.rubric import Rubric
 from tasks.caching import Product, stage
@@ -24,44 +26,67 @@ class Bought(Product):
     account: str
 
 
-@stage(version=3, ignore=["workers"])
-def annotate(
-    responses: Ref,
-    picks: Ref | None,
-    oracle: Oracle,
-    *,
-    fingerprint: str,
-    rubric: Rubric,
-    account: str,
-    max_queries: int,
-    max_micro_usd: int,
-    max_tokens: int,
-    workers: int,
-) -> Bought:
-    """Return the labels of the picked responses or pairs (of all responses, without picks), within every cap.
+class Purchase(Frozen):
+    """What is asked of whom: the picked responses or pairs (all responses, without picks), and who pays how much.
 
-    `fingerprint` is the oracle's identity, data files included. The account is charged for every label, bought now or
-    found in the ledger, so that runs compare at equal budget.
+    `fingerprint` is the oracle's identity, data files included.
     """
-    del fingerprint
-    by_id = {r.id: r for r in store().rows(responses, Response)}
-    wanted = [Pick(i, 0.0) for i in by_id] if picks is None else store().rows(picks, Pick)
-    questions = [_question(pick, by_id) for pick in wanted]
-    desk = Desk(Ledger(settings().ledger_url), oracle, rubric, account)
+
+    responses: Ref
+    picks: Ref | None
+    oracle: InstanceOf[Oracle]
+    fingerprint: str
+    rubric: Rubric
+    account: str
+    max_queries: int
+    max_micro_usd: int
+    max_tokens: int
+
+
+def ask_people(purchase: Purchase) -> int:
+    """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other expert."""
+    if purchase.oracle.terms(purchase.rubric) is None:
+        return 0
+    try:
+        _buy(purchase, _by_id(purchase), workers=1)
+    except AnswersPending as pending:
+        return pending.questions
+    return 0
+
+
+@stage(version=3, ignore=["workers"])
+def annotate(purchase: Purchase, *, workers: int) -> Bought:
+    """Return the labels, within every cap.
+
+    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
+    """
+    by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
+    labels = _buy(purchase, by_id, workers=workers)
+    facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
+    rows = ledger.rows(account=purchase.account)
+    facts |= purchase.oracle.findings([row["raw"] for row in rows if row["status"] in get_args(LabelStatus)])
+    facts |= _habits(labels, by_id)
+    return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=purchase.account)
+
+
+def _by_id(purchase: Purchase) -> dict[str, Response]:
+    return {r.id: r for r in store().rows(purchase.responses, Response)}
+
+
+def _buy(purchase: Purchase, by_id: Mapping[str, Response], *, workers: int) -> list[Label]:
+    """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
+    picks = [Pick(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Pick)
+    questions = [_question(pick, by_id) for pick in picks]
     labels = label(
         [question for question, _ in questions],
-        desk,
-        max_queries=max_queries,
-        max_micro_usd=max_micro_usd,
-        max_tokens=max_tokens,
+        Desk(Ledger(settings().ledger_url), purchase.oracle, purchase.rubric, purchase.account),
+        max_queries=purchase.max_queries,
+        max_micro_usd=purchase.max_micro_usd,
+        max_tokens=purchase.max_tokens,
         workers=workers,
     )
-    asked = {question.id: (pick, sign) for pick, (question, sign) in zip(wanted, questions, strict=True)}
-    labels = [_as_picked(entry, *asked[entry.response_id]) for entry in labels]
-    facts = {name: float(value) for name, value in desk.ledger.spent(account)._asdict().items()}
-    replies = [row["raw"] for row in desk.ledger.rows(account=account) if row["status"] in get_args(LabelStatus)]
-    facts |= oracle.findings(replies) | _habits(labels, by_id)
-    return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=account)
+    asked = {question.id: (pick, sign) for pick, (question, sign) in zip(picks, questions, strict=True)}
+    return [_as_picked(entry, *asked[entry.response_id]) for entry in labels]
 
 
 def _habits(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str, float]:

@@ -35,6 +35,14 @@ class Expected(NamedTuple):
         return Expected(self.micro_usd + other.micro_usd, self.tokens + other.tokens, self.seconds + other.seconds)
 
 
+class Terms(NamedTuple):
+    """What people are told, how many are asked about each item, and what each judgement costs, in micro-dollars."""
+
+    guide: str
+    judgements: int
+    micro_usd: MicroUsd
+
+
 Counter = Callable[[str], int]  # of the tokens of a text
 
 
@@ -94,6 +102,11 @@ class Oracle(Plugin):
     async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         """Return what `judge` does. The desk awaits many at once; experts behind a server need no thread for it."""
         return await asyncio.to_thread(self.judge, prompt, response, rubric)
+
+    def terms(self, rubric: Rubric) -> Terms | None:
+        """Return on what terms this expert is asked through a queue; None for one who answers when called."""
+        del rubric
+        return None
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:
         """Return the most that one query may cost, in micro-dollars."""

@@ -56,5 +56,7 @@ class Comparing(PairOracle):
 
     def check(self) -> None:  # noqa: D102
         self.inner.check()
+        if self.inner.terms(Rubric()):
+            raise ValueError(f"comparing calls its inner expert, and {self.inner.label()!r} answers through a queue")
         if self.inner.unit == "pair":
             raise ValueError(f"comparing needs an expert who scores, and {self.inner.label()!r} compares already")

@@ -69,3 +69,5 @@ class Noisy(Oracle):
 
     def check(self) -> None:  # noqa: D102
         self.inner.check()
+        if self.inner.terms(Rubric()):
+            raise ValueError(f"noisy calls its inner expert, and {self.inner.label()!r} answers through a queue")

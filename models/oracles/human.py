@@ -1,0 +1,55 @@
+"""People as the expert: questions wait in a queue until enough annotators have judged them."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from models.cost import MicroUsd
+from models.oracles.base import Counter, Expected, Oracle, Terms, Verdict
+from models.people import agreement
+from models.rubric import Rubric
+
+
+class Human(Oracle):
+    """Ask `annotators` people about each item; the most frequent score counts, and a tie asks one person more.
+
+    A run posts its questions and waits: `ninefold labels export --queue`, `labels import`, or Label Studio.
+    """
+
+    description: ClassVar[str] = "people"
+    paid_on_loss: ClassVar[bool] = False
+
+    kind: Literal["human"] = "human"
+    asks: Literal["score", "better"] = Field("score", description="a score of one response, or which of two is better")
+    annotators: PositiveInt = Field(1, description="who judge each item")
+    micro_usd: MicroUsd = Field(description="micro-dollars for one person's judgement of one item")
+    panel: str = Field("", description="who they are: another panel's labels are other labels")
+
+    @property
+    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
+        return "tuple" if self.asks == "score" else "pair"
+
+    def terms(self, rubric: Rubric) -> Terms | None:  # noqa: D102
+        return Terms(rubric.guide(self.unit), self.annotators, self.micro_usd)
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        raise RuntimeError("people answer through the queue, not when called: ninefold labels export FILE --queue")
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self.micro_usd * (self.annotators + 1)  # one more after a tie
+
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+        return Expected(self.micro_usd * self.annotators)
+
+    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+        judged = []
+        for reply in replies:
+            with suppress(ValueError, TypeError, KeyError):  # an import's may be others
+                judged.append([(name, score) for name, score, _ in json.loads(reply)["judgements"]])
+        return {"judgements": float(sum(map(len, judged))), "krippendorff_alpha": agreement(judged)}
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        return [self.panel, self.asks, self.annotators]

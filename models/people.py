@@ -1,0 +1,210 @@
+"""Questions that people answer: a queue in the ledger, several judgements to a question, one verdict by majority."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import krippendorff
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from models.ledger import Ledger
+from models.ledger_entries import Order, Reservation, Settlement
+from models.ledger_tables import ITEMS, JUDGEMENTS, PEOPLE, QUERIES, insert_into, live_rows
+from models.oracles.base import Terms
+from models.rubric import LEVELS
+
+BETTER = {"a": 1, "b": -1, "neither": 0}
+SCALES: dict[str, tuple[int, ...]] = {"tuple": tuple(range(LEVELS)), "pair": tuple(BETTER.values())}
+
+
+class Judgement(NamedTuple):
+    """What one annotator says of an item: a score of its scale, or None for “cannot judge”."""
+
+    item: int
+    annotator: str
+    score: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An open question: what it is about, on which scale, how many judgements it wants, and those it has, by annotator."""
+
+    id: int
+    account: str
+    unit: str
+    guide: str
+    prompt: str
+    response: str
+    wanted: int
+    micro_usd_each: int
+    judgements: dict[str, Judgement] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The response, or the two of a pair."""
+        return tuple(json.loads(self.response)) if self.unit == "pair" else (self.response,)
+
+    @property
+    def missing(self) -> int:
+        """How many judgements it waits for; one after a tie."""
+        return max(self.wanted - len(self.judgements), 1)
+
+    @property
+    def verdict(self) -> float | None:
+        """What has been decided so far."""
+        return adjudicate([judgement.score for judgement in self.judgements.values()], self.wanted)
+
+
+class Recorded(NamedTuple):
+    """What became of judgements: new, known, changed, or no longer asked for; and how many items they have settled."""
+
+    new: int
+    known: int
+    changed: int
+    surplus: int
+    settled: int
+
+
+def adjudicate(scores: Sequence[int | None], wanted: int) -> float | None:
+    """Return the most frequent score; None while judgements are missing, and NaN where nobody can tell.
+
+    A tie asks for one judgement more than `wanted`; what is tied after it is NaN: nothing is guessed.
+    """
+    if len(scores) < wanted:
+        return None
+    votes = Counter(score for score in scores if score is not None).most_common(2)
+    if not votes:
+        return math.nan
+    if len(votes) == 1 or votes[0][1] > votes[1][1]:
+        return float(votes[0][0])
+    return None if len(scores) == wanted else math.nan
+
+
+def agreement(judged: Sequence[Sequence[tuple[str, float | None]]]) -> float:
+    """Return Krippendorff's ordinal alpha of the (annotator, score) of each item; NaN where there is nothing to compare.
+
+    K. Krippendorff, Content Analysis, 2004: 1 is perfect, 0 is what chance gives.
+    """
+    names = {name: row for row, name in enumerate(sorted({name for item in judged for name, _ in item}))}
+    table = np.full((len(names), len(judged)), np.nan)
+    for column, item in enumerate(judged):
+        for name, score in item:
+            table[names[name], column] = np.nan if score is None else score
+    shared = table[:, (~np.isnan(table)).sum(axis=0) >= 2]
+    if len(np.unique(shared[~np.isnan(shared)])) < 2:
+        return math.nan
+    return float(krippendorff.alpha(shared, level_of_measurement="ordinal"))
+
+
+class Queue:
+    """The questions that wait for people. Each is a reservation in the ledger that is never given up."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def post(self, account: str, orders: Sequence[Order], terms: Terms, unit: str) -> int:
+        """Ask what is not asked yet, and return how many of the questions are open, whoever has asked them."""
+        self.ledger.exchange(account, [], [order._replace(holder=PEOPLE) for order in orders])
+        told = {
+            "unit": unit,
+            "guide": terms.guide,
+            "judgements": terms.judgements,
+            "micro_usd_each": terms.micro_usd,
+        }
+        with self.ledger.engine.begin() as connection:
+            rows = live_rows(connection, [order.question for order in orders])
+            waiting = [row.id for row in rows.values() if row.status == "reserved"]
+            if waiting:
+                put = insert_into(ITEMS, connection.dialect.name).on_conflict_do_nothing()
+                connection.execute(put, [{"query_id": number, **told} for number in waiting])
+        return len(waiting)
+
+    def items(self) -> list[Item]:
+        """Return the open questions, oldest first."""
+        with self.ledger.engine.begin() as connection:
+            return list(self._items(connection).values())
+
+    def record(self, judgements: Sequence[Judgement]) -> Recorded:
+        """Take judgements, all or none, and settle every item that they decide.
+
+        An annotator's second judgement of an open item replaces the first. Those of settled items change nothing.
+        """
+        counts: Counter[str] = Counter()
+        with self.ledger.engine.begin() as connection:
+            items = self._items(connection)
+            settled: dict[int, float] = {}
+            for judgement in judgements:
+                item = items.get(judgement.item)
+                before = item.judgements.get(judgement.annotator) if item is not None else None
+                if item is None or judgement.item in settled:
+                    counts["surplus"] += 1
+                elif before is not None and before.score == judgement.score:
+                    counts["known"] += 1
+                else:
+                    counts["new" if before is None else "changed"] += 1
+                    item.judgements[judgement.annotator] = judgement
+                    self._write(connection, item, judgement)
+                    if (verdict := item.verdict) is not None:
+                        settled[item.id] = verdict
+            self._settle(connection, [items[number] for number in settled])
+        return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
+
+    def withdraw(self) -> tuple[int, int]:
+        """Close the queue: undo what nobody has judged, settle the rest by what there is. Returns how many of each."""
+        with self.ledger.engine.begin() as connection:
+            items = list(self._items(connection).values())
+            judged = [item for item in items if item.judgements]
+            self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged])
+        unjudged = [item for item in items if not item.judgements]
+        for item in unjudged:
+            self.ledger.release(Reservation(item.id, item.account, item.micro_usd_each * (item.wanted + 1)))
+        return len(unjudged), len(judged)
+
+    def _items(self, connection: Connection) -> dict[int, Item]:
+        """Return the open items by number; on PostgreSQL they are locked until the transaction ends."""
+        both = QUERIES.join(ITEMS, ITEMS.c.query_id == QUERIES.c.id)
+        columns = [QUERIES.c[name] for name in ("id", "account", "prompt", "response")]
+        query = sa.select(*columns, *[ITEMS.c[name] for name in ("unit", "guide", "judgements", "micro_usd_each")])
+        waiting = query.select_from(both).where(QUERIES.c.status == "reserved").order_by(QUERIES.c.id)
+        items = {
+            row.id: Item(
+                row.id, row.account, row.unit, row.guide, row.prompt, row.response, row.judgements, row.micro_usd_each
+            )
+            for row in connection.execute(waiting.with_for_update())
+        }
+        given = sa.select(JUDGEMENTS).where(
+            JUDGEMENTS.c.query_id.in_(sa.select(QUERIES.c.id).where(QUERIES.c.status == "reserved"))
+        )
+        for row in connection.execute(given.order_by(JUDGEMENTS.c.query_id, JUDGEMENTS.c.place)):
+            if row.query_id in items:
+                score = None if row.score is None else int(row.score)
+                items[row.query_id].judgements[row.annotator] = Judgement(row.query_id, row.annotator, score, row.note)
+        return items
+
+    def _write(self, connection: Connection, item: Item, judgement: Judgement) -> None:
+        said = {"score": judgement.score, "note": judgement.note}
+        key = {"query_id": item.id, "annotator": judgement.annotator, "place": len(item.judgements)}
+        put = insert_into(JUDGEMENTS, connection.dialect.name).values(**key, **said)
+        connection.execute(put.on_conflict_do_update(index_elements=["query_id", "annotator"], set_=said))
+
+    def _settle(self, connection: Connection, items: Sequence[Item]) -> None:
+        for item in items:
+            verdict = item.verdict
+            score = math.nan if verdict is None else verdict
+            given = item.judgements.values()
+            reply = Settlement(
+                Reservation(item.id, item.account, item.micro_usd_each * (item.wanted + 1)),
+                status="labelled" if math.isfinite(score) else "quarantined",
+                score=score,
+                raw=json.dumps({"judgements": [[j.annotator, j.score, j.note] for j in given]}, ensure_ascii=False),
+                tokens=0,
+                micro_usd=item.micro_usd_each * len(given),
+                seconds=0.0,
+            )
+            self.ledger.settle_within(connection, item.account, [reply])

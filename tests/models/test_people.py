@@ -1,0 +1,293 @@
+"""People as the expert: a queue in the ledger, judgements taken whole or not at all, one verdict by majority."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.label_files import bought_labels, read_lines, write_rows
+from models.labelling import AnswersPending, Desk, label
+from models.ledger import Ledger
+from models.oracles.human import Human
+from models.oracles.noisy import Noisy
+from models.people import Judgement, Queue, adjudicate, agreement
+from models.preference import Label
+from models.queue_files import judgements, queue_rows
+from models.rubric import Rubric
+from tests.conftest import response
+
+PEOPLE = Human(annotators=2, micro_usd=100)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    if request.param == "sqlite":
+        return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    make: Callable[[], str] = request.getfixturevalue("new_database")
+    return Ledger(make())
+
+
+def ask(
+    ledger: Ledger, number: int = 3, people: Human = PEOPLE, account: str = "a", money: int = 10_000
+) -> list[Label]:
+    desk = Desk(ledger, people, Rubric(), account)
+    return label([response(n) for n in range(number)], desk, max_queries=number, max_micro_usd=money)
+
+
+def open_items(ledger: Ledger, **asked: Any) -> list[int]:
+    with pytest.raises(AnswersPending):
+        ask(ledger, **asked)
+    return [item.id for item in Queue(ledger).items()]
+
+
+def judge(ledger: Ledger, *said: tuple[int, str, int | None]) -> Any:
+    return Queue(ledger).record([Judgement(*one) for one in said])
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted", "verdict"),
+    [
+        ([], 1, None),
+        ([3], 1, 3),
+        ([None], 1, math.nan),
+        ([3], 2, None),
+        ([3, 3], 2, 3),
+        ([3, 4], 2, None),
+        ([3, 4, 4], 2, 4),
+        ([3, 4, 5], 2, math.nan),
+        ([3, None], 2, 3),
+        ([None, None], 2, math.nan),
+        ([1, 2, 2], 3, 2),
+        ([0, 0, 5, 5], 3, math.nan),
+    ],
+)
+def test_the_most_frequent_score_counts_and_a_tie_asks_one_more(
+    scores: list[int | None], wanted: int, verdict: float | None
+) -> None:
+    found = adjudicate(scores, wanted)
+    assert found == verdict or (found is not None and verdict is not None and math.isnan(found) and math.isnan(verdict))
+
+
+@given(st.lists(st.integers(0, 5) | st.none(), max_size=8), st.integers(1, 4))
+def test_a_verdict_is_one_of_the_scores_and_never_one_that_fewer_gave(scores: list[int | None], wanted: int) -> None:
+    found = adjudicate(scores, wanted)
+    if found is not None and not math.isnan(found):
+        assert scores.count(int(found)) > max((scores.count(s) for s in set(scores) - {int(found), None}), default=0)
+
+
+def test_agreement_is_krippendorffs() -> None:
+    # the worked example of K. Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, section C: ordinal 0.815
+    table = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+        [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+    ]
+    items = [[(str(who), row[n]) for who, row in enumerate(table)] for n in range(12)]
+    assert agreement(items) == pytest.approx(0.815, abs=0.0005)
+    assert math.isnan(agreement([[("a", 3.0)], [("b", 4.0)]])), "no two have judged the same"
+    assert math.isnan(agreement([]))
+
+
+def test_questions_are_posted_once_and_charged_at_their_ceiling(ledger: Ledger) -> None:
+    numbers = open_items(ledger)
+    assert open_items(ledger) == numbers, "a run that comes again asks nothing anew"
+    assert ledger.spent("a").micro_usd == 3 * 300
+    assert ledger.recover() == 0, "nobody gives up what people hold"
+    assert open_items(ledger, account="b") == numbers, "another run waits for the same answers"
+    assert ledger.spent("b").queries == 0
+
+
+def test_answers_become_labels_at_the_price_of_their_judgements(ledger: Ledger) -> None:
+    one, two, three = open_items(ledger)
+    found = judge(ledger, (one, "ada", 4), (one, "bob", 4), (two, "ada", 1), (two, "bob", 3), (three, "ada", None))
+    assert (found.new, found.settled) == (5, 1)
+    assert open_items(ledger) == [two, three], "a tie waits for one more, and so does who could not judge"
+    found = judge(ledger, (two, "cy", 3), (three, "bob", None), (one, "cy", 0))
+    assert (found.new, found.surplus, found.settled) == (2, 1, 2)
+    labels = ask(ledger)
+    assert [(entry.score, entry.micro_usd, entry.status) for entry in labels[:2]] == [
+        (4.0, 200, "labelled"),
+        (3.0, 300, "labelled"),
+    ]
+    assert labels[2].status == "quarantined"
+    assert labels[2].micro_usd == 200, "two people have tried"
+    assert ledger.spent("a")[:4] == (3, 700, 3, 700)
+    raws = [row["raw"] for row in ledger.rows()]
+    assert json.loads(raws[1])["judgements"] == [["ada", 1, ""], ["bob", 3, ""], ["cy", 3, ""]]
+    assert PEOPLE.findings(raws)["judgements"] == 7
+    assert ask(ledger, account="b")[0].bought is False, "owned: another run does not ask again"
+
+
+def test_the_same_judgements_again_change_nothing(ledger: Ledger) -> None:
+    one, two, _ = open_items(ledger)
+    said = [(one, "ada", 4), (two, "ada", 2), (two, "bob", 2)]
+    judge(ledger, *said)
+    again = judge(ledger, *said)
+    assert (again.new, again.known, again.surplus) == (0, 1, 2)
+    changed = judge(ledger, (one, "ada", 5), (two, "ada", 0))
+    assert (changed.changed, changed.surplus) == (1, 1), (
+        "of an open question a judgement may change, of a settled one not"
+    )
+    judge(ledger, (one, "bob", 5))
+    ledger.open_account("a", max_queries=3, max_micro_usd=10_000)
+    assert [row["score"] for row in ledger.rows(status="labelled")] == [5.0, 2.0]
+
+
+def test_what_the_caps_do_not_cover_is_not_posted(ledger: Ledger) -> None:
+    assert len(open_items(ledger, money=700)) == 2, "two ceilings of 300 fit"
+    one, two = (item.id for item in Queue(ledger).items())
+    judge(ledger, (one, "ada", 4), (one, "bob", 4), (two, "ada", 1), (two, "bob", 1))
+    assert len(open_items(ledger, money=700)) == 1, "400 were spent: a third fits"
+    (three,) = (item.id for item in Queue(ledger).items())
+    judge(ledger, (three, "ada", 4), (three, "bob", 4))
+    assert len(ask(ledger, money=700)) == 3
+
+
+def test_a_withdrawn_queue_keeps_what_was_judged(ledger: Ledger) -> None:
+    one, *_ = open_items(ledger)
+    judge(ledger, (one, "ada", 4))
+    assert Queue(ledger).withdraw() == (2, 1)
+    assert Queue(ledger).items() == []
+    assert ledger.spent("a")[:2] == (1, 100)
+    assert [row["score"] for row in ledger.rows()] == [4.0], "of one judgement, since no second came"
+
+
+def test_people_compare_pairs(tmp_path: Path) -> None:
+    ledger, people = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}"), Human(asks="better", micro_usd=5)
+    desk = Desk(ledger, people, Rubric(), "a")
+    pair = response(1, text=json.dumps(["a better one", "one"]))
+    with pytest.raises(AnswersPending):
+        label([pair], desk, max_queries=1, max_micro_usd=100)
+    rows, columns = queue_rows(Queue(ledger).items(), "ada")
+    assert (rows[0]["response"], rows[0]["response_b"]) == ("a better one", "one")
+    assert "Which response is better?" in rows[0]["guide"]
+    write_rows(tmp_path / "q.jsonl", [{**row, "score": "B"} for row in rows], columns)
+    lines = read_lines(tmp_path / "q.jsonl")
+    Queue(ledger).record(judgements(tmp_path / "q.jsonl", lines, {i.id: i for i in Queue(ledger).items()}))
+    assert label([pair], desk, max_queries=1, max_micro_usd=100)[0].score == -1
+
+
+def filled(file: Path, ledger: Ledger, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> list[Judgement]:
+    rows, columns = queue_rows(Queue(ledger).items(), "")
+    write_rows(file, [change(number, row) for number, row in enumerate(rows)], columns)
+    return judgements(file, read_lines(file), {item.id: item for item in Queue(ledger).items()})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_every_wrong_row_is_named_with_its_line_and_none_is_taken(tmp_path: Path, suffix: str) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}")
+    open_items(ledger, number=6)
+    wrong: list[dict[str, Any]] = [
+        {"annotator": "ada", "score": 9},
+        {"annotator": "", "score": 3},
+        {"annotator": "ada", "score": "good"},
+        {"annotator": "ada", "score": 2, "item": "x"},
+        {"annotator": "ada", "score": 2, "prompt": "another prompt"},
+        {"annotator": "ada", "score": ""},
+    ]
+    with pytest.raises(ValueError, match="nothing was taken") as error:
+        filled(tmp_path / f"q{suffix}", ledger, lambda number, row: row | wrong[number])
+    first = 2 if suffix == ".csv" else 1
+    for line, rule in enumerate(
+        [
+            "score '9' must be 0 … 5",
+            "annotator is empty",
+            "score 'good' must be 0 … 5",
+            "item 'x' is no number",
+            "item 5 is another question",
+        ],
+        start=first,
+    ):
+        assert f"line {line}: {rule}" in str(error.value)
+    assert f"line {first + 5}" not in str(error.value), "a row that nobody has filled in yet is no error"
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}")
+    open_items(ledger, number=2)
+    rows, columns = queue_rows(Queue(ledger).items(), "ada")
+    with (tmp_path / "q.csv").open("w", encoding="utf-8-sig", newline="") as out:
+        writer = csv.DictWriter(out, columns, quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows([{**row, "score": " 0 "} for row in rows])
+    found = judgements(tmp_path / "q.csv", read_lines(tmp_path / "q.csv"), {i.id: i for i in Queue(ledger).items()})
+    assert [(one.annotator, one.score) for one in found] == [("ada", 0)] * 2
+
+
+def test_two_different_scores_of_one_annotator_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}")
+    (one,) = open_items(ledger, number=1)
+    file = tmp_path / "q.jsonl"
+    file.write_text("\n".join(json.dumps({"item": one, "annotator": "ada", "score": s}) for s in (1, 2)))
+    with pytest.raises(ValueError, match="'ada' gives item 1 two different scores"):
+        judgements(file, read_lines(file), {item.id: item for item in Queue(ledger).items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"score": None}, "line 2: labelled, and its score is None"),
+        ({"score": math.inf}, "line 2: labelled, and its score is inf"),
+        ({"status": "lost"}, "line 2: status: Input should be 'labelled' or 'quarantined'"),
+        ({"micro_usd": -1}, "line 2: micro_usd: Input should be greater than or equal to 0"),
+        ({"tokens": "many"}, "line 2: tokens: Input should be a valid integer"),
+        ({"oracle": ""}, "line 2: oracle: String should have at least 1 character"),
+    ],
+)
+def test_a_wrong_row_of_bought_labels_is_named_and_none_is_taken(
+    tmp_path: Path, change: dict[str, Any], rule: str
+) -> None:
+    good = {
+        "oracle": "judge",
+        "criterion": "c",
+        "prompt": "p",
+        "response": "r",
+        "status": "labelled",
+        "score": 0.5,
+        "micro_usd": 5,
+        "tokens": 1,
+        "raw": "",
+    }
+    file = tmp_path / "labels.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in (good, good | change)))
+    with pytest.raises(ValueError, match="nothing was taken") as error:
+        bought_labels(file, read_lines(file))
+    assert rule in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rule"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": ', "line 2"),
+        ("a.jsonl", "[1]", "line 1: is list, not an object"),
+        ("a.json", '{"a": 1}', "not a Label Studio export"),
+        ("a.json", "[1", "cannot be read as .json"),
+        ("a.csv", 'a,b\n"x', "cannot be read as .csv"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, rule: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name) as error:
+        read_lines(tmp_path / name)
+    assert rule in str(error.value)
+
+
+def test_an_expert_that_is_called_cannot_wrap_people() -> None:
+    with pytest.raises(ValueError, match="answers through a queue"):
+        Noisy(inner=PEOPLE).check()
+    with pytest.raises(RuntimeError, match="through the queue"):
+        PEOPLE.judge("x", "y", Rubric())
+
+
+def test_another_panel_gives_other_labels_and_another_price_does_not() -> None:
+    assert Human(micro_usd=1).fingerprint() == Human(micro_usd=2).fingerprint()
+    assert len({Human(micro_usd=1, panel=p, annotators=n).fingerprint() for p in ("", "x") for n in (1, 2)}) == 4
+    assert np.isnan(Human(micro_usd=1).findings(["by a model"])["krippendorff_alpha"])

@@ -77,6 +77,9 @@ def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
                 f"the first place won {_share(facts['first_place_share'])} of the untied",
             )
         )
+    if "krippendorff_alpha" in facts:
+        alpha = _number(facts["krippendorff_alpha"])
+        lines.append(("  people", f"{facts['judgements']:.0f} judgements, Krippendorff's alpha {alpha}"))
     if facts.get("unreadable_replies"):
         lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
     return lines

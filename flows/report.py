@@ -23,8 +23,11 @@ from tasks.settings import settings
 from tasks.store import Ref, store
 
 _SAMPLES = 8
-# of the last purchase: whether length moves the expert, whether it contradicts itself, what it could not be understood in
-_EXPERT_FACTS = ("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies")
+# of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
+_EXPERT_FACTS = {
+    *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies"),
+    *("judgements", "krippendorff_alpha"),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""People answer in Label Studio: a real server of its own environment, driven through its API."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from models.downloads import once
+from models.label_studio import KEY, LabelStudio
+from models.labelling import AnswersPending, Desk, label
+from models.ledger import Ledger
+from models.oracles.human import Human
+from models.people import Queue
+from models.rubric import Rubric
+from tests.conftest import response
+from tests.flows.test_servers import free_port
+
+ROOT = Path(__file__).parents[2]
+VERSION = "1.23.2"
+PASSWORD = "correct horse battery"
+PEOPLE = Human(annotators=2, micro_usd=1000)
+
+
+def _install(folder: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"]
+    subprocess.run(pip, check=True)
+
+
+class Annotator:
+    """Somebody who has signed in to the server, as a browser does."""
+
+    def __init__(self, url: str, email: str, *, sign_up: bool = False) -> None:
+        self.client = httpx.Client(base_url=url, follow_redirects=True, timeout=60)
+        page = "/user/signup" if sign_up else "/user/login"
+        self.client.get(page)
+        form = {"email": email, "password": PASSWORD, "csrfmiddlewaretoken": self.client.cookies["csrftoken"]}
+        found = self.client.post(page, data=form, headers={"Referer": url + page})
+        assert found.url.path not in {"/user/login", "/user/signup"}, re.findall(r'class="error">([^<]*)', found.text)
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        headers = {"X-CSRFToken": self.client.cookies["csrftoken"], "Referer": str(self.client.base_url)}
+        reply = self.client.request(method, path, headers=headers, **options)
+        assert reply.status_code < 400, reply.text
+        return reply.json()
+
+    def judge(self, project: int, scores: dict[int, int | None]) -> None:
+        for task in self.call("GET", "/api/tasks", params={"project": project})["tasks"]:
+            score = scores.get(task["data"]["item"], 0)
+            chosen = {
+                "from_name": "score",
+                "to_name": "response",
+                "type": "choices",
+                "value": {"choices": [str(score)]},
+            }
+            said = {"result": [], "was_cancelled": True} if score is None else {"result": [chosen]}
+            self.call("POST", f"/api/tasks/{task['id']}/annotations/", json=said)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    environment = once(f"label-studio-{VERSION}", _install)
+    port, folder = free_port(), tmp_path_factory.mktemp("label-studio")
+    command = [str(environment / "bin" / "python"), "-m", "label_studio.server", "start", "--no-browser"]
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--internal-host", "127.0.0.1", "--port", str(port)],
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("LABEL_STUDIO")},
+                "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
+                "LABEL_STUDIO_USERNAME": "ada@example.org",
+                "LABEL_STUDIO_PASSWORD": PASSWORD,
+                "COLLECT_ANALYTICS": "False",
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+    try:
+        while True:
+            try:
+                httpx.get(f"{url}/health").raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                assert time.monotonic() < deadline, (folder / "log.txt").read_text()
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def ada(server: str) -> Annotator:
+    return Annotator(server, "ada@example.org")
+
+
+@pytest.fixture(scope="module")
+def access(ada: Annotator) -> str:
+    return str(ada.call("POST", "/api/token/")["token"])
+
+
+@pytest.fixture(scope="module")
+def bob(server: str) -> Annotator:
+    return Annotator(server, "bob@example.org", sign_up=True)
+
+
+def posted(home: Path) -> Ledger:
+    ledger = Ledger(f"sqlite:///{home / 'ledger.sqlite'}")
+    with pytest.raises(AnswersPending):
+        ask(ledger)
+    return ledger
+
+
+def ask(ledger: Ledger) -> Any:
+    desk = Desk(ledger, PEOPLE, Rubric(), "a")
+    return label([response(n, text=f'is <b>"{n}" & more') for n in range(4)], desk, max_queries=4, max_micro_usd=10**6)
+
+
+def ninefold(*arguments: str, home: Path, key: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "NINEFOLD_HOME": str(home), "COLUMNS": "160", KEY: key},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert key not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_queue_goes_to_a_project_and_comes_back_judged(
+    tmp_path: Path, server: str, ada: Annotator, bob: Annotator, access: str
+) -> None:
+    ledger = posted(tmp_path)
+    said = ninefold("labels", "export", "--label-studio", server, home=tmp_path, key=access)
+    project = int(re.findall(r"project (\d+)", said)[0])
+    one, two, three, four = (item.id for item in Queue(ledger).items())
+    ada.judge(project, {one: 4, two: 1, three: None, four: 5})
+    fetch = ("labels", "import", "--label-studio", server, "--project", str(project))
+    assert "4 new, 0 known already" in ninefold(*fetch, home=tmp_path, key=access)
+    bob.judge(project, {one: 4, two: 3, three: None, four: 5})
+    said = ninefold(*fetch, home=tmp_path, key=access)
+    assert "4 new, 4 known already" in said
+    assert "1 questions open, 1 judgements missing" in said, "a tie asks one more"
+    assert Queue(ledger).items()[0].id == two
+    Queue(ledger).withdraw()
+    labels = ask(ledger)
+    assert [entry.score for entry in labels if entry.status == "labelled"] == [4.0, 5.0]
+    raws = [json.loads(row["raw"])["judgements"] for row in ledger.rows()]
+    assert raws[2] == [["label-studio 1", None, ""], ["label-studio 2", None, ""]]
+
+
+def test_by_files_and_with_a_legacy_token(
+    tmp_path: Path, server: str, ada: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = posted(tmp_path)
+    ninefold("labels", "export", str(tmp_path / "queue.json"), "--queue", home=tmp_path, key="unused")
+    config = (tmp_path / "queue.xml").read_text()
+    project = int(ada.call("POST", "/api/projects", json={"title": "by file", "label_config": config})["id"])
+    tasks = json.loads((tmp_path / "queue.json").read_text())
+    ada.call("POST", f"/api/projects/{project}/import", json=tasks)
+    ada.judge(project, {item.id: 2 for item in Queue(ledger).items()})
+    exported = ada.call("GET", f"/api/projects/{project}/export", params={"exportType": "JSON"})
+    (tmp_path / "export.json").write_text(json.dumps(exported))
+    said = ninefold("labels", "import", str(tmp_path / "export.json"), home=tmp_path, key="unused")
+    assert "4 new" in said
+
+    ada.call("POST", "/api/jwt/settings", json={"api_tokens_enabled": True, "legacy_api_tokens_enabled": True})
+    legacy = ada.call("GET", "/api/current-user/token")["token"]
+    monkeypatch.setenv(KEY, legacy)
+    assert len(LabelStudio(server).annotations(project)) == 4
+
+
+def test_a_wrong_key_project_or_server_is_one_line(tmp_path: Path, server: str, access: str) -> None:
+    fetch = ("labels", "import", "--label-studio", server, "--project", "99")
+    wrong = access[:-4] + "AAAA"
+    assert "refused POST /api/token/refresh/ with 401" in ninefold(*fetch, home=tmp_path, key=wrong, status=2)
+    assert "refused GET /api/projects/99/export with 404" in ninefold(*fetch, home=tmp_path, key=access, status=2)
+    nowhere = ("labels", "import", "--label-studio", f"http://127.0.0.1:{free_port()}", "--project", "1")
+    assert "cannot be reached" in ninefold(*nowhere, home=tmp_path, key=access, status=2)
+    said = ninefold("labels", "export", "--label-studio", server, home=tmp_path, key=access, status=2)
+    assert "no question waits for people" in said

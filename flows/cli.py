@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_bench, cli_labels
+from flows import cli_bench, cli_checks, cli_labels
 from flows.terminal import UserError, table
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Spend a few hundred expert judgements where they teach most, and train a policy on nine times as many pairs.",
     epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set labelling.queries=64`",
 )
+cli_labels.app.add_typer(cli_checks.app)
 app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
 

@@ -1,4 +1,4 @@
-"""`ninefold labels list | export | import | queue | drift`: the ledger of every label bought, and who is still asked."""
+"""`ninefold labels list | export | import | queue`: the ledger of every label bought, and who is still asked."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def labels_list(
     """Show what was bought: status, score, price, tuple."""
     from models.cost import dollars
 
-    rows = list(_ledger().rows(status=_status(status)))
+    rows = list(open_ledger().rows(status=_status(status)))
     for row in rows[-limit:]:
         score = "      –" if row["score"] is None else f"{row['score']:7.3f}"
         texts = " → ".join(" ".join(row[key].split())[:48] for key in ("prompt", "response"))
@@ -57,7 +57,7 @@ def labels_export(
 
     if (file is None) == (not label_studio):
         raise UserError("name a file to write, or --label-studio URL for the open questions")
-    items = Queue(_ledger()).items() if queue or label_studio else []
+    items = Queue(open_ledger()).items() if queue or label_studio else []
     if label_studio:
         _need(items)
         from models.label_studio import LabelStudio
@@ -76,7 +76,9 @@ def labels_export(
                 f"{len(rows)} questions written to {file}: fill in annotator and score (? where nobody can tell)"
             )
     elif file is not None:
-        rows = [{c: row[c] for c in BoughtLabel.model_fields} for row in _ledger().rows() if row["status"] in _SETTLED]
+        rows = [
+            {c: row[c] for c in BoughtLabel.model_fields} for row in open_ledger().rows() if row["status"] in _SETTLED
+        ]
         write_rows(file, rows, list(BoughtLabel.model_fields))
         typer.echo(f"{len(rows)} labels written to {file}")
 
@@ -116,7 +118,7 @@ def labels_import(
         _import_judgements(file, lines)
         return
     labels = bought_labels(file, lines)
-    taken = _ledger().adopt([(label.question, label.answer) for label in labels])
+    taken = open_ledger().adopt([(label.question, label.answer) for label in labels])
     typer.echo(f"{taken} labels taken over, {len(labels) - taken} were known already")
 
 
@@ -124,7 +126,7 @@ def _import_judgements(source: Path, lines: "list[Line]") -> None:
     from models.people import Queue
     from models.queue_files import judgements
 
-    queue = Queue(_ledger())
+    queue = Queue(open_ledger())
     found = queue.record(judgements(source, lines, {item.id: item for item in queue.items()}))
     told = {
         "new": found.new,
@@ -156,7 +158,7 @@ def labels_queue(
     from models.oracles.human import Human
     from models.people import Queue
 
-    queue = Queue(_ledger())
+    queue = Queue(open_ledger())
     if withdraw:
         undone, settled = queue.withdraw()
         typer.echo(f"{undone} questions withdrawn, {settled} settled by what people have said so far")
@@ -173,45 +175,8 @@ def labels_queue(
         typer.echo(f"{facts['judgements']:.0f} judgements settled; agreement {shown}")
 
 
-@app.command(
-    "drift", epilog="Example: `ninefold labels drift deployments/experiments/quickstart.yaml --sample 20 --yes`"
-)
-def labels_drift(
-    file: Annotated[Path, typer.Argument(help="The experiment whose expert is asked.")],
-    sample: Annotated[int, typer.Option(min=2, help="Labels to ask for again.")] = 20,
-    occasion: Annotated[str, typer.Option(help="A name for this check; today's date if not given.")] = "",
-    max_micro_usd: Annotated[int, typer.Option(min=0, help="Micro-dollars that it may cost.")] = 1_000_000,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")] = False,
-) -> None:
-    """Ask the expert again about labels bought before, and say how it agrees with itself."""
-    from flows.config import load
-    from flows.experiment import Experiment
-    from models.cost import dollars
-    from models.drift import ask_again, sample_of
-    from models.labelling import Desk
-    from models.oracles.base import a_token_to_four_bytes
-
-    labelling = load(Experiment, file).labelling
-    labelling.oracle.check()
-    desk = Desk(_ledger(), labelling.oracle, labelling.rubric, "drift")
-    rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
-    if not rows:
-        raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
-    asked = [(row["prompt"], row["response"]) for row in rows]
-    price = sum(labelling.oracle.expected(*each, a_token_to_four_bytes).micro_usd for each in asked)
-    typer.echo(f"{len(rows)} labels will be bought again, expected {dollars(price)}, at most {dollars(max_micro_usd)}")
-    if not yes:
-        typer.confirm("go on?", abort=True)
-    named = occasion or date.today().isoformat()
-    found = ask_again(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
-    typer.echo(
-        f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
-        f"Spearman {found.spearman:.2f}, mean change {found.change.mean:+.3f} "
-        f"[{found.change.low:+.3f}, {found.change.high:+.3f}]"
-    )
-
-
-def _ledger() -> "Ledger":
+def open_ledger() -> "Ledger":
+    """Return this installation's ledger."""
     from models.ledger import Ledger
     from tasks.settings import settings
 

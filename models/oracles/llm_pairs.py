@@ -13,8 +13,7 @@ from models.cost import MicroUsd
 from models.event_loop import run
 from models.oracles.base import Counter, Expected, PairOracle, Verdict
 from models.oracles.llm_judge import (
-    JSON_FIRST,
-    NO_LENGTH,
+    TOLD,
     USUAL_REPLY,
     Calls,
     calls_made,
@@ -98,7 +97,7 @@ class LLMPairs(PairOracle):
         }
 
     def identity(self) -> list[Any]:  # noqa: D102
-        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), NO_LENGTH, JSON_FIRST]
+        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
 
     def check(self) -> None:  # noqa: D102
         self.endpoint.check()

@@ -49,7 +49,9 @@ def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
         ["labels", "list"],
         ["labels", "export"],
         ["labels", "import"],
+        ["labels", "queue"],
         ["labels", "drift"],
+        ["labels", "injection"],
         ["bench", "label-efficiency"],
         ["bench", "synthetic"],
     ],
@@ -106,7 +108,9 @@ def test_a_wrong_status_file_or_report_is_named(tmp_path: Path) -> None:
     )
     assert "must end in .csv or .jsonl" in ninefold("labels", "export", "x.txt", home=tmp_path, status=2)
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    assert "row 1 lacks" in ninefold("labels", "import", str(tmp_path / "bad.csv"), home=tmp_path, status=2)
+    assert "line 2: oracle: Field required" in ninefold(
+        "labels", "import", str(tmp_path / "bad.csv"), home=tmp_path, status=2
+    )
     assert "no report 'nothing'" in ninefold("report", "nothing", home=tmp_path, status=2)
 
 

@@ -14,6 +14,7 @@ from models.oracles import gold
 from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict, pair_text
 from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
+from models.oracles.human import Human
 from models.oracles.llm_judge import LLMJudge
 from models.oracles.llm_pairs import LLMPairs
 from models.oracles.noisy import Noisy
@@ -54,9 +55,9 @@ def question(expert: Oracle) -> tuple[str, str]:
 
 
 def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
-    """The reward model's own suite is test_reward_model.py: it needs a model on disk."""
+    """The reward model's own suite is test_reward_model.py: it needs a model on disk; people's is test_people.py."""
     registered = {kind for kind in plugins_of("models.oracles", Oracle) if kind.__module__.startswith("models.")}
-    assert {type(expert) for expert in experts(tmp_path)} | {RewardModel} == registered
+    assert {type(expert) for expert in experts(tmp_path)} | {RewardModel, Human} == registered
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -1,0 +1,108 @@
+"""`ninefold labels drift | injection`: can the expert be trusted? Both ask about labels that were bought before."""
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from flows.cli_labels import open_ledger
+from flows.terminal import UserError
+
+if TYPE_CHECKING:
+    from models.labelling import Desk
+    from models.stats import Interval
+
+app = typer.Typer()  # its commands stand among those of `ninefold labels`
+
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment whose expert is asked.")]
+SampleOption = Annotated[int, typer.Option(min=2, help="Labels bought earlier to ask about.")]
+OccasionOption = Annotated[str, typer.Option(help="A name for this check; today's date if not given.")]
+MoneyOption = Annotated[int, typer.Option(min=0, help="Micro-dollars that it may cost.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")]
+
+
+@app.command("drift", epilog="Example: `ninefold labels drift experiment.yaml --sample 20 --yes`")
+def labels_drift(
+    file: ExperimentFile,
+    sample: SampleOption = 20,
+    occasion: OccasionOption = "",
+    max_micro_usd: MoneyOption = 1_000_000,
+    yes: YesOption = False,
+) -> None:
+    """Ask the expert again about labels bought before, and say how it agrees with itself."""
+    from models.cost import dollars
+    from models.drift import ask_again
+
+    check = _check(file, sample, 1, max_micro_usd, yes)
+    found = ask_again(
+        check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
+    )
+    typer.echo(
+        f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
+        f"Spearman {found.spearman:.2f}, mean change {_interval(found.change)}"
+    )
+
+
+@app.command("injection", epilog="Example: `ninefold labels injection experiment.yaml --sample 24 --yes`")
+def labels_injection(
+    file: ExperimentFile,
+    sample: SampleOption = 24,
+    occasion: OccasionOption = "",
+    max_micro_usd: MoneyOption = 1_000_000,
+    yes: YesOption = False,
+) -> None:
+    """Put orders to the judge into answers it has judged before, beside a harmless line, and say whether it obeys."""
+    from models.cost import dollars
+    from models.susceptibility import attack
+
+    check = _check(file, sample, 2, max_micro_usd, yes)
+    found = attack(
+        check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
+    )
+    for name, change in sorted(found.by_injection.items(), key=lambda pair: -pair[1]):
+        typer.echo(f"  {name:11} {change:+.2f}")
+    typer.echo(
+        f"{found.answered} of {len(check.rows)} answers judged for {dollars(found.micro_usd)}: an injection moves the score "
+        f"by {_interval(found.change)} beside a harmless line, and raises {found.raised:.0%} of them"
+    )
+
+
+class _Check(NamedTuple):
+    desk: "Desk"
+    rows: "list[Mapping[str, Any]]"
+    workers: int
+
+
+def _check(file: Path, sample: int, times: int, max_micro_usd: int, yes: bool) -> _Check:
+    """Return a sample of the labels that an experiment's expert has given, once the user has agreed to the price."""
+    from flows.config import load
+    from flows.experiment import Experiment
+    from models.cost import dollars
+    from models.drift import sample_of
+    from models.labelling import Desk
+    from models.oracles.base import a_token_to_four_bytes
+
+    labelling = load(Experiment, file).labelling
+    labelling.oracle.check()
+    desk = Desk(open_ledger(), labelling.oracle, labelling.rubric, "check")
+    rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
+    if not rows:
+        raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
+    asked = [(row["prompt"], row["response"]) for row in rows]
+    price = times * sum(labelling.oracle.expected(*each, a_token_to_four_bytes).micro_usd for each in asked)
+    typer.echo(
+        f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
+    )
+    if not yes:
+        typer.confirm("go on?", abort=True)
+    return _Check(desk, rows, labelling.workers)
+
+
+def _today() -> str:
+    return date.today().isoformat()
+
+
+def _interval(found: "Interval") -> str:
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

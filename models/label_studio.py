@@ -33,15 +33,16 @@ def config_of(items: Sequence[Item]) -> str:
             f"a Label Studio project shows one kind of question, and {len(kinds)} are open: settle the others first"
         )
     ((unit, guide),) = kinds
-    names = ("response", "response_b") if unit == "pair" else ("response",)
-    texts = "".join(f'<Header value="{n}"/><Text name="{n}" value="${n}"/>' for n in names)
+    shown = {"prompt": "Instruction"} | (
+        {"response": "Response A", "response_b": "Response B"} if unit == "pair" else {"response": "Response"}
+    )
+    lines = "".join(f"<Header size='6' value={quoteattr(line)}/>" for line in guide.splitlines())
+    fields = "".join(f'<Header value="{title}"/><Text name="{name}" value="${name}"/>' for name, title in shown.items())
     scale = ("A", "B", "neither") if unit == "pair" else SCALES["tuple"]
     choices = "".join(f'<Choice value="{value}"/>' for value in scale)
     return (
-        f'<View><Header value={quoteattr(guide)}/><Text name="prompt" value="$prompt"/>{texts}'
-        '<Choices name="score" toName="response" choice="single-radio" showInLine="true" required="true">'
-        f"{choices}</Choices>"
-        '<TextArea name="note" toName="response" placeholder="note"/></View>'
+        f'<View>{lines}{fields}<Choices name="score" toName="response" choice="single-radio" showInLine="true" '
+        f'required="true">{choices}</Choices><TextArea name="note" toName="response" placeholder="note"/></View>'
     )
 
 

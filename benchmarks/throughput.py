@@ -4,8 +4,9 @@
     python benchmarks/throughput.py --latency 0.2      # a slower server
 
 A loopback server in a process of its own answers every call after the latency. Each number of calls in flight is measured
-with a new SQLite ledger, beside a bare HTTP client that sends the same requests and keeps no books: what this machine can
-do at all. Medians of the repetitions. The last line is JSON.
+with a new SQLite ledger, beside two loops that send the same requests and keep no books: a bare HTTP client, which is what
+this machine can do at all, and the openai SDK as its documentation uses it. The ledger is also measured alone, one query
+at a time, back to back. Medians of the repetitions. The last line is JSON.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from benchmarks.loopback_judge import LoopbackJudge  # noqa: E402
 from models.cost import Prices  # noqa: E402
 from models.labelling import Desk, label  # noqa: E402
 from models.ledger import Ledger  # noqa: E402
+from models.ledger_entries import Reservation  # noqa: E402
+from models.ledger_tables import Question  # noqa: E402
 from models.oracles.llm_judge import LLMJudge, messages_of  # noqa: E402
 from models.preference import Response  # noqa: E402
 from models.rubric import Rubric  # noqa: E402
@@ -95,6 +98,39 @@ async def bare(judge: LLMJudge, asked: list[Response], workers: int) -> float:
     return len(asked) / (time.perf_counter() - started)
 
 
+async def sdk(judge: LLMJudge, asked: list[Response], workers: int) -> float:
+    """Return queries per second of the openai SDK without a ledger."""
+    import openai
+
+    waiting, started = iter(asked), time.perf_counter()
+    async with openai.AsyncOpenAI(base_url=judge.endpoint.base_url, max_retries=0) as client:
+
+        async def work() -> None:
+            for response in waiting:
+                question = Rubric().render(response.prompt, response.text)
+                messages: Any = messages_of(question, structured=True, against_length=True)
+                await client.chat.completions.create(model="judge", messages=messages)
+
+        await asyncio.gather(*(work() for _ in range(workers)))
+    return len(asked) / (time.perf_counter() - started)
+
+
+def ledger_alone(asked: list[Response]) -> float:
+    """Return milliseconds per query of reserving and settling, one at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
+        ledger.open_account("a", max_queries=len(asked), max_micro_usd=10**12)
+        reply = {"status": "labelled", "score": 1.0, "raw": "{}", "tokens": 10, "micro_usd": 5, "seconds": 0.05}
+        started = time.perf_counter()
+        for response in asked:
+            question = Question("judge", "rubric", response.prompt, response.text)
+            reserved = ledger.reserve("a", question, ceiling=10, tokens=20, paid_on_loss=True)
+            if not isinstance(reserved, Reservation):
+                raise RuntimeError(f"a new question was answered {reserved}")
+            ledger.settle(reserved, **reply)
+        return (time.perf_counter() - started) / len(asked) * 1000
+
+
 def main() -> None:
     """Measure each number of calls in flight."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,23 +146,26 @@ def main() -> None:
     judge = LLMJudge.model_validate({"endpoint": model})
     ours(judge, questions(64), 64)  # what is loaded on first use is loaded
     found = []
+    alone = statistics.median(ledger_alone(questions(500)) for _ in range(given.repeat))
+    print(f"ledger alone, one query at a time: {alone:.2f} ms per query")
     print(
-        f"{'in flight':>9} {'limit':>9} {'bare HTTP':>10} {'ninefold':>9} {'of limit':>9} {'of bare':>8} {'ledger':>10}"
+        f"{'in flight':>9} {'limit':>9} {'HTTP':>9} {'SDK':>9} {'ninefold':>9} {'/limit':>7} {'/SDK':>6} {'ledger':>9}"
     )
     for workers in _IN_FLIGHT:
         asked, limit = questions(int(workers / given.latency * _SECONDS)), workers / given.latency
         plain = statistics.median(asyncio.run(bare(judge, asked, workers)) for _ in range(given.repeat))
+        peer = statistics.median(asyncio.run(sdk(judge, asked, workers)) for _ in range(given.repeat))
         runs = [ours(judge, asked, workers) for _ in range(given.repeat)]
         rate, ledger = (statistics.median(values) for values in zip(*runs, strict=True))
-        row = {"in_flight": workers, "limit": limit, "bare": plain, "ninefold": rate, "of_limit": rate / limit}
-        found.append(row | {"of_bare": rate / plain, "ledger_ms": ledger})
+        row = {"in_flight": workers, "limit": limit, "http": plain, "sdk": peer, "ninefold": rate}
+        found.append(row | {"of_limit": rate / limit, "of_sdk": rate / peer, "ledger_ms": ledger})
         print(
-            f"{workers:9} {limit:7.0f}/s {plain:8.0f}/s {rate:7.0f}/s {rate / limit:9.2f} {rate / plain:8.2f} "
-            f"{ledger:7.2f} ms",
+            f"{workers:9} {limit:7.0f}/s {plain:7.0f}/s {peer:7.0f}/s {rate:7.0f}/s {rate / limit:7.2f} {rate / peer:6.2f} "
+            f"{ledger:6.2f} ms",
             flush=True,
         )
     server.kill()
-    print(json.dumps({"latency": given.latency, "cases": found}))
+    print(json.dumps({"latency": given.latency, "ledger_alone_ms": alone, "cases": found}))
 
 
 if __name__ == "__main__":

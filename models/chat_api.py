@@ -26,6 +26,16 @@ _SECONDS_PER_TOKEN = (
 )
 
 
+def most_tokens(text: str) -> int:
+    """Return an upper bound of a text's tokens."""
+    return len(text.encode())
+
+
+def most_tokens_sent(messages: Sequence[Message]) -> int:
+    """Return an upper bound of the input tokens of a call."""
+    return sum(most_tokens(m["content"]) + _TOKENS_PER_MESSAGE for m in messages)
+
+
 class Reply(NamedTuple):
     """What came back. `alternatives` are (token, probability by token) along the text, where they were asked for."""
 
@@ -70,13 +80,9 @@ class Endpoint(Frozen):
         """Return what a reply depends on: not the limits, the patience or the name of the key."""
         return self.model_dump(mode="json", exclude=set(self.execution_fields))
 
-    def most_tokens(self, messages: Sequence[Message]) -> int:
-        """Return an upper bound of the input tokens."""
-        return sum(len(m["content"].encode()) + _TOKENS_PER_MESSAGE for m in messages)
-
     def ceiling(self, messages: Sequence[Message]) -> int:
         """Return the most that one call may cost, in micro-dollars."""
-        return self.prices.cost(input_tokens=self.most_tokens(messages), output_tokens=self.max_tokens)
+        return self.prices.cost(input_tokens=most_tokens_sent(messages), output_tokens=self.max_tokens)
 
     def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
         """Return what one call usually costs."""
@@ -108,7 +114,7 @@ class Endpoint(Frozen):
         where nothing was billed (a rate limit, an error of the server, no connection), RefusedCall where trying again is no
         use, and LostReply where the reply may have been paid for and never came, or cannot be read.
         """
-        await self._wait(self.most_tokens(messages) + self.max_tokens)
+        await self._wait(most_tokens_sent(messages) + self.max_tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if seed is not None:
             options["seed"] = seed

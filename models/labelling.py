@@ -19,7 +19,7 @@ from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Order, Reservation, Settlement
 from models.ledger_tables import Question
-from models.oracles.base import LostReply, Oracle, RefusedCall, Terms, UnpaidFailure
+from models.oracles.base import LostReply, Oracle, RefusedCall, Terms, UnpaidFailure, Verdict
 from models.people import Queue
 from models.preference import Label, Response
 from models.randomness import stream
@@ -167,8 +167,8 @@ class _Asking:
         self.clerk = Clerk(desk.ledger, desk.account)
         self.breaker = Breaker()
         self.slots = asyncio.Semaphore(workers)
-        # a few have their reservation in hand when a slot comes free: the ledger's time is not the expert's idle time
-        self.ready = workers + workers // 4
+        # some have their reservation in hand when a slot comes free: the ledger's time is not the expert's idle time
+        self.ready = workers + max(workers // 4, 1)
         self.bar = bar
 
     async def all(self, orders: Sequence[Order]) -> list[Answer | Exception | None]:
@@ -214,10 +214,7 @@ class _Asking:
             return reserved
         ledger, question = self.desk.ledger, order.question
         try:
-            async with self.slots:
-                self._go_on()
-                started = time.monotonic()
-                verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
+            verdict, seconds = await self._call(question)
         except (UnpaidFailure, InterruptedError):
             await asyncio.to_thread(ledger.release, reserved)
             raise
@@ -235,9 +232,22 @@ class _Asking:
                 raw=verdict.raw,
                 tokens=verdict.tokens,
                 micro_usd=verdict.micro_usd,
-                seconds=time.monotonic() - started,
+                seconds=seconds,
             )
         )
+
+    async def _call(self, question: Question) -> tuple[Verdict, float]:
+        """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
+        async with self.slots:
+            self._go_on()
+            started = time.monotonic()
+            try:
+                verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
+            except BaseException as error:
+                if isinstance(error, RefusedCall) or not isinstance(error, UnpaidFailure | LostReply):
+                    self.breaker.stop.set()
+                raise
+            return verdict, time.monotonic() - started
 
     async def _reserve(self, order: Order) -> Reservation | Answer:
         while True:

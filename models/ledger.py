@@ -26,6 +26,7 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.engine = tables.open_engine(url)
+        self.embedded = self.engine.dialect.name == "sqlite"
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
@@ -171,8 +172,8 @@ class Ledger:
             saved = saved.plus(price).plus(charged.negative)
             answers.append(dearer(price, charged) or Answer(reply.score, *price, True, reply.status))
         if rows:
-            connection.execute(_SETTLE, rows)
-            accounts.recharge(connection, prices)
+            _SETTLE(connection, rows)
+            accounts.recharge(connection, account, prices)
             accounts.adjust(connection, account, queries=0, by=saved)
         return answers
 
@@ -191,7 +192,8 @@ class Ledger:
             if micro_usd is not None and micro_usd < reservation.micro_usd:
                 mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
                 connection.execute(mine.values(micro_usd=micro_usd))
-                accounts.recharge(connection, [(reservation.query_id, Amount(micro_usd, reservation.tokens))])
+                price = Amount(micro_usd, reservation.tokens)
+                accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
                 saved = Amount(micro_usd - reservation.micro_usd, 0)
                 accounts.adjust(connection, reservation.account, queries=0, by=saved)
 
@@ -242,7 +244,8 @@ class Ledger:
             sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
         )
         if deleted.rowcount == 1:
-            connection.execute(sa.delete(CHARGES).where(CHARGES.c.query_id == reservation.query_id))
+            mine = CHARGES.c.account == reservation.account
+            connection.execute(sa.delete(CHARGES).where(mine, CHARGES.c.query_id == reservation.query_id))
             freed = Amount(-reservation.micro_usd, -reservation.tokens)
             accounts.adjust(connection, reservation.account, queries=-1, by=freed)
 
@@ -263,12 +266,11 @@ def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
         return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
 
 
-# Made once: to make a statement takes longer than to execute it.
 _BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
     QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
 )
 _REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
-_SETTLE = (
+_SETTLE = tables.Prepared(
     sa.update(QUERIES)
     .where(QUERIES.c.id == sa.bindparam("query_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in _REPLIED})

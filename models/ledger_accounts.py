@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.cost import Amount, dollars, total
-from models.ledger_tables import ACCOUNTS, CHARGES, QUERIES, insert_into
+from models.ledger_tables import ACCOUNTS, CHARGES, QUERIES, Prepared, insert_into
 
 
 class BudgetExhausted(Exception):
@@ -30,15 +30,15 @@ class Spent(NamedTuple):
     lost_micro_usd: int
 
 
-# The statements of every query are made once: to make one takes longer than to execute it.
 _COUNTED = ("queries", "micro_usd", "tokens")
 _MORE = {name: ACCOUNTS.c[name] + sa.bindparam(f"more_{name}", type_=sa.BigInteger) for name in _COUNTED}
-_ADJUST = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(_MORE)
-_TAKE = _ADJUST.where(*(_MORE[name] <= ACCOUNTS.c[f"max_{name}"] for name in _COUNTED))
-_CHARGE = sa.insert(CHARGES)
-_RECHARGE = (
+_MINE = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(_MORE)
+_ADJUST = Prepared(_MINE)
+_TAKE = Prepared(_MINE.where(*(_MORE[name] <= ACCOUNTS.c[f"max_{name}"] for name in _COUNTED)))
+_CHARGE = Prepared(sa.insert(CHARGES))
+_RECHARGE = Prepared(
     sa.update(CHARGES)
-    .where(CHARGES.c.query_id == sa.bindparam("of"))
+    .where(CHARGES.c.account == sa.bindparam("by"), CHARGES.c.query_id == sa.bindparam("of"))
     .values(micro_usd=sa.bindparam("price"), tokens=sa.bindparam("used"))
 )
 
@@ -58,12 +58,12 @@ def afford(connection: Connection, account: str, prices: Sequence[Amount]) -> li
 
 
 def _take(connection: Connection, account: str, queries: int, price: Amount) -> bool:
-    return connection.execute(_TAKE, _more(account, queries, price)).rowcount == 1
+    return _TAKE(connection, _more(account, queries, price)) == 1
 
 
 def adjust(connection: Connection, account: str, *, queries: int, by: Amount) -> None:
     """Change what an account has spent, caps or no caps: the difference between a ceiling and a real price."""
-    connection.execute(_ADJUST, _more(account, queries, by))
+    _ADJUST(connection, _more(account, queries, by))
 
 
 def _more(account: str, queries: int, by: Amount) -> dict[str, str | int]:
@@ -99,12 +99,16 @@ def charge(connection: Connection, account: str, prices: Sequence[tuple[int, Amo
         for query_id, price in prices
     ]
     if rows:
-        connection.execute(_CHARGE, rows)
+        _CHARGE(connection, rows)
 
 
-def recharge(connection: Connection, prices: Sequence[tuple[int, Amount]]) -> None:
-    """Charge other prices for queries, by id, than were charged before."""
-    connection.execute(_RECHARGE, [{"of": i, "price": price.micro_usd, "used": price.tokens} for i, price in prices])
+def recharge(connection: Connection, account: str, prices: Sequence[tuple[int, Amount]]) -> None:
+    """Charge other prices for an account's queries, by id, than were charged before.
+
+    Nobody else has been charged for them: a query is found by others only once it is settled.
+    """
+    changed = [{"by": account, "of": i, "price": price.micro_usd, "used": price.tokens} for i, price in prices]
+    _RECHARGE(connection, changed)
 
 
 def charged_for(connection: Connection, account: str, query_ids: Sequence[int]) -> dict[int, bool]:

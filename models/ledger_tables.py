@@ -202,7 +202,7 @@ def _add_columns(connection: Connection) -> None:
 def _sqlite(url: sa.URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 60})
+    engine = sa.create_engine(url, connect_args={"timeout": 60}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
@@ -215,6 +215,24 @@ def _sqlite(url: sa.URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
 
     return engine
+
+
+class Prepared:
+    """A statement put into words once for each database: to word one takes longer than to execute it.
+
+    Its parameters are all given, by name, and plain: numbers, texts, truth values, None.
+    """
+
+    def __init__(self, statement: sa.UpdateBase) -> None:
+        self._statement = statement
+        self._words: dict[str, str] = {}
+
+    def __call__(self, connection: Connection, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> int:
+        """Execute it, once for each mapping, and return how many rows it has touched."""
+        words = self._words.get(connection.dialect.name)
+        if words is None:
+            words = self._words[connection.dialect.name] = str(self._statement.compile(connection))
+        return connection.exec_driver_sql(words, parameters).rowcount
 
 
 def insert_into(table: sa.Table, dialect: str) -> postgresql.Insert | sqlite.Insert:

@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message, Reply
+from models.chat_api import Endpoint, Message, Reply, most_tokens, most_tokens_sent
 from models.cost import MicroUsd
 from models.event_loop import run
 from models.oracles.base import Counter, Expected, LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
@@ -81,15 +82,15 @@ class LLMJudge(Oracle):
         ]
         scores = [score for score in found if score is not None]
         score = sum(scores) / len(scores) if scores else float("nan")
-        return calls.verdict(score, self._messages("", "", rubric), found)
+        return calls.verdict(score, self._frame(rubric).digest, found)
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
-        most = max(self.endpoint.ceiling(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
-        return most * self.samples * self.attempts
+        sent = self._most_sent(prompt, response)
+        price = self.endpoint.prices.cost(input_tokens=sent, output_tokens=self.endpoint.max_tokens)
+        return price * self.samples * self.attempts
 
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
-        most = max(self.endpoint.most_tokens(self._messages(prompt, response, rubric)) for rubric in Rubric.every())
-        return (most + self.endpoint.max_tokens) * self.samples * self.attempts
+        return (self._most_sent(prompt, response) + self.endpoint.max_tokens) * self.samples * self.attempts
 
     def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         messages = self._messages(prompt, response, Rubric())
@@ -112,11 +113,31 @@ class LLMJudge(Oracle):
             rubric.render(prompt, response), structured=self.structured, against_length=self.against_length
         )
 
+    def _frame(self, rubric: Rubric) -> "Frame":
+        return frame_of(rubric.render("", ""), structured=self.structured, against_length=self.against_length)
+
+    def _most_sent(self, prompt: str, response: str) -> int:
+        return max(self._frame(rubric).tokens for rubric in Rubric.every()) + most_tokens(prompt + response)
+
     def _read(self, reply: Reply) -> float | None:
         stated = stated_score(reply.text, structured=self.structured)
         if stated is None or self.read == "stated":
             return None if stated is None else float(stated.score)
         return expected_score(reply, stated.place)
+
+
+class Frame(NamedTuple):
+    """What a judge is sent around the texts: at most so many tokens, and the digest that is stamped on labels."""
+
+    tokens: int
+    digest: str
+
+
+@lru_cache(maxsize=64)
+def frame_of(question: str, *, structured: bool, against_length: bool) -> Frame:
+    """Return the frame of a question without its texts."""
+    messages = messages_of(question, structured=structured, against_length=against_length)
+    return Frame(most_tokens_sent(messages), digest_of(messages))
 
 
 def messages_of(question: str, *, structured: bool, against_length: bool) -> list[Message]:
@@ -173,11 +194,11 @@ class Calls:
                 return self.replies[-1]
         return None
 
-    def verdict(self, score: float, template: list[Message], said: Sequence[float | None]) -> Verdict:
-        """Return the verdict; `raw` has every text, what was read in them, their model, and the digest of the `template`."""
+    def verdict(self, score: float, prompt_digest: str, said: Sequence[float | None]) -> Verdict:
+        """Return the verdict; `raw` has every text, what was read in them, their model, and the digest of the prompt."""
         raw = {
             "model": self.replies[-1].model if self.replies else "",
-            "prompt": digest_of([dict(message) for message in template]),
+            "prompt": prompt_digest,
             "said": list(said),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})

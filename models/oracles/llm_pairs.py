@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message
+from models.chat_api import Endpoint, Message, most_tokens
 from models.cost import MicroUsd
 from models.event_loop import run
 from models.oracles.base import Counter, Expected, PairOracle, Verdict
@@ -16,7 +16,9 @@ from models.oracles.llm_judge import (
     TOLD,
     USUAL_REPLY,
     Calls,
+    Frame,
     calls_made,
+    frame_of,
     messages_of,
     records_of,
     stated_field,
@@ -67,16 +69,15 @@ class LLMPairs(PairOracle):
             for one, other in ((first, second), (second, first))
         ]
         score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
-        return calls.verdict(score, self._messages("", "", "", rubric), found)
+        return calls.verdict(score, self._frame(rubric).digest, found)
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
-        most = max(self.endpoint.ceiling(self._messages(prompt, first, second, rubric)) for rubric in Rubric.every())
-        return 2 * self.attempts * most
+        sent = self._most_sent(prompt, first + second)
+        return 2 * self.attempts * self.endpoint.prices.cost(input_tokens=sent, output_tokens=self.endpoint.max_tokens)
 
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         first, second = json.loads(response)
-        messages = (self._messages(prompt, first, second, rubric) for rubric in Rubric.every())
-        return 2 * self.attempts * (max(map(self.endpoint.most_tokens, messages)) + self.endpoint.max_tokens)
+        return 2 * self.attempts * (self._most_sent(prompt, first + second) + self.endpoint.max_tokens)
 
     def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         first, second = json.loads(response)
@@ -101,6 +102,12 @@ class LLMPairs(PairOracle):
 
     def check(self) -> None:  # noqa: D102
         self.endpoint.check()
+
+    def _frame(self, rubric: Rubric) -> Frame:
+        return frame_of(rubric.render_pair("", "", ""), structured=self.structured, against_length=self.against_length)
+
+    def _most_sent(self, prompt: str, responses: str) -> int:
+        return max(self._frame(rubric).tokens for rubric in Rubric.every()) + most_tokens(prompt + responses)
 
     def _messages(self, prompt: str, first: str, second: str, rubric: Rubric) -> list[Message]:
         question = rubric.render_pair(prompt, first, second)

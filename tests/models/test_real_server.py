@@ -79,7 +79,7 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
         assert row["score"] == (None if stated is None else stated.score)
         sent, written = _split(row["micro_usd"], row["tokens"])
         assert written in {count(text), count(text) + 1, 40}, "with the end token, or cut off"
-        assert sent <= server.most_tokens(judge._messages(row["prompt"], row["response"], Rubric()))
+        assert sent <= judge._most_sent(row["prompt"], row["response"])
         assert row["micro_usd"] <= judge.ceiling(row["prompt"], row["response"])
     assert ledger.spent("a").micro_usd == sum(row["micro_usd"] for row in rows)
 

@@ -101,6 +101,7 @@ class LoopbackJudge:
         failures = {
             "rate_limit": (429, "slow down"),
             "error": (500, "broken"),
+            "bad_request": (400, "this cannot be judged"),
             "key": (401, f"Incorrect API key: {given}"),
         }
         if fault in failures:

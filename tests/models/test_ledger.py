@@ -110,6 +110,54 @@ def test_the_cap_holds_under_concurrent_threads(url: str) -> None:
     assert ledger.spent("a")[:4] == (7, 7 * CENT, 7, 7 * CENT)
 
 
+def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays_for_more(url: str) -> None:
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=100, max_micro_usd=100 * CENT, max_tokens=750)
+
+    refusals: list[str] = []
+
+    def reserve(number: int) -> Reservation | None:
+        try:
+            reserved = ledger.reserve("a", question(number), ceiling=10, tokens=100, paid_on_loss=True)
+        except BudgetExhausted as error:
+            refusals.append(str(error))
+            return None
+        assert isinstance(reserved, Reservation)
+        return reserved
+
+    with ThreadPoolExecutor(8) as pool:
+        held = [reserved for reserved in pool.map(reserve, range(20)) if reserved is not None]
+    assert len(held) == 7
+    assert all("of 750 tokens; one more at $0.00001 and 100 tokens does not fit" in refusal for refusal in refusals)
+    assert ledger.spent("a").tokens == 700
+    for reserved in held:
+        ledger.settle(reserved, status="labelled", score=1.0, raw="", tokens=40, micro_usd=4, seconds=0.1)
+    assert ledger.spent("a").tokens == 280
+    assert [reserve(number) is not None for number in range(20, 26)] == [True] * 4 + [False] * 2
+    ledger.open_account("b", max_queries=1, max_micro_usd=10)
+    one_more = ledger.reserve("b", question(99), ceiling=10, tokens=100, paid_on_loss=True)
+    assert isinstance(one_more, Reservation)
+    with pytest.raises(ValueError, match=r"101 tokens, reserved 100\)"):
+        ledger.settle(one_more, status="labelled", score=1.0, raw="", tokens=101, micro_usd=4, seconds=0.1)
+
+
+def test_a_ledger_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    import sqlalchemy as sa
+
+    url = f"sqlite:///{tmp_path / 'old.sqlite'}"
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    buy(ledger, "a", question(0))
+    with ledger.engine.begin() as connection:
+        for table, column in (("charges", "tokens"), ("accounts", "tokens"), ("accounts", "max_tokens")):
+            connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+    ledger.engine.dispose()
+    again = Ledger(url)
+    assert again.spent("a")[:5] == (1, CENT, 1, CENT, 0)
+    buy(again, "a", question(1))
+    assert again.spent("a").queries == 2
+
+
 def _worker(url: str, numbers: list[int]) -> int:
     ledger = Ledger(url)
     bought = 0

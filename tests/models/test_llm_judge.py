@@ -94,6 +94,17 @@ def test_who_the_judge_is_does_not_depend_on_limits_or_time_outs() -> None:
         assert judge_at(server, read="expected").fingerprint() != judge.fingerprint()
 
 
+def test_the_cap_on_tokens_cuts_the_last_ones(make_response: Any, ledger: Ledger) -> None:
+    responses = [make_response(n) for n in range(6)]
+    with LoopbackJudge() as server:
+        judge = judge_at(server, attempts=1)
+        most = max(judge.most_tokens(r.prompt, r.text) for r in responses)
+        labels = ask(responses, ledger, judge, max_tokens=most + 2 * 110)
+    assert most > 2 * 110, "what a reply takes, and what it may take"
+    assert len(labels) == 3, "after two replies a third still fits at its ceiling, and no fourth"
+    assert ledger.spent("a").tokens == 3 * 110
+
+
 def test_the_expected_score_weighs_the_tokens_of_the_score() -> None:
     with LoopbackJudge() as server:
         verdict = judge_at(server, read="expected").judge("the film", "story 4", Rubric())

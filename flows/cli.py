@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | report | labels | bench | doctor | up`."""
+"""The command line: `ninefold run | plan | sweep | report | labels | bench | doctor | up`."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_bench, cli_checks, cli_labels
+from flows import cli_bench, cli_checks, cli_labels, cli_sweep
 from flows.terminal import UserError, table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ app = typer.Typer(
 cli_labels.app.add_typer(cli_checks.app)
 app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
+app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 Overrides = Annotated[

@@ -19,6 +19,17 @@ def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
     Relative paths inside the file are relative to the working directory. Raises ValueError naming the field, the rule and,
     for a typo, the nearest field there is.
     """
+    settings = read(path)
+    for override in overrides or []:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {override!r} must read field.subfield=value")
+        set_field(settings, name, yaml.safe_load(value))
+    return validated(cls, settings, str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a parameter file holds; raise ValueError if it is no mapping."""
     if not path.is_file():
         raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:
@@ -27,28 +38,31 @@ def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
         raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a mapping of fields, got {type(settings).__name__}")
-    settings = json.loads(json.dumps(settings, default=str))  # YAML anchors share values; an override must not
-    for override in overrides or []:
-        _override(settings, override)
+    found: dict[str, Any] = json.loads(
+        json.dumps(settings, default=str)
+    )  # YAML anchors share values; a change must not
+    return found
+
+
+def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:
+    """Return the parameters that settings hold; the errors begin with `where` they come from."""
     try:
         return cls.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"{path}: {_explain(error, cls)}") from error
+        raise ValueError(f"{where}: {_explain(error, cls)}") from error
 
 
-def _override(settings: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--set {override!r} must read field.subfield=value")
+def set_field(settings: dict[str, Any], name: str, value: Any) -> None:  # noqa: ANN401
+    """Set `a.b` in nested settings; a new `kind` clears the fields of the old. Raises ValueError if `a` has no fields."""
     *parents, last = name.split(".")
     place = settings
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise ValueError(f"--set {override!r}: {parent!r} has no fields of its own")
+            raise ValueError(f"{name!r}: {parent!r} has no fields of its own")
     if last == "kind" and place.get("kind") != value:
         place.clear()  # another plugin has other fields
-    place[last] = yaml.safe_load(value)
+    place[last] = value
 
 
 def _explain(error: ValidationError, cls: type[Frozen]) -> str:

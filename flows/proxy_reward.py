@@ -38,10 +38,10 @@ from tasks.train_evaluator import train_evaluator
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
-def proxy_reward(experiment: Experiment) -> dict[str, Any]:
-    """Run one arm and return its report (also written to the reports folder and to MLflow)."""
+def proxy_reward(experiment: Experiment, sweep: str = "") -> dict[str, Any]:
+    """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow)."""
     x = experiment
-    with arm_run(experiment) as arm:
+    with arm_run(experiment, sweep) as arm:
         base = base_policy(x.policy)  # M_0
         prompts = load_prompts(
             x.prompts,

@@ -108,6 +108,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "name": x.name,
         "arm": x.digest(),
         "mlflow_run": arm.run_id,
+        "accounts": sorted({bought.account for bought in [*arm.purchases, *arm.measurements]}),
         "strategy": x.labelling.acquisition.label(),
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,

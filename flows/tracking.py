@@ -97,7 +97,7 @@ class Arm:
 
 
 @contextmanager
-def arm_run(experiment: Experiment) -> Iterator[Arm]:
+def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
     """Open the arm's MLflow run (the same one again when the arm is run again) and close it with its status."""
     import mlflow
 
@@ -115,6 +115,7 @@ def arm_run(experiment: Experiment) -> Iterator[Arm]:
         mlflow.set_tags(
             {
                 "ninefold.arm": identity,
+                "ninefold.sweep": sweep,
                 "ninefold.oracle": experiment.labelling.oracle.description,
                 "ninefold.simulated": str(experiment.labelling.oracle.simulated).lower(),
             }

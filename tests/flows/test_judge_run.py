@@ -17,7 +17,7 @@ from models.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 KEY, WRONG = "sk-planted-0123456789abcdef", "sk-wrong-fedcba9876543210"
-FAULTS = {"rate_limit": 0.05, "error": 0.05, "truncated": 0.05, "drop": 0.05, "out_of_range": 0.05}
+FAULTS = {"rate_limit": 0.05, "error": 0.05, "truncated": 0.05, "drop": 0.05, "out_of_range": 0.4}
 
 
 @pytest.fixture

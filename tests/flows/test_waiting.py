@@ -2,11 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,19 @@ class Terminal:
     def start(self, *command: str) -> Iterator["subprocess.Popen[str]"]:
         with (self.home / "output.txt").open("a") as out:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=out, stderr=subprocess.STDOUT, text=True
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
             )
         try:
             yield process
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):  # with its Prefect server, which outlives it otherwise
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
 
     def ninefold(self, *arguments: str) -> str:
@@ -111,7 +119,7 @@ def test_a_run_in_a_terminal_pauses_and_goes_on_when_people_have_answered(home_f
         assert "2 judgements missing" not in (said := terminal.answer(("ada",)))
         assert f"{QUERIES} questions open, {QUERIES} judgements missing" in said
         assert first.poll() is None, "half of the judgements do not let it go on"
-        first.kill()  # who waits for days may as well be stopped
+        os.killpg(first.pid, signal.SIGKILL)  # who waits for days may as well be stopped
         first.wait()
     with terminal.start(*run) as second:
         terminal.until(

@@ -1,0 +1,92 @@
+"""Run a sweep: one arm after another through one cache and one ledger; what fails is told, and leaves the others whole."""
+
+import json
+import logging
+import time
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+
+from flows.proxy_reward import proxy_reward
+from flows.report import report_folder, write_text
+from flows.sweep import Arm, Sweep
+from flows.sweep_pages import rows_of, to_html, to_markdown
+from flows.sweep_plan import plan_sweep
+from models.cost import dollars
+from models.ledger import Ledger
+from tasks.settings import settings
+
+log = logging.getLogger(__name__)
+
+
+@flow(name="sweep", flow_run_name="{sweep.name}")
+def run_sweep(sweep: Sweep) -> dict[str, Any]:
+    """Run every arm and return the sweep's report (also written to the reports folder and shown on the flow run's page).
+
+    An arm that fails is named with its reason; the next execution of the same sweep runs what is missing.
+    """
+    started, planned = time.monotonic(), plan_sweep(sweep)
+    reports: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    arms = planned.expanded.arms
+    for number, arm in enumerate(arms, start=1):
+        name = arm.experiment.name
+        log.info("arm %d of %d: %s", number, len(arms), name)
+        try:
+            reports[name] = proxy_reward(arm.experiment, sweep=sweep.name)
+        except Exception as error:  # the other arms are worth having
+            failures[name] = f"{type(error).__name__}: {error}"
+            log.warning("arm %s failed: %s", name, failures[name])
+    report = _report(sweep, arms, reports, failures) | {
+        "merged": planned.expanded.merged,
+        "seconds": time.monotonic() - started,
+    }
+    _write(report)
+    return report
+
+
+def _report(
+    sweep: Sweep, arms: tuple[Arm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
+) -> dict[str, Any]:
+    executed: Counter[str] = Counter()
+    for report in reports.values():
+        executed.update(stage["name"] for stage in report["stages"] if not stage["cached"])
+    ledger = Ledger(settings().ledger_url)
+    accounts = {account for report in reports.values() for account in report["accounts"]}
+    return {
+        "name": sweep.name,
+        "oracle_simulated": any(arm.experiment.labelling.oracle.simulated for arm in arms),
+        "arms": [
+            {
+                "name": arm.experiment.name,
+                "arm": arm.arm,
+                "seed": arm.seed,
+                "point": arm.point,
+                "failure": failures.get(arm.experiment.name),
+                "report": reports.get(arm.experiment.name),
+            }
+            for arm in arms
+        ],
+        "executed": dict(executed),
+        "micro_usd": sum(report["micro_usd"] + report["evaluation_micro_usd"] for report in reports.values()),
+        "micro_usd_paid": sum(ledger.spent(account).bought_micro_usd for account in accounts),
+    }
+
+
+def _write(report: dict[str, Any]) -> None:
+    folder = report_folder(report["name"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
+    write_text(folder / "sweep.md", to_markdown(report))
+    write_text(folder / "sweep.html", to_html(report))
+    rows = rows_of(report)
+    pd.DataFrame(rows).to_csv(folder / "sweep.csv", index=False)
+    create_table_artifact(
+        table=[{name: str(value) for name, value in row.items()} for row in rows],
+        key=f"sweep-{report['name']}".replace(".", "-").replace("_", "-"),
+        description=f"{report['name']}: {dollars(report['micro_usd'])} if each arm ran alone, "
+        f"{dollars(report['micro_usd_paid'])} paid",
+    )

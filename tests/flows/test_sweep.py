@@ -1,0 +1,166 @@
+"""A sweep shares what its arms have in common, is refused over its budget, and survives an arm that fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.config import load
+from flows.report import report_folder
+from flows.sweep import Sweep, expand
+from flows.sweep_pages import notes, rows_of, to_markdown
+from flows.sweep_plan import plan_sweep
+from flows.sweep_run import run_sweep
+from models.ledger import Ledger
+from tasks.settings import settings
+from tests.flows.test_cli import ninefold
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sweep_settings(tiny_file: Path) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "base": str(tiny_file),
+        "presets": ["random", "coreset_eft"],
+        "seeds": [0, 1],
+        "max_micro_usd": 100_000_000,
+    }
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, sweep_settings: dict[str, Any]) -> Path:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep_settings))
+    return path
+
+
+def sweep(given: dict[str, Any], **changes: Any) -> Sweep:
+    return Sweep.model_validate(given | changes)
+
+
+def test_arms_are_crossed_with_the_grid_and_the_seeds_but_for_what_is_excluded(sweep_settings: dict[str, Any]) -> None:
+    found = expand(
+        sweep(
+            sweep_settings,
+            arms={"soft": {"dpo.beta": 0.5}},
+            grid={"labelling.queries": [5, 10]},
+            exclude=[{"arm": "soft", "labelling.queries": 5}, {"arm": "random", "seed": 1}],
+        )
+    )
+    names = [arm.experiment.name for arm in found.arms]
+    assert names == [
+        "small.random.queries-5.s0",
+        "small.random.queries-10.s0",
+        "small.coreset-eft.queries-5.s0",
+        "small.coreset-eft.queries-5.s1",
+        "small.coreset-eft.queries-10.s0",
+        "small.coreset-eft.queries-10.s1",
+        "small.soft.queries-10.s0",
+        "small.soft.queries-10.s1",
+    ]
+    assert found.merged == {}
+    one = found.arms[3].experiment
+    assert (one.labelling.queries, one.seeds.selection, one.seeds.training) == (5, 1, 1)
+
+
+def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str, Any]) -> None:
+    same = {"again": {"labelling.acquisition": {"kind": "random"}}}
+    found = expand(sweep(sweep_settings, arms=same))
+    assert len(found.arms) == 4
+    assert found.merged == {"small.again.s0": "small.random.s0", "small.again.s1": "small.random.s1"}
+    assert "small.again.s0 is the same experiment as small.random.s0: merged" in "\n".join(
+        plan_sweep(sweep(sweep_settings, arms=same)).lines()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"presets": ["randon"]}, r"presets \['randon'\] are none of random"),
+        ({"presets": []}, "names no arm"),
+        ({"arms": {"random": {}}}, r"\['random'\] are presets and arms"),
+        ({"arms": {"odd": {"labelling.querys": 3}}}, "arm odd: labelling.querys: .*did you mean 'labelling.queries'"),
+        ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: labelling.queries: .*got 0"),
+        ({"arms": {"odd": {"name.x": 0}}}, "arm odd: 'name.x': 'name' has no fields of its own"),
+        ({"arms": {"greedy": {"labelling.queries": 81}}}, "arm greedy: labelling.queries=81 passes the pool"),
+        ({"exclude": [{"arm": "random", "dpo.beta": 1}]}, r"exclude names \['dpo.beta'\]: it may name arm, seed"),
+        ({"exclude": [{"seed": 0}, {"seed": 1}]}, "has no arm left"),
+        (
+            {"max_micro_usd": 1_000_000},
+            r"4 purchases at \$0.10 at most and 4 evaluations at \$0.48 at most come to \$2.32",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_runs(
+    sweep_settings: dict[str, Any], changes: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(ValueError, match=rule):
+        plan_sweep(sweep(sweep_settings, **changes))
+    assert not settings().home.joinpath("ledger.sqlite").exists()
+
+
+def test_the_plan_counts_what_is_shared(sweep_settings: dict[str, Any]) -> None:
+    control = {"shuffled": {"labelling.acquisition": {"kind": "random"}, "labelling.shuffle_labels": True}}
+    planned = plan_sweep(sweep(sweep_settings, arms=control))
+    assert planned.shared == {
+        "start": 1,
+        "fine_tune": 2,
+        "generate": 2,
+        "embed": 2,
+        "acquire, annotate": 4,
+        "train_evaluator, proxy_label": 6,
+        "align": 6,
+        "evaluate": 6,
+    }
+    assert planned.queries == 4 * 10
+    assert planned.micro_usd == 4 * 100_000 + 6 * 480_000
+    assert planned.alone_micro_usd == 6 * 580_000
+    assert planned.seconds < planned.alone_seconds
+
+
+def test_the_shipped_sweep_is_valid() -> None:
+    planned = plan_sweep(load(Sweep, ROOT / "deployments" / "sweeps" / "quickstart.yaml"))
+    assert len(planned.expanded.arms) == 27
+    assert planned.shared["generate"] == 3
+
+
+def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_others_whole(
+    home: Path, prefect_server: None, sweep_settings: dict[str, Any]
+) -> None:
+    broken = {"broken": {"labelling.oracle": {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}}}
+    given = sweep(sweep_settings, arms=broken, seeds=[0])
+    report = run_sweep(given)
+    assert report["executed"]["fine_tune"] == 1
+    assert report["executed"]["generate"] == 4, "the pool and M_1's answers once, and M_2's of each arm that got so far"
+    assert report["executed"]["annotate"] == 5, "each arm's picks and M_2's answers, and M_1's answers once"
+    assert [bool(arm["failure"]) for arm in report["arms"]] == [False, False, True]
+    assert "ValueError" in report["arms"][2]["failure"]
+    assert "Missing: small.broken.s0" in notes(report)[0]
+    rows = rows_of(report)
+    assert [row["state"] for row in rows[:2]] == ["done", "done"]
+    assert rows[2]["win rate"] is None
+    paid = sum(row["micro_usd"] for row in Ledger(settings().ledger_url).rows() if row["account"] in _accounts(report))
+    assert report["micro_usd_paid"] == paid <= report["micro_usd"]
+    folder = report_folder("small")
+    assert json.loads((folder / "sweep.json").read_text())["name"] == "small"
+    assert "| random | 0 | 10 | $0.10 |" in to_markdown(report)
+    assert (folder / "sweep.csv").read_text().startswith("arm,seed,queries,dollars")
+
+    again = run_sweep(given)
+    assert again["executed"] == {}, "what was done is not done again"
+    assert again["micro_usd_paid"] == report["micro_usd_paid"]
+
+
+def _accounts(report: dict[str, Any]) -> set[str]:
+    return {account for arm in report["arms"] if arm["report"] for account in arm["report"]["accounts"]}
+
+
+def test_the_plan_is_shown_and_nothing_is_written(tmp_path: Path, sweep_file: Path) -> None:
+    shown = ninefold("sweep", str(sweep_file), "--plan", home=tmp_path / "h")
+    assert "sweep      small: 4 arms" in shown
+    assert "queries    at most 40 after sharing" in shown
+    assert not (tmp_path / "h").exists()

@@ -36,6 +36,7 @@ class LoopbackJudge:
     completion_tokens: int = 10
     prefers_first: bool = False  # a judge with a bias for the place
     key: str | None = None  # of those who may ask; others are refused, and told which key they have come with
+    refuse_after: int | None = None  # calls: what comes later is refused
     headers: list[dict[str, str]] = field(default_factory=list)
     log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
@@ -96,6 +97,8 @@ class LoopbackJudge:
         self.headers.append(dict(request.headers))
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         fault = "key" if self.key is not None and given != self.key else self._fault(raw)
+        if self.refuse_after is not None and len(self.log) >= self.refuse_after:
+            fault = "bad_request"
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         failures = {

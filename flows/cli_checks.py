@@ -35,7 +35,7 @@ def labels_drift(
     from models.cost import dollars
     from models.drift import ask_again
 
-    check = _check(file, sample, 1, max_micro_usd, yes)
+    check = _check(file, sample=sample, times=1, max_micro_usd=max_micro_usd, yes=yes, occasion=occasion)
     found = ask_again(
         check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
     )
@@ -57,7 +57,7 @@ def labels_injection(
     from models.cost import dollars
     from models.susceptibility import attack
 
-    check = _check(file, sample, 2, max_micro_usd, yes)
+    check = _check(file, sample=sample, times=2, max_micro_usd=max_micro_usd, yes=yes, occasion=occasion)
     found = attack(
         check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
     )
@@ -75,7 +75,7 @@ class _Check(NamedTuple):
     workers: int
 
 
-def _check(file: Path, sample: int, times: int, max_micro_usd: int, yes: bool) -> _Check:
+def _check(file: Path, *, sample: int, times: int, max_micro_usd: int, yes: bool, occasion: str) -> _Check:
     """Return a sample of the labels that an experiment's expert has given, once the user has agreed to the price."""
     from flows.config import load
     from flows.experiment import Experiment
@@ -86,6 +86,8 @@ def _check(file: Path, sample: int, times: int, max_micro_usd: int, yes: bool) -
 
     labelling = load(Experiment, file).labelling
     labelling.oracle.check()
+    if labelling.oracle.terms(labelling.rubric) and not occasion:
+        raise UserError("people answer in their own time: name the check with --occasion, and use the same name again")
     desk = Desk(open_ledger(), labelling.oracle, labelling.rubric, "check")
     rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
     if not rows:

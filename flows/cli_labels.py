@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from collections import defaultdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,7 +113,7 @@ def labels_import(
     if file is None:
         from models.label_studio import LabelStudio
 
-        _import_judgements(Path(label_studio), LabelStudio(label_studio).annotations(project))
+        _import_judgements(label_studio, LabelStudio(label_studio).annotations(project))
         return
     lines = read_lines(file)
     if file.suffix == ".json" or any("item" in line.row for line in lines[:1]):
@@ -120,9 +122,10 @@ def labels_import(
     labels = bought_labels(file, lines)
     taken = open_ledger().adopt([(label.question, label.answer) for label in labels])
     typer.echo(f"{taken} labels taken over, {len(labels) - taken} were known already")
+    _resume()
 
 
-def _import_judgements(source: Path, lines: "list[Line]") -> None:
+def _import_judgements(source: object, lines: "list[Line]") -> None:
     from models.people import Queue
     from models.queue_files import judgements
 
@@ -138,20 +141,32 @@ def _import_judgements(source: Path, lines: "list[Line]") -> None:
         f"judgements: {', '.join(f'{number} {what}' for what, number in told.items())}; {found.settled} questions settled"
     )
     labels_queue()
-    if found.settled:
-        from flows.environment import prepare
+    if found.settled or not queue.items():  # also when the import before could not resume what waits
+        _resume()
 
-        prepare()
-        from flows.waiting import resume_waiting
 
-        for name in resume_waiting():
-            typer.echo(f"run {name} goes on")
+def _resume() -> None:
+    """Let the runs that wait go on; no Prefect server is started where there has been none."""
+    from flows.environment import prepare
+    from tasks.settings import settings
+
+    prepare()
+    embedded = os.environ.get("PREFECT_HOME") == str(settings().prefect_home) and "PREFECT_API_URL" not in os.environ
+    if embedded and not (settings().prefect_home / "prefect.db").exists():
+        return
+    from flows.waiting import resume_waiting
+
+    for name in resume_waiting():
+        typer.echo(f"run {name} goes on, or waits again for what is missing")
 
 
 @app.command("queue", epilog="Example: `ninefold labels queue`")
 def labels_queue(
     withdraw: Annotated[
-        bool, typer.Option("--withdraw", help="Close it: undo what nobody has judged, settle the rest.")
+        bool,
+        typer.Option(
+            "--withdraw", help="Empty it: undo what nobody has judged, settle the rest. Stop runs that wait first."
+        ),
     ] = False,
 ) -> None:
     """Show what waits for people, and how they agree."""
@@ -164,15 +179,18 @@ def labels_queue(
         typer.echo(f"{undone} questions withdrawn, {settled} settled by what people have said so far")
     items = queue.items()
     typer.echo(f"{len(items)} questions open, {sum(item.missing for item in items)} judgements missing")
-    facts = Human(micro_usd=0).findings([row["raw"] for row in queue.ledger.rows() if row["status"] in _SETTLED])
-    if facts["judgements"]:
-        alpha = facts["krippendorff_alpha"]
-        shown = (
-            "unknown: no two have judged the same"
-            if math.isnan(alpha)
-            else f"{alpha:.2f} (Krippendorff's alpha, ordinal)"
-        )
-        typer.echo(f"{facts['judgements']:.0f} judgements settled; agreement {shown}")
+    panels: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in queue.ledger.rows():
+        if row["status"] in _SETTLED:
+            panels[row["oracle"], row["criterion"]].append(row["raw"])
+    for (panel, criterion), raws in panels.items():
+        facts = Human(micro_usd=0).findings(raws)
+        if facts["judgements"]:
+            alpha = facts["krippendorff_alpha"]
+            known = "unknown: no two have judged the same, or all alike" if math.isnan(alpha) else f"{alpha:.2f}"
+            typer.echo(
+                f"{panel}, criterion {criterion}: {facts['judgements']:.0f} judgements settled, Krippendorff's alpha {known}"
+            )
 
 
 def open_ledger() -> "Ledger":

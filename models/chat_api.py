@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from models.cost import Prices
-from models.event_loop import run
+from models.cost import Amount, Prices
+from models.event_loop import run, unless_stopped
 from models.oracles.base import Counter, Expected, LostReply, RefusedCall, UnpaidFailure
 from models.plugins import Frozen
 
@@ -80,9 +80,10 @@ class Endpoint(Frozen):
         """Return what a reply depends on: not the limits, the patience or the name of the key."""
         return self.model_dump(mode="json", exclude=set(self.execution_fields))
 
-    def ceiling(self, messages: Sequence[Message]) -> int:
-        """Return the most that one call may cost, in micro-dollars."""
-        return self.prices.cost(input_tokens=most_tokens_sent(messages), output_tokens=self.max_tokens)
+    def most(self, messages: Sequence[Message]) -> Amount:
+        """Return the most that one call may cost."""
+        sent = most_tokens_sent(messages)
+        return Amount(self.prices.cost(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
 
     def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
         """Return what one call usually costs."""
@@ -157,7 +158,7 @@ class Endpoint(Frozen):
             said = f"the reply of {self.base_url} cannot be read: {said}"
         else:
             return None
-        return LostReply(said, micro_usd=self.ceiling(messages))
+        return LostReply(said, most=self.most(messages))
 
     def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
         choice, usage = answer["choices"][0], answer["usage"]
@@ -177,11 +178,11 @@ class Endpoint(Frozen):
         )
 
     async def _wait(self, tokens: int) -> None:
-        """Return when the limits allow a call of at most so many tokens."""
+        """Return when the limits allow a call of at most so many tokens; raise InterruptedError if labelling stops."""
         limits = (self.requests_per_minute, 1), (self.tokens_per_minute, tokens)
         for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
             if limit is not None:
-                await limiter.try_acquire_async("calls", weight=min(weight, limit))
+                await unless_stopped(limiter.try_acquire_async("calls", weight=min(weight, limit)))
 
 
 def _never_sent(error: BaseException | None) -> bool:

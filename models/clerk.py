@@ -51,12 +51,20 @@ class Clerk:
             wanted = [reply for reply, _ in replies], [order for order, _ in orders]
             try:
                 settled, reserved = await self._exchange(*wanted)
-            except BaseException as error:
-                _fail(replies, error)
+            except Exception as error:
                 _fail(orders, error)
-                return
+                await self._settle_alone(replies)  # paid for: what was wrong with an order must not cost them
+                continue
             _hand_out(replies, settled)
             _hand_out(orders, reserved)
+
+    async def _settle_alone(self, replies: "_Waiting[Settlement, Answer | ValueError]") -> None:
+        try:
+            settled, _ = await self._exchange([reply for reply, _ in replies], [])
+        except Exception as error:
+            _fail(replies, error)
+        else:
+            _hand_out(replies, settled)
 
     async def _exchange(
         self, replies: list[Settlement], orders: list[Order]

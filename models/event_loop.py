@@ -3,8 +3,9 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
@@ -31,6 +32,23 @@ def run(coroutine: Coroutine[Any, Any, Value], *, on_interrupt: Callable[[], obj
             event_loop().call_soon_threadsafe(on_interrupt)
             future.exception()
         raise
+
+
+# What makes the calls of a task wait no longer: set by whoever may have to stop them.
+STOP: ContextVar[asyncio.Event | None] = ContextVar("stop", default=None)
+
+
+async def unless_stopped(work: Awaitable[Value]) -> Value:
+    """Return what `work` does; raise InterruptedError, having cancelled it, as soon as STOP is set."""
+    if (stop := STOP.get()) is None:
+        return await work
+    doing, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({doing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if doing.done() and not stop.is_set():
+        return doing.result()
+    doing.cancel()
+    raise InterruptedError("labelling was stopped before this call was made")
 
 
 @cache

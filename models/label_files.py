@@ -84,10 +84,12 @@ def read_lines(file: Path) -> list[Line]:
 
 def _csv_lines(source: Any) -> Iterator[Line]:  # noqa: ANN401
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(source, strict=True)
-    begin = 2
+    reader = csv.reader(source, strict=True)
+    columns = next(reader, [])
+    begin = reader.line_num + 1
     for row in reader:
-        yield Line(begin, row)
+        if row:
+            yield Line(begin, dict(zip(columns, row, strict=False)))
         begin = reader.line_num + 1
 
 
@@ -98,12 +100,12 @@ def _json_line(line: Line) -> Line:
     return Line(line.number, row)
 
 
-def bought_labels(file: Path, lines: Sequence[Line]) -> list[BoughtLabel]:
+def bought_labels(source: object, lines: Sequence[Line]) -> list[BoughtLabel]:
     """Return the labels of a file that export wrote; raise ValueError naming every line that is not one (ten at most)."""
-    return taken(file, lines, lambda line: BoughtLabel.model_validate(line.row))
+    return taken(source, lines, lambda line: BoughtLabel.model_validate(line.row))
 
 
-def taken(file: Path, lines: Sequence[Line], take: Callable[[Line], Told]) -> list[Told]:
+def taken(source: object, lines: Sequence[Line], take: Callable[[Line], Told]) -> list[Told]:
     """Return what is made of every line; raise ValueError with the errors of all lines, and the rule of each."""
     found, errors = [], []
     for line in lines:
@@ -117,5 +119,5 @@ def taken(file: Path, lines: Sequence[Line], take: Callable[[Line], Told]) -> li
             errors.append(f"line {line.number}: {error}")
     if errors:
         more = f"; and {len(errors) - _MOST_ERRORS} lines more" if len(errors) > _MOST_ERRORS else ""
-        raise ValueError(f"{file}: nothing was taken. {'; '.join(errors[:_MOST_ERRORS])}{more}")
+        raise ValueError(f"{source}: nothing was taken. {'; '.join(errors[:_MOST_ERRORS])}{more}")
     return found

@@ -12,9 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from models.breaker import Breaker, pause_after
 from models.clerk import Clerk
 from models.cost import NO_CAP, Amount, total
-from models.event_loop import run
+from models.event_loop import STOP, run
 from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Order, Reservation, Settlement
@@ -22,15 +23,12 @@ from models.ledger_tables import Question
 from models.oracles.base import LostReply, Oracle, RefusedCall, Terms, UnpaidFailure, Verdict
 from models.people import Queue
 from models.preference import Label, Response
-from models.randomness import stream
 from models.rubric import Rubric
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _TRIES = 6
-_LEAST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-_BREAK_AFTER = 12  # failures in a row, of all workers together: the expert is down, and asking on would only lose money
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,12 @@ def label(
     desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
     if recovered := desk.ledger.recover():
         log.warning("%d reservations of processes that died were given up", recovered)
-    orders = [desk.order(response) for response in responses[:max_queries]]
+    asked = [desk.order(response) for response in responses]
+    unique = {order.question.key: order for order in asked}  # what is asked twice is one query
+    orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
     answers: list[Answer | BudgetExhausted] = []
     left = Amount(max_micro_usd, max_tokens)
-    with tqdm(total=len(orders), desc="labelling", unit="query") as bar:
+    with tqdm(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
         while covered := _covered(orders[len(answers) :], left):
             wanted = orders[len(answers) : len(answers) + covered]
             if desk.terms and (waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.unit)):
@@ -115,23 +115,31 @@ def label(
                 break
             spent = total(Amount(a.micro_usd, a.tokens) for a in found if isinstance(a, Answer))
             left = left.plus(spent.negative)
-    if len(answers) < len(responses):
-        log.warning("the caps cover %d of %d queries: the rest is not asked", len(answers), len(responses))
+    if len(answers) < len(places):
+        log.warning("the caps cover %d of %d queries: the rest is not asked", len(answers), len(places))
     unpaid = [a for a in answers if isinstance(a, BudgetExhausted)]
     if unpaid:
-        log.warning("%d of %d queries were not asked: %s", len(unpaid), len(responses), unpaid[0])
-    return [
-        Label(
-            response_id=response.id,
-            score=answer.score if answer.status == "labelled" else math.nan,
-            micro_usd=answer.micro_usd,
-            tokens=answer.tokens,
-            bought=answer.bought,
-            status=answer.status,
-        )
-        for response, answer in zip(responses, answers, strict=False)
-        if isinstance(answer, Answer)
-    ]
+        log.warning("%d of %d queries were not asked: %s", len(unpaid), len(places), unpaid[0])
+    labels, seen = [], set[int]()
+    for response, order in zip(responses, asked, strict=True):
+        place = places[order.question.key]
+        answer = answers[place] if place < len(answers) else None
+        if isinstance(answer, Answer):
+            labels.append(_label(response, answer, again=place in seen))
+            seen.add(place)
+    return labels
+
+
+def _label(response: Response, answer: Answer, *, again: bool) -> Label:
+    """Return a response's label; one that is asked about `again` has cost nothing more."""
+    return Label(
+        response_id=response.id,
+        score=answer.score if answer.status == "labelled" else math.nan,
+        micro_usd=0 if again else answer.micro_usd,
+        tokens=0 if again else answer.tokens,
+        bought=answer.bought and not again,
+        status=answer.status,
+    )
 
 
 def _covered(orders: Sequence[Order], left: Amount) -> int:
@@ -202,7 +210,10 @@ class _Asking:
                     raise
                 log.info("asking again after %s", failure)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.breaker.stop.wait(), _pause(attempt, failure, order.question))
+                    await asyncio.wait_for(
+                        self.breaker.stop.wait(),
+                        pause_after(attempt, failure, seed=order.question.prompt + order.question.response),
+                    )
             else:
                 self.breaker.worked()
                 return answer
@@ -219,7 +230,7 @@ class _Asking:
             await asyncio.to_thread(ledger.release, reserved)
             raise
         except LostReply as lost:
-            await asyncio.to_thread(ledger.lose, reserved, micro_usd=lost.micro_usd)
+            await asyncio.to_thread(ledger.lose, reserved, most=lost.most)
             raise
         except BaseException:
             await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
@@ -240,6 +251,7 @@ class _Asking:
         """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
         async with self.slots:
             self._go_on()
+            STOP.set(self.breaker.stop)
             started = time.monotonic()
             try:
                 verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
@@ -264,30 +276,3 @@ class _Asking:
     def _go_on(self) -> None:
         if self.breaker.stop.is_set():
             raise InterruptedError("labelling was stopped before this query was asked")
-
-
-def _pause(attempt: int, failure: UnpaidFailure | LostReply, question: Question) -> float:
-    """Return the seconds to wait: what the server asks, else twice as long each time; up to half as much again by chance."""
-    asked = failure.retry_after if isinstance(failure, UnpaidFailure) else None
-    pause = asked if asked is not None else min(_LEAST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
-    return pause * (1.0 + stream(0, attempt, question.prompt + question.response).random() / 2.0)
-
-
-class Breaker:
-    """Stops the desk when the expert fails many times in a row, whoever asks."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self._failures = 0
-
-    def worked(self) -> None:
-        """Note an answer."""
-        self._failures = 0
-
-    def failed(self, failure: Exception) -> bool:
-        """Note a failure; true if it is one too many."""
-        self._failures += 1
-        if self._failures < _BREAK_AFTER:
-            return False
-        log.warning("the expert has failed %d times in a row, last with: %s", _BREAK_AFTER, failure)
-        return True

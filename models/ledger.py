@@ -17,7 +17,7 @@ from models import ledger_tables as tables
 from models.cost import NO_CAP, Amount
 from models.ledger_accounts import BudgetExhausted, Spent
 from models.ledger_entries import Answer, Order, Outcome, QueryStatus, Reservation, Settlement, dearer
-from models.ledger_tables import CHARGES, QUERIES, Question
+from models.ledger_tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 from models.preference import LabelStatus
 
 
@@ -90,9 +90,10 @@ class Ledger:
             row = found.get(order.question.key)
             if order.question.key in asked:
                 outcomes[place] = None  # asked a moment ago, in this same exchange
-            elif row is None:
+                continue
+            asked.add(order.question.key)
+            if row is None:
                 new.append(place)
-                asked.add(order.question.key)
             elif row.status == "reserved":
                 outcomes[place] = None
             else:
@@ -180,22 +181,22 @@ class Ledger:
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
         with self.engine.begin() as connection:
-            self._void(connection, reservation)
+            self.void_within(connection, reservation)
 
-    def lose(self, reservation: Reservation, *, micro_usd: int | None = None) -> None:
+    def lose(self, reservation: Reservation, *, most: Amount | None = None) -> None:
         """Count a call whose reply never arrived as paid; the question may be asked again.
 
-        Paid at `micro_usd`, the most that it may have cost; at what was reserved where that is not known.
+        Paid at `most`, what it may have cost; at what was reserved where that is not known, or less.
         """
+        reserved = Amount(reservation.micro_usd, reservation.tokens)
+        price = reserved if most is None else Amount(*map(min, most, reserved))
         with self.engine.begin() as connection:
             self._mark_lost(connection, reservation.query_id)
-            if micro_usd is not None and micro_usd < reservation.micro_usd:
+            if price != reserved:
                 mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
-                connection.execute(mine.values(micro_usd=micro_usd))
-                price = Amount(micro_usd, reservation.tokens)
+                connection.execute(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
                 accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
-                saved = Amount(micro_usd - reservation.micro_usd, 0)
-                accounts.adjust(connection, reservation.account, queries=0, by=saved)
+                accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
 
     def recover(self) -> int:
         """Give up the reservations of dead processes and return how many there were.
@@ -210,7 +211,9 @@ class Ledger:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])
                 else:
-                    self._void(connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"]))
+                    self.void_within(
+                        connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
+                    )
         return len(dead)
 
     def spent(self, account: str) -> Spent:
@@ -231,21 +234,28 @@ class Ledger:
     def adopt(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
         """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
 
-        With each question come its status, score, raw, tokens and micro_usd.
+        With each question come its status, score, raw, tokens and micro_usd. People who were asked need not answer any
+        more; what a process is asking about at this moment stays as it is.
         """
         now = time.time()
         kept = {"account": "import", "paid_on_loss": True, "reserved_at": now, "settled_at": now}
         with self.engine.begin() as connection:
+            for row in tables.live_rows(connection, [question for question, _ in labels]).values():
+                if row.status == "reserved" and row.holder == tables.PEOPLE:
+                    self.void_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
             rows = [{**question.columns(), **values, **kept} for question, values in labels]
             return len(tables.insert_new(connection, rows)) if rows else 0
 
-    def _void(self, connection: Connection, reservation: Reservation) -> None:
+    def void_within(self, connection: Connection, reservation: Reservation) -> None:
+        """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before."""
         deleted = connection.execute(
             sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
         )
         if deleted.rowcount == 1:
             mine = CHARGES.c.account == reservation.account
             connection.execute(sa.delete(CHARGES).where(mine, CHARGES.c.query_id == reservation.query_id))
+            for table in (ITEMS, JUDGEMENTS):  # SQLite gives the number to another question
+                connection.execute(sa.delete(table).where(table.c.query_id == reservation.query_id))
             freed = Amount(-reservation.micro_usd, -reservation.tokens)
             accounts.adjust(connection, reservation.account, queries=-1, by=freed)
 

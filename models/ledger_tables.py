@@ -128,7 +128,9 @@ JUDGEMENTS = sa.Table(
 )
 
 
-_LIVE_ROWS = sa.select(*(QUERIES.c[name] for name in (*_KEY, "id", "status", "score", "micro_usd", "tokens"))).where(
+_LIVE_ROWS = sa.select(
+    *(QUERIES.c[name] for name in (*_KEY, "id", "status", "score", "micro_usd", "tokens", "holder", "account"))
+).where(
     QUERIES.c.oracle == sa.bindparam("oracle"),
     QUERIES.c.criterion == sa.bindparam("criterion"),
     LIVE,
@@ -150,8 +152,12 @@ def live_rows(connection: Connection, questions: Sequence[Question]) -> dict[Key
 
 
 def insert_new(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> dict[Key, int]:
-    """Write rows whose questions have no live row yet, and return the ids by key of those written."""
-    return {tuple(row[:4]): int(row[4]) for row in connection.execute(_insert_new(connection.dialect.name), list(rows))}
+    """Write rows whose questions have no live row yet, and return the ids by key of those written.
+
+    In the order of their keys: two writers of the same questions would wait for one another otherwise.
+    """
+    ordered = sorted(rows, key=lambda row: [row[name] for name in _KEY])
+    return {tuple(row[:4]): int(row[4]) for row in connection.execute(_insert_new(connection.dialect.name), ordered)}
 
 
 @cache

@@ -36,7 +36,7 @@ class Item:
     """An open question: what it is about, on which scale, how many judgements it wants, and those it has, by annotator."""
 
     id: int
-    account: str
+    reservation: Reservation
     unit: str
     guide: str
     prompt: str
@@ -119,7 +119,7 @@ class Queue:
         }
         with self.ledger.engine.begin() as connection:
             rows = live_rows(connection, [order.question for order in orders])
-            waiting = [row.id for row in rows.values() if row.status == "reserved"]
+            waiting = [row.id for row in rows.values() if row.status == "reserved" and row.holder == PEOPLE]
             if waiting:
                 put = insert_into(ITEMS, connection.dialect.name).on_conflict_do_nothing()
                 connection.execute(put, [{"query_id": number, **told} for number in waiting])
@@ -156,25 +156,36 @@ class Queue:
         return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
 
     def withdraw(self) -> tuple[int, int]:
-        """Close the queue: undo what nobody has judged, settle the rest by what there is. Returns how many of each."""
+        """Empty the queue: undo what nobody has judged, settle the rest by what there is. Returns how many of each.
+
+        A run that still waits asks again: stop it first.
+        """
         with self.ledger.engine.begin() as connection:
             items = list(self._items(connection).values())
             judged = [item for item in items if item.judgements]
             self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged])
-        unjudged = [item for item in items if not item.judgements]
-        for item in unjudged:
-            self.ledger.release(Reservation(item.id, item.account, item.micro_usd_each * (item.wanted + 1)))
-        return len(unjudged), len(judged)
+            for item in items:
+                if not item.judgements:
+                    self.ledger.void_within(connection, item.reservation)
+        return len(items) - len(judged), len(judged)
 
     def _items(self, connection: Connection) -> dict[int, Item]:
         """Return the open items by number; on PostgreSQL they are locked until the transaction ends."""
         both = QUERIES.join(ITEMS, ITEMS.c.query_id == QUERIES.c.id)
-        columns = [QUERIES.c[name] for name in ("id", "account", "prompt", "response")]
+        columns = [QUERIES.c[name] for name in ("id", "account", "micro_usd", "tokens", "prompt", "response")]
         query = sa.select(*columns, *[ITEMS.c[name] for name in ("unit", "guide", "judgements", "micro_usd_each")])
-        waiting = query.select_from(both).where(QUERIES.c.status == "reserved").order_by(QUERIES.c.id)
+        asked = QUERIES.c.status == "reserved", QUERIES.c.holder == PEOPLE
+        waiting = query.select_from(both).where(*asked).order_by(QUERIES.c.id)
         items = {
             row.id: Item(
-                row.id, row.account, row.unit, row.guide, row.prompt, row.response, row.judgements, row.micro_usd_each
+                id=row.id,
+                reservation=Reservation(row.id, row.account, row.micro_usd, row.tokens),
+                unit=row.unit,
+                guide=row.guide,
+                prompt=row.prompt,
+                response=row.response,
+                wanted=row.judgements,
+                micro_usd_each=row.micro_usd_each,
             )
             for row in connection.execute(waiting.with_for_update())
         }
@@ -199,7 +210,7 @@ class Queue:
             score = math.nan if verdict is None else verdict
             given = item.judgements.values()
             reply = Settlement(
-                Reservation(item.id, item.account, item.micro_usd_each * (item.wanted + 1)),
+                item.reservation,
                 status="labelled" if math.isfinite(score) else "quarantined",
                 score=score,
                 raw=json.dumps({"judgements": [[j.annotator, j.score, j.note] for j in given]}, ensure_ascii=False),
@@ -207,4 +218,4 @@ class Queue:
                 micro_usd=item.micro_usd_each * len(given),
                 seconds=0.0,
             )
-            self.ledger.settle_within(connection, item.account, [reply])
+            self.ledger.settle_within(connection, item.reservation.account, [reply])

@@ -1,7 +1,6 @@
 """The queue as people fill it in, in a table or in Label Studio: rows to write, and judgements to read."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from models.label_files import taken
@@ -21,18 +20,21 @@ def queue_rows(items: Sequence[Item], annotator: str) -> tuple[list[dict[str, An
     return rows, columns if any("response_b" in row for row in rows) else [c for c in columns if c != "response_b"]
 
 
-def judgements(file: Path, lines: Sequence[Line], items: Mapping[int, Item]) -> list[Judgement]:
+def judgements(source: object, lines: Sequence[Line], items: Mapping[int, Item]) -> list[Judgement]:
     """Return what people have filled in; rows without a score are left out.
 
     `items` are the open ones. Raises ValueError naming every line (ten at most) whose annotator is missing, or whose score
     is none of its item's scale, or which an annotator has filled in twice, differently.
     """
-    found = [one for one in taken(file, lines, lambda line: _judgement(line, items)) if one is not None]
     said: dict[tuple[int, str], int | None] = {}
-    for one in found:
-        if said.setdefault((one.item, one.annotator), one.score) != one.score:
-            raise ValueError(f"{file}: {one.annotator!r} gives item {one.item} two different scores: keep one")
-    return found
+
+    def take(line: Line) -> Judgement | None:
+        one = _judgement(line, items)
+        if one is not None and said.setdefault((one.item, one.annotator), one.score) != one.score:
+            raise ValueError(f"{one.annotator!r} has given item {one.item} another score above: keep one")
+        return one
+
+    return [one for one in taken(source, lines, take) if one is not None]
 
 
 def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from models.cost import MicroUsd
+from models.cost import Amount, MicroUsd
 from models.plugins import Plugin, digest_of
 from models.rubric import Rubric
 
@@ -69,13 +69,13 @@ class RefusedCall(UnpaidFailure):
 class LostReply(Exception):
     """The call may have been paid for and its reply never came, or cannot be read: it counts as paid.
 
-    At most `micro_usd`; at the query's ceiling where that is not known. The question is asked again, as another query,
-    while the budget allows.
+    At `most`; at the query's ceiling where that is not known. The question is asked again, as another query, while the
+    budget allows.
     """
 
-    def __init__(self, message: str, *, micro_usd: int | None = None) -> None:
+    def __init__(self, message: str, *, most: Amount | None = None) -> None:
         super().__init__(message)
-        self.micro_usd = micro_usd
+        self.most = most
 
 
 class Oracle(Plugin):
@@ -123,7 +123,7 @@ class Oracle(Plugin):
         return Expected(self.ceiling(prompt, response))
 
     def paced(self, queries: int, tokens: int) -> float:
-        """Return the seconds that rate limits make of so many queries and tokens; 0 where there are none."""
+        """Return the seconds that rate limits make of so many queries and of their `most_tokens`; 0 without limits."""
         del queries, tokens
         return 0.0
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 
-from models.cost import MicroUsd
-from models.oracles.base import Counter, Expected, Oracle, PairOracle, UnpaidFailure, Verdict
+from models.cost import Amount, MicroUsd
+from models.oracles.base import Counter, Expected, LostReply, Oracle, PairOracle, UnpaidFailure, Verdict
 from models.plugins import OneOf
 from models.rubric import Rubric
 
@@ -33,6 +33,9 @@ class Comparing(PairOracle):
             raise RuntimeError(
                 f"one response of the pair was scored and paid for, the other failed: {failure}"
             ) from failure
+        except LostReply as lost:
+            both = None if lost.most is None else lost.most.plus(Amount(one.micro_usd, one.tokens))
+            raise LostReply(f"one response of the pair was scored, the other not: {lost}", most=both) from lost
         gap = one.score - other.score
         if math.isfinite(gap):
             gap = math.tanh(gap / (2 * self.temperature)) if self.temperature else float((gap > 0) - (gap < 0))

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import Field, PositiveInt
 
 from models.chat_api import Endpoint, Message, Reply, most_tokens, most_tokens_sent
-from models.cost import MicroUsd
-from models.event_loop import run
+from models.cost import Amount, MicroUsd
+from models.event_loop import run, unless_stopped
 from models.oracles.base import Counter, Expected, LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
 from models.plugins import digest_of
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
@@ -97,7 +97,7 @@ class LLMJudge(Oracle):
         return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(self.samples)
 
     def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.endpoint.paced(queries * self.samples, tokens)
+        return self.endpoint.paced(queries * self.samples, tokens // self.attempts)
 
     def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         return calls_made(replies)
@@ -153,7 +153,7 @@ class Calls:
         self.endpoint = endpoint
         self.replies: list[Reply] = []
         self.failure = ""
-        self.lost = 0
+        self.lost = Amount(0, 0)
 
     async def read(
         self,
@@ -182,17 +182,27 @@ class Calls:
                 break
             try:
                 self.replies.append(await self.endpoint.complete(messages, **options))
+            except InterruptedError as stopped:
+                if not self.replies:
+                    raise
+                self.failure = str(stopped)
             except (UnpaidFailure, LostReply) as failure:
                 if not self.replies:
                     raise
                 if pause is None or not isinstance(failure, UnpaidFailure) or isinstance(failure, RefusedCall):
                     self.failure = str(failure)
-                    self.lost = self.endpoint.ceiling(messages) if isinstance(failure, LostReply) else 0
+                    self.lost = self.endpoint.most(messages) if isinstance(failure, LostReply) else Amount(0, 0)
                 else:
-                    await asyncio.sleep(pause if failure.retry_after is None else failure.retry_after)
+                    await self._wait(pause if failure.retry_after is None else failure.retry_after)
             else:
                 return self.replies[-1]
         return None
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await unless_stopped(asyncio.sleep(seconds))
+        except InterruptedError as stopped:
+            self.failure = str(stopped)
 
     def verdict(self, score: float, prompt_digest: str, said: Sequence[float | None]) -> Verdict:
         """Return the verdict; `raw` has every text, what was read in them, their model, and the digest of the prompt."""
@@ -205,8 +215,8 @@ class Calls:
         return Verdict(
             score=score,
             raw=json.dumps(raw, ensure_ascii=False),
-            micro_usd=sum(reply.micro_usd for reply in self.replies) + self.lost,
-            tokens=sum(reply.tokens for reply in self.replies),
+            micro_usd=sum(reply.micro_usd for reply in self.replies) + self.lost.micro_usd,
+            tokens=sum(reply.tokens for reply in self.replies) + self.lost.tokens,
         )
 
 

@@ -85,7 +85,7 @@ class LLMPairs(PairOracle):
         return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(2)
 
     def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.endpoint.paced(2 * queries, tokens)
+        return self.endpoint.paced(2 * queries, tokens // self.attempts)
 
     def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         both = [record["said"] for record in records_of(replies) if None not in record["said"]]

@@ -146,7 +146,7 @@ def test_the_queue_goes_to_a_project_and_comes_back_judged(
     ledger = posted(tmp_path)
     said = ninefold("labels", "export", "--label-studio", server, home=tmp_path, key=access)
     project = int(re.findall(r"project (\d+)", said)[0])
-    one, two, three, four = (item.id for item in Queue(ledger).items())
+    one, two, three, four = (item.id for item in sorted(Queue(ledger).items(), key=lambda item: item.response))
     ada.judge(project, {one: 4, two: 1, three: None, four: 5})
     fetch = ("labels", "import", "--label-studio", server, "--project", str(project))
     assert "4 new, 0 known already" in ninefold(*fetch, home=tmp_path, key=access)
@@ -158,8 +158,8 @@ def test_the_queue_goes_to_a_project_and_comes_back_judged(
     Queue(ledger).withdraw()
     labels = ask(ledger)
     assert [entry.score for entry in labels if entry.status == "labelled"] == [4.0, 5.0]
-    raws = [json.loads(row["raw"])["judgements"] for row in ledger.rows()]
-    assert raws[2] == [["label-studio 1", None, ""], ["label-studio 2", None, ""]]
+    raws = {row["id"]: json.loads(row["raw"])["judgements"] for row in ledger.rows()}
+    assert raws[three] == [["label-studio 1", None, ""], ["label-studio 2", None, ""]]
 
 
 def test_by_files_and_with_a_legacy_token(

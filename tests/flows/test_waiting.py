@@ -128,8 +128,7 @@ def test_a_run_in_a_terminal_pauses_and_goes_on_when_people_have_answered(home_f
         said = terminal.answer(("bob",))
         assert f"{QUERIES} questions settled" in said
         assert "0 questions open" in said
-        assert "agreement 1.00 (Krippendorff's alpha, ordinal)" in said
-        assert "run tiny goes on" in said
+        assert "Krippendorff's alpha 1.00" in said
         assert second.wait(120) == 0, (home_folder / "output.txt").read_text()
     report = terminal.report()
     assert (report["queries"], report["micro_usd"]) == (QUERIES, QUERIES * 2000)

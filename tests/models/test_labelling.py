@@ -1,14 +1,22 @@
 """The desk where labels are bought, with experts that misbehave."""
 
+import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from models.clerk import Clerk
+from models.cost import Amount
+from models.event_loop import run
 from models.labelling import Desk, LabellingStopped, label
 from models.ledger import Ledger
-from models.oracles.base import Oracle, UnpaidFailure, Verdict
+from models.ledger_entries import Order, Reservation, Settlement
+from models.ledger_tables import Question
+from models.oracles.base import LostReply, Oracle, UnpaidFailure, Verdict
+from models.oracles.comparing import Comparing
 from models.oracles.noisy import Noisy
 from models.oracles.replay import Replay
 from models.rubric import Rubric
@@ -143,3 +151,55 @@ def test_a_response_outside_the_table_is_named(
 ) -> None:
     with pytest.raises(LabellingStopped, match="holds no label for prompt 'the film' with response 'unheard of'"):
         ask([*responses, make_response(99, text="unheard of")], ledger, expert)
+
+
+def test_what_is_asked_twice_is_bought_and_counted_once(make_response: Any, ledger: Ledger, expert: Replay) -> None:
+    twice = [make_response(0), make_response(1), replace(make_response(0), id="again")]
+    for account in ("a", "b"):
+        labels = ask(twice, ledger, expert, account=account, workers=4)
+        assert [entry.score for entry in labels] == [0.0, 0.5, 0.0]
+        assert [entry.micro_usd for entry in labels] == [CENT, CENT, 0]
+        assert ledger.spent(account)[:2] == (2, 2 * CENT)
+
+
+def test_an_order_that_fails_costs_no_reply_that_was_paid_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    reply = Settlement(reserved, "labelled", 1.0, "raw", 1, CENT, 0.1)
+
+    def broken(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    async def both() -> list[Any]:
+        clerk = Clerk(ledger, "a")
+        order = Order(Question("o", "c", "p", "other"), Amount(CENT, 0), True)
+        found = await asyncio.gather(clerk.settle(reply), clerk.reserve(order), return_exceptions=True)
+        monkeypatch.undo()
+        return [*found, await clerk.reserve(order)]
+
+    monkeypatch.setattr(ledger, "_reserve", broken)
+    settled, refused, later = run(both())
+    assert settled.score == 1.0
+    assert isinstance(refused, OSError)
+    assert isinstance(later, Reservation), "the clerk works on"
+    assert [row["status"] for row in ledger.rows()] == ["labelled", "reserved"]
+
+
+class _LosesTheSecond(Oracle):
+    description = "test expert"
+    kind: Literal["loses_the_second"] = "loses_the_second"
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
+        if response == "second":
+            raise LostReply("hung up", most=Amount(50, 5))
+        return Verdict(1.0, "", 600, 60)
+
+    def ceiling(self, prompt: str, response: str) -> int:
+        return 1000
+
+
+def test_of_a_comparison_whose_second_half_is_lost_both_halves_are_counted() -> None:
+    with pytest.raises(LostReply) as lost:
+        Comparing(inner=_LosesTheSecond()).compare("x", "first", "second", Rubric())
+    assert lost.value.most == Amount(650, 65)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from models.cost import Amount
 from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Reservation
@@ -319,7 +320,7 @@ def test_money_held_by_a_call_in_flight_is_told_from_money_spent(ledger: Ledger)
 def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
     flying = ledger.reserve("a", question(1), ceiling=3 * CENT, paid_on_loss=True)
     assert isinstance(flying, Reservation)
-    ledger.lose(flying, micro_usd=CENT)
+    ledger.lose(flying, most=Amount(CENT, 0))
     assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
     (row,) = ledger.rows(status="lost")
     assert row["micro_usd"] == CENT

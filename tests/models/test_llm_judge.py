@@ -105,6 +105,19 @@ def test_the_cap_on_tokens_cuts_the_last_ones(make_response: Any, ledger: Ledger
     assert ledger.spent("a").tokens == 3 * 110
 
 
+def test_what_waits_for_a_rate_limit_is_not_sent_after_a_stop(make_response: Any, ledger: Ledger) -> None:
+    responses = [make_response(n) for n in range(8)]
+    with LoopbackJudge(latency=0.2) as server:
+        server.refuse_after = 1
+        judge = judge_at(server, endpoint={"requests_per_minute": 2})
+        started = time.monotonic()
+        with pytest.raises(LabellingStopped, match="refused the call"):
+            ask(responses, ledger, judge, workers=8)
+        assert time.monotonic() - started < 10, "nobody waits for the next minute"
+    assert len(server.log) <= 2
+    assert [row["status"] for row in ledger.rows()] in (["labelled"], []), "what was not sent is not charged"
+
+
 def test_the_expected_score_weighs_the_tokens_of_the_score() -> None:
     with LoopbackJudge() as server:
         verdict = judge_at(server, read="expected").judge("the film", "story 4", Rubric())

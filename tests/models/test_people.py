@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from models.label_files import bought_labels, read_lines, write_rows
 from models.labelling import AnswersPending, Desk, label
 from models.ledger import Ledger
+from models.ledger_entries import Reservation
+from models.ledger_tables import Question
 from models.oracles.human import Human
 from models.oracles.noisy import Noisy
 from models.people import Judgement, Queue, adjudicate, agreement
@@ -44,7 +46,7 @@ def ask(
 def open_items(ledger: Ledger, **asked: Any) -> list[int]:
     with pytest.raises(AnswersPending):
         ask(ledger, **asked)
-    return [item.id for item in Queue(ledger).items()]
+    return [item.id for item in sorted(Queue(ledger).items(), key=lambda item: item.response)]
 
 
 def judge(ledger: Ledger, *said: tuple[int, str, int | None]) -> Any:
@@ -120,7 +122,7 @@ def test_answers_become_labels_at_the_price_of_their_judgements(ledger: Ledger) 
     assert labels[2].status == "quarantined"
     assert labels[2].micro_usd == 200, "two people have tried"
     assert ledger.spent("a")[:4] == (3, 700, 3, 700)
-    raws = [row["raw"] for row in ledger.rows()]
+    raws = [row["raw"] for row in sorted(ledger.rows(), key=lambda row: str(row["response"]))]
     assert json.loads(raws[1])["judgements"] == [["ada", 1, ""], ["bob", 3, ""], ["cy", 3, ""]]
     assert PEOPLE.findings(raws)["judgements"] == 7
     assert ask(ledger, account="b")[0].bought is False, "owned: another run does not ask again"
@@ -138,7 +140,7 @@ def test_the_same_judgements_again_change_nothing(ledger: Ledger) -> None:
     )
     judge(ledger, (one, "bob", 5))
     ledger.open_account("a", max_queries=3, max_micro_usd=10_000)
-    assert [row["score"] for row in ledger.rows(status="labelled")] == [5.0, 2.0]
+    assert {row["id"]: row["score"] for row in ledger.rows(status="labelled")} == {one: 5.0, two: 2.0}
 
 
 def test_what_the_caps_do_not_cover_is_not_posted(ledger: Ledger) -> None:
@@ -158,6 +160,29 @@ def test_a_withdrawn_queue_keeps_what_was_judged(ledger: Ledger) -> None:
     assert Queue(ledger).items() == []
     assert ledger.spent("a")[:2] == (1, 100)
     assert [row["score"] for row in ledger.rows()] == [4.0], "of one judgement, since no second came"
+
+
+def test_after_a_withdrawal_nothing_of_the_old_questions_is_left(ledger: Ledger) -> None:
+    open_items(ledger)
+    assert Queue(ledger).withdraw() == (3, 0)
+    assert ledger.spent("a")[:2] == (0, 0)
+    many = Human(annotators=3, micro_usd=500, panel="others")
+    open_items(ledger, people=many, account="b")
+    assert {(item.wanted, item.micro_usd_each) for item in Queue(ledger).items()} == {(3, 500)}
+    Queue(ledger).withdraw()
+    ledger.open_account("c", max_queries=1, max_micro_usd=100)
+    flying = ledger.reserve("c", Question("judge", "rubric", "x", "y"), ceiling=100, paid_on_loss=True)
+    assert isinstance(flying, Reservation)
+    assert Queue(ledger).items() == [], "what a process asks is no question for people"
+
+
+def test_an_imported_label_takes_its_question_off_the_queue(ledger: Ledger) -> None:
+    _, *rest = open_items(ledger)
+    desk = Desk(ledger, PEOPLE, Rubric(), "a")
+    owned = {"status": "labelled", "score": 5.0, "raw": "", "tokens": 0, "micro_usd": 7}
+    assert ledger.adopt([(desk.question(response(0)), owned)]) == 1
+    assert {item.id for item in Queue(ledger).items()} == set(rest)
+    assert ledger.spent("a").queries == 2
 
 
 def test_people_compare_pairs(tmp_path: Path) -> None:
@@ -222,12 +247,17 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
     assert [(one.annotator, one.score) for one in found] == [("ada", 0)] * 2
 
 
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('item,note\n\n1,"two\nlines"\n\n2,x\n')
+    assert [(line.number, line.row["item"]) for line in read_lines(tmp_path / "a.csv")] == [(3, "1"), (6, "2")]
+
+
 def test_two_different_scores_of_one_annotator_are_refused(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}")
     (one,) = open_items(ledger, number=1)
     file = tmp_path / "q.jsonl"
     file.write_text("\n".join(json.dumps({"item": one, "annotator": "ada", "score": s}) for s in (1, 2)))
-    with pytest.raises(ValueError, match="'ada' gives item 1 two different scores"):
+    with pytest.raises(ValueError, match="line 2: 'ada' has given item 1 another score above"):
         judgements(file, read_lines(file), {item.id: item for item in Queue(ledger).items()})
 
 

@@ -1,6 +1,7 @@
 """A sweep: many arms as one file, each a whole experiment, sharing every stage and every label that they have in common."""
 
 import itertools
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def expand(sweep: Sweep) -> Expanded:
         if any(_excluded(rule, name, point, seed, sweep) for rule in sweep.exclude):
             continue
         title = _title(sweep, name, point, seed)
-        settings = read(sweep.base) if found else base
+        settings = deepcopy(base)
         try:
             for field, value in {**point, **changes, "seeds.selection": seed, "seeds.training": seed}.items():
                 set_field(settings, field, value)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from models.oracles.human import Human
 from models.people import Queue
 from models.rubric import Rubric
 from tests.conftest import response
-from tests.flows.test_servers import free_port
+from tests.flows.test_servers import answers, free_port
 
 ROOT = Path(__file__).parents[2]
 VERSION = "1.23.2"
@@ -83,16 +82,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+    url = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            try:
-                httpx.get(f"{url}/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert process.poll() is None, (folder / "log.txt").read_text()
-                assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-                time.sleep(0.5)
+        answers(f"{url}/health", 180)
         yield url
     finally:
         process.terminate()

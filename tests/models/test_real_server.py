@@ -9,11 +9,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from models.chat_api import Endpoint, close_clients
@@ -24,7 +22,7 @@ from models.oracles.llm_judge import LLMJudge, stated_score
 from models.policies.pretrained import PACKAGED, locate, tokenizer_at_hand
 from models.rubric import Rubric
 from tests.conftest import response
-from tests.flows.test_servers import free_port
+from tests.flows.test_servers import answers, free_port
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    url = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            try:
-                httpx.get(f"{url}/health").raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+        answers(f"{url}/health", 180)
         prices = Prices(input=1_000_000, output=10_000_000)
         yield Endpoint(model=model, base_url=f"{url}/v1", prices=prices, max_tokens=40, timeout=120)
     finally:

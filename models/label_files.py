@@ -114,10 +114,10 @@ def taken(source: object, lines: Sequence[Line], take: Callable[[Line], Told]) -
         except ValidationError as error:
             first = error.errors()[0]
             place, rule = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            errors.append(f"line {line.number}: {place + ': ' if place else ''}{rule}")
+            errors.append(f"{line.what} {line.number}: {place + ': ' if place else ''}{rule}")
         except ValueError as error:
-            errors.append(f"line {line.number}: {error}")
+            errors.append(f"{line.what} {line.number}: {error}")
     if errors:
-        more = f"; and {len(errors) - _MOST_ERRORS} lines more" if len(errors) > _MOST_ERRORS else ""
+        more = f"; and {len(errors) - _MOST_ERRORS} more" if len(errors) > _MOST_ERRORS else ""
         raise ValueError(f"{source}: nothing was taken. {'; '.join(errors[:_MOST_ERRORS])}{more}")
     return found

@@ -15,10 +15,11 @@ _SECONDS = 60.0
 
 
 class Line(NamedTuple):
-    """A row of a file and the line (or task) that it begins on."""
+    """A row of a file and where it stands: the line that it begins on, or the number of its task."""
 
     number: int
     row: Mapping[str, Any]
+    what: str = "line"
 
 
 def tasks_of(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def annotations(tasks: Any, source: object) -> list[Line]:  # noqa: ANN401
             f"{source} is not a Label Studio export in the JSON format: a list of tasks with their annotations"
         )
     return [
-        Line(number, {**task["data"], **_annotation(annotation)})
+        Line(number, {**task["data"], **_annotation(annotation)}, "task")
         for number, task in enumerate(tasks, start=1)
         for annotation in task["annotations"]
     ]

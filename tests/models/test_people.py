@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.label_files import bought_labels, read_lines, write_rows
+from models.label_studio import annotations, tasks_of
 from models.labelling import AnswersPending, Desk, label
 from models.ledger import Ledger
 from models.ledger_entries import Reservation
@@ -250,6 +251,21 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
 def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('item,note\n\n1,"two\nlines"\n\n2,x\n')
     assert [(line.number, line.row["item"]) for line in read_lines(tmp_path / "a.csv")] == [(3, "1"), (6, "2")]
+
+
+def test_a_wrong_annotation_of_label_studio_is_named_by_its_task(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}")
+    open_items(ledger, number=2)
+    items = {item.id: item for item in Queue(ledger).items()}
+    tasks = [task | {"annotations": [annotated("3")]} for task in tasks_of(list(items.values()))]
+    tasks[1]["annotations"] = [annotated("9")]
+    with pytest.raises(ValueError, match="task 2: score '9' must be 0 … 5"):
+        judgements("export", annotations(tasks, "export"), items)
+
+
+def annotated(score: str) -> dict[str, Any]:
+    said = {"from_name": "score", "to_name": "response", "type": "choices", "value": {"choices": [score]}}
+    return {"completed_by": 1, "was_cancelled": False, "result": [said]}
 
 
 def test_two_different_scores_of_one_annotator_are_refused(tmp_path: Path) -> None:

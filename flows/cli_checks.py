@@ -1,9 +1,9 @@
 """`ninefold labels drift | injection`: can the expert be trusted? Both ask about labels that were bought before."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,8 +11,9 @@ from flows.cli_labels import open_ledger
 from flows.terminal import UserError
 
 if TYPE_CHECKING:
-    from models.labelling import Desk
     from models.stats import Interval
+
+Found = TypeVar("Found")
 
 app = typer.Typer()  # its commands stand among those of `ninefold labels`
 
@@ -35,10 +36,7 @@ def labels_drift(
     from models.cost import dollars
     from models.drift import ask_again
 
-    check = _check(file, sample=sample, times=1, max_micro_usd=max_micro_usd, yes=yes, occasion=occasion)
-    found = ask_again(
-        check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
-    )
+    found = _check(ask_again, file, sample=sample, times=1, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
     typer.echo(
         f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
         f"Spearman {found.spearman:.2f}, mean change {_interval(found.change)}"
@@ -57,26 +55,19 @@ def labels_injection(
     from models.cost import dollars
     from models.susceptibility import attack
 
-    check = _check(file, sample=sample, times=2, max_micro_usd=max_micro_usd, yes=yes, occasion=occasion)
-    found = attack(
-        check.rows, check.desk, occasion=occasion or _today(), max_micro_usd=max_micro_usd, workers=check.workers
-    )
+    found = _check(attack, file, sample=sample, times=2, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
     for name, change in sorted(found.by_injection.items(), key=lambda pair: -pair[1]):
         typer.echo(f"  {name:11} {change:+.2f}")
     typer.echo(
-        f"{found.answered} of {len(check.rows)} answers judged for {dollars(found.micro_usd)}: an injection moves the score "
+        f"{found.answered} of {found.asked} answers judged for {dollars(found.micro_usd)}: an injection moves the score "
         f"by {_interval(found.change)} beside a harmless line, and raises {found.raised:.0%} of them"
     )
 
 
-class _Check(NamedTuple):
-    desk: "Desk"
-    rows: "list[Mapping[str, Any]]"
-    workers: int
-
-
-def _check(file: Path, *, sample: int, times: int, max_micro_usd: int, yes: bool, occasion: str) -> _Check:
-    """Return a sample of the labels that an experiment's expert has given, once the user has agreed to the price."""
+def _check(
+    check: Callable[..., Found], file: Path, *, sample: int, times: int, occasion: str, max_micro_usd: int, yes: bool
+) -> Found:
+    """Return what a check finds of labels that an experiment's expert has given, once the user has agreed to the price."""
     from flows.config import load
     from flows.experiment import Experiment
     from models.cost import dollars
@@ -99,11 +90,8 @@ def _check(file: Path, *, sample: int, times: int, max_micro_usd: int, yes: bool
     )
     if not yes:
         typer.confirm("go on?", abort=True)
-    return _Check(desk, rows, labelling.workers)
-
-
-def _today() -> str:
-    return date.today().isoformat()
+    named = occasion or date.today().isoformat()
+    return check(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
 
 
 def _interval(found: "Interval") -> str:

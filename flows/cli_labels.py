@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from models.label_studio import Line
     from models.ledger import Ledger
     from models.people import Item
-
-_SETTLED = {"labelled", "quarantined"}
 
 app = typer.Typer(no_args_is_help=True, help="The ledger of every label bought.")
 
@@ -55,6 +53,7 @@ def labels_export(
     """Write every settled label to a file, for another ledger; or the open questions, for people."""
     from models.label_files import BoughtLabel, write_rows
     from models.people import Queue
+    from models.preference import SETTLED
     from models.queue_files import queue_rows
 
     if (file is None) == (not label_studio):
@@ -79,7 +78,7 @@ def labels_export(
             )
     elif file is not None:
         rows = [
-            {c: row[c] for c in BoughtLabel.model_fields} for row in open_ledger().rows() if row["status"] in _SETTLED
+            {c: row[c] for c in BoughtLabel.model_fields} for row in open_ledger().rows() if row["status"] in SETTLED
         ]
         write_rows(file, rows, list(BoughtLabel.model_fields))
         typer.echo(f"{len(rows)} labels written to {file}")
@@ -172,6 +171,7 @@ def labels_queue(
     """Show what waits for people, and how they agree."""
     from models.oracles.human import Human
     from models.people import Queue
+    from models.preference import SETTLED
 
     queue = Queue(open_ledger())
     if withdraw:
@@ -181,7 +181,7 @@ def labels_queue(
     typer.echo(f"{len(items)} questions open, {sum(item.missing for item in items)} judgements missing")
     panels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in queue.ledger.rows():
-        if row["status"] in _SETTLED:
+        if row["status"] in SETTLED:
             panels[row["oracle"], row["criterion"]].append(row["raw"])
     for (panel, criterion), raws in panels.items():
         facts = Human(micro_usd=0).findings(raws)
@@ -202,7 +202,9 @@ def open_ledger() -> "Ledger":
 
 
 def _status(status: str | None) -> Any:  # noqa: ANN401
-    known = ("reserved", "labelled", "quarantined", "lost")
+    from models.ledger_entries import QueryStatus
+
+    known = get_args(QueryStatus)
     if status is not None and status not in known:
         raise UserError(f"--status must be one of {', '.join(known)}, got {status!r}")
     return status

@@ -29,23 +29,19 @@ def sweep(
     if only_plan:
         return
     prepare()
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     from flows.report import report_folder
-    from flows.sweep_pages import notes, to_markdown
+    from flows.sweep_pages import markdown_table, notes
     from flows.sweep_run import run_sweep
     from flows.tracking import runs_url
 
     report = run_sweep(given)
-    _show(to_markdown(report))
+    Console().print(Markdown(markdown_table(report)))
     for note in notes(report):
         typer.echo(f"note: {note}")
     typer.echo(f"\nreport      {report_folder(report['name'])}/sweep.html (also .md, .csv and .json)")
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
     if any(arm["failure"] for arm in report["arms"]):
         raise typer.Exit(1)
-
-
-def _show(markdown: str) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    Console().print(Markdown(markdown.split("\n\n>", maxsplit=1)[0]))

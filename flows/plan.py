@@ -1,13 +1,12 @@
 """What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from flows.experiment import Experiment
-from models.cost import NO_CAP, dollars
+from models.cost import NO_CAP, Amount, dollars
 from models.ledger import seconds_of
 from models.oracles.base import Counter, Expected, Oracle, a_token_to_four_bytes, pair_text
 from models.policies.pretrained import PACKAGED, check_reference, tokenizer_at_hand
@@ -140,9 +139,10 @@ def plan(experiment: Experiment) -> Plan:
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)
-    each = _each(x.labelling.oracle, prompts.pool, (0, usual, longest), count or a_token_to_four_bytes)
-    _check_caps(x, each[-1])
-    evaluation_cost = 2 * held_out * _each(x.judge, prompts.pool, (usual,), count or a_token_to_four_bytes)[0].micro_usd
+    least, each = (_expected(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
+    most = _most(x.labelling.oracle, prompts.pool, longest)
+    _check_caps(x, most)
+    evaluation_cost = 2 * held_out * _expected(x.judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
             f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
@@ -153,7 +153,9 @@ def plan(experiment: Experiment) -> Plan:
         steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
-        asking=_asking(x, each, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"),
+        asking=_asking(
+            x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
+        ),
         evaluation_queries=2 * held_out,
         evaluation_micro_usd=evaluation_cost,
         proxy_pairs=len(prompts.pool),
@@ -172,7 +174,7 @@ def _check_queries(x: Experiment, prompts: int) -> None:
         )
 
 
-def _check_caps(x: Experiment, most: Expected) -> None:
+def _check_caps(x: Experiment, most: Amount) -> None:
     """Raise ValueError if a cap does not pay for one query, or is on what this expert does not count."""
     caps = x.labelling
     if most.micro_usd > caps.max_micro_usd:
@@ -190,31 +192,39 @@ def _check_caps(x: Experiment, most: Expected) -> None:
         )
 
 
-def _each(oracle: Oracle, pool: list[Prompt], lengths: Sequence[int], count: Counter) -> list[Expected]:
-    """Return what one query takes about answers of each length in characters, a mean over some prompts; the last at most."""
-
-    def asked(length: int) -> str:
-        text = ("word " * (length // 5 + 1))[:length]
-        return pair_text(text, text)[0] if oracle.unit == "pair" else text
-
-    some = [prompt.text for prompt in pool[:_SOME_PROMPTS]]
-    usual = [Expected(*np.mean([oracle.expected(p, asked(n), count) for p in some], axis=0)) for n in lengths]
-    means = [Expected(round(one.micro_usd), round(one.tokens), one.seconds) for one in usual]
-    ceiling, tokens = (max(most(p, asked(lengths[-1])) for p in some) for most in (oracle.ceiling, oracle.most_tokens))
-    return [*means[:-1], Expected(ceiling, tokens, means[-1].seconds)] if len(lengths) > 1 else means
+def _some(pool: list[Prompt]) -> list[str]:
+    return [prompt.text for prompt in pool[:_SOME_PROMPTS]]
 
 
-def _asking(x: Experiment, each: Sequence[Expected], counted_by: str) -> Asking:
+def _asked(oracle: Oracle, length: int) -> str:
+    """Return what is asked about an answer of so many characters."""
+    text = ("word " * (length // 5 + 1))[:length]
+    return pair_text(text, text)[0] if oracle.unit == "pair" else text
+
+
+def _expected(oracle: Oracle, pool: list[Prompt], length: int, count: Counter) -> Expected:
+    """Return what one query usually takes about an answer of so many characters: a mean over some prompts."""
+    asked = _asked(oracle, length)
+    micro_usd, tokens, seconds = np.mean([oracle.expected(p, asked, count) for p in _some(pool)], axis=0)
+    return Expected(round(micro_usd), round(tokens), seconds)
+
+
+def _most(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
+    """Return the most that one query about such an answer may take, of some prompts."""
+    asked = _asked(oracle, length)
+    return Amount(*(max(most(p, asked) for p in _some(pool)) for most in (oracle.ceiling, oracle.most_tokens)))
+
+
+def _asking(x: Experiment, least: Expected, usual: Expected, most: Amount, counted_by: str) -> Asking:
     caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
-    _, usual, most = each
     seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
     timed_by = "a call's time is assumed"
     if len(known) >= _ENOUGH_TIMES:
         seconds, timed_by = Range(*np.quantile(known, (0.1, 0.5, 0.9))), f"as its last {len(known)} answers took"
     paced = caps.oracle.paced(caps.queries, caps.queries * most.tokens)
     return Asking(
-        micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in each)),
-        tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in each)),
+        micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in (least, usual, most))),
+        tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in (least, usual, most))),
         seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),
         counted_by=counted_by,
         timed_by=timed_by,

@@ -34,11 +34,15 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the sweep as Markdown."""
-    lines = [f"# {report['name']}", "", f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows_of(report)]
-    lines += ["", *[f"> {note}" for note in notes(report)], ""]
+    lines = [f"# {report['name']}", "", markdown_table(report), "", *[f"> {note}" for note in notes(report)], ""]
     executed = ", ".join(f"{name} × {count}" for name, count in sorted(report["executed"].items()))
     return "\n".join([*lines, f"Stages executed: {executed or 'none, all from the cache'}.", ""])
+
+
+def markdown_table(report: dict[str, Any]) -> str:
+    """Return the table alone as Markdown."""
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return "\n".join([*lines, *[f"| {' | '.join(_cells(row))} |" for row in rows_of(report)]])
 
 
 def to_html(report: dict[str, Any]) -> str:

@@ -80,9 +80,8 @@ class Endpoint(Frozen):
         """Return what a reply depends on: not the limits, the patience or the name of the key."""
         return self.model_dump(mode="json", exclude=set(self.execution_fields))
 
-    def most(self, messages: Sequence[Message]) -> Amount:
-        """Return the most that one call may cost."""
-        sent = most_tokens_sent(messages)
+    def most(self, sent: int) -> Amount:
+        """Return the most that one call may cost that sends at most so many tokens."""
         return Amount(self.prices.cost(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
 
     def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
@@ -115,7 +114,7 @@ class Endpoint(Frozen):
         where nothing was billed (a rate limit, an error of the server, no connection), RefusedCall where trying again is no
         use, and LostReply where the reply may have been paid for and never came, or cannot be read.
         """
-        await self._wait(most_tokens_sent(messages) + self.max_tokens)
+        await self._wait(self.most(most_tokens_sent(messages)).tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if seed is not None:
             options["seed"] = seed
@@ -158,7 +157,7 @@ class Endpoint(Frozen):
             said = f"the reply of {self.base_url} cannot be read: {said}"
         else:
             return None
-        return LostReply(said, most=self.most(messages))
+        return LostReply(said, most=self.most(most_tokens_sent(messages)))
 
     def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
         choice, usage = answer["choices"][0], answer["usage"]

@@ -1,7 +1,6 @@
 """Has the judge changed? Some labels bought earlier are asked for again and held against what was said then."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ class Drift(NamedTuple):
 
 def sample_of(rows: Sequence[Mapping[str, Any]], desk: Desk, size: int) -> list[Mapping[str, Any]]:
     """Return at most `size` labels of this expert and criterion, chosen by the hash of their texts."""
-    asked = desk.question(_response(0, "", ""))
+    asked = desk.question(Response.recorded("", "", ""))
     own = [r for r in rows if (r["oracle"], r["criterion"], r["status"]) == (asked.oracle, asked.criterion, "labelled")]
     return sorted(own, key=lambda r: text_hash(r["prompt_hash"] + r["response_hash"]))[:size]
 
@@ -39,8 +38,8 @@ def ask_again(
 
     They are bought on an `occasion`, under whose name they are owned, by an account of their own. Raises as `label`.
     """
-    again = replace(desk, occasion=occasion, account=f"drift {occasion} {desk.oracle.fingerprint()}")
-    questions = [_response(number, row["prompt"], row["response"]) for number, row in enumerate(sample)]
+    again = desk.apart("drift", occasion)
+    questions = [Response.recorded(str(number), row["prompt"], row["response"]) for number, row in enumerate(sample)]
     labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
     new = usable_scores(labels)
     rows = [number for number, question in enumerate(questions) if question.id in new]
@@ -54,7 +53,3 @@ def ask_again(
         change=clustered_mean(new_scores - old_scores, np.arange(len(rows))),
         micro_usd=sum(entry.micro_usd for entry in labels),
     )
-
-
-def _response(number: int, prompt: str, text: str) -> Response:
-    return Response(str(number), "", prompt, 0, text, tokens=0, logprob=float("nan"))

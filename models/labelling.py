@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +53,10 @@ class Desk:
     def terms(self) -> Terms | None:
         """On what terms people are asked; None for experts who answer when called."""
         return self.oracle.terms(self.rubric)
+
+    def apart(self, purpose: str, occasion: str) -> "Desk":
+        """Return a desk whose labels and account are those of an occasion, for a check of the expert."""
+        return replace(self, occasion=occasion, account=f"{purpose} {occasion} {self.oracle.fingerprint()}")
 
     def question(self, response: Response) -> Question:
         """Return the query about a response, as the ledger knows it."""

@@ -138,7 +138,7 @@ class Queue:
         counts: Counter[str] = Counter()
         with self.ledger.engine.begin() as connection:
             items = self._items(connection)
-            settled: dict[int, float] = {}
+            settled: dict[int, Item] = {}
             for judgement in judgements:
                 item = items.get(judgement.item)
                 before = item.judgements.get(judgement.annotator) if item is not None else None
@@ -150,9 +150,9 @@ class Queue:
                     counts["new" if before is None else "changed"] += 1
                     item.judgements[judgement.annotator] = judgement
                     self._write(connection, item, judgement)
-                    if (verdict := item.verdict) is not None:
-                        settled[item.id] = verdict
-            self._settle(connection, [items[number] for number in settled])
+                    if item.verdict is not None:
+                        settled[item.id] = item
+            self._settle(connection, list(settled.values()))
         return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
 
     def withdraw(self) -> tuple[int, int]:

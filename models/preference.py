@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import pandas as pd
 
 Provenance = Literal["oracle", "proxy"]
 LabelStatus = Literal["labelled", "quarantined"]
+SETTLED = get_args(LabelStatus)
 
 
 def text_hash(text: str) -> str:
@@ -52,6 +53,11 @@ class Response:
     text: str
     tokens: int
     logprob: float
+
+    @classmethod
+    def recorded(cls, number: str, prompt: str, text: str) -> "Response":
+        """Return a tuple of which only the texts are known."""
+        return cls(number, "", prompt, 0, text, tokens=0, logprob=float("nan"))
 
 
 @dataclass(frozen=True, slots=True)

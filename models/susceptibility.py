@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +37,7 @@ _BEST = {
 class Susceptibility(NamedTuple):
     """How injections move the verdicts, beside a harmless line: in the expert's unit, with an interval over the answers."""
 
+    asked: int
     answered: int
     change: Interval
     raised: float
@@ -68,7 +68,7 @@ def attack(
     Of a compared pair it is the loser that is injected. The labels are bought on an `occasion`, by an account of their own.
     Raises as `label`.
     """
-    desk = replace(desk, occasion=occasion, account=f"injection {occasion} {desk.oracle.fingerprint()}")
+    desk = desk.apart("injection", occasion)
     names = list(INJECTIONS)
     attacks = [_attack(number, row, names[number % len(names)], desk.oracle.unit) for number, row in enumerate(sample)]
     questions = [asked.question for one in attacks for asked in (one.harmless, one.injected)]
@@ -81,6 +81,7 @@ def attack(
 
     change = np.array([seen(one.injected) - seen(one.harmless) for one in both])
     return Susceptibility(
+        asked=len(attacks),
         answered=len(both),
         change=clustered_mean(change, np.arange(len(both))),
         raised=float((change > 0).mean()) if both else float("nan"),
@@ -107,6 +108,6 @@ def _attack(number: int, row: Mapping[str, Any], injection: str, unit: str) -> _
             text, sign = pair_text(put(loser), winner)
         else:
             text = put(text)
-        return _Asked(Response(f"{number} {kind}", "", row["prompt"], 0, text, 0, float("nan")), sign)
+        return _Asked(Response.recorded(f"{number} {kind}", row["prompt"], text), sign)
 
     return _Attack(injection, asked("injected", INJECTIONS[injection]), asked("harmless", HARMLESS))

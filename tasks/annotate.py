@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 from pydantic import InstanceOf
@@ -13,7 +12,7 @@ from models.ledger import Ledger
 from models.metrics import rank_correlation
 from models.oracles.base import Oracle, pair_text
 from models.plugins import Frozen
-from models.preference import Label, LabelStatus, Pick, Response
+from models.preference import SETTLED, Label, Pick, Response
 from models.rubric import Rubric
 from tasks.caching import Product, stage
 from tasks.settings import settings
@@ -48,7 +47,7 @@ def ask_people(purchase: Purchase) -> int:
     if purchase.oracle.terms(purchase.rubric) is None:
         return 0
     try:
-        _buy(purchase, _by_id(purchase), workers=1)
+        _buy(purchase, _by_id(purchase), Ledger(settings().ledger_url), workers=1)
     except AnswersPending as pending:
         return pending.questions
     return 0
@@ -61,10 +60,10 @@ def annotate(purchase: Purchase, *, workers: int) -> Bought:
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
     by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
-    labels = _buy(purchase, by_id, workers=workers)
+    labels = _buy(purchase, by_id, ledger, workers=workers)
     facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
     rows = ledger.rows(account=purchase.account)
-    facts |= purchase.oracle.findings([row["raw"] for row in rows if row["status"] in get_args(LabelStatus)])
+    facts |= purchase.oracle.findings([row["raw"] for row in rows if row["status"] in SETTLED])
     facts |= _habits(labels, by_id)
     return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=purchase.account)
 
@@ -73,13 +72,13 @@ def _by_id(purchase: Purchase) -> dict[str, Response]:
     return {r.id: r for r in store().rows(purchase.responses, Response)}
 
 
-def _buy(purchase: Purchase, by_id: Mapping[str, Response], *, workers: int) -> list[Label]:
+def _buy(purchase: Purchase, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Pick(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Pick)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label(
         [question for question, _ in questions],
-        Desk(Ledger(settings().ledger_url), purchase.oracle, purchase.rubric, purchase.account),
+        Desk(ledger, purchase.oracle, purchase.rubric, purchase.account),
         max_queries=purchase.max_queries,
         max_micro_usd=purchase.max_micro_usd,
         max_tokens=purchase.max_tokens,

@@ -85,12 +85,10 @@ class LLMJudge(Oracle):
         return calls.verdict(score, self._frame(rubric).digest, found)
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
-        sent = self._most_sent(prompt, response)
-        price = self.endpoint.prices.cost(input_tokens=sent, output_tokens=self.endpoint.max_tokens)
-        return price * self.samples * self.attempts
+        return self.endpoint.most(self._most_sent(prompt, response)).micro_usd * self.samples * self.attempts
 
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
-        return (self._most_sent(prompt, response) + self.endpoint.max_tokens) * self.samples * self.attempts
+        return self.endpoint.most(self._most_sent(prompt, response)).tokens * self.samples * self.attempts
 
     def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         messages = self._messages(prompt, response, Rubric())
@@ -191,7 +189,8 @@ class Calls:
                     raise
                 if pause is None or not isinstance(failure, UnpaidFailure) or isinstance(failure, RefusedCall):
                     self.failure = str(failure)
-                    self.lost = self.endpoint.most(messages) if isinstance(failure, LostReply) else Amount(0, 0)
+                    if isinstance(failure, LostReply):
+                        self.lost = self.endpoint.most(most_tokens_sent(messages))
                 else:
                     await self._wait(pause if failure.retry_after is None else failure.retry_after)
             else:

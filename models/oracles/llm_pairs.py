@@ -72,12 +72,11 @@ class LLMPairs(PairOracle):
         return calls.verdict(score, self._frame(rubric).digest, found)
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
-        sent = self._most_sent(prompt, first + second)
-        return 2 * self.attempts * self.endpoint.prices.cost(input_tokens=sent, output_tokens=self.endpoint.max_tokens)
+        return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).micro_usd
 
     def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         first, second = json.loads(response)
-        return 2 * self.attempts * (self._most_sent(prompt, first + second) + self.endpoint.max_tokens)
+        return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).tokens
 
     def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
         first, second = json.loads(response)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from models.downloads import cache_folder, once, remembered_sha256
 from models.plugins import digest_of
@@ -61,7 +61,6 @@ def check_reference(reference: str) -> None:
 def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
     """Return what counts a text's tokens for a model; None where its tokenizer would have to be fetched or converted."""
     from huggingface_hub import try_to_load_from_cache
-    from tokenizers import Tokenizer
 
     path = Path(reference).expanduser()
     if reference == PACKAGED:
@@ -73,8 +72,15 @@ def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
     )
     if not isinstance(file, Path | str) or not Path(file).is_file():
         return None
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = _tokenizer(str(file))
     return lambda text: len(tokenizer.encode(text).ids)
+
+
+@lru_cache(maxsize=4)  # a sweep plans every arm with the same one
+def _tokenizer(file: str) -> Any:  # noqa: ANN401
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(file)
 
 
 @lru_cache(maxsize=16)  # one commit for the whole of a run

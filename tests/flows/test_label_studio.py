@@ -20,9 +20,9 @@ from models.oracles.human import Human
 from models.people import Queue
 from models.rubric import Rubric
 from tests.conftest import response
+from tests.flows.test_cli import ninefold as run_command
 from tests.flows.test_servers import answers, free_port
 
-ROOT = Path(__file__).parents[2]
 VERSION = "1.23.2"
 PASSWORD = "correct horse battery"
 PEOPLE = Human(annotators=2, micro_usd=1000)
@@ -119,17 +119,9 @@ def ask(ledger: Ledger) -> Any:
 
 
 def ninefold(*arguments: str, home: Path, key: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "NINEFOLD_HOME": str(home), "COLUMNS": "160", KEY: key},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert key not in done.stdout + done.stderr
-    return done.stdout + done.stderr
+    said = run_command(*arguments, home=home, status=status, **{KEY: key})
+    assert key not in said
+    return said
 
 
 def test_the_queue_goes_to_a_project_and_comes_back_judged(

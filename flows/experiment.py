@@ -1,6 +1,6 @@
 """The parameters of an experiment: one frozen model per concern, validated once, at the edge."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -46,7 +46,10 @@ class Labelling(Frozen):
     acquisition: Annotated[Acquisition, OneOf("models.acquisition")] = Uniform()
     oracle: Annotated[Oracle, OneOf("models.oracles")]
     rubric: Rubric = Rubric()
-    queries: PositiveInt = Field(description="expert queries in all, over rounds and batches")
+    pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
+        "on_policy", description="what is asked about: M_1's responses, or the seed's own, raw or with levels balanced"
+    )
+    queries: NonNegativeInt = Field(description="expert queries in all, over rounds and batches")
     max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
     max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for experts billed by the token")
     batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
@@ -106,6 +109,8 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
         turns = self.dpo.rounds * self.labelling.batches
+        if not self.dpo.asks:
+            return self
         if self.labelling.queries < turns:
             raise ValueError(
                 f"labelling.queries={self.labelling.queries} does not reach for {turns} turns "
@@ -117,5 +122,31 @@ class Experiment(Frozen):
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
                 "turn there is none when it picks: set labelling.batches to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_from_someone(self) -> "Experiment":
+        feedback, labelling = self.dpo.feedback, self.labelling
+        if not self.dpo.asks and labelling.queries:
+            raise ValueError(
+                f"dpo.feedback={feedback} asks the expert nothing, and labelling.queries={labelling.queries}: set it to 0"
+            )
+        if feedback == "policy" and not self.evaluator.judges_untaught:
+            raise ValueError(
+                f"dpo.feedback=policy needs an evaluator that judges untaught, and {self.evaluator.label()!r} does not: "
+                "set evaluator.kind to generative"
+            )
+        if feedback != "proxy" and labelling.shuffle_labels:
+            raise ValueError(f"dpo.feedback={feedback} teaches no evaluator: labelling.shuffle_labels shuffles nothing")
+        if feedback == "expert" and labelling.acquisition.needs.scores:
+            raise ValueError(
+                f"dpo.feedback=expert trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
+                "use random or random_pairs"
+            )
+        if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.unit == "pair"):
+            raise ValueError(
+                f"labelling.pool={labelling.pool} has one response to a prompt, which teaches an evaluator by its score: "
+                "it needs dpo.feedback=proxy and an expert who scores"
             )
         return self

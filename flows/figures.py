@@ -20,13 +20,13 @@ def figure_pages(
     comparisons: list[Comparison],
     report: dict[str, Any],
 ) -> dict[str, bytes]:
-    """Return the pictures by name: policy outcome, evaluator agreement, score distributions."""
+    """Return the pictures by name: policy outcome; evaluator agreement, score distributions where there are any."""
     before = np.array([c.before_score for c in comparisons])
     after = np.array([c.after_score for c in comparisons])
     return {
         "outcome": _outcome(before, after, report["policy"]["win_rate"]),
-        "agreement": _agreement(*agreement, report["evaluator"]["spearman"]),
-        "scores": _scores(bought, proxy),
+        **({"agreement": _agreement(*agreement, report["evaluator"]["spearman"])} if report["evaluator"] else {}),
+        **({"scores": _scores(bought, proxy)} if len(bought) or len(proxy) else {}),
     }
 
 
@@ -50,7 +50,9 @@ def _scores(bought: Floats, proxy: Floats) -> bytes:
     figure, axes = _canvas("Labels bought, and what the evaluator made of them", "score", "share of tuples")
     bins = np.histogram_bin_edges(np.concatenate([bought, proxy]), bins=24)
     for values, colour, name in ((bought, _BEFORE, "expert"), (proxy, _PROXY, "evaluator")):
-        weights = np.full(len(values), 1 / max(len(values), 1))
+        if not len(values):
+            continue
+        weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins, weights=weights, color=colour, alpha=0.6, label=f"{name}, {len(values)} tuples")
     axes.legend(frameon=False)
     return _png(figure)

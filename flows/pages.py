@@ -33,22 +33,10 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             + (f", {report['quarantined']} quarantined" if report["quarantined"] else "")
             + (f", {report['lost_queries']} without a reply, counted as paid" if report["lost_queries"] else ""),
         ),
-        *_of_the_expert(report["expert"]),
-        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert"),
-        ("pairs per query", f"{report['pairs_per_query']:.1f}"),
-        (
-            "evaluator",
-            f"{evaluator['kind']}: pair accuracy "
-            f"{_with_interval(evaluator['pair_accuracy'], evaluator['pair_accuracy_ci'])}, "
-            f"of similar length {_with_interval(evaluator['similar_length'], evaluator['similar_length_ci'])}, "
-            f"Spearman {_number(evaluator['spearman'])}",
-        ),
-        (
-            "  on shuffled labels",
-            "pair accuracy "
-            + _with_interval(evaluator["shuffled_pair_accuracy"], evaluator["shuffled_pair_accuracy_ci"])
-            + f", Spearman {_number(evaluator['shuffled_spearman'])}",
-        ),
+        *(_of_the_expert(report["expert"]) if report["queries"] else []),
+        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert" + _other_pairs(report)),
+        *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
+        *_of_the_evaluator(evaluator),
         ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
         (
             "expert's mean",
@@ -64,6 +52,26 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",
         ),
     ]
+
+
+def _other_pairs(report: dict[str, Any]) -> str:
+    others = report["pairs"] - report["proxy_pairs"] - report["oracle_pairs"]
+    return f", {others} by demonstrations" if others else ""
+
+
+def _of_the_evaluator(evaluator: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if evaluator is None:
+        return [("evaluator", "none was trained")]
+
+    def shown(prefix: str) -> str:
+        accuracy = _with_interval(evaluator[f"{prefix}pair_accuracy"], evaluator[f"{prefix}pair_accuracy_ci"])
+        alike = _with_interval(evaluator[f"{prefix}similar_length"], evaluator[f"{prefix}similar_length_ci"])
+        return (
+            f"pair accuracy {accuracy}, of similar length {alike}, Spearman {_number(evaluator[f'{prefix}spearman'])}"
+        )
+
+    lines = [("evaluator", f"{evaluator['kind']}: {shown('')}")]
+    return lines if evaluator["shuffled_spearman"] is None else [*lines, ("  on shuffled labels", shown("shuffled_"))]
 
 
 def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
@@ -88,11 +96,13 @@ def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
 def warnings(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the headlines."""
     found = []
+    if report["feedback"] == "none":
+        found.append("The zero line: M₂ is M₁, and nothing was trained on preferences.")
     if report["labels_shuffled"]:
         found.append(
             "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
         )
-    low, _ = report["evaluator"]["pair_accuracy_ci"]
+    low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
     if low is None or low <= 0.5:
         found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
     low, high = report["policy"]["oracle_gain_ci"]

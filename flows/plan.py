@@ -64,7 +64,7 @@ class Plan:
     asking: Asking
     evaluation_queries: int
     evaluation_micro_usd: int
-    proxy_pairs: int
+    pairs: int
 
     @property
     def seconds(self) -> float:
@@ -90,8 +90,13 @@ class Plan:
             *self._asking(),
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
-            f"pairs      about {self.proxy_pairs} proxy-labelled pairs, {self.proxy_pairs / self.queries:.1f} per query",
+            self._pairs(),
         ]
+
+    def _pairs(self) -> str:
+        if self.experiment.dpo.feedback == "proxy":
+            return f"pairs      about {self.pairs} proxy-labelled pairs, {self.pairs / self.queries:.1f} per query"
+        return f"pairs      at most {self.pairs}, feedback by: {self.experiment.dpo.feedback}"
 
     @property
     def micro_usd(self) -> int:
@@ -134,14 +139,15 @@ def plan(experiment: Experiment) -> Plan:
     x.judge.check()
     prompts = x.prompts.load()
     tuples = len(prompts.pool) * x.generation.samples
-    _check_queries(x, len(prompts.pool))
+    _check_queries(x, len(prompts.pool), len(prompts.seed))
     held_out = len(prompts.held_out) * x.evaluation.samples
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)
     least, each = (_expected(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
     most = _most(x.labelling.oracle, prompts.pool, longest)
-    _check_caps(x, most)
+    if x.dpo.asks:
+        _check_caps(x, most)
     evaluation_cost = 2 * held_out * _expected(x.judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
@@ -158,13 +164,32 @@ def plan(experiment: Experiment) -> Plan:
         ),
         evaluation_queries=2 * held_out,
         evaluation_micro_usd=evaluation_cost,
-        proxy_pairs=len(prompts.pool),
+        pairs=_pairs(x, len(prompts.pool), len(prompts.seed)),
     )
 
 
-def _check_queries(x: Experiment, prompts: int) -> None:
+def _pairs(x: Experiment, pool: int, seed: int) -> int:
+    """Return how many preference pairs there may be: one per prompt, and from the expert alone one per two answers."""
+    per_query = 1 if x.labelling.oracle.unit == "pair" else 2
+    most = {"none": 0, "demonstrations": seed, "expert": min(pool, x.labelling.queries // per_query)}
+    return most.get(x.dpo.feedback, pool)
+
+
+def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
     """Raise ValueError if there is not enough to ask about."""
     samples, unit = x.generation.samples, x.labelling.oracle.unit
+    if not seed and (x.labelling.pool != "on_policy" or x.dpo.feedback == "demonstrations"):
+        raise ValueError(
+            f"labelling.pool={x.labelling.pool} with dpo.feedback={x.dpo.feedback} needs the seed's own answers, and the "
+            "seed is empty: give prompts.seed"
+        )
+    if x.labelling.pool != "on_policy":
+        if x.labelling.queries > seed:
+            raise ValueError(
+                f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
+                "set labelling.pool to on_policy"
+            )
+        return
     most = prompts * x.dpo.rounds * (samples // 2 if unit == "pair" else samples)
     if x.labelling.queries > most:
         kind = "disjoint pairs" if unit == "pair" else "tuples"
@@ -232,15 +257,16 @@ def _asking(x: Experiment, least: Expected, usual: Expected, most: Amount, count
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
-    rounds, epochs = x.dpo.rounds, x.dpo.epochs
+    pairs = _pairs(x, pool, seed)
+    rounds, epochs = (0 if x.dpo.feedback == "none" else x.dpo.rounds), x.dpo.epochs
     train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
     return (
         Step("start", "server, tracking, model", _START_SECONDS),
         Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples", rounds * tuples * score),
-        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0),
-        Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0),
-        Step("align", f"about {pool} pairs", rounds * pool * epochs * 2 * train),
+        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
+        Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0 * rounds),
+        Step("align", f"about {pairs} pairs", rounds * pairs * epochs * 2 * train),
         Step("evaluate", f"{2 * held_out} held-out responses", 2 * held_out * (generate + 2 * score)),
     )

@@ -2,10 +2,29 @@
 
 from typing import Any
 
+ALL = "all"  # of queries: the whole pool; of micro-dollars: the sweep's whole budget
+
+_NO_QUERY = {"labelling.queries": 0, "labelling.acquisition": {"kind": "random"}}
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "sft": {**_NO_QUERY, "dpo.feedback": "none"},
     "random": {"labelling.acquisition": {"kind": "random"}},
     "coreset_ift": {"labelling.acquisition": {"kind": "coreset_ift"}},
     "coreset_eft": {"labelling.acquisition": {"kind": "coreset_eft"}},
-    "uncertainty": {"labelling.acquisition": {"kind": "predictive_entropy"}},
+    "entropy": {"labelling.acquisition": {"kind": "predictive_entropy"}},
+    # ranks by the evaluator that the first half of the queries has taught
+    "uncertainty": {"labelling.acquisition": {"kind": "margin"}, "labelling.batches": 2},
+    "off_policy": {"labelling.acquisition": {"kind": "random"}, "labelling.pool": "off_policy"},
+    "balanced_off_policy": {"labelling.acquisition": {"kind": "random"}, "labelling.pool": "balanced_off_policy"},
+    # pairs are asked about, or n tuples drawn at random would hardly hold two responses to one prompt
+    "direct": {"labelling.acquisition": {"kind": "random_pairs"}, "dpo.feedback": "expert"},
+    "spin": {**_NO_QUERY, "dpo.feedback": "demonstrations"},
+    "self_reward": {**_NO_QUERY, "dpo.feedback": "policy", "evaluator": {"kind": "generative"}},
+    "oracle_all": {
+        "labelling.acquisition": {"kind": "random"},
+        "labelling.queries": ALL,
+        "labelling.max_micro_usd": ALL,
+        "dpo.feedback": "expert",
+    },
     "shuffled": {"labelling.acquisition": {"kind": "random"}, "labelling.shuffle_labels": True},
 }

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from prefect import flow
 
 from flows.experiment import Experiment, PolicyConfig
-from flows.report import Findings, Rounds, write_report
+from flows.findings import Agreement, Findings, Rounds
+from flows.report import write_report
 from flows.tracking import Arm, arm_run
 from flows.waiting import wait_for_people
 from models.acquisition.uniform import Uniform
@@ -23,6 +24,7 @@ from tasks.acquire import acquire
 from tasks.align import align
 from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product
+from tasks.demonstrations import off_policy, self_play
 from tasks.embed import embed
 from tasks.evaluate import assess_evaluator, assess_policy
 from tasks.fine_tune import fine_tune
@@ -52,21 +54,25 @@ def proxy_reward(experiment: Experiment, sweep: str = "") -> dict[str, Any]:
         first = _fine_tuned(arm, base, prompts)  # M_1
         before, policy = base, first
         history: tuple[Batch, ...] = ()
-        evaluator: Product | None = None
-        for number in range(1, x.dpo.rounds + 1):
+        evaluator = _evaluator(arm, history, first, 0) if x.dpo.feedback == "policy" else None
+        scored, pairs = None, None
+        for number in arm.rounds:
             responses = arm.log("generate", _responses(arm, policy, prompts.pool, number)).ref
-            pool = Pool(responses, *_views(arm, responses, first), _reference(arm, responses, before))
+            pool = _pool(arm, responses, first, before)
+            asked = pool if x.labelling.pool == "on_policy" else _seed_pool(arm, prompts, first, before)
             for turn in arm.turns(number):
-                picks = _picks(arm, pool, evaluator, first=first, history=history, turn=turn)
-                labels = arm.buy(_labels(arm, responses, picks, arm.left))
-                history += (pool.batch(picks, labels.ref),)
-                evaluator = trained = arm.log("train_evaluator", _evaluator(arm, history, first, number))
-            scored = arm.log("proxy_label", _scores(arm, trained.ref, responses, pool.features, first))
-            pairs = arm.log("pair", pair(responses, scored.ref, () if x.labelling.shuffle_labels else history))
+                picks = _picks(arm, asked, evaluator, first=first, history=history, turn=turn)
+                labels = arm.buy(_labels(arm, asked.responses, picks, arm.left))
+                history += (asked.batch(picks, labels.ref),)
+                evaluator = _evaluator(arm, history, first, number) if x.dpo.feedback == "proxy" else None
+            if evaluator is not None:
+                scored = arm.log("proxy_label", _scores(arm, evaluator.ref, responses, pool.features, first))
+            pairs = arm.log(
+                "pair", _pairs(arm, responses, scored, history, policy=policy, prompts=prompts, number=number)
+            )
             adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, number, "align")))
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, and the reference of the next round
-        rounds = Rounds(prompts, first, policy, history, trained.ref, scored.ref, pairs.ref)
-        return write_report(arm, _evaluate(arm, rounds))
+        return write_report(arm, _evaluate(arm, Rounds(prompts, first, policy, history, evaluator, scored, pairs)))
 
 
 class Pool(NamedTuple):
@@ -95,9 +101,9 @@ def _fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
     return base.adapted(arm.log("fine_tune", adapter).ref)
 
 
-def _responses(arm: Arm, policy: Policy, prompts: Ref, round_number: int) -> Product:
-    generation = arm.experiment.generation
-    return generate(policy, prompts, generation, samples=generation.samples, seed=_seed(arm, round_number, "generate"))
+def _responses(arm: Arm, policy: Policy, prompts: Ref, round_number: int, *, samples: int | None = None) -> Product:
+    generation, seed = arm.experiment.generation, _seed(arm, round_number, "generate")
+    return generate(policy, prompts, generation, samples=samples or generation.samples, seed=seed)
 
 
 def _view(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | None:
@@ -116,6 +122,14 @@ def _views(arm: Arm, responses: Ref, first: Policy) -> tuple[Ref | None, Ref | N
     x = arm.experiment
     strategy, evaluator = x.labelling.acquisition.needs.view, x.evaluator.feature_view
     return _view(arm, responses, strategy, first), _view(arm, responses, evaluator, first)
+
+
+def _pool(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
+    return Pool(responses, *_views(arm, responses, first), _reference(arm, responses, before))
+
+
+def _seed_pool(arm: Arm, prompts: PromptSets, first: Policy, before: Policy) -> Pool:
+    return _pool(arm, off_policy(prompts.seed).responses, first, before)
 
 
 def _reference(arm: Arm, responses: Ref, before: Policy) -> Ref | None:
@@ -176,14 +190,17 @@ def _labels(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought
 def _evaluator(
     arm: Arm, history: tuple[Batch, ...], first: Policy, round_number: int, *, shuffle: bool = False
 ) -> Product:
-    return train_evaluator(
+    labelling = arm.experiment.labelling
+    trained = train_evaluator(
         arm.experiment.evaluator,
         history,
         policy=first,
-        rubric=arm.experiment.labelling.rubric,
+        rubric=labelling.rubric,
         seed=_seed(arm, round_number, "evaluator"),
-        shuffle=shuffle or arm.experiment.labelling.shuffle_labels,
+        shuffle=shuffle or labelling.shuffle_labels,
+        balance=labelling.pool == "balanced_off_policy",
     )
+    return trained if shuffle else arm.log("train_evaluator", trained)
 
 
 def _scores(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
@@ -198,6 +215,25 @@ def _scores(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first:
     )
 
 
+def _pairs(
+    arm: Arm,
+    responses: Ref,
+    scored: Scored | None,
+    history: tuple[Batch, ...],
+    *,
+    policy: Policy,
+    prompts: PromptSets,
+    number: int,
+) -> Product:
+    """Return the preference pairs by whoever gives the feedback: the evaluator, the expert, or the demonstrations."""
+    if arm.experiment.dpo.feedback == "demonstrations":
+        demonstrated = off_policy(prompts.seed)
+        own = _responses(arm, policy, demonstrated.prompts, number, samples=1)
+        return self_play(demonstrated.responses, own.ref)
+    expert = () if arm.experiment.labelling.shuffle_labels else history
+    return pair(responses, None if scored is None else scored.ref, expert)
+
+
 def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
     """Hold evaluator and policy against the expert on held-out prompts, a shuffled-label control beside them."""
     x, first = arm.experiment, rounds.first
@@ -210,12 +246,7 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
     )
     before_labels = arm.measure(_labels(arm, before.ref, None, arm.evaluation_left))
     after_labels = arm.measure(_labels(arm, after.ref, None, arm.evaluation_left))
-    control = _evaluator(arm, rounds.history, first, x.dpo.rounds, shuffle=True)
-    features = _view(arm, before.ref, x.evaluator.feature_view, first)
-    proxy, shuffled = (
-        _scores(arm, trained, before.ref, features, first) for trained in (rounds.evaluator, control.ref)
-    )
-    agreement = assess_evaluator(before.ref, before_labels.ref, proxy, shuffled)
+    agreement = _assess_evaluator(arm, rounds, before.ref, before_labels.ref)
     outcome = assess_policy(
         before.ref,
         after.ref,
@@ -225,14 +256,20 @@ def _evaluate(arm: Arm, rounds: Rounds) -> Findings:
         after_policy=rounds.policy,
         max_new_tokens=x.generation.max_new_tokens,
     )
-    return Findings(
-        rounds=rounds,
-        held_out=before.ref,
-        held_out_labels=before_labels.ref,
-        held_out_scores=proxy.ref,
-        agreement=agreement,
-        outcome=outcome,
-    )
+    return Findings(rounds, before.ref, before_labels.ref, agreement, outcome)
+
+
+def _assess_evaluator(arm: Arm, rounds: Rounds, responses: Ref, labels: Ref) -> Agreement | None:
+    """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
+    if rounds.evaluator is None:
+        return None
+    x, first = arm.experiment, rounds.first
+    features = _view(arm, responses, x.evaluator.feature_view, first)
+    proxy, control = _scores(arm, rounds.evaluator.ref, responses, features, first), None
+    if rounds.history:
+        shuffled = _evaluator(arm, rounds.history, first, x.dpo.rounds, shuffle=True)
+        control = _scores(arm, shuffled.ref, responses, features, first)
+    return Agreement(proxy.ref, assess_evaluator(responses, labels, proxy, control))
 
 
 def _seed(arm: Arm, round_number: int, stage: str) -> int:

@@ -3,56 +3,31 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from flows.experiment import Experiment
 from flows.figures import figure_pages
+from flows.findings import Agreement, Findings, both_scored, pairs_of, per_prompt, picked
 from flows.pages import to_html, to_markdown
 from flows.reconciliation import reconcile
 from flows.tracking import Arm, log_dataset, log_metrics, register
-from models.preference import Comparison, Label, Pair, Pick, Prompt, Response, Score, to_frame, usable_scores
-from tasks.caching import Product
-from tasks.history import Batch, labels_of
-from tasks.policy import Policy
-from tasks.prompts import PromptSets
+from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
+from tasks.history import labels_of
 from tasks.settings import settings
-from tasks.store import Ref, store
+from tasks.store import store
 
+HELD_OUT = "held_out.parquet"
 _SAMPLES = 8
 # of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
 _EXPERT_FACTS = {
     *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies"),
     *("judgements", "krippendorff_alpha"),
 }
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """What the rounds have made: the policies, all that was bought, and the last round's artifacts."""
-
-    prompts: PromptSets
-    first: Policy
-    policy: Policy
-    history: tuple[Batch, ...]
-    evaluator: Ref
-    scores: Ref
-    pairs: Ref
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the report is made of: what the rounds made, the held-out answers, and the facts of the two assessments."""
-
-    rounds: Rounds
-    held_out: Ref
-    held_out_labels: Ref
-    held_out_scores: Ref
-    agreement: dict[str, float]
-    outcome: Product
 
 
 def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
@@ -64,10 +39,11 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     report["books"] = {**asdict(books), "agree": books.agree}
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
+    scored = findings.rounds.scores
     figures = figure_pages(
         bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
-        proxy=np.array([s.score for s in store().rows(findings.rounds.scores, Score)]),
-        agreement=_agreement_points(findings),
+        proxy=np.array([s.score for s in store().rows(scored.ref, Score)] if scored is not None else []),
+        agreement=both_scored(findings)[1:],
         comparisons=comparisons,
         report=report,
     )
@@ -77,21 +53,9 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     write_text(folder / "report.md", to_markdown(report))
     write_text(folder / "report.html", to_html(report, list(figures)))
     picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
+    per_prompt(findings, comparisons).to_parquet(folder / HELD_OUT, index=False)
     _log(arm, findings, comparisons, folder)
     return report
-
-
-def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
-    """Return every pick in order: turn, tuple or pair, utility and why, and the label it brought (none where unasked)."""
-    tables = []
-    for turn, batch in enumerate(history):
-        frame = to_frame(store().rows(batch.picks, Pick), Pick)
-        texts = to_frame(store().rows(batch.responses, Response), Response)[["id", "prompt", "text"]]
-        labels = to_frame(store().rows(batch.labels, Label), Label)[["response_id", "score", "micro_usd", "status"]]
-        frame = frame.merge(texts.rename(columns={"id": "response_id"}), on="response_id", how="left")
-        frame = frame.assign(against_text=frame.against.map(texts.set_index("id").text))
-        tables.append(frame.merge(labels, on="response_id", how="left").assign(turn=turn))
-    return pd.concat(tables, ignore_index=True)
 
 
 def report_folder(name: str) -> Path:
@@ -100,16 +64,16 @@ def report_folder(name: str) -> Path:
 
 
 def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict[str, Any]:
-    x, outcome, agreement = arm.experiment, findings.outcome.facts, findings.agreement
-    pairs = store().rows(findings.rounds.pairs, Pair)
-    proxy_pairs = sum(p.provenance == "proxy" for p in pairs)
+    x, outcome = arm.experiment, findings.outcome.facts
+    pairs = Counter(p.provenance for p in pairs_of(findings))
     labels = labels_of(findings.rounds.history)
     return {
         "name": x.name,
         "arm": x.digest(),
         "mlflow_run": arm.run_id,
         "accounts": sorted({bought.account for bought in [*arm.purchases, *arm.measurements]}),
-        "strategy": x.labelling.acquisition.label(),
+        "strategy": strategy_of(x),
+        "feedback": x.dpo.feedback,
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
         "oracle_simulated": x.labelling.oracle.simulated,
@@ -124,30 +88,17 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "micro_usd_paid": arm.total("bought_micro_usd"),
         "tokens": arm.total("tokens"),
         "lost_queries": arm.total("lost_queries"),
-        "expert": {name: value for name, value in arm.facts["annotate"].items() if name in _EXPERT_FACTS},
+        "expert": {name: value for name, value in arm.facts.get("annotate", {}).items() if name in _EXPERT_FACTS},
         "quarantined": sum(label.status == "quarantined" for label in labels),
         "evaluation_queries": arm.total("queries", evaluation=True),
         "evaluation_micro_usd": arm.total("micro_usd", evaluation=True),
-        "proxy_pairs": proxy_pairs,
-        "oracle_pairs": len(pairs) - proxy_pairs,
-        "pairs_per_query": proxy_pairs / max(arm.queries, 1),
-        "tied_prompts": int(arm.facts["pair"]["tied_prompts"]),
+        "pairs": pairs.total(),
+        "proxy_pairs": pairs["proxy"],
+        "oracle_pairs": pairs["oracle"],
+        "pairs_per_query": pairs["proxy"] / max(arm.queries, 1),
+        "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
         "prompts_over_long": list(findings.rounds.prompts.over_long),
-        "evaluator": {
-            "kind": x.evaluator.label(),
-            "pair_accuracy": agreement["pair_accuracy"],
-            "pair_accuracy_ci": [agreement["pair_accuracy_low"], agreement["pair_accuracy_high"]],
-            "similar_length": agreement["similar_length_mean"],
-            "similar_length_ci": [agreement["similar_length_low"], agreement["similar_length_high"]],
-            "spearman": agreement["spearman"],
-            "calibration_error": agreement["calibration_error"],
-            "shuffled_pair_accuracy": agreement["shuffled_pair_accuracy"],
-            "shuffled_pair_accuracy_ci": [
-                agreement["shuffled_pair_accuracy_low"],
-                agreement["shuffled_pair_accuracy_high"],
-            ],
-            "shuffled_spearman": agreement["shuffled_spearman"],
-        },
+        "evaluator": _of_the_evaluator(x, findings.agreement),
         "policy": {
             "model": x.policy.model,
             "win_rate": outcome["win_rate"],
@@ -169,10 +120,35 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
     }
 
 
+def strategy_of(x: Experiment) -> str:
+    """Return what people call an arm: its strategy, and what is not the paper's about it."""
+    if not x.dpo.asks:
+        return {"policy": "self_reward", "demonstrations": "spin"}.get(x.dpo.feedback, "sft")
+    named = [x.labelling.acquisition.label()]
+    named += [x.labelling.pool] * (x.labelling.pool != "on_policy")
+    named += ["direct"] * (x.dpo.feedback == "expert") + ["shuffled"] * x.labelling.shuffle_labels
+    return " ".join(named)
+
+
+def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, Any] | None:
+    if agreement is None:
+        return None
+    facts = agreement.facts
+    found: dict[str, Any] = {"kind": x.evaluator.label(), "calibration_error": facts["calibration_error"]}
+    for prefix in ("", "shuffled_"):
+        known = f"{prefix}spearman" in facts
+        accuracy = [facts.get(f"{prefix}pair_accuracy{end}", math.nan) for end in ("", "_low", "_high")]
+        alike = [facts.get(f"{prefix}similar_length_{end}", math.nan) for end in ("mean", "low", "high")]
+        found |= {f"{prefix}pair_accuracy": accuracy[0], f"{prefix}pair_accuracy_ci": accuracy[1:]}
+        found |= {f"{prefix}similar_length": alike[0], f"{prefix}similar_length_ci": alike[1:]}
+        found |= {f"{prefix}spearman": facts[f"{prefix}spearman"] if known else math.nan}
+    return found
+
+
 def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     scalars = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for section in ("evaluator", "policy"):
-        scalars |= {f"{section}.{k}": v for k, v in report[section].items() if isinstance(v, float)}
+        scalars |= {f"{section}.{k}": v for k, v in (report[section] or {}).items() if isinstance(v, float)}
     for run in arm.stages:
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)
@@ -194,19 +170,14 @@ def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], folder: Pa
     for number, batch in enumerate(findings.rounds.history):
         frame = to_frame(store().rows(batch.labels, Label), Label)
         log_dataset(frame, f"labels-{number}", batch.labels, "evaluator")
-    log_dataset(to_frame(store().rows(findings.rounds.pairs, Pair), Pair), "pairs", findings.rounds.pairs, "dpo")
-    name = f"ninefold-{arm.experiment.name}"
-    register(f"{name}-evaluator", findings.rounds.evaluator, arm.run_id, store().folder(findings.rounds.evaluator))
-    if findings.rounds.policy.adapters:
-        adapter = findings.rounds.policy.adapters[-1]
+    rounds, name = findings.rounds, f"ninefold-{arm.experiment.name}"
+    if rounds.pairs is not None:
+        log_dataset(to_frame(pairs_of(findings), Pair), "pairs", rounds.pairs.ref, "dpo")
+    if rounds.evaluator is not None:
+        register(f"{name}-evaluator", rounds.evaluator.ref, arm.run_id, store().folder(rounds.evaluator.ref))
+    if rounds.policy.adapters:
+        adapter = rounds.policy.adapters[-1]
         register(f"{name}-policy", adapter, arm.run_id, store().folder(adapter))
-
-
-def _agreement_points(findings: Findings) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    expert = usable_scores(store().rows(findings.held_out_labels, Label))
-    proxy = {s.response_id: s.score for s in store().rows(findings.held_out_scores, Score)}
-    shared = [r.id for r in store().rows(findings.held_out, Response) if r.id in expert and r.id in proxy]
-    return np.array([expert[i] for i in shared]), np.array([proxy[i] for i in shared])
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

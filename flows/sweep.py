@@ -5,11 +5,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from flows.config import read, set_field, validated
 from flows.experiment import Experiment
-from flows.presets import PRESETS
+from flows.presets import ALL, PRESETS
 from models.cost import MicroUsd
 from models.plugins import Frozen
 
@@ -24,19 +24,25 @@ class Sweep(Frozen):
     presets: tuple[str, ...] = Field((), description="arms by the paper's names")
     arms: dict[str, Changes] = Field({}, description="more arms: by name, fields and their values")
     grid: dict[str, tuple[Any, ...]] = Field({}, description="fields and their values, every combination for every arm")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="of selection and of training, paired")
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        (0,), min_length=1, description="of selection, and of training too unless training_seeds are given"
+    )
+    training_seeds: tuple[NonNegativeInt, ...] = Field(
+        (), description="crossed with seeds, so that the variance of the two can be told apart"
+    )
     exclude: tuple[Changes, ...] = Field(
-        (), description="combinations to leave out: `arm`, `seed`, or fields of the grid"
+        (), description="combinations to leave out: `arm`, `seed`, `training_seed`, or fields of the grid"
     )
     max_micro_usd: MicroUsd = Field(description="micro-dollars for all arms together, evaluation included")
 
 
 class Arm(NamedTuple):
-    """One run of a sweep: which arm, what of the grid, which seed."""
+    """One run of a sweep: which arm, what of the grid, which seeds of selection and of training."""
 
     arm: str
     point: Changes
     seed: int
+    training_seed: int
     experiment: Experiment
 
 
@@ -55,24 +61,26 @@ def expand(sweep: Sweep) -> Expanded:
     base, arms = read(sweep.base), _arms(sweep)
     found: dict[str, Arm] = {}
     merged: dict[str, str] = {}
+    titles: set[str] = set()
     points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    for (name, changes), point, seed in itertools.product(arms.items(), points, sweep.seeds):
-        if any(_excluded(rule, name, point, seed, sweep) for rule in sweep.exclude):
+    seeds = list(itertools.product(sweep.seeds, sweep.training_seeds)) or [(seed, seed) for seed in sweep.seeds]
+    for (name, changes), point, (seed, training) in itertools.product(arms.items(), points, seeds):
+        known = {"arm": name, "seed": seed, "training_seed": training, **point}
+        if any(_excluded(rule, known, sweep) for rule in sweep.exclude):
             continue
-        title = _title(sweep, name, point, seed)
-        settings = deepcopy(base)
-        try:
-            for field, value in {**point, **changes, "seeds.selection": seed, "seeds.training": seed}.items():
-                set_field(settings, field, value)
-        except ValueError as error:
-            raise ValueError(f"sweep {sweep.name}, arm {name}: {error}") from error
-        settings["name"] = title
-        experiment = validated(Experiment, settings, f"sweep {sweep.name}, arm {name}")
+        # what the arm itself sets does not vary with the grid
+        varied = {field: value for field, value in point.items() if field not in changes}
+        title = _title(sweep, name, varied, seed, training)
+        if title in titles:
+            continue
+        titles.add(title)
+        fields = {**varied, **changes, "name": title, "seeds.selection": seed, "seeds.training": training}
+        experiment = _experiment(base, fields, f"sweep {sweep.name}, arm {name}", sweep.max_micro_usd)
         identity = experiment.model_copy(update={"name": "x"}).digest()
         if identity in found:
             merged[title] = found[identity].experiment.name
         else:
-            found[identity] = Arm(name, point, seed, experiment)
+            found[identity] = Arm(name, varied, seed, training, experiment)
     if not found:
         raise ValueError(f"sweep {sweep.name} has no arm left: every combination is excluded")
     return Expanded(tuple(found.values()), merged)
@@ -90,13 +98,31 @@ def _arms(sweep: Sweep) -> dict[str, Changes]:
     return arms
 
 
-def _excluded(rule: Changes, arm: str, point: Changes, seed: int, sweep: Sweep) -> bool:
-    known = {"arm": arm, "seed": seed, **point}
+def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: MicroUsd) -> Experiment:
+    """Return the base with other fields; raise ValueError that says where they come from."""
+    settings, everything = deepcopy(base), fields.get("labelling.queries") == ALL
+    try:
+        for field, value in fields.items():
+            all_of_it = max_micro_usd if field.endswith("max_micro_usd") else 1  # 1 query until the pool is known
+            set_field(settings, field, all_of_it if value == ALL else value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    experiment = validated(Experiment, settings, where)
+    if everything:
+        per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.unit == "pair" else 1)
+        queries = len(experiment.prompts.load().pool) * per_prompt * experiment.dpo.rounds
+        set_field(settings, "labelling.queries", queries)
+        experiment = validated(Experiment, settings, where)
+    return experiment
+
+
+def _excluded(rule: Changes, known: Changes, sweep: Sweep) -> bool:
     if unknown := rule.keys() - known.keys():
         raise ValueError(f"sweep {sweep.name}: exclude names {sorted(unknown)}: it may name {', '.join(known)}")
     return all(known[name] == value for name, value in rule.items())
 
 
-def _title(sweep: Sweep, arm: str, point: Changes, seed: int) -> str:
+def _title(sweep: Sweep, arm: str, point: Changes, seed: int, training: int) -> str:
     parts = [sweep.name, arm, *(f"{field.rpartition('.')[2]}-{value}" for field, value in point.items())]
-    return ".".join([*(str(part).lower().replace("_", "-") for part in parts), f"s{seed}"])
+    crossed = f"t{training}" if sweep.training_seeds else ""
+    return ".".join([*(str(part).lower().replace("_", "-") for part in parts), f"s{seed}{crossed}"])

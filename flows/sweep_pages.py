@@ -69,7 +69,7 @@ def _row(arm: dict[str, Any]) -> dict[str, Any]:
     return row | {
         "queries": report["queries"],
         "dollars": report["micro_usd"] / MICRO,
-        "pair accuracy": report["evaluator"]["pair_accuracy"],
+        "pair accuracy": report["evaluator"]["pair_accuracy"] if report["evaluator"] else None,
         "win rate": report["policy"]["win_rate"],
         "gain": report["policy"]["oracle_gain"],
         "KL": report["policy"]["kl"],

@@ -30,14 +30,15 @@ def _pool(x: Experiment) -> Any:  # noqa: ANN401
 
 
 def _picks(x: Experiment) -> Any:  # noqa: ANN401
-    labelling = x.labelling.model_copy(update={"shuffle_labels": False, "workers": 1})
+    pool = "on_policy" if x.labelling.pool == "on_policy" else "off_policy"  # balanced afterwards
+    labelling = x.labelling.model_copy(update={"shuffle_labels": False, "workers": 1, "pool": pool})
     turns = x.dpo.rounds * x.labelling.batches
-    learns = [x.evaluator.digest(), x.labelling.shuffle_labels] if turns > 1 else None
+    learns = _evaluator(x) if turns > 1 else None
     return [labelling.digest(), x.seeds.selection, learns]
 
 
 def _evaluator(x: Experiment) -> Any:  # noqa: ANN401
-    return [x.evaluator.digest(), x.labelling.shuffle_labels]
+    return [x.evaluator.digest(), x.labelling.shuffle_labels, x.labelling.pool, x.dpo.feedback]
 
 
 # Which choices a step depends on: arms that agree in all of them share it. The keys are those of flows/plan.py.

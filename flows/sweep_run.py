@@ -58,12 +58,15 @@ def _report(
     accounts = {account for report in reports.values() for account in report["accounts"]}
     return {
         "name": sweep.name,
-        "oracle_simulated": any(arm.experiment.labelling.oracle.simulated for arm in arms),
+        "oracle_simulated": any(
+            arm.experiment.labelling.oracle.simulated or arm.experiment.judge.simulated for arm in arms
+        ),
         "arms": [
             {
                 "name": arm.experiment.name,
                 "arm": arm.arm,
                 "seed": arm.seed,
+                "training_seed": arm.training_seed,
                 "point": arm.point,
                 "failure": failures.get(arm.experiment.name),
                 "report": reports.get(arm.experiment.name),

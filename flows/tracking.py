@@ -64,9 +64,14 @@ class Arm:
         self.measurements.append(labels)
         return labels
 
+    @property
+    def rounds(self) -> range:
+        """Return the rounds, numbered from 1; none where nobody gives feedback."""
+        return range(1, 1 if self.experiment.dpo.feedback == "none" else self.experiment.dpo.rounds + 1)
+
     def turns(self, round_number: int) -> range:
-        """Return the acquisition turns of a round, numbered through from 0."""
-        batches = self.experiment.labelling.batches
+        """Return the acquisition turns of a round, numbered through from 0; none where the expert is not asked."""
+        batches = self.experiment.labelling.batches if self.experiment.dpo.asks else 0
         return range(batches * (round_number - 1), batches * round_number)
 
     def quota(self, turn: int) -> int:

@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
+_NONE: Rows = np.zeros(0, dtype=np.int64)
 SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one: pairs that length cannot decide
 
 
@@ -37,7 +38,7 @@ def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
         upper = np.triu_indices(len(rows), k=1)
         first.append(rows[upper[0]])
         second.append(rows[upper[1]])
-    return np.concatenate(first), np.concatenate(second)
+    return np.concatenate([_NONE, *first]), np.concatenate([_NONE, *second])
 
 
 def pair_outcomes(

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, get_args
 
 import pandas as pd
 
-Provenance = Literal["oracle", "proxy"]
+Provenance = Literal["oracle", "proxy", "demonstration"]
 LabelStatus = Literal["labelled", "quarantined"]
 SETTLED = get_args(LabelStatus)
 
@@ -123,7 +123,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference pair for DPO, with the scores behind it and who gave them."""
+    """A preference pair for DPO, with the scores behind it and who gave them; a demonstration has none (NaN)."""
 
     prompt_id: str
     prompt: str

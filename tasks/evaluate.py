@@ -12,15 +12,17 @@ from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
 
-@stage(version=3)
-def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Scored) -> dict[str, float]:
-    """Return the evaluator's agreement with the expert, and that of the shuffled-label control beside it.
+@stage(version=4)
+def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Scored | None) -> dict[str, float]:
+    """Return the evaluator's agreement with the expert, and that of the shuffled-label control, if any, beside it.
 
     Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that.
     """
     facts: dict[str, float] = {}
     asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
     for prefix, given in (("", scores), ("shuffled_", control)):
+        if given is None:
+            continue
         # in logits of preference, which the calibration error is about; the order is that of the scores
         temperature = given.facts["temperature"]
         proxy = {s.response_id: s.score / temperature for s in store().rows(given.ref, Score)}

@@ -41,6 +41,7 @@ class Evaluator(Plugin):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     feature_view: ClassVar[View | None] = None
     learns_pairs: ClassVar[bool] = False
+    judges_untaught: ClassVar[bool] = False
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
         """Learn from N expert scores, save into `bench.folder` (safetensors and JSON only), return facts to log."""
@@ -51,6 +52,10 @@ class Evaluator(Plugin):
 
         `preference` lies in [−1, 1]: 1 where the expert prefers the first response, −1 the second, 0 neither.
         """
+        raise NotImplementedError
+
+    def untaught(self, bench: Bench) -> dict[str, float]:
+        """Save what judges before any label is bought, as `fit` does; only where `judges_untaught`."""
         raise NotImplementedError
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:

@@ -1,7 +1,7 @@
 """The paper's evaluator: the language model fine-tuned to answer the judging prompt with a justification and a score."""
 
 import json
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
@@ -24,6 +24,8 @@ class Generative(Evaluator):
     value(s) is the mean label of level s, so that scores come back in the expert's unit.
     """
 
+    judges_untaught: ClassVar[bool] = True
+
     kind: Literal["generative"] = "generative"
     schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
     read: Literal["expected", "sampled"] = "expected"
@@ -42,11 +44,17 @@ class Generative(Evaluator):
         (bench.folder / _LEVELS).write_text(json.dumps(values))
         return facts | {"levels": float(len(values))}
 
+    def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
+        # the policy judges as it is (Self-Rewarding LM, 2401.10020): levels are points
+        (bench.folder / _LEVELS).write_text(json.dumps({level: float(level) for level in range(LEVELS)}))
+        return {"levels": float(LEVELS)}
+
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         saved = json.loads((bench.folder / _LEVELS).read_text())
         values = {int(level): value for level, value in saved.items()}
         base = bench.policy
-        judge = Checkpoint(base.source, (*base.adapters, bench.folder / _ADAPTER), base.dtype, base.template).load()
+        learnt = [bench.folder / _ADAPTER] if (bench.folder / _ADAPTER).exists() else []
+        judge = Checkpoint(base.source, (*base.adapters, *learnt), base.dtype, base.template).load()
         prompts = [bench.rubric.render(r.prompt, r.text) for r in tuples.responses]
         if self.read == "expected":
             answers = {level: bench.rubric.answer(level) for level in values}

@@ -74,7 +74,7 @@ class RewardHead(Evaluator):
         whole = [text["prompt"] + text["completion"] for text in texts]
         trainer = RewardTrainer(
             model=_with_head(policy, bench.seed),
-            args=RewardConfig(**arguments(self.schedule, bench.seed)),
+            args=RewardConfig(**arguments(self.schedule, bench.seed, len(pairs))),
             train_dataset=Dataset.from_list([{"chosen": whole[b], "rejected": whole[w]} for b, w in pairs]),
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,15 +11,29 @@ from models.policies.language_model import LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Pair
 
+Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
+
 
 class DPO(Schedule):
-    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7). `rounds` > 1 repeats from generation with the newest policy."""
+    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7). `rounds` > 1 repeats from generation with the newest policy.
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds"})  # round 1 of 3 is round 1 of 1
+    `feedback` says who tells chosen from rejected: an evaluator that the expert has taught (the paper's method), the expert
+    alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
+    nobody: M_1 is the result (`sft`).
+    """
+
+    # round 1 of 3 is round 1 of 1; who gave the feedback is seen in the pairs
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback"})
 
     learning_rate: PositiveFloat = 1e-4
     beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
     rounds: PositiveInt = 1
+    feedback: Feedback = "proxy"
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked of the expert for training."""
+        return self.feedback in ("proxy", "expert")
 
 
 def train_dpo(
@@ -38,7 +52,7 @@ def train_dpo(
     rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
     trainer = DPOTrainer(
         model=policy.model,
-        args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed)),
+        args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),

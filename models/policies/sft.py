@@ -25,7 +25,7 @@ def train_sft(
     rows = [policy.renderer.row(d.prompt, completion=d.response) for d in kept]
     trainer = SFTTrainer(
         model=policy.model,
-        args=SFTConfig(**arguments(recipe, seed)),
+        args=SFTConfig(**arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),

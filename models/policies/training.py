@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from models.chat import Renderer
 from models.plugins import Frozen
 
+_STEPS_TO_WARM_UP = 10
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
@@ -41,17 +43,19 @@ class Schedule(Frozen):
     lora: Lora = Lora()
 
 
-def arguments(schedule: Schedule, seed: int) -> dict[str, Any]:
+def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
     """Return the arguments common to SFTConfig, DPOConfig and RewardConfig; nothing is written by the trainer."""
     import torch
 
+    steps = schedule.epochs * math.ceil(rows / schedule.batch_size)
     return {
         "output_dir": str(Path(tempfile.gettempdir()) / "ninefold-trainer"),  # required, unused
         "learning_rate": schedule.learning_rate,
         "num_train_epochs": schedule.epochs,
         "per_device_train_batch_size": schedule.batch_size,
         "max_length": schedule.max_length,
-        "warmup_steps": 0.1,  # a share of all steps
+        # a share of all steps, rounded up, and the rate of the first is 0: a run of one step would learn nothing
+        "warmup_steps": 0.1 if steps >= _STEPS_TO_WARM_UP else 0,
         "lr_scheduler_type": "cosine",
         "seed": seed,
         "use_cpu": not torch.cuda.is_available(),

@@ -33,8 +33,8 @@ def refused(file: Path, *overrides: str) -> str:
         ("polcy.model=x", "did you mean 'policy'?"),
         ("evaluator.ensembl=3", "did you mean 'evaluator.linear.ensemble'?"),
         ("labelling.queries=many", "unable to parse string as an integer, got 'many'"),
-        ("labelling.queries=-3", "labelling.queries: Input should be greater than 0, got -3"),
-        ("labelling.queries=0", "labelling.queries: Input should be greater than 0, got 0"),
+        ("labelling.queries=-3", "labelling.queries: Input should be greater than or equal to 0, got -3"),
+        ("labelling.queries=0", "labelling.queries=0 does not reach for 1 turns"),
         ("labelling.max_micro_usd=-1", "greater than or equal to 0, got -1"),
         (
             "labelling.max_micro_usd=0",
@@ -91,7 +91,7 @@ def test_every_shipped_experiment_is_valid(path: Path) -> None:
 
 def test_the_quickstart_keeps_nine_pairs_per_query() -> None:
     planned = plan(load(Experiment, ROOT / "deployments" / "experiments" / "quickstart.yaml"))
-    assert planned.proxy_pairs >= 9 * planned.queries
+    assert planned.pairs >= 9 * planned.queries
     assert planned.seconds < 600
 
 

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
 from flows.config import load
+from flows.presets import PRESETS
 from flows.report import report_folder
 from flows.sweep import Sweep, expand
 from flows.sweep_pages import notes, rows_of, to_markdown
@@ -67,6 +69,14 @@ def test_arms_are_crossed_with_the_grid_and_the_seeds_but_for_what_is_excluded(s
     assert (one.labelling.queries, one.seeds.selection, one.seeds.training) == (5, 1, 1)
 
 
+def test_what_an_arm_sets_itself_does_not_vary_with_the_grid(sweep_settings: dict[str, Any]) -> None:
+    found = expand(sweep(sweep_settings, presets=["sft", "random"], grid={"labelling.queries": [5, 10]}, seeds=[0]))
+    names = [arm.experiment.name for arm in found.arms]
+    assert names == ["small.sft.s0", "small.random.queries-5.s0", "small.random.queries-10.s0"]
+    assert found.merged == {}
+    assert found.arms[0].point == {}
+
+
 def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str, Any]) -> None:
     same = {"again": {"labelling.acquisition": {"kind": "random"}}}
     found = expand(sweep(sweep_settings, arms=same))
@@ -80,14 +90,22 @@ def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"presets": ["randon"]}, r"presets \['randon'\] are none of random"),
+        ({"presets": ["randon"]}, r"presets \['randon'\] are none of sft, random"),
         ({"presets": []}, "names no arm"),
         ({"arms": {"random": {}}}, r"\['random'\] are presets and arms"),
         ({"arms": {"odd": {"labelling.querys": 3}}}, "arm odd: labelling.querys: .*did you mean 'labelling.queries'"),
-        ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: labelling.queries: .*got 0"),
+        ({"arms": {"odd": {"labelling.queries": -1}}}, "arm odd: labelling.queries: .*got -1"),
+        ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: .*labelling.queries=0 does not reach for 1 turns"),
+        (
+            {"arms": {"odd": {"dpo.feedback": "none"}}},
+            "arm odd: .*dpo.feedback=none asks the expert nothing, .*set it to 0",
+        ),
         ({"arms": {"odd": {"name.x": 0}}}, "arm odd: 'name.x': 'name' has no fields of its own"),
         ({"arms": {"greedy": {"labelling.queries": 81}}}, "arm greedy: labelling.queries=81 passes the pool"),
-        ({"exclude": [{"arm": "random", "dpo.beta": 1}]}, r"exclude names \['dpo.beta'\]: it may name arm, seed"),
+        (
+            {"exclude": [{"arm": "random", "dpo.beta": 1}]},
+            r"exclude names \['dpo.beta'\]: it may name arm, seed, training_seed",
+        ),
         ({"exclude": [{"seed": 0}, {"seed": 1}]}, "has no arm left"),
         (
             {"max_micro_usd": 1_000_000},
@@ -122,10 +140,62 @@ def test_the_plan_counts_what_is_shared(sweep_settings: dict[str, Any]) -> None:
     assert planned.seconds < planned.alone_seconds
 
 
+def test_the_paper_s_arms_are_presets(home: Path, prefect_server: None, sweep_settings: dict[str, Any]) -> None:
+    report = run_sweep(sweep(sweep_settings, presets=list(PRESETS), seeds=[0]))
+    assert [arm["failure"] for arm in report["arms"]] == [None] * len(PRESETS)
+    found = {arm["arm"]: arm["report"] for arm in report["arms"]}
+    queries = {name: arm["queries"] for name, arm in found.items()}
+    assert queries == dict.fromkeys(PRESETS, 10) | {"sft": 0, "spin": 0, "self_reward": 0, "oracle_all": 80}
+    pairs = {name: (arm["proxy_pairs"], arm["oracle_pairs"], arm["pairs"]) for name, arm in found.items()}
+    assert pairs["sft"] == (0, 0, 0)
+    assert pairs["direct"] == (0, pairs["direct"][1], pairs["direct"][1]), "no proxy"
+    assert 0 < pairs["direct"][1] <= 5, "ten single answers hold five pairs at most"
+    assert pairs["spin"][:2] == (0, 0)
+    assert pairs["spin"][2] == 40, "one per demonstration"
+    assert pairs["self_reward"][1] == 0 < pairs["self_reward"][0]
+    assert pairs["oracle_all"][0] == 0 < pairs["oracle_all"][1]
+    policy = {name: arm["policy"] for name, arm in found.items()}
+    assert (policy["sft"]["win_rate"], policy["sft"]["oracle_gain"], policy["sft"]["kl"]) == (0.5, 0.0, 0.0)
+    assert all(policy[name]["kl"] != 0 for name in PRESETS if name != "sft")
+    taught = {name for name, arm in found.items() if arm["evaluator"] is not None}
+    assert taught == set(PRESETS) - {"sft", "direct", "spin", "oracle_all"}
+    assert found["self_reward"]["evaluator"]["shuffled_pair_accuracy"] is None, "there are no labels to shuffle"
+    seed = {name: picks(found[name]) for name in ("off_policy", "balanced_off_policy")}
+    assert seed["off_policy"] == seed["balanced_off_policy"], "balanced after they were bought"
+    assert all(response_id.startswith("seed-") for response_id in seed["off_policy"])
+    assert found["off_policy"]["evaluator"] != found["balanced_off_policy"]["evaluator"]
+    rows = {row["arm"]: row for row in rows_of(report)}
+    assert rows["sft"]["pair accuracy"] is None
+
+
+def picks(report: dict[str, Any]) -> list[str]:
+    return list(pd.read_parquet(report_folder(report["name"]) / "acquisition.parquet").response_id)
+
+
+def test_seeds_of_selection_and_of_training_can_be_crossed(sweep_settings: dict[str, Any]) -> None:
+    found = expand(
+        sweep(sweep_settings, presets=["random"], training_seeds=[7, 8], exclude=[{"training_seed": 8, "seed": 1}])
+    )
+    assert [arm.experiment.name for arm in found.arms] == [
+        "small.random.s0t7",
+        "small.random.s0t8",
+        "small.random.s1t7",
+    ]
+    assert [(a.experiment.seeds.selection, a.experiment.seeds.training) for a in found.arms] == [(0, 7), (0, 8), (1, 7)]
+
+
 def test_the_shipped_sweep_is_valid() -> None:
     planned = plan_sweep(load(Sweep, ROOT / "deployments" / "sweeps" / "quickstart.yaml"))
-    assert len(planned.expanded.arms) == 27
+    arms = {arm.arm for arm in planned.expanded.arms}
+    assert arms == set(PRESETS) - {"entropy"}
     assert planned.shared["generate"] == 3
+
+
+def test_the_paper_s_own_sweep_is_a_valid_file() -> None:
+    arms = expand(load(Sweep, ROOT / "deployments" / "sweeps" / "paper.yaml")).arms
+    assert {arm.arm for arm in arms} == set(PRESETS) - {"entropy", "oracle_all"}
+    assert {arm.experiment.policy.model for arm in arms} == {"meta-llama/Llama-2-7b-hf"}
+    assert {arm.experiment.labelling.queries for arm in arms} == {0, 1700}
 
 
 def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_others_whole(

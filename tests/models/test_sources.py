@@ -1,13 +1,15 @@
 """Prompt files as users really have them: each mistake is named with its line and remedy."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from models.plugins import plugins_of
-from models.preference import Prompt
+from models.preference import Demonstration, Prompt
 from models.sources.base import Prompts, PromptSource, check_disjoint
 from models.sources.files import Files
+from models.sources.hub import Hub, Table
 from models.sources.movie_reviews import MovieReviews
 
 
@@ -20,12 +22,74 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_the_contract_covers_every_registered_source() -> None:
-    assert set(plugins_of("models.sources", PromptSource)) == {Files, MovieReviews}
+    assert set(plugins_of("models.sources", PromptSource)) == {Files, Hub, MovieReviews}
 
 
-@pytest.mark.parametrize("kind", ["files", "movie_reviews"])
-def test_every_source_keeps_the_contract(files: Files, kind: str) -> None:
-    source: PromptSource = files if kind == "files" else MovieReviews(seed=20, pool=30, held_out=10)
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    """Conversation trees like oasst1's, and tasks like Super-NaturalInstructions', in folders."""
+    trees, tasks = tmp_path / "trees", tmp_path / "tasks"
+    trees.mkdir()
+    tasks.mkdir()
+    message = ("message_id", "parent_id", "text", "role", "lang", "rank")
+    rows = [
+        ("a", None, "How are you?", "prompter", "en", None),
+        ("b", "a", "Very well.", "assistant", "en", 0),
+        ("c", "a", "Go away.", "assistant", "en", 1),
+        ("d", "b", "Good!", "prompter", "en", None),
+        ("e", "d", "Indeed.", "assistant", "en", 0),
+        ("f", None, "Wie geht es?", "prompter", "de", None),
+        ("g", "f", "Gut.", "assistant", "de", 0),
+    ]
+    write_jsonl(trees / "train.jsonl", [dict(zip(message, row, strict=True)) for row in rows])
+    write_jsonl(
+        tasks / "train.jsonl",
+        [{"definition": "Add.", "inputs": f"{n} + {n % 5}", "targets": "?"} for n in range(20)] * 2,
+    )
+    seed = Table(
+        dataset=str(trees),
+        prompt="{parent.text}",
+        response="{text}",
+        id="message_id",
+        parent="parent_id",
+        where={"role": "assistant", "lang": "en", "rank": 0, "parent.parent_id": None},
+        rows=10,
+    )
+    return Hub(seed=seed, pool=Table(dataset=str(tasks), prompt="{definition} {inputs}", rows=8), held_out=3)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_columns_become_prompts_and_trees_become_demonstrations(hub: Hub) -> None:
+    prompts = hub.load()
+    assert prompts.seed == [Demonstration("How are you?", "Very well.")], "first answers in English, ranked best"
+    assert (len(prompts.pool), len(prompts.held_out)) == (8, 3)
+    assert all(p.text.startswith("Add. ") for p in prompts.pool)
+    assert hub.model_copy(update={"draw": 1}).load().pool != prompts.pool
+    before = hub.digest_inputs()
+    (Path(hub.pool.dataset) / "train.jsonl").write_text('{"definition": "Add.", "inputs": "1", "targets": "1"}\n')
+    assert hub.digest_inputs() != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"prompt": "{instruction}"}, r"has no column \['instruction'\]: it has \['definition', 'inputs', 'targets'\]"),
+        ({"dataset": "./nowhere"}, "neither a folder nor a hub id"),
+        ({"where": {"inputs": "none"}}, "has 0 distinct prompts of this kind, and 3 are held out"),
+    ],
+)
+def test_a_wrong_table_is_refused(hub: Hub, changes: dict[str, object], rule: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=rule):
+        hub.model_copy(update={"pool": hub.pool.model_copy(update=changes)}).load()
+
+
+@pytest.mark.parametrize("kind", ["files", "hub", "movie_reviews"])
+def test_every_source_keeps_the_contract(files: Files, hub: Hub, kind: str) -> None:
+    sources = {"files": files, "hub": hub, "movie_reviews": MovieReviews(seed=20, pool=30, held_out=10)}
+    source: PromptSource = sources[kind]
     prompts = source.load()
     assert prompts == source.load()
     check_disjoint(prompts)

@@ -45,6 +45,17 @@ def test_sft_makes_the_demonstrations_likelier(tiny_checkpoint: Checkpoint, tmp_
     assert facts["rows"] == len(PAIRS)
 
 
+def test_a_training_of_one_step_moves_the_weights(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", "plain")
+    train_dpo(start.load(), PAIRS[:3], DPO(lora=LORA), folder=tmp_path, seed=0)
+    texts = [(p.prompt, p.chosen) for p in PAIRS]
+    before, after = (
+        Checkpoint(start.source, adapters, "float32", "plain").load().likelihood(texts).logprob
+        for adapters in ((), (tmp_path,))
+    )
+    assert (before != after).any(), "three pairs are one step, and warming up must not take it all"
+
+
 @pytest.mark.parametrize("template", ["plain", "chat"])
 def test_dpo_prefers_the_chosen_more_than_its_reference_does(
     tiny_checkpoint: Checkpoint, tmp_path: Path, template: Any
@@ -95,7 +106,7 @@ def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, temp
     row = model.renderer.row(PAIRS[0].prompt, chosen=PAIRS[0].chosen, rejected=PAIRS[0].rejected)
     dpo = DPOTrainer(
         model=model.model,
-        args=DPOConfig(**arguments(DPO(), 0)),
+        args=DPOConfig(**arguments(DPO(), 0, 12)),
         train_dataset=Dataset.from_list([row]),
         processing_class=model.tokenizer,
         peft_config=LORA.config("CAUSAL_LM"),
@@ -107,7 +118,7 @@ def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, temp
     again = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
     sft = SFTTrainer(
         model=again.model,
-        args=SFTConfig(**arguments(SFT(), 0)),
+        args=SFTConfig(**arguments(SFT(), 0, 12)),
         train_dataset=Dataset.from_list([model.renderer.row(PAIRS[0].prompt, completion=PAIRS[0].chosen)]),
         processing_class=again.tokenizer,
         peft_config=LORA.config("CAUSAL_LM"),
@@ -151,7 +162,7 @@ def test_the_cpu_head_gives_trls_own_loss_metrics_and_gradients(tiny_checkpoint:
         rows = [model.renderer.row(p.prompt, **answer) for p, answer in zip(PAIRS, answers, strict=True)]
         trainer = (DPOTrainer if dpo else SFTTrainer)(
             model=model.model,
-            args=(DPOConfig if dpo else SFTConfig)(**arguments(DPO(batch_size=8) if dpo else SFT(batch_size=8), 3)),
+            args=(DPOConfig if dpo else SFTConfig)(**arguments(DPO(batch_size=8) if dpo else SFT(batch_size=8), 3, 12)),
             train_dataset=Dataset.from_list(rows),
             processing_class=model.tokenizer,
             peft_config=LORA.config("CAUSAL_LM"),

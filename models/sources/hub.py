@@ -1,0 +1,124 @@
+"""Prompts from datasets of the hub, or of a folder: columns written into a prompt, rows kept by what they hold."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from models.downloads import sha256_of
+from models.plugins import Frozen, digest_of
+from models.preference import Demonstration, Prompt
+from models.sources.base import Prompts, PromptSource, check_disjoint
+
+_COLUMN = re.compile(r"\{([\w.]+)\}")
+_PARENT = "parent."
+
+
+class Table(Frozen):
+    """Rows of a dataset. `prompt` and `response` are texts with `{column}` in them.
+
+    In a table of conversation trees, where `parent` is the column that names the message answered and `id` the one that it
+    names, `{parent.column}` is a column of that message.
+    """
+
+    dataset: str = Field(description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files")
+    config: str | None = None
+    split: str = "train"
+    prompt: str
+    response: str | None = None
+    where: dict[str, Any] = Field({}, description="columns and the value that a row must have in each")
+    id: str = "id"
+    parent: str | None = None
+    rows: PositiveInt = Field(description="rows drawn at random")
+
+    def texts(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Yield (prompt, response) of the kept rows in random order; raise ValueError naming a column there is not."""
+        data = self._load()
+        wanted = {*_COLUMN.findall(self.prompt), *_COLUMN.findall(self.response or ""), *self.where}
+        wanted |= {self.id, self.parent} if self.parent else set()
+        columns = {name.removeprefix(_PARENT) if self.parent else name for name in wanted}
+        if missing := columns - set(data.column_names):
+            raise ValueError(f"dataset {self.dataset} has no column {sorted(missing)}: it has {data.column_names}")
+        held = {name: data[name] for name in columns}
+        row_of = {key: row for row, key in enumerate(data[self.id])} if self.parent else {}
+
+        def value(row: int, name: str) -> Any:  # noqa: ANN401
+            if self.parent and name.startswith(_PARENT):
+                row, name = row_of[held[self.parent][row]], name.removeprefix(_PARENT)
+            return held[name][row]
+
+        def text(row: int, template: str) -> str:
+            return _COLUMN.sub(lambda found: str(value(row, found[1])), template).strip()
+
+        for row in np.random.default_rng(seed).permutation(len(data)).tolist():
+            if self.parent and held[self.parent][row] not in row_of:
+                continue
+            if all(value(row, name) == kept for name, kept in self.where.items()):
+                yield text(row, self.prompt), text(row, self.response or "")
+
+    def digest_inputs(self) -> str:
+        """Return the digest of a folder's files, or the hub's commit: a branch that moves is another dataset."""
+        if (folder := Path(self.dataset)).is_dir():
+            return digest_of([sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()])
+        from huggingface_hub import HfApi
+
+        name, _, revision = self.dataset.partition("@")
+        return str(HfApi().dataset_info(name, revision=revision or None).sha)
+
+    def _load(self) -> Any:  # noqa: ANN401
+        from datasets import load_dataset
+
+        name, _, revision = self.dataset.partition("@")
+        if not Path(self.dataset).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
+            raise FileNotFoundError(f"dataset {self.dataset!r} is neither a folder nor a hub id such as org/name")
+        place = (self.dataset, None) if Path(self.dataset).is_dir() else (name, revision or None)
+        return load_dataset(place[0], self.config, split=self.split, revision=place[1])
+
+
+class Hub(PromptSource):
+    """The seed of one dataset; the pool and the held-out prompts of another, disjoint, each prompt once."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset()
+
+    kind: Literal["hub"] = "hub"
+    pool: Table
+    seed: Table | None = None
+    held_out: PositiveInt = Field(description="further rows of the pool's dataset, set aside")
+    draw: NonNegativeInt = Field(0, description="the seed of the draw")
+
+    def load(self) -> Prompts:  # noqa: D102
+        seed = self._demonstrations()
+        taken = {Prompt.of(demonstration.prompt).id for demonstration in seed}
+        prompts: dict[str, Prompt] = {}
+        for text, _ in self.pool.texts(self.draw):
+            prompt = Prompt.of(text)
+            if text and prompt.id not in taken:
+                prompts.setdefault(prompt.id, prompt)
+            if len(prompts) == self.pool.rows + self.held_out:
+                break
+        found = list(prompts.values())
+        if len(found) <= self.held_out:
+            raise ValueError(
+                f"dataset {self.pool.dataset} has {len(found)} distinct prompts of this kind, and {self.held_out} are held "
+                "out: lower prompts.held_out or keep more rows"
+            )
+        return check_disjoint(Prompts(seed=seed, pool=found[self.held_out :], held_out=found[: self.held_out]))
+
+    def digest_inputs(self) -> str:  # noqa: D102
+        return digest_of([table.digest_inputs() for table in (self.pool, self.seed) if table is not None])
+
+    def _demonstrations(self) -> list[Demonstration]:
+        if self.seed is None:
+            return []
+        if self.seed.response is None:
+            raise ValueError("prompts.seed.response is missing: a demonstration has an answer, such as '{targets}'")
+        rows: list[Demonstration] = []
+        for prompt, response in self.seed.texts(self.draw):
+            if prompt and response:
+                rows.append(Demonstration(prompt, response))
+            if len(rows) == self.seed.rows:
+                break
+        return rows

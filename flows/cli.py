@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | sweep | report | labels | bench | doctor | up`."""
+"""The command line: `ninefold run | plan | sweep | compare | report | labels | bench | doctor | up`."""
 
 import json
 import os
@@ -27,6 +27,7 @@ cli_labels.app.add_typer(cli_checks.app)
 app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
 app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
+app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 Overrides = Annotated[

@@ -1,4 +1,4 @@
-"""`ninefold sweep`: many arms as one file."""
+"""`ninefold sweep` and `ninefold compare`: many arms as one file, and what they show."""
 
 from pathlib import Path
 from typing import Annotated
@@ -45,3 +45,27 @@ def sweep(
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
     if any(arm["failure"] for arm in report["arms"]):
         raise typer.Exit(1)
+
+
+def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> None:
+    """Hold a sweep's arms against random: intervals, paired tests, learning curves, Pareto fronts, variance by seed."""
+    from flows.environment import prepare
+
+    prepare()
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from flows.compare import compare as compared
+    from flows.compare_pages import notes, table
+    from flows.compare_run import publish
+    from flows.tracking import SWEEPS, runs_url
+
+    report = compared(name)
+    folder = publish(report)
+    titles, rows = table(report)
+    lines = [f"| {' | '.join(cells)} |" for cells in [list(titles), ["---"] * len(titles), *rows]]
+    Console().print(Markdown("\n".join(lines)))
+    for note in notes(report):
+        typer.echo(f"note: {note}")
+    typer.echo(f"\ncomparison  {folder}/compare.html (also .md and .json, and the pictures)")
+    typer.echo(f"MLflow      ninefold up, then open {runs_url(experiment=SWEEPS)}")

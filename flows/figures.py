@@ -36,14 +36,14 @@ def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
     axes.hist(before, bins, color=_BEFORE, alpha=0.7, label=f"M₁, mean {before.mean():.2f}")
     axes.hist(after, bins, color=_AFTER, alpha=0.6, label=f"M₂, mean {after.mean():.2f}, wins {win_rate:.0%}")
     axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _agreement(expert: Floats, proxy: Floats, spearman: float | None) -> bytes:
     shown = "–" if spearman is None else f"{spearman:.2f}"
     figure, axes = _canvas(f"Evaluator against expert (Spearman {shown})", "expert's score", "evaluator's score")
     axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
-    return _png(figure)
+    return png(figure)
 
 
 def _scores(bought: Floats, proxy: Floats) -> bytes:
@@ -55,7 +55,7 @@ def _scores(bought: Floats, proxy: Floats) -> bytes:
         weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins, weights=weights, color=colour, alpha=0.6, label=f"{name}, {len(values)} tuples")
     axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def learning_curves(report: dict[str, Any]) -> bytes:
@@ -80,7 +80,7 @@ def learning_curves(report: dict[str, Any]) -> bytes:
         axes.set(xscale="log", xlabel="labels", ylabel="agreement with the expert", title=title)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
@@ -93,7 +93,8 @@ def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _png(figure: Any) -> bytes:  # noqa: ANN401
+def png(figure: Any) -> bytes:  # noqa: ANN401
+    """Return a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -15,6 +15,8 @@ from tasks.prompts import PromptSets
 from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
+HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
+
 
 @dataclass(frozen=True)
 class Rounds:

@@ -12,16 +12,16 @@ import numpy as np
 
 from flows.experiment import Experiment
 from flows.figures import figure_pages
-from flows.findings import Agreement, Findings, both_scored, pairs_of, per_prompt, picked
+from flows.findings import HELD_OUT, Agreement, Findings, both_scored, pairs_of, per_prompt, picked
 from flows.pages import to_html, to_markdown
 from flows.reconciliation import reconcile
 from flows.tracking import Arm, log_dataset, log_metrics, register
+from models.cost import MICRO
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
 from tasks.history import labels_of
 from tasks.settings import settings
 from tasks.store import store
 
-HELD_OUT = "held_out.parquet"
 _SAMPLES = 8
 # of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
 _EXPERT_FACTS = {
@@ -33,7 +33,7 @@ _EXPERT_FACTS = {
 def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
     comparisons = store().rows(findings.outcome.ref, Comparison)
-    report: dict[str, Any] = _finite(_report(arm, findings, comparisons))
+    report: dict[str, Any] = finite(_report(arm, findings, comparisons))
     _log_metrics(arm, report)
     books = reconcile(arm)
     report["books"] = {**asdict(books), "agree": books.agree}
@@ -149,6 +149,10 @@ def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     scalars = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for section in ("evaluator", "policy"):
         scalars |= {f"{section}.{k}": v for k, v in (report[section] or {}).items() if isinstance(v, float)}
+    # the columns that people sort by, under names that need no explanation
+    scalars |= {"dollars": report["micro_usd"] / MICRO, "win_rate": report["policy"]["win_rate"]}
+    accuracy = (report["evaluator"] or {}).get("pair_accuracy")
+    scalars |= {"agreement": accuracy} if accuracy is not None else {}
     for run in arm.stages:
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)
@@ -180,12 +184,12 @@ def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], folder: Pa
         register(f"{name}-policy", adapter, arm.run_id, store().folder(adapter))
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401
+def finite(value: Any) -> Any:  # noqa: ANN401
     """Return the value with None for NaN, which JSON has no word for."""
     if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -20,7 +20,7 @@ from tasks.store import Ref, store
 if TYPE_CHECKING:
     import pandas as pd
 
-EXPERIMENT = "ninefold"
+EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
 
 
 class _HasFacts(Protocol):
@@ -217,11 +217,30 @@ def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
     client.set_registered_model_alias(name, "newest", version.version)
 
 
-def runs_url(port: int = 5000) -> str:
+def curve_runs(sweep: str, curves: dict[str, list[tuple[int, dict[str, float]]]], files: list[Path]) -> None:
+    """Log a sweep's comparison: a run with its files and under it one per learning curve, in place of an earlier one."""
+    import mlflow
+
+    _open_experiment(SWEEPS)
+    client = mlflow.MlflowClient()
+    mine = f"tags.`ninefold.sweep` = '{sweep}'"
+    for earlier in mlflow.search_runs(experiment_names=[SWEEPS], filter_string=mine, output_format="list"):
+        client.delete_run(earlier.info.run_id)
+    with mlflow.start_run(run_name=sweep, tags={"ninefold.sweep": sweep}):
+        for file in files:
+            mlflow.log_artifact(str(file), "comparison")
+        for arm, points in curves.items():
+            with mlflow.start_run(run_name=arm, nested=True, tags={"ninefold.sweep": sweep}):
+                mlflow.log_params({"sweep": sweep, "arm": arm})
+                for queries, figures in points:
+                    log_metrics({"queries": float(queries), **figures}, step=queries)
+
+
+def runs_url(port: int = 5000, *, experiment: str = EXPERIMENT) -> str:
     """Return the link that lands on the runs table (MLflow opens an experiment in its GenAI view otherwise)."""
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    number = experiment.experiment_id if experiment is not None else "0"
+    found = mlflow.get_experiment_by_name(experiment)
+    number = found.experiment_id if found is not None else "0"
     return f"http://127.0.0.1:{port}/#/experiments/{number}/runs?workflowType=machine_learning"

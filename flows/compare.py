@@ -1,0 +1,135 @@
+"""What a sweep shows: every arm with intervals, held against random at equal budget and on the same seeds."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from flows.findings import HELD_OUT
+from flows.report import report_folder
+from models.comparison import Outcomes, holm, mean_over_seeds, paired_bootstrap, pareto, spread
+from models.cost import MICRO
+
+BASELINE, BUDGET = "random", "labelling.queries"
+# name: what is summed over a prompt, and what it is divided by
+METRICS = {"agreement": ("agreed", "pairs"), "win_rate": ("wins", "comparisons"), "gain": ("gain", "comparisons")}
+
+
+class Run(NamedTuple):
+    """One finished run: which arm it is of, at which point of the grid, and what its held-out prompts say."""
+
+    series: str
+    budget: Any
+    seeds: tuple[int, int]
+    report: dict[str, Any]
+    outcomes: dict[str, Outcomes]
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Return the comparison of a sweep's arms; raise ValueError if there is no such sweep, or nothing of it has finished."""
+    sweep = _sweep(name)
+    runs = [_run(arm) for arm in sweep["arms"] if arm["report"]]
+    if not runs:
+        raise ValueError(f"no arm of sweep {name!r} has finished: `ninefold sweep` runs what is missing")
+    cells: dict[tuple[str, Any], list[Run]] = defaultdict(list)
+    for run in runs:
+        cells[run.series, run.budget].append(run)
+    rows = [_row(series, budget, cells) for series, budget in cells]
+    for metric in METRICS:
+        tested = [row["against_random"][metric] for row in rows if row["against_random"] and row["equal_budget"]]
+        tested = [test for test in tested if np.isfinite(test["p"])]
+        for test, adjusted in zip(tested, holm([test["p"] for test in tested]), strict=True):
+            test["p_holm"] = adjusted
+    for metric in METRICS:
+        known = [row for row in rows if np.isfinite(row[metric][0])]
+        front = pareto([row["micro_usd"] for row in known], [row[metric][0] for row in known])
+        for number, row in enumerate(known):
+            row["pareto"][metric] = number in front
+    missing = [arm["name"] for arm in sweep["arms"] if not arm["report"]]
+    return {
+        "name": name,
+        "baseline": BASELINE if any(row["against_random"] for row in rows) else None,
+        "oracle_simulated": sweep["oracle_simulated"],
+        "missing": missing,
+        "micro_usd": sweep["micro_usd"],
+        "micro_usd_paid": sweep["micro_usd_paid"],
+        "rows": rows,
+    }
+
+
+def series_of(arm: Mapping[str, Any]) -> str:
+    """Return the name of the learning curve that a run is a point of: its arm, and the grid but for the budget."""
+    rest = [f"{field.rpartition('.')[2]}={value}" for field, value in arm["point"].items() if field != BUDGET]
+    return " ".join([arm["arm"], *rest])
+
+
+def _sweep(name: str) -> dict[str, Any]:
+    path = report_folder(name) / "sweep.json"
+    if not path.is_file():
+        known = sorted(found.parent.name for found in path.parent.parent.glob("*/sweep.json"))
+        raise ValueError(f"no sweep {name!r}: there are {', '.join(known) or 'none yet; run `ninefold sweep` first'}")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _run(arm: dict[str, Any]) -> Run:
+    table = pd.read_parquet(report_folder(arm["name"]) / HELD_OUT).sort_values("prompt_id")
+    outcomes = {
+        metric: Outcomes(table[total].to_numpy(np.float64), table[count].to_numpy(np.float64))
+        for metric, (total, count) in METRICS.items()
+    }
+    return Run(series_of(arm), arm["point"].get(BUDGET), (arm["seed"], arm["training_seed"]), arm["report"], outcomes)
+
+
+def _row(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> dict[str, Any]:  # noqa: ANN401
+    runs = cells[series, budget]
+    reports = [run.report for run in runs]
+    row: dict[str, Any] = {
+        "arm": series,
+        "budget": budget,
+        "seeds": [list(run.seeds) for run in runs],
+        "queries": _mean(reports, lambda r: r["queries"]),
+        "micro_usd": _mean(reports, lambda r: r["micro_usd"]),
+        "pairs": _mean(reports, lambda r: r["pairs"]),
+        "kl": _mean(reports, lambda r: r["policy"]["kl"]),
+        "tokens": _mean(reports, lambda r: r["policy"]["tokens_after"]),
+        "pareto": {},
+    }
+    for metric in METRICS:
+        row[metric] = list(mean_over_seeds([run.outcomes[metric] for run in runs]))
+        row[f"{metric}_spread"] = spread({run.seeds: run.outcomes[metric].mean for run in runs})._asdict()
+    baseline = _baseline(series, budget, cells)
+    pairs = [(run, other) for run in runs for other in baseline if run.seeds == other.seeds]
+    row["equal_budget"] = bool(pairs) and all(run.report["queries"] == other.report["queries"] for run, other in pairs)
+    row["against_random"] = _against(pairs) if pairs else None
+    return row
+
+
+def _baseline(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> Sequence[Run]:  # noqa: ANN401
+    """Return random's runs at the same point; for an arm with a budget of its own, those at the largest."""
+    arm, _, rest = series.partition(" ")
+    if arm == BASELINE:
+        return ()
+    name = f"{BASELINE} {rest}".strip()
+    known = sorted((b for s, b in cells if s == name), key=lambda b: -1 if b is None else b)
+    return cells[name, budget if budget in known else known[-1]] if known else ()
+
+
+def _against(pairs: Sequence[tuple[Run, Run]]) -> dict[str, dict[str, float]]:
+    found = {}
+    for metric in METRICS:
+        ours, other = ([run.outcomes[metric] for run in side] for side in zip(*pairs, strict=True))
+        found[metric] = {**paired_bootstrap(ours, other)._asdict(), "pairs": len(pairs), "p_holm": float("nan")}
+    return found
+
+
+def _mean(reports: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float:
+    return float(np.mean([of(report) for report in reports]))
+
+
+def dollars_of(row: Mapping[str, Any]) -> float:
+    """Return the dollars of a row, as if its arm had run alone."""
+    return float(row["micro_usd"]) / MICRO

@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | sweep | compare | report | labels | bench | doctor | up`."""
+"""The command line: `ninefold run | plan | rerun | sweep | compare | report | labels | bench | doctor | up`."""
 
 import json
 import os
@@ -57,6 +57,30 @@ def run(file: File, overrides: Overrides = None) -> None:
         typer.echo(f"note: {warning}")
     typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
+
+
+@app.command(epilog="Example: `ninefold rerun quickstart --from train_evaluator`")
+def rerun(
+    name: Annotated[str, typer.Argument(help="The run's name, as MLflow shows it, or its id.")],
+    stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Execute this stage and what follows.")] = "",
+) -> None:
+    """Run an experiment again: what failed and what follows it, or all from a chosen stage on. No label is bought twice."""
+    from flows.environment import prepare
+
+    prepare()
+    from flows.pages import headlines
+    from flows.plan import plan as make_plan
+    from flows.proxy_reward import proxy_reward
+    from flows.rerun import started
+    from tasks.caching import restarting
+
+    found = started(name)
+    with restarting(stage):  # a stage there is not is refused before anything runs
+        make_plan(found.experiment)
+    report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
+    executed = [run["name"] for run in report["stages"] if not run["cached"]]
+    table(report["name"], headlines(report))
+    typer.echo(f"executed    {', '.join(executed) or 'nothing: all was in the cache'}")
 
 
 @app.command(epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`")

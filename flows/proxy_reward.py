@@ -23,7 +23,7 @@ from models.randomness import seed_of
 from tasks.acquire import acquire
 from tasks.align import align
 from tasks.annotate import Bought, Purchase, annotate, ask_people
-from tasks.caching import Product
+from tasks.caching import Product, restarting
 from tasks.demonstrations import off_policy, self_play
 from tasks.embed import embed
 from tasks.evaluate import assess_evaluator, assess_policy
@@ -40,10 +40,13 @@ from tasks.train_evaluator import train_evaluator
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
-def proxy_reward(experiment: Experiment, sweep: str = "") -> dict[str, Any]:
-    """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow)."""
+def proxy_reward(experiment: Experiment, sweep: str = "", restart_from: str = "") -> dict[str, Any]:
+    """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow).
+
+    What an earlier run has done comes from the cache, up to the stage `restart_from` if one is named.
+    """
     x = experiment
-    with arm_run(experiment, sweep) as arm:
+    with arm_run(experiment, sweep) as arm, restarting(restart_from):
         base = base_policy(x.policy)  # M_0
         prompts = load_prompts(
             x.prompts,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
+SETTINGS = "experiment.json"  # of a run: the whole experiment
 
 
 class _HasFacts(Protocol):
@@ -106,7 +107,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
     """Open the arm's MLflow run (the same one again when the arm is run again) and close it with its status."""
     import mlflow
 
-    _open_experiment(EXPERIMENT)
+    open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
@@ -126,7 +127,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
             }
         )
         mlflow.log_params(_flat_params(experiment))
-        mlflow.log_text(experiment.model_dump_json(indent=2), "experiment.json")
+        mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:
             yield Arm(experiment, run.info.run_id, stages, paid_before)
@@ -135,7 +136,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
             raise
 
 
-def _open_experiment(name: str) -> None:
+def open_experiment(name: str) -> None:
     """Make an experiment the current one; its artifacts lie in this project's home unless a server keeps them."""
     import mlflow
 
@@ -150,7 +151,7 @@ def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], fol
     """Log a study: a run with its report, and under it one run per arm with a metric per budget, step = labels."""
     import mlflow
 
-    _open_experiment(f"{EXPERIMENT}-studies")
+    open_experiment(f"{EXPERIMENT}-studies")
     with mlflow.start_run(run_name=name):
         mlflow.log_params(params)
         mlflow.log_artifacts(str(folder), "report")
@@ -221,7 +222,7 @@ def curve_runs(sweep: str, curves: dict[str, list[tuple[int, dict[str, float]]]]
     """Log a sweep's comparison: a run with its files and under it one per learning curve, in place of an earlier one."""
     import mlflow
 
-    _open_experiment(SWEEPS)
+    open_experiment(SWEEPS)
     client = mlflow.MlflowClient()
     mine = f"tags.`ninefold.sweep` = '{sweep}'"
     for earlier in mlflow.search_runs(experiment_names=[SWEEPS], filter_string=mine, output_format="list"):

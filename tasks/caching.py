@@ -93,6 +93,41 @@ def stage_runs() -> Iterator[list[StageRun]]:
         _runs.reset(token)
 
 
+STAGES: list[str] = []  # by name, in the order in which they were declared
+
+
+@dataclass
+class _Restart:
+    stage: str
+    reached: bool = False
+
+
+_restart: ContextVar[_Restart | None] = ContextVar("restart", default=None)
+
+
+@contextmanager
+def restarting(stage: str) -> Iterator[None]:
+    """Execute the stage of this name, and all that follow it in the block, whatever the cache holds; none for "".
+
+    The ledger still knows what has been bought: asking again costs nothing. Raises ValueError for a stage there is not.
+    """
+    if stage and stage not in STAGES:
+        raise ValueError(f"no stage is called {stage!r}: restart from one of {', '.join(sorted(STAGES))}")
+    token = _restart.set(_Restart(stage) if stage else None)
+    try:
+        yield
+    finally:
+        _restart.reset(token)
+
+
+def _anew(stage: str) -> bool:
+    restart = _restart.get()
+    if restart is None:
+        return False
+    restart.reached |= stage == restart.stage
+    return restart.reached
+
+
 @dataclass(frozen=True)
 class Stage(Generic[P, R]):
     """A cached Prefect task that checks the artifacts behind a cache hit and recomputes what is missing or damaged."""
@@ -109,7 +144,8 @@ class Stage(Generic[P, R]):
         """Run the stage, or return its result from an earlier run with the same key."""
         started = time.monotonic()
         log.log(self.level, "▶ %s", self.name)
-        state: Any = self.task(*args, return_state=True, **kwargs)
+        task = self.task.with_options(refresh_cache=True) if _anew(self.name) else self.task
+        state: Any = task(*args, return_state=True, **kwargs)
         result: R = state.result()
         cached = state.name == "Cached"
         if cached and (damage := _damage(result)):
@@ -147,6 +183,7 @@ def stage(
             task_run_name=function.__name__.replace("_", " "),
             log_prints=False,
         )
+        STAGES.append(task.name)
         return Stage(task, level)
 
     return decorate

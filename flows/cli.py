@@ -72,11 +72,11 @@ def rerun(
     from flows.plan import plan as make_plan
     from flows.proxy_reward import proxy_reward
     from flows.rerun import started
-    from tasks.caching import restarting
+    from tasks.caching import check_stage
 
     found = started(name)
-    with restarting(stage):  # a stage there is not is refused before anything runs
-        make_plan(found.experiment)
+    check_stage(stage)
+    make_plan(found.experiment)
     report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
     executed = [run["name"] for run in report["stages"] if not run["cached"]]
     table(report["name"], headlines(report))

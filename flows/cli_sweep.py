@@ -1,5 +1,6 @@
 """`ninefold sweep` and `ninefold compare`: many arms as one file, and what they show."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,18 +30,13 @@ def sweep(
     if only_plan:
         return
     prepare()
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from flows.report import report_folder
-    from flows.sweep_pages import markdown_table, notes
+    from flows.sweep_pages import notes, table
     from flows.sweep_run import run_sweep
     from flows.tracking import runs_url
 
     report = run_sweep(given)
-    Console().print(Markdown(markdown_table(report)))
-    for note in notes(report):
-        typer.echo(f"note: {note}")
+    _show(table(report), notes(report))
     typer.echo(f"\nreport      {report_folder(report['name'])}/sweep.html (also .md, .csv and .json)")
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
     if any(arm["failure"] for arm in report["arms"]):
@@ -52,9 +48,6 @@ def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> N
     from flows.environment import prepare
 
     prepare()
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from flows.compare import compare as compared
     from flows.compare_pages import notes, table
     from flows.compare_run import publish
@@ -62,10 +55,17 @@ def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> N
 
     report = compared(name)
     folder = publish(report)
-    titles, rows = table(report)
-    lines = [f"| {' | '.join(cells)} |" for cells in [list(titles), ["---"] * len(titles), *rows]]
-    Console().print(Markdown("\n".join(lines)))
-    for note in notes(report):
-        typer.echo(f"note: {note}")
+    _show(table(report), notes(report))
     typer.echo(f"\ncomparison  {folder}/compare.html (also .md and .json, and the pictures)")
     typer.echo(f"MLflow      ninefold up, then open {runs_url(experiment=SWEEPS)}")
+
+
+def _show(table: tuple[Sequence[str], Sequence[Sequence[str]]], notes: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from flows.pages import markdown_table
+
+    Console().print(Markdown(markdown_table(*table)))
+    for note in notes:
+        typer.echo(f"note: {note}")

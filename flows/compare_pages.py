@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.compare import METRICS, dollars_of
 from flows.figures import png
-from flows.pages import STYLE
+from flows.pages import STYLE, html_table, markdown_table
 from models.cost import dollars
 
 _NAMES = {"agreement": "pair accuracy", "win_rate": "win rate", "gain": "gain"}
@@ -44,21 +44,21 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the comparison as Markdown."""
-    titles, rows = table(report)
-    lines = [f"# {report['name']}: comparison", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows]
-    lines += ["", *[f"> {note}\n>" for note in notes(report)]]
+    lines = [
+        f"# {report['name']}: comparison",
+        "",
+        markdown_table(*table(report)),
+        "",
+        *[f"> {note}\n>" for note in notes(report)],
+    ]
     return "\n".join([*lines, "", "![learning curves](curves.png)", "", "![Pareto fronts](pareto.png)", ""])
 
 
 def to_html(report: dict[str, Any]) -> str:
     """Return the comparison as one HTML page; the pictures lie beside it."""
-    titles, rows = table(report)
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
     told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
-<style>{STYLE}</style><h1>{escape(report["name"])}: comparison</h1><table><tr>{head}</tr>{body}</table>{told}
+<style>{STYLE}</style><h1>{escape(report["name"])}: comparison</h1>{html_table(*table(report))}{told}
 <img class=wide src="curves.png" alt="learning curves"><img class=wide src="pareto.png" alt="Pareto fronts"></html>
 """
 

@@ -1,5 +1,6 @@
 """The report as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -14,6 +15,19 @@ img{width:32%;min-width:18rem;margin:.5rem .5% 0 0}
 .note{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}
 .wide{width:100%;max-width:60rem}
 """
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells as Markdown."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells as HTML, escaped."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -136,12 +136,11 @@ def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, A
     facts = agreement.facts
     found: dict[str, Any] = {"kind": x.evaluator.label(), "calibration_error": facts["calibration_error"]}
     for prefix in ("", "shuffled_"):
-        known = f"{prefix}spearman" in facts
         accuracy = [facts.get(f"{prefix}pair_accuracy{end}", math.nan) for end in ("", "_low", "_high")]
         alike = [facts.get(f"{prefix}similar_length_{end}", math.nan) for end in ("mean", "low", "high")]
         found |= {f"{prefix}pair_accuracy": accuracy[0], f"{prefix}pair_accuracy_ci": accuracy[1:]}
         found |= {f"{prefix}similar_length": alike[0], f"{prefix}similar_length_ci": alike[1:]}
-        found |= {f"{prefix}spearman": facts[f"{prefix}spearman"] if known else math.nan}
+        found |= {f"{prefix}spearman": facts.get(f"{prefix}spearman", math.nan)}
     return found
 
 

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from flows.pages import STYLE
+from flows.pages import STYLE, html_table, markdown_table
 from models.cost import MICRO, dollars
 
 _CONTROLS = ("random, length only", "random, shuffled labels")
@@ -37,10 +37,7 @@ def notes(report: dict[str, Any]) -> list[str]:
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the study as Markdown."""
     lines = [f"# {report['name']}", "", "![learning curves](curves.png)", ""]
-    titles = _titles(report)
-    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in _cells(report)]
-    lines += ["", *[f"> {note}" for note in notes(report)], ""]
+    lines += [markdown_table(_titles(report), _cells(report)), "", *[f"> {note}" for note in notes(report)], ""]
     for arm in report["arms"]:
         lines += [
             f"## {arm['name']}",
@@ -59,12 +56,10 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def to_html(report: dict[str, Any]) -> str:
     """Return the study as one HTML page; the figure lies beside it."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in _titles(report))
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>" for cells in _cells(report))
     told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
 <style>{STYLE}</style><h1>{escape(report["name"])}</h1>{told}<img class=wide src="curves.png" alt="learning curves">
-<table><tr>{head}</tr>{rows}</table></html>
+{html_table(_titles(report), _cells(report))}</html>
 """
 
 

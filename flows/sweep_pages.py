@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from flows.pages import STYLE
+from flows.pages import STYLE, html_table, markdown_table
 from models.cost import MICRO, dollars
 
 _COLUMNS = ("arm", "seed", "queries", "dollars", "pair accuracy", "win rate", "gain", "KL", "state")
@@ -34,29 +34,31 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 def to_markdown(report: dict[str, Any]) -> str:
     """Return the sweep as Markdown."""
-    lines = [f"# {report['name']}", "", markdown_table(report), "", *[f"> {note}" for note in notes(report)], ""]
+    lines = [
+        f"# {report['name']}",
+        "",
+        markdown_table(*table(report)),
+        "",
+        *[f"> {note}" for note in notes(report)],
+        "",
+    ]
     executed = ", ".join(f"{name} × {count}" for name, count in sorted(report["executed"].items()))
     return "\n".join([*lines, f"Stages executed: {executed or 'none, all from the cache'}.", ""])
 
 
-def markdown_table(report: dict[str, Any]) -> str:
-    """Return the table alone as Markdown."""
-    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    return "\n".join([*lines, *[f"| {' | '.join(_cells(row))} |" for row in rows_of(report)]])
+def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the titles and the cells, one row per run."""
+    return _COLUMNS, [_cells(row) for row in rows_of(report)]
 
 
 def to_html(report: dict[str, Any]) -> str:
     """Return the sweep as one HTML page."""
-    head = "".join(f"<th>{title}</th>" for title in _COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in rows_of(report)
-    )
     told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
 <style>
 {STYLE}
 </style>
-<h1>{escape(report["name"])}</h1><table><tr>{head}</tr>{body}</table>{told}</html>
+<h1>{escape(report["name"])}</h1>{html_table(*table(report))}{told}</html>
 """
 
 

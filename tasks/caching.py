@@ -105,14 +105,19 @@ class _Restart:
 _restart: ContextVar[_Restart | None] = ContextVar("restart", default=None)
 
 
+def check_stage(stage: str) -> None:
+    """Raise ValueError for the name of a stage there is not; "" is none."""
+    if stage and stage not in STAGES:
+        raise ValueError(f"no stage is called {stage!r}: restart from one of {', '.join(sorted(STAGES))}")
+
+
 @contextmanager
 def restarting(stage: str) -> Iterator[None]:
     """Execute the stage of this name, and all that follow it in the block, whatever the cache holds; none for "".
 
-    The ledger still knows what has been bought: asking again costs nothing. Raises ValueError for a stage there is not.
+    The ledger still knows what has been bought: asking again costs nothing. Raises as `check_stage`.
     """
-    if stage and stage not in STAGES:
-        raise ValueError(f"no stage is called {stage!r}: restart from one of {', '.join(sorted(STAGES))}")
+    check_stage(stage)
     token = _restart.set(_Restart(stage) if stage else None)
     try:
         yield

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -80,8 +80,6 @@ class Table(Frozen):
 
 class Hub(PromptSource):
     """The seed of one dataset; the pool and the held-out prompts of another, disjoint, each prompt once."""
-
-    execution_fields: ClassVar[frozenset[str]] = frozenset()
 
     kind: Literal["hub"] = "hub"
     pool: Table

@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | rerun | sweep | compare | report | labels | bench | doctor | up`."""
+"""The command line: `ninefold run | plan | rerun | sweep | compare | report | labels | bench | doctor | up | down`."""
 
 import json
 import os
@@ -36,6 +36,7 @@ Overrides = Annotated[
 ]
 
 
+DEPLOYMENTS = Path("deployments/prefect.yaml")
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
@@ -69,14 +70,12 @@ def rerun(
 
     prepare()
     from flows.pages import headlines
-    from flows.plan import plan as make_plan
     from flows.proxy_reward import proxy_reward
     from flows.rerun import started
     from tasks.caching import check_stage
 
     found = started(name)
     check_stage(stage)
-    make_plan(found.experiment)
     report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
     executed = [run["name"] for run in report["stages"] if not run["cached"]]
     table(report["name"], headlines(report))
@@ -123,18 +122,33 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: `ninefold up --mlflow-port 5001`")
+@app.command(epilog="Example: `ninefold up --detach`, and later `ninefold down`")
 def up(
     mlflow_port: Annotated[int, typer.Option(help="MLflow's port on 127.0.0.1.")] = 5000,
     prefect_port: Annotated[int, typer.Option(help="Prefect's port on 127.0.0.1.")] = 4200,
+    deployments: Annotated[Path, typer.Option(help="Deployments for Prefect's pages.")] = DEPLOYMENTS,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is up; it stays up.")] = False,
 ) -> None:
-    """Serve the Prefect and MLflow pages on 127.0.0.1 until Ctrl-C."""
+    """Serve the Prefect and MLflow pages on 127.0.0.1, with the project's deployments and a worker that runs them."""
     from flows.environment import prepare
+    from flows.servers import serve, servers, start
 
+    if (found := servers()) is not None:
+        typer.echo("\n".join(["up already:", *found.lines()]))
+        return
     prepare()
-    from flows.servers import serve
+    given = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
+    lines = start(**given, deployments=deployments).lines() if detach else serve(**given, deployments=deployments)
+    for line in lines:
+        typer.echo(line)
 
-    serve(mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+@app.command(epilog="Example: `ninefold down`")
+def down() -> None:
+    """Stop what `ninefold up` has started, and the worker's run with it: nothing paid for is lost, the run can go on."""
+    from flows.servers import stop
+
+    typer.echo("stopped" if stop() else "nothing is up")
 
 
 def main() -> None:

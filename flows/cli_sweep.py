@@ -32,10 +32,13 @@ def sweep(
     prepare()
     from flows.report import report_folder
     from flows.sweep_pages import notes, table
-    from flows.sweep_run import run_sweep
+    from flows.sweep_run import Incomplete, run_sweep
     from flows.tracking import runs_url
 
-    report = run_sweep(given)
+    try:
+        report = run_sweep(given)
+    except Incomplete as missing:
+        report = missing.report
     _show(table(report), notes(report))
     typer.echo(f"\nreport      {report_folder(report['name'])}/sweep.html (also .md, .csv and .json)")
     typer.echo(f"MLflow      ninefold up, then open {runs_url()}")

@@ -9,6 +9,8 @@ from flows.compare_pages import curves, fronts, to_html, to_markdown
 from flows.report import finite, report_folder, write_text
 from flows.tracking import curve_runs
 
+CURVES = "curves.png"
+
 
 def publish(report: dict[str, Any]) -> Path:
     """Write the pages and pictures, log them and the curves (a metric per point, step = queries), and return the folder."""
@@ -16,13 +18,13 @@ def publish(report: dict[str, Any]) -> Path:
     write_text(folder / "compare.json", json.dumps(finite(report), indent=2, allow_nan=False))
     write_text(folder / "compare.md", to_markdown(report))
     write_text(folder / "compare.html", to_html(report))
-    (folder / "curves.png").write_bytes(curves(report))
+    (folder / CURVES).write_bytes(curves(report))
     (folder / "pareto.png").write_bytes(fronts(report))
     curve_runs(report["name"], _points(report), [folder / name for name in _PUBLISHED])
     return folder
 
 
-_PUBLISHED = ("compare.json", "compare.md", "compare.html", "curves.png", "pareto.png")
+_PUBLISHED = ("compare.json", "compare.md", "compare.html", CURVES, "pareto.png")
 
 
 def _points(report: dict[str, Any]) -> dict[str, list[tuple[int, dict[str, float]]]]:

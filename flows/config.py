@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from models.plugins import Frozen, OneOf
 
@@ -26,6 +26,13 @@ def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
             raise ValueError(f"--set {override!r} must read field.subfield=value")
         set_field(settings, name, yaml.safe_load(value))
     return validated(cls, settings, str(path))
+
+
+def or_file(cls: type[Frozen]) -> BeforeValidator:
+    """Return what lets a flow's parameter be given as a parameter file too, by its path: a deployment's are strings."""
+    return BeforeValidator(
+        lambda given: load(cls, Path(given)) if isinstance(given, str) else given, json_schema_input_type=cls | str
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

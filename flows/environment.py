@@ -6,6 +6,7 @@ import warnings
 
 from rich.logging import RichHandler
 
+from flows.servers import servers
 from tasks.settings import settings
 
 
@@ -17,6 +18,8 @@ def prepare() -> None:
     if not {"PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_API_URL"} & os.environ.keys():
         settings().prefect_home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(settings().prefect_home)
+        if (up := servers()) is not None:  # `ninefold up`: its server starts no second one, and shows runs as they go
+            os.environ["PREFECT_API_URL"] = up.api
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(settings().prefect_home / "storage"))
     # The domain's log lines reach the Prefect UI; the terminal has its own, quieter view.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "models,tasks,flows")

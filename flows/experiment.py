@@ -84,6 +84,17 @@ class Experiment(Frozen):
         """The expert of the evaluation."""
         return self.evaluation.oracle or self.labelling.oracle
 
+    @property
+    def strategy(self) -> str:
+        """What people call the arm: its strategy, and what is not the paper's about it."""
+        if not self.dpo.asks:
+            return {"policy": "self_reward", "demonstrations": "spin"}.get(self.dpo.feedback, "sft")
+        labelling = self.labelling
+        named = [labelling.acquisition.label()]
+        named += [labelling.pool] * (labelling.pool != "on_policy")
+        named += ["direct"] * (self.dpo.feedback == "expert") + ["shuffled"] * labelling.shuffle_labels
+        return " ".join(named)
+
     @model_validator(mode="after")
     def _pairs_where_pairs_are_asked(self) -> "Experiment":
         expert, strategy = self.labelling.oracle.label(), self.labelling.acquisition

@@ -4,10 +4,11 @@ M_0 is the base model, M_1 the fine-tuned one, M_2 the aligned one. Each stage b
 in the ledger.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from prefect import flow
 
+from flows.config import or_file
 from flows.experiment import Experiment, PolicyConfig
 from flows.findings import Agreement, Findings, Rounds
 from flows.report import write_report
@@ -40,10 +41,13 @@ from tasks.train_evaluator import train_evaluator
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
-def proxy_reward(experiment: Experiment, sweep: str = "", restart_from: str = "") -> dict[str, Any]:
+def proxy_reward(
+    experiment: Annotated[Experiment, or_file(Experiment)], sweep: str = "", restart_from: str = ""
+) -> dict[str, Any]:
     """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow).
 
-    What an earlier run has done comes from the cache, up to the stage `restart_from` if one is named.
+    The experiment may be given as a file. What an earlier run has done comes from the cache, up to the stage `restart_from`
+    if one is named.
     """
     x = experiment
     with arm_run(experiment, sweep) as arm, restarting(restart_from):

@@ -72,7 +72,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "arm": x.digest(),
         "mlflow_run": arm.run_id,
         "accounts": sorted({bought.account for bought in [*arm.purchases, *arm.measurements]}),
-        "strategy": strategy_of(x),
+        "strategy": x.strategy,
         "feedback": x.dpo.feedback,
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
@@ -118,16 +118,6 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "seconds": time.monotonic() - arm.started,
         "samples": [asdict(c) for c in comparisons[:: max(len(comparisons) // _SAMPLES, 1)][:_SAMPLES]],
     }
-
-
-def strategy_of(x: Experiment) -> str:
-    """Return what people call an arm: its strategy, and what is not the paper's about it."""
-    if not x.dpo.asks:
-        return {"policy": "self_reward", "demonstrations": "spin"}.get(x.dpo.feedback, "sft")
-    named = [x.labelling.acquisition.label()]
-    named += [x.labelling.pool] * (x.labelling.pool != "on_policy")
-    named += ["direct"] * (x.dpo.feedback == "expert") + ["shuffled"] * x.labelling.shuffle_labels
-    return " ".join(named)
 
 
 def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, Any] | None:

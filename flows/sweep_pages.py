@@ -17,9 +17,9 @@ def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
 def notes(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the table."""
     found = []
-    failed = [arm["name"] for arm in report["arms"] if arm["failure"]]
-    if failed:
-        found.append(f"Missing: {', '.join(failed)}. The same command runs what is missing, and nothing else.")
+    missing = [arm["name"] for arm in report["arms"] if not arm["report"]]
+    if missing:
+        found.append(f"Missing: {', '.join(missing)}. The same command runs what is missing, and nothing else.")
     if report["oracle_simulated"]:
         found.append("An expert of this sweep is simulated.")
     found += [
@@ -67,7 +67,7 @@ def _row(arm: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": told, "seed": arm["seed"]}
     report = arm["report"]
     if report is None:
-        return row | dict.fromkeys(_COLUMNS[2:-1]) | {"state": arm["failure"]}
+        return row | dict.fromkeys(_COLUMNS[2:-1]) | {"state": arm["failure"] or "not run yet"}
     return row | {
         "queries": report["queries"],
         "dollars": report["micro_usd"] / MICRO,

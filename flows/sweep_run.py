@@ -3,17 +3,22 @@
 import json
 import logging
 import time
+from base64 import b64encode
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.runtime import deployment
 
+from flows.compare import compare
+from flows.compare_run import CURVES, publish
+from flows.config import or_file
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder, write_text
 from flows.sweep import Arm, Sweep
-from flows.sweep_pages import rows_of, to_html, to_markdown
+from flows.sweep_pages import notes, rows_of, to_html, to_markdown
 from flows.sweep_plan import plan_sweep
 from models.cost import dollars
 from models.ledger import Ledger
@@ -22,16 +27,33 @@ from tasks.settings import settings
 log = logging.getLogger(__name__)
 
 
-@flow(name="sweep", flow_run_name="{sweep.name}")
-def run_sweep(sweep: Sweep) -> dict[str, Any]:
-    """Run every arm and return the sweep's report (also written to the reports folder and shown on the flow run's page).
+class Incomplete(RuntimeError):
+    """A sweep of which arms failed: the message names them, and `report` has the others'."""
 
-    An arm that fails is named with its reason; the next execution of the same sweep runs what is missing.
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(notes(report)[0])
+        self.report = report
+
+
+@flow(name="sweep", flow_run_name="{sweep.name}")
+def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
+    """Run every arm, compare them, and return the sweep's report (also written to the reports folder).
+
+    The sweep may be given as a file. Its table and learning curves are shown on the flow run's page. Raises Incomplete, when
+    all of that is done, if an arm fails; the next execution of the same sweep runs what is missing.
     """
     started, planned = time.monotonic(), plan_sweep(sweep)
+    if deployment.id is not None:  # nobody has seen the plan: whoever starts a sweep in a terminal has
+        for line in planned.lines():
+            log.info("%s", line)
     reports: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     arms = planned.expanded.arms
+
+    def told() -> dict[str, Any]:
+        known = {"merged": planned.expanded.merged, "seconds": time.monotonic() - started}
+        return _report(sweep, arms, reports, failures) | known
+
     for number, arm in enumerate(arms, start=1):
         name = arm.experiment.name
         log.info("arm %d of %d: %s", number, len(arms), name)
@@ -40,11 +62,11 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
         except Exception as error:  # the other arms are worth having
             failures[name] = f"{type(error).__name__}: {error}"
             log.warning("arm %s failed: %s", name, failures[name])
-    report = _report(sweep, arms, reports, failures) | {
-        "merged": planned.expanded.merged,
-        "seconds": time.monotonic() - started,
-    }
-    _write(report)
+        _write(told())
+    report = told()
+    _show(report)
+    if failures:
+        raise Incomplete(report)
     return report
 
 
@@ -85,11 +107,22 @@ def _write(report: dict[str, Any]) -> None:
     write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
     write_text(folder / "sweep.md", to_markdown(report))
     write_text(folder / "sweep.html", to_html(report))
-    rows = rows_of(report)
-    pd.DataFrame(rows).to_csv(folder / "sweep.csv", index=False)
+    pd.DataFrame(rows_of(report)).to_csv(folder / "sweep.csv", index=False)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Put the table, and the learning curves if an arm has finished, on the flow run's page."""
+    key = f"sweep-{report['name']}".replace(".", "-").replace("_", "-")
     create_table_artifact(
-        table=[{name: str(value) for name, value in row.items()} for row in rows],
-        key=f"sweep-{report['name']}".replace(".", "-").replace("_", "-"),
+        table=[{name: str(value) for name, value in row.items()} for row in rows_of(report)],
+        key=key,
         description=f"{report['name']}: {dollars(report['micro_usd'])} if each arm ran alone, "
         f"{dollars(report['micro_usd_paid'])} paid",
     )
+    if any(arm["report"] for arm in report["arms"]):
+        picture = b64encode((publish(compare(report["name"])) / CURVES).read_bytes()).decode()
+        create_image_artifact(
+            image_url=f"data:image/png;base64,{picture}",
+            key=f"{key}-curves",
+            description=f"{report['name']}: learning curves, with 95 % intervals",
+        )

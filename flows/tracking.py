@@ -1,5 +1,6 @@
 """One MLflow run per arm, called from flow bodies only, so that what a cache hit returns is logged too."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prefect.exceptions import Pause
+from prefect.runtime import deployment
 
 from flows.experiment import Experiment
+from flows.plan import plan
 from models.cost import NO_CAP, Amount
 from tasks.annotate import Bought
 from tasks.caching import StageRun, stage_runs
@@ -19,6 +22,8 @@ from tasks.store import Ref, store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
 SETTINGS = "experiment.json"  # of a run: the whole experiment
@@ -104,9 +109,16 @@ class Arm:
 
 @contextmanager
 def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
-    """Open the arm's MLflow run (the same one again when the arm is run again) and close it with its status."""
+    """Check the arm's plan, open its MLflow run (the same one again when it is run again), close it with its status.
+
+    Raises as `plan`, before anything is written.
+    """
     import mlflow
 
+    planned = plan(experiment)
+    if deployment.id is not None:  # nobody has seen it: whoever starts a run in a terminal has
+        for line in planned.lines():
+            log.info("%s", line)
     open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(
@@ -168,7 +180,7 @@ def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], fol
 def _flat_params(experiment: Experiment) -> dict[str, Any]:
     """Return the ten parameters that people filter by; the whole is in experiment.json."""
     return {
-        "strategy": experiment.labelling.acquisition.label(),
+        "strategy": experiment.strategy,
         "budget": experiment.labelling.queries,
         "selection_seed": experiment.seeds.selection,
         "training_seed": experiment.seeds.training,

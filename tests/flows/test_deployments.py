@@ -1,0 +1,236 @@
+"""What a lab leaves running: real servers, deployments, a schedule that fires, a worker, and retries where it failed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from benchmarks.loopback_judge import LoopbackJudge
+from flows.servers import Servers, port_taken
+from models.ledger import Ledger
+from tests.browser import browser
+from tests.flows.test_servers import free_port
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "deployments" / "prefect.yaml"
+KEY = "sk-planted-0123456789abcdef"
+
+
+class Lab:
+    """A home with its servers up, as `ninefold up --detach` leaves it; commands run in the lab's own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        self.home.mkdir()
+        without = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        home = {"NINEFOLD_HOME": str(self.home), "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        self.environment = {**without, **home, "NINEFOLD_TEST_KEY": KEY, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        self.ports = (free_port(), free_port())
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.ports[1]}/api", timeout=30)
+
+    def command(self, *arguments: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def up(self) -> str:
+        mlflow, prefect = map(str, self.ports)
+        ports = ["--mlflow-port", mlflow, "--prefect-port", prefect]
+        return self.command("flows.cli", "up", "--detach", *ports, "--deployments", "prefect.yaml")
+
+    def prefect(self, *arguments: str) -> str:
+        return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self.api.post(path, json=body).raise_for_status().json()
+
+    def deployments(self) -> dict[str, Any]:
+        return {found["name"]: found for found in self.post("/deployments/filter", {})}
+
+    def start(self, **parameters: Any) -> str:
+        path = f"/deployments/{self.deployments()['run']['id']}/create_flow_run"
+        found: str = self.post(path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"]
+        return found
+
+    def run(self, run: str) -> Any:
+        return self.api.get(f"/flow_runs/{run}").json()
+
+    def ended(self, run: str, state: str, count: int = 1) -> Any:
+        self.until(lambda: (of := self.run(run))["run_count"] == count and of["state_type"] in FINAL)
+        found = self.run(run)
+        assert found["state_type"] == state, found["state"]["message"] + "\n".join(self.said(run))
+        return found
+
+    def said(self, run: str) -> list[str]:
+        logs = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.post("/logs/filter", logs)]
+
+    def until(self, true: Callable[[], Any], seconds: float = 180.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := true()):
+            assert time.monotonic() < deadline, (self.home / "servers.log").read_text()[-4000:]
+            time.sleep(0.5)
+        return found
+
+    def report(self, name: str) -> Any:
+        return json.loads((self.home / "reports" / name / "report.json").read_text())
+
+
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_file: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    sweep = {"name": "ablation", "base": str(tiny_file), "presets": ["random", "shuffled"], "max_micro_usd": 10_000_000}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"grid": {"labelling.queries": [5, 10]}}))
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    for deployment in shipped["deployments"]:
+        file = {"experiment": "tiny.yaml"} if deployment["name"] == "run" else {"sweep": "sweep.yaml"}
+        deployment["parameters"] = file
+        for schedule in deployment.get("schedules", []):
+            schedule |= {"cron": "* * * * *", "active": True}  # every minute, or the test waits for the night
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(shipped))
+    try:
+        yield lab
+    finally:
+        lab.command("flows.cli", "down")
+
+
+def test_a_schedule_fires_failures_are_retried_and_a_stopped_worker_loses_nothing(lab: Lab) -> None:
+    """One test: servers take half a minute to come up."""
+    assert f"http://127.0.0.1:{lab.ports[0]}/#/experiments" in (said := lab.up())
+    assert f"http://127.0.0.1:{lab.ports[1]}" in said
+    assert "up already" in lab.up(), "a second one starts nothing"
+    assert_all_is_deployed(lab)
+    a_schedule_fires_and_a_worker_finishes(lab)
+    a_failed_run_is_retried_where_it_failed(lab)
+    what_a_stopped_worker_leaves_goes_on(lab)
+
+
+def assert_all_is_deployed(lab: Lab) -> None:
+    found = lab.deployments()
+    assert {name: set(of["tags"]) for name, of in found.items()} == {
+        "run": {"ninefold"},
+        "sweep": {"ninefold", "sweep"},
+        "nightly": {"ninefold", "sweep", "nightly"},
+    }
+    assert {of["work_pool_name"] for of in found.values()} == {"ninefold"}
+    assert found["nightly"]["global_concurrency_limit"]["limit"] == 1
+    assert found["nightly"]["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
+    assert lab.api.get("/work_pools/ninefold").json()["concurrency_limit"] == 1
+
+
+def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
+    runs = {"state": {"type": {"any_": ["RUNNING", "COMPLETED"]}}, "tags": {"all_": ["nightly"]}}
+    scheduled = lab.until(lambda: lab.post("/flow_runs/filter", {"flow_runs": runs}))[0]["id"]
+    deployment = lab.deployments()["nightly"]
+    lab.api.patch(
+        f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}", json={"active": False}
+    ).raise_for_status()
+    lab.ended(scheduled, "COMPLETED")
+    assert "auto-scheduled" in lab.run(scheduled)["tags"]
+    says = lab.said(scheduled)
+    assert any("sweep      ablation: 4 arms" in line for line in says), "the plan, before money is spent"
+    assert any(line == "arm 4 of 4: ablation.shuffled.queries-10.s0" for line in says)
+    artifacts = lab.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [scheduled]}}})
+    assert {of["key"]: of["type"] for of in artifacts} == {"sweep-ablation": "table", "sweep-ablation-curves": "image"}
+    assert lab.report("ablation.random.queries-10.s0")["queries"] == 10
+    curves = next(of["id"] for of in artifacts if of["type"] == "image")
+    with browser() as page:
+        page.goto(f"http://127.0.0.1:{lab.ports[1]}/artifacts/artifact/{curves}")
+        page.wait_for_function("[...document.images].some(image => image.naturalWidth > 1000)")
+
+
+def a_failed_run_is_retried_where_it_failed(lab: Lab) -> None:
+    with LoopbackJudge(key="another") as judge:
+        run = lab.start(experiment=judged(lab, judge))
+        lab.ended(run, "FAILED")
+        assert "refused the call with 401" in lab.run(run)["state"]["message"]
+        judge.key = None  # the account is mended
+        lab.prefect("flow-run", "retry", run)
+        lab.ended(run, "COMPLETED", count=2)
+        first = lab.report("judged")
+        assert_only_from(first, "annotate")
+        assert judge.served["reply"] == len(bought(lab)) <= first["queries"] + first["evaluation_queries"]
+
+        judge.key = "another"
+        run = lab.start(experiment=judged(lab, judge, seed=1))
+        lab.ended(run, "FAILED")
+        judge.key = None
+        with browser() as page:
+            page.goto(f"http://127.0.0.1:{lab.ports[1]}/runs/flow-run/{run}")
+            page.get_by_role("button", name="Retry").click()
+            page.get_by_role("dialog").get_by_role("button", name="Retry").click()
+            lab.ended(run, "COMPLETED", count=2)
+        assert_only_from(lab.report("judged"), "annotate")
+        assert judge.served["reply"] == len(bought(lab)), "no label is bought twice, whoever retries"
+
+
+def what_a_stopped_worker_leaves_goes_on(lab: Lab) -> None:
+    with LoopbackJudge(latency=1.0) as judge:
+        run = lab.start(experiment=judged(lab, judge, seed=2))
+        lab.until(lambda: judge.log)
+        assert "stopped" in lab.command("flows.cli", "down")
+        assert not any(port_taken(port) for port in lab.ports)
+        assert not [p for p in psutil.process_iter(["environ"]) if home_of(p) == str(lab.home)], "no process is left"
+        assert "nothing is up" in lab.command("flows.cli", "down")
+        judge.latency = 0.0
+        lab.up()
+        assert lab.run(run)["state_type"] == "CRASHED"
+        lab.prefect("flow-run", "retry", run)
+        lab.ended(run, "COMPLETED", count=2)
+    report = lab.report("judged")
+    assert report["books"]["agree"] is True
+    assert_only_from(report, "annotate")
+
+
+def bought(lab: Lab) -> list[Any]:
+    rows = Ledger(f"sqlite:///{lab.home / 'ledger.sqlite'}").rows(status="labelled")
+    return [row for row in rows if row["oracle"].startswith("llm_judge")]
+
+
+def judged(lab: Lab, judge: LoopbackJudge, seed: int = 0) -> dict[str, Any]:
+    experiment: dict[str, Any] = yaml.safe_load((lab.folder / "tiny.yaml").read_text())
+    prices = {"input": 1_000_000, "output": 2_000_000, "cached": 500_000}
+    endpoint = {"model": "judge", "base_url": judge.url, "key_env": "NINEFOLD_TEST_KEY", "prices": prices}
+    experiment["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
+    experiment["labelling"]["acquisition"] = {"kind": "random"}
+    return experiment | {"name": "judged", "seeds": {"training": 7 + seed}}
+
+
+def assert_only_from(report: dict[str, Any], stage: str) -> None:
+    """What the failed stage needs comes from the cache; it and what follows it is executed."""
+    stages = [(of["name"], of["cached"]) for of in report["stages"]]
+    first = [name for name, _ in stages].index(stage)
+    assert all(cached for _, cached in stages[:first]), stages
+    assert not any(cached for _, cached in stages[first:]), stages
+
+
+def home_of(process: psutil.Process) -> str | None:
+    of = process.info["environ"]
+    return of.get("NINEFOLD_HOME") if of else None
+
+
+def test_the_shipped_deployments_name_what_there_is() -> None:
+    shipped = yaml.safe_load(SHIPPED.read_text())
+    for deployment in shipped["deployments"]:
+        for file in deployment["parameters"].values():
+            assert (ROOT / file).is_file()
+    assert Servers(1, 0.0, 2, 3).api == "http://127.0.0.1:3/api"

@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXPERIMENT ?= deployments/experiments/quickstart.yaml
+# The tests look at the pages with a browser: the system's, or one that is fetched once.
+BROWSER := $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,$(VENV)/.browser)
 # PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
 TORCH_VERSION   := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -34,12 +36,21 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@touch $@
 	@echo "ready: $(BIN)/ninefold"
 
+$(VENV)/.browser: $(VENV)/.ready
+	@echo "setting up a browser for the tests of the pages"
+	@if command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else \
+	  $(BIN)/playwright install chromium; \
+	fi
+	@touch $@
+
 demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report
 	@$(BIN)/ninefold run $(EXPERIMENT)
 
-test: setup ## run every test
+test: setup $(BROWSER) ## run every test, two at a time
 	@echo "running the tests"
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup ## format, lint, types and import rules
 	@$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | rerun | sweep | compare | report | labels | bench | doctor | up | down`."""
+"""The command line: `ninefold run | plan | rerun | sweep | compare | report | export | labels | bench | doctor | up`."""
 
 import json
 import os
@@ -48,16 +48,16 @@ def run(file: File, overrides: Overrides = None) -> None:
     from flows.environment import prepare
 
     prepare()
+    from flows.mlflow_pages import runs_page
     from flows.pages import headlines, warnings
     from flows.report import report_folder
-    from flows.tracking import runs_url
 
     report = _run_flow(planned)
     table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
     for warning in warnings(report):
         typer.echo(f"note: {warning}")
     typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
-    typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
+    typer.echo(f"MLflow      ninefold up, then open {runs_page()}")
 
 
 @app.command(epilog="Example: `ninefold rerun quickstart --from train_evaluator`")
@@ -108,6 +108,30 @@ def report(
     table(found["name"], headlines(found))
     for warning in warnings(found):
         typer.echo(f"note: {warning}")
+
+
+@app.command(epilog="Example: `ninefold export quickstart --to exported`")
+def export(
+    name: Annotated[str, typer.Argument(help="The run's name.")],
+    to: Annotated[Path, typer.Option(help="A new folder.")] = Path("exported"),
+    push: Annotated[
+        str, typer.Option(metavar="ORG/NAME", help="Also upload, as private repositories NAME-preferences and so on.")
+    ] = "",
+) -> None:
+    """Write a finished run's preference data, evaluator and policy as folders that datasets and transformers load."""
+    from flows.environment import prepare
+
+    prepare()
+    from flows import export as exporting
+
+    run = exporting.finished(name)
+    if push:
+        exporting.check_push(run.experiment)
+    folders = exporting.export(run, to)
+    for folder in folders:
+        typer.echo(f"{folder.name:12}{folder}")
+    for link in exporting.push(run, folders, push) if push else []:
+        typer.echo(f"pushed      {link}")
 
 
 @app.command(epilog="Example: `ninefold doctor`")

@@ -30,10 +30,10 @@ def sweep(
     if only_plan:
         return
     prepare()
+    from flows.mlflow_pages import curves_page, runs_page
     from flows.report import report_folder
     from flows.sweep_pages import notes, table
     from flows.sweep_run import Incomplete, run_sweep
-    from flows.tracking import runs_url
 
     try:
         report = run_sweep(given)
@@ -41,7 +41,8 @@ def sweep(
         report = missing.report
     _show(table(report), notes(report))
     typer.echo(f"\nreport      {report_folder(report['name'])}/sweep.html (also .md, .csv and .json)")
-    typer.echo(f"MLflow      ninefold up, then open {runs_url()}")
+    typer.echo(f"runs        ninefold up, then open {runs_page(report['name'])}")
+    typer.echo(f"curves      {curves_page(report['name'])}")
     if any(arm["failure"] for arm in report["arms"]):
         raise typer.Exit(1)
 
@@ -54,13 +55,13 @@ def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> N
     from flows.compare import compare as compared
     from flows.compare_pages import notes, table
     from flows.compare_run import publish
-    from flows.tracking import SWEEPS, runs_url
+    from flows.mlflow_pages import curves_page
 
     report = compared(name)
     folder = publish(report)
     _show(table(report), notes(report))
     typer.echo(f"\ncomparison  {folder}/compare.html (also .md and .json, and the pictures)")
-    typer.echo(f"MLflow      ninefold up, then open {runs_url(experiment=SWEEPS)}")
+    typer.echo(f"MLflow      ninefold up, then open {curves_page(name)}")
 
 
 def _show(table: tuple[Sequence[str], Sequence[Sequence[str]]], notes: Sequence[str]) -> None:

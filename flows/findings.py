@@ -1,12 +1,13 @@
 """What an arm has found: what its rounds made, how it was assessed, and the tables that a report is made of."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from models.metrics import Floats, pair_outcomes, win_rate
+from models.plugins import Frozen
 from models.preference import Comparison, Label, Pair, Pick, Response, Score, to_frame, usable_scores
 from tasks.caching import Product
 from tasks.history import Batch
@@ -18,17 +19,22 @@ from tasks.store import Ref, store
 HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
-@dataclass(frozen=True)
-class Rounds:
+class Rounds(Frozen):
     """What the rounds have made: the policies, all that was bought, and the last round's artifacts."""
 
     prompts: PromptSets
     first: Policy
     policy: Policy
     history: tuple[Batch, ...]
-    evaluator: Product | None
-    scores: Scored | None
-    pairs: Product | None
+    evaluator: Product | None = None
+    responses: Ref | None = None
+    scores: Scored | None = None
+    pairs: Product | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return where everything lies, as JSON values from which `Rounds` is made again; facts are left to the report."""
+        facts: Any = {stage: {"facts"} for stage in ("evaluator", "scores", "pairs")}
+        return self.model_dump(mode="json", exclude=facts)
 
 
 class Agreement(NamedTuple):

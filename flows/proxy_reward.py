@@ -62,7 +62,7 @@ def proxy_reward(
         before, policy = base, first
         history: tuple[Batch, ...] = ()
         evaluator = _evaluator(arm, history, first, 0) if x.dpo.feedback == "policy" else None
-        scored, pairs = None, None
+        responses, scored, pairs = None, None, None
         for number in arm.rounds:
             responses = arm.log("generate", _responses(arm, policy, prompts.pool, number)).ref
             pool = _pool(arm, responses, first, before)
@@ -79,7 +79,17 @@ def proxy_reward(
             )
             adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, number, "align")))
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, and the reference of the next round
-        return write_report(arm, _evaluate(arm, Rounds(prompts, first, policy, history, evaluator, scored, pairs)))
+        rounds = Rounds(
+            prompts=prompts,
+            first=first,
+            policy=policy,
+            history=history,
+            evaluator=evaluator,
+            responses=responses,
+            scores=scored,
+            pairs=pairs,
+        )
+        return write_report(arm, _evaluate(arm, rounds))
 
 
 class Pool(NamedTuple):

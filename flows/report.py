@@ -114,6 +114,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
             "nll_per_token_before": outcome["nll_per_token_before"],
             "nll_per_token_after": outcome["nll_per_token_after"],
         },
+        "made": findings.rounds.record(),
         "stages": [asdict(run) for run in arm.stages],
         "seconds": time.monotonic() - arm.started,
         "samples": [asdict(c) for c in comparisons[:: max(len(comparisons) // _SAMPLES, 1)][:_SAMPLES]],

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from flows.experiment import Experiment
-from flows.tracking import EXPERIMENT, SETTINGS, open_experiment
+from flows.tracking import EXPERIMENT, SETTINGS, SWEEP, open_experiment
 
 
 class Started(NamedTuple):
@@ -24,4 +24,4 @@ def started(name: str) -> Started:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
         raise ValueError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
-    return Started(Experiment.model_validate_json(text), found.data.tags.get("ninefold.sweep", ""))
+    return Started(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))

@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 POOL = "ninefold"  # the work pool of deployments/prefect.yaml
 _STARTING = 180.0  # seconds
 _STOPPING = 60.0
+_NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
 
 
 class Servers(NamedTuple):
@@ -40,9 +41,9 @@ class Servers(NamedTuple):
 
     def lines(self) -> list[str]:
         """Return where to look, as lines of text: a link on a line of its own is never wrapped."""
-        from flows.tracking import runs_url
+        from flows.mlflow_pages import runs_page
 
-        return [f"MLflow runs  {runs_url(self.mlflow_port)}", f"Prefect      http://{HOST}:{self.prefect_port}"]
+        return [f"MLflow runs  {runs_page(port=self.mlflow_port)}", f"Prefect      http://{HOST}:{self.prefect_port}"]
 
 
 def servers() -> Servers | None:
@@ -73,7 +74,7 @@ def serve(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Iterator
     prefect = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
     try:
         with (
-            _child(*mlflow, "--backend-store-uri", settings().mlflow_uri, "--workers", "1") as one,
+            _child(*mlflow, "--backend-store-uri", settings().mlflow_uri, "--workers", "1", **_NO_JOBS) as one,
             _child(*prefect) as two,
         ):
             for child, health in ((two, f"{mine.api}/health"), (one, f"http://{HOST}:{mlflow_port}/health")):

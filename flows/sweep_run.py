@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from prefect.runtime import deployment
 
 from flows.compare import compare
 from flows.compare_run import CURVES, publish
 from flows.config import or_file
+from flows.mlflow_pages import curves_page
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder, write_text
 from flows.sweep import Arm, Sweep
@@ -126,3 +127,4 @@ def _show(report: dict[str, Any]) -> None:
             key=f"{key}-curves",
             description=f"{report['name']}: learning curves, with 95 % intervals",
         )
+        create_link_artifact(link=curves_page(report["name"]), link_text="the curves in MLflow", key=f"{key}-mlflow")

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
+SWEEP, CURVE = (
+    "ninefold.sweep",
+    "ninefold.curve",
+)  # tags: which sweep a run is of; whether it is one of its learning curves
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 
 
@@ -133,12 +137,12 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
         mlflow.set_tags(
             {
                 "ninefold.arm": identity,
-                "ninefold.sweep": sweep,
+                SWEEP: sweep,
                 "ninefold.oracle": experiment.labelling.oracle.description,
                 "ninefold.simulated": str(experiment.labelling.oracle.simulated).lower(),
             }
         )
-        mlflow.log_params(_flat_params(experiment))
+        mlflow.log_params(flat_params(experiment))
         mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:
@@ -148,15 +152,15 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
             raise
 
 
-def open_experiment(name: str) -> None:
-    """Make an experiment the current one; its artifacts lie in this project's home unless a server keeps them."""
+def open_experiment(name: str) -> str:
+    """Make an experiment the current one and return its id; its artifacts lie in this home unless a server keeps them."""
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
     if mlflow.get_experiment_by_name(name) is None:
         location = None if settings().mlflow else (settings().home.absolute() / "mlflow").as_uri()
         mlflow.create_experiment(name, artifact_location=location)
-    mlflow.set_experiment(name)
+    return str(mlflow.set_experiment(name).experiment_id)
 
 
 def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], folder: Path) -> None:
@@ -177,7 +181,7 @@ def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], fol
                     log_metrics(known | {"micro_usd": point["micro_usd"]}, step=point["labels"])
 
 
-def _flat_params(experiment: Experiment) -> dict[str, Any]:
+def flat_params(experiment: Experiment) -> dict[str, Any]:
     """Return the ten parameters that people filter by; the whole is in experiment.json."""
     return {
         "strategy": experiment.strategy,
@@ -231,29 +235,22 @@ def register(name: str, ref: Ref, run_id: str, folder: Path) -> None:
 
 
 def curve_runs(sweep: str, curves: dict[str, list[tuple[int, dict[str, float]]]], files: list[Path]) -> None:
-    """Log a sweep's comparison: a run with its files and under it one per learning curve, in place of an earlier one."""
+    """Log a sweep's comparison in place of an earlier one: a run with its files, and one per learning curve.
+
+    They lie side by side: MLflow's charts leave out the children of a run that is folded up.
+    """
     import mlflow
 
     open_experiment(SWEEPS)
     client = mlflow.MlflowClient()
-    mine = f"tags.`ninefold.sweep` = '{sweep}'"
+    mine = f"tags.`{SWEEP}` = '{sweep}'"
     for earlier in mlflow.search_runs(experiment_names=[SWEEPS], filter_string=mine, output_format="list"):
         client.delete_run(earlier.info.run_id)
-    with mlflow.start_run(run_name=sweep, tags={"ninefold.sweep": sweep}):
+    with mlflow.start_run(run_name=sweep, tags={SWEEP: sweep, CURVE: "false"}):
         for file in files:
             mlflow.log_artifact(str(file), "comparison")
-        for arm, points in curves.items():
-            with mlflow.start_run(run_name=arm, nested=True, tags={"ninefold.sweep": sweep}):
-                mlflow.log_params({"sweep": sweep, "arm": arm})
-                for queries, figures in points:
-                    log_metrics({"queries": float(queries), **figures}, step=queries)
-
-
-def runs_url(port: int = 5000, *, experiment: str = EXPERIMENT) -> str:
-    """Return the link that lands on the runs table (MLflow opens an experiment in its GenAI view otherwise)."""
-    import mlflow
-
-    mlflow.set_tracking_uri(settings().mlflow_uri)
-    found = mlflow.get_experiment_by_name(experiment)
-    number = found.experiment_id if found is not None else "0"
-    return f"http://127.0.0.1:{port}/#/experiments/{number}/runs?workflowType=machine_learning"
+    for arm, points in curves.items():
+        with mlflow.start_run(run_name=arm, tags={SWEEP: sweep, CURVE: "true"}):
+            mlflow.log_params({"sweep": sweep, "arm": arm})
+            for queries, figures in points:
+                log_metrics({"queries": float(queries), **figures}, step=queries)

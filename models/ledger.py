@@ -6,32 +6,35 @@ price virtually (arms stay comparable) while nothing is paid. Many calls in flig
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models import ledger_accounts as accounts
+from models import ledger_engine as database
 from models import ledger_tables as tables
 from models.cost import NO_CAP, Amount
 from models.ledger_accounts import BudgetExhausted, Spent
-from models.ledger_entries import Answer, Order, Outcome, QueryStatus, Reservation, Settlement, dearer
+from models.ledger_entries import REPLIED, Answer, Order, Outcome, QueryStatus, Reservation, Settlement, dearer
 from models.ledger_tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 from models.preference import LabelStatus
+
+T = TypeVar("T")
 
 
 class Ledger:
     """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
 
     def __init__(self, url: str) -> None:
-        self.engine = tables.open_engine(url)
+        self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
-        with self.engine.begin() as connection:
-            accounts.open_account(connection, name, queries=max_queries, micro_usd=max_micro_usd, tokens=max_tokens)
+        caps = {"queries": max_queries, "micro_usd": max_micro_usd, "tokens": max_tokens}
+        self.transact(lambda c: accounts.open_account(c, name, **caps))
 
     def reserve(
         self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool, tokens: int = 0
@@ -76,9 +79,16 @@ class Ledger:
 
         Returns what `settle` and `reserve` would, errors included, in the given order.
         """
-        with self.engine.begin() as connection:
+
+        def work(connection: Connection) -> tuple[list[Answer | ValueError], list[Outcome]]:
             settled = self.settle_within(connection, account, replies) if replies else []
             return settled, self._reserve(connection, account, orders) if orders else []
+
+        return self.transact(work)
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns within one transaction; see `ledger_engine.transact`."""
+        return database.transact(self.engine, work)
 
     def _reserve(self, connection: Connection, account: str, orders: Sequence[Order]) -> list[Outcome]:
         found = tables.live_rows(connection, [order.question for order in orders])
@@ -168,7 +178,7 @@ class Ledger:
             if was.status == "lost" and not tables.revive(connection, query_id):
                 status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
             charged, price = Amount(was.micro_usd, was.tokens), Amount(reply.micro_usd, reply.tokens)
-            rows.append(_settled(reply, status))
+            rows.append(reply.parameters(status))
             prices.append((query_id, price))
             saved = saved.plus(price).plus(charged.negative)
             answers.append(dearer(price, charged) or Answer(reply.score, *price, True, reply.status))
@@ -180,8 +190,7 @@ class Ledger:
 
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
-        with self.engine.begin() as connection:
-            self.void_within(connection, reservation)
+        self.transact(lambda c: self.void_within(c, reservation))
 
     def lose(self, reservation: Reservation, *, most: Amount | None = None) -> None:
         """Count a call whose reply never arrived as paid; the question may be asked again.
@@ -190,7 +199,8 @@ class Ledger:
         """
         reserved = Amount(reservation.micro_usd, reservation.tokens)
         price = reserved if most is None else Amount(*map(min, most, reserved))
-        with self.engine.begin() as connection:
+
+        def work(connection: Connection) -> None:
             self._mark_lost(connection, reservation.query_id)
             if price != reserved:
                 mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
@@ -198,13 +208,16 @@ class Ledger:
                 accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
                 accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
 
+        self.transact(work)
+
     def recover(self) -> int:
         """Give up the reservations of dead processes and return how many there were.
 
         One that may have been paid for keeps its charge (status lost); one by an oracle that charges nothing for
         an undelivered answer is undone.
         """
-        with self.engine.begin() as connection:
+
+        def work(connection: Connection) -> int:
             reserved = connection.execute(sa.select(QUERIES).where(QUERIES.c.status == "reserved")).mappings().all()
             dead = [row for row in reserved if not tables.alive(row["holder"], row["reserved_at"])]
             for row in dead:
@@ -214,7 +227,9 @@ class Ledger:
                     self.void_within(
                         connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
                     )
-        return len(dead)
+            return len(dead)
+
+        return self.transact(work)
 
     def spent(self, account: str) -> Spent:
         """Return what an account has been charged; zeros for an account that was never opened."""
@@ -239,12 +254,15 @@ class Ledger:
         """
         now = time.time()
         kept = {"account": "import", "paid_on_loss": True, "reserved_at": now, "settled_at": now}
-        with self.engine.begin() as connection:
+
+        def work(connection: Connection) -> int:
             for row in tables.live_rows(connection, [question for question, _ in labels]).values():
                 if row.status == "reserved" and row.holder == tables.PEOPLE:
                     self.void_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
             rows = [{**question.columns(), **values, **kept} for question, values in labels]
             return len(tables.insert_new(connection, rows)) if rows else 0
+
+        return self.transact(work)
 
     def void_within(self, connection: Connection, reservation: Reservation) -> None:
         """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before."""
@@ -267,29 +285,11 @@ class Ledger:
         )
 
 
-def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
-    """Return the seconds that an expert's last answers took, by its fingerprint; none where there is no ledger yet."""
-    if not tables.there(url):
-        return []
-    took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, QUERIES.c.seconds.is_not(None))
-    with tables.open_engine(url).connect() as connection:
-        return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
-
-
 _BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
     QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
 )
-_REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
 _SETTLE = tables.Prepared(
     sa.update(QUERIES)
     .where(QUERIES.c.id == sa.bindparam("query_id"))
-    .values({name: sa.bindparam(f"new_{name}") for name in _REPLIED})
+    .values({name: sa.bindparam(f"new_{name}") for name in REPLIED})
 )
-
-
-def _settled(reply: Settlement, status: QueryStatus) -> dict[str, Any]:
-    """Return the parameters of `_SETTLE`."""
-    score = reply.score if reply.status == "labelled" else None
-    values = (status, score, reply.raw, reply.tokens, reply.micro_usd, reply.seconds, time.time())
-    named = {f"new_{name}": value for name, value in zip(_REPLIED, values, strict=True)}
-    return {"query_id": reply.reservation.query_id, **named}

@@ -1,12 +1,14 @@
 """What goes into the ledger and comes out of it: an order, a reservation, a settlement, an answer."""
 
-from typing import Literal, NamedTuple
+import time
+from typing import Any, Literal, NamedTuple
 
 from models.cost import Amount, dollars
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_tables import Question
 from models.preference import LabelStatus
 
+REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 
 
@@ -38,6 +40,13 @@ class Settlement(NamedTuple):
     tokens: int
     micro_usd: int
     seconds: float
+
+    def parameters(self, status: QueryStatus) -> dict[str, Any]:
+        """Return what is written of it, as parameters of a statement: `query_id` and, for each of REPLIED, `new_…`."""
+        score = self.score if self.status == "labelled" else None
+        values = (status, score, self.raw, self.tokens, self.micro_usd, self.seconds, time.time())
+        named = {f"new_{name}": value for name, value in zip(REPLIED, values, strict=True)}
+        return {"query_id": self.reservation.query_id, **named}
 
 
 class Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""The ledger's tables, how a question is found in them, their connection, and who holds a reservation."""
+"""The ledger's tables, how a question is found in them, and who holds a reservation."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from models.cost import NO_CAP
 from models.preference import text_hash
@@ -21,7 +21,6 @@ from models.preference import text_hash
 LEASE_SECONDS = 900.0
 PEOPLE = "people"  # who answer in their own time: what they hold is never given up
 _CLOCK_STEP_SECONDS = 60.0
-_MAKING_TABLES = 0x9F01D  # any number of our own
 
 METADATA = sa.MetaData()
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -174,53 +173,6 @@ def revive(connection: Connection, query_id: int) -> bool:
     except sa.exc.IntegrityError:
         return False
     return True
-
-
-def there(url: str) -> bool:
-    """Whether there is a database at a URL, as far as can be told without making one."""
-    parsed = sa.make_url(url)
-    return parsed.get_backend_name() != "sqlite" or bool(parsed.database and Path(parsed.database).exists())
-
-
-def open_engine(url: str) -> Engine:
-    """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables."""
-    parsed = sa.make_url(url)
-    embedded = parsed.get_backend_name() == "sqlite"
-    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True)
-    with engine.begin() as connection:
-        if not embedded:  # two that make the tables at once would get into each other's way
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
-        METADATA.create_all(connection)
-        _add_columns(connection)
-    return engine
-
-
-def _add_columns(connection: Connection) -> None:
-    """Give tables that an earlier version has made the columns they lack; what is in them stays."""
-    for table in METADATA.sorted_tables:
-        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
-
-
-def _sqlite(url: sa.URL) -> Engine:
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 60}, paramstyle="named")
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
-        connection.isolation_level = None  # transactions are opened below, not by the driver
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
-
-    @sa.event.listens_for(engine, "begin")
-    def _lock(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
-
-    return engine
 
 
 class Prepared:

@@ -117,26 +117,29 @@ class Queue:
             "judgements": terms.judgements,
             "micro_usd_each": terms.micro_usd,
         }
-        with self.ledger.engine.begin() as connection:
+
+        def work(connection: Connection) -> int:
             rows = live_rows(connection, [order.question for order in orders])
             waiting = [row.id for row in rows.values() if row.status == "reserved" and row.holder == PEOPLE]
             if waiting:
                 put = insert_into(ITEMS, connection.dialect.name).on_conflict_do_nothing()
                 connection.execute(put, [{"query_id": number, **told} for number in waiting])
-        return len(waiting)
+            return len(waiting)
+
+        return self.ledger.transact(work)
 
     def items(self) -> list[Item]:
         """Return the open questions, oldest first."""
-        with self.ledger.engine.begin() as connection:
-            return list(self._items(connection).values())
+        return self.ledger.transact(lambda connection: list(self._items(connection).values()))
 
     def record(self, judgements: Sequence[Judgement]) -> Recorded:
         """Take judgements, all or none, and settle every item that they decide.
 
         An annotator's second judgement of an open item replaces the first. Those of settled items change nothing.
         """
-        counts: Counter[str] = Counter()
-        with self.ledger.engine.begin() as connection:
+
+        def work(connection: Connection) -> Recorded:
+            counts: Counter[str] = Counter()
             items = self._items(connection)
             settled: dict[int, Item] = {}
             for judgement in judgements:
@@ -153,21 +156,26 @@ class Queue:
                     if item.verdict is not None:
                         settled[item.id] = item
             self._settle(connection, list(settled.values()))
-        return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
+            return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
+
+        return self.ledger.transact(work)
 
     def withdraw(self) -> tuple[int, int]:
         """Empty the queue: undo what nobody has judged, settle the rest by what there is. Returns how many of each.
 
         A run that still waits asks again: stop it first.
         """
-        with self.ledger.engine.begin() as connection:
+
+        def work(connection: Connection) -> tuple[int, int]:
             items = list(self._items(connection).values())
             judged = [item for item in items if item.judgements]
             self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged])
             for item in items:
                 if not item.judgements:
                     self.ledger.void_within(connection, item.reservation)
-        return len(items) - len(judged), len(judged)
+            return len(items) - len(judged), len(judged)
+
+        return self.ledger.transact(work)
 
     def _items(self, connection: Connection) -> dict[int, Item]:
         """Return the open items by number; on PostgreSQL they are locked until the transaction ends."""

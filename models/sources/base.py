@@ -1,6 +1,6 @@
 """What every prompt source gives: a seed for SFT, an unlabelled pool, and held-out prompts."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from models.plugins import Plugin
 from models.preference import Demonstration, Prompt
@@ -16,6 +16,9 @@ class Prompts(NamedTuple):
 
 class PromptSource(Plugin):
     """A place prompts come from. Concrete sources declare `kind` and implement `load`."""
+
+    terms: ClassVar[str] = "The prompts' terms are those of where they come from."
+    redistributable: ClassVar[bool] = True  # whether texts made from the prompts may be passed on at all
 
     def load(self) -> Prompts:
         """Return the prompts; raise ValueError or OSError naming the file, the line and the remedy."""

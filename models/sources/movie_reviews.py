@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -40,6 +40,9 @@ class Snippet(NamedTuple):
 
 class MovieReviews(PromptSource):
     """Continue a review from its first words."""
+
+    terms: ClassVar[str] = "The texts belong to film critics: keep what is made from them to yourself."
+    redistributable: ClassVar[bool] = False
 
     kind: Literal["movie_reviews"] = "movie_reviews"
     seed: NonNegativeInt = 320

@@ -58,7 +58,11 @@ class Lab:
         return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self.api.post(path, json=body).raise_for_status().json()
+        def answered() -> Any:  # 503: the database is busy, come again
+            found = self.api.post(path, json=body)
+            return None if found.status_code == 503 else found
+
+        return self.until(answered).raise_for_status().json()
 
     def deployments(self) -> dict[str, Any]:
         return {found["name"]: found for found in self.post("/deployments/filter", {})}
@@ -72,7 +76,7 @@ class Lab:
         return self.api.get(f"/flow_runs/{run}").json()
 
     def ended(self, run: str, state: str, count: int = 1) -> Any:
-        self.until(lambda: (of := self.run(run))["run_count"] == count and of["state_type"] in FINAL)
+        self.until(lambda: (of := self.run(run)).get("run_count") == count and of["state_type"] in FINAL)
         found = self.run(run)
         assert found["state_type"] == state, found["state"]["message"] + "\n".join(self.said(run))
         return found
@@ -150,12 +154,18 @@ def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
     assert any("sweep      ablation: 4 arms" in line for line in says), "the plan, before money is spent"
     assert any(line == "arm 4 of 4: ablation.shuffled.queries-10.s0" for line in says)
     artifacts = lab.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [scheduled]}}})
-    assert {of["key"]: of["type"] for of in artifacts} == {"sweep-ablation": "table", "sweep-ablation-curves": "image"}
+    assert {of["key"]: of["type"] for of in artifacts} == {
+        "sweep-ablation": "table",
+        "sweep-ablation-curves": "image",
+        "sweep-ablation-mlflow": "markdown",
+    }
     assert lab.report("ablation.random.queries-10.s0")["queries"] == 10
     curves = next(of["id"] for of in artifacts if of["type"] == "image")
     with browser() as page:
         page.goto(f"http://127.0.0.1:{lab.ports[1]}/artifacts/artifact/{curves}")
         page.wait_for_function("[...document.images].some(image => image.naturalWidth > 1000)")
+    link = next(of["data"] for of in artifacts if of["type"] == "markdown")
+    assert f"http://127.0.0.1:{lab.ports[0]}/#/experiments/" in link, "the port that MLflow is at"
 
 
 def a_failed_run_is_retried_where_it_failed(lab: Lab) -> None:

@@ -62,14 +62,17 @@ def test_up_serves_both_pages_until_ctrl_c(tmp_path: Path) -> None:
         assert b"true" in fetch(f"http://127.0.0.1:{prefect_port}/api/health")
         assert b"<html" in answers(f"http://127.0.0.1:{mlflow_port}/", 90).lower()
         found = fetch(f"http://127.0.0.1:{mlflow_port}/api/2.0/mlflow/experiments/search", {"max_results": 10})
-        assert [e["name"] for e in json.loads(found)["experiments"]] == ["Default"]
+        assert {e["name"] for e in json.loads(found)["experiments"]} == {"Default", "ninefold"}
         for port in (mlflow_port, prefect_port):  # a server on 0.0.0.0 would answer here too
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("127.0.0.2", port), timeout=5)
     finally:
         os.killpg(server.pid, signal.SIGINT)  # as a terminal does: to the children too
         said, _ = server.communicate(timeout=60)
-    assert f"http://127.0.0.1:{mlflow_port}/#/experiments/0/runs?workflowType=machine_learning" in said
+    assert (
+        f"http://127.0.0.1:{mlflow_port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=runs"
+        in said
+    )
     assert "Traceback" not in said
     assert "without a flow run id" not in said
     assert not port_taken(mlflow_port)

@@ -14,7 +14,7 @@ from flows.report import report_folder
 from flows.sweep import Sweep, expand
 from flows.sweep_pages import notes, rows_of, to_markdown
 from flows.sweep_plan import plan_sweep
-from flows.sweep_run import run_sweep
+from flows.sweep_run import Incomplete, run_sweep
 from models.ledger import Ledger
 from tasks.settings import settings
 from tests.flows.test_cli import ninefold
@@ -203,7 +203,9 @@ def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_ot
 ) -> None:
     broken = {"broken": {"labelling.oracle": {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}}}
     given = sweep(sweep_settings, arms=broken, seeds=[0])
-    report = run_sweep(given)
+    with pytest.raises(Incomplete, match=r"Missing: small.broken.s0. The same command runs what is missing") as missing:
+        run_sweep(given)
+    report = missing.value.report
     assert report["executed"]["fine_tune"] == 1
     assert report["executed"]["generate"] == 4, "the pool and M_1's answers once, and M_2's of each arm that got so far"
     assert report["executed"]["annotate"] == 5, "each arm's picks and M_2's answers, and M_1's answers once"
@@ -220,7 +222,9 @@ def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_ot
     assert "| random | 0 | 10 | $0.10 |" in to_markdown(report)
     assert (folder / "sweep.csv").read_text().startswith("arm,seed,queries,dollars")
 
-    again = run_sweep(given)
+    with pytest.raises(Incomplete) as missing:
+        run_sweep(given)
+    again = missing.value.report
     assert again["executed"] == {}, "what was done is not done again"
     assert again["micro_usd_paid"] == report["micro_usd_paid"]
 

@@ -5,18 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from models.cost import Amount
 from models.ledger import Ledger
-from models.ledger_accounts import BudgetExhausted
+from models.ledger_accounts import BudgetExhausted, adjust
 from models.ledger_entries import Answer, Reservation
-from models.ledger_tables import Question
+from models.ledger_tables import ACCOUNTS, Question
 
 CENT = 10_000
 
@@ -143,8 +147,6 @@ def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays
 
 
 def test_a_ledger_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    import sqlalchemy as sa
-
     url = f"sqlite:///{tmp_path / 'old.sqlite'}"
     ledger = Ledger(url)
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
@@ -181,6 +183,31 @@ def test_processes_share_the_budget_and_the_labels(url: str) -> None:
     assert sum(bought) == 12
     rows = list(ledger.rows())
     assert len(rows) == len({row["prompt_hash"] for row in rows}) == 12
+
+
+def test_a_transaction_given_up_to_end_a_deadlock_is_done_again(new_database: Callable[[], str]) -> None:
+    """Two transactions take two accounts in opposite order, and both have one before either asks for the other."""
+    ledger, attempts = Ledger(new_database()), Counter[str]()
+    for name in ("a", "b"):
+        ledger.open_account(name, max_queries=9, max_micro_usd=9 * CENT)
+    both_have_one = threading.Barrier(2)
+
+    def charge(first: str, second: str) -> None:
+        def work(connection: Connection) -> None:
+            attempts[first] += 1
+            adjust(connection, first, queries=1, by=Amount(1, 0))
+            if attempts[first] == 1:
+                both_have_one.wait(10)
+            adjust(connection, second, queries=1, by=Amount(1, 0))
+
+        ledger.transact(work)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(charge, ["a", "b"], ["b", "a"]))
+    assert sorted(attempts.values()) == [1, 2], "one was given up, and came again"
+    with ledger.engine.begin() as connection:
+        counted = connection.execute(sa.select(ACCOUNTS.c.queries, ACCOUNTS.c.micro_usd)).all()
+    assert [tuple(row) for row in counted] == [(2, 2), (2, 2)]
 
 
 def test_several_may_open_a_new_ledger_at_once(url: str) -> None:
@@ -239,7 +266,7 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
     ledger = Ledger(url)
     ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
     script = (
-        "import sys, time\nfrom models.ledger import Ledger\nfrom models.ledger_tables import Question\n"
+        "import sys, time\nfrom models.ledger import Ledger\nfrom models.ledger_tables import ACCOUNTS, Question\n"
         f"Ledger({url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
         f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
     )

@@ -1,0 +1,122 @@
+"""What a sweep saves: 8 arms × 3 seeds through one cache and one ledger, beside the same 24 runs each in a home of its own.
+
+Both are the shipped commands in processes of their own, start-up and servers included; the packaged model is converted once,
+before the clock starts. The last line is JSON. About an hour on two cores; `--pool 16 --samples 2` tries it out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from flows.config import load, read, set_field
+from flows.sweep import Sweep, expand
+from models.policies.pretrained import PACKAGED, locate
+
+ARMS = (
+    "random",
+    "coreset_ift",
+    "coreset_eft",
+    "entropy",
+    "uncertainty",
+    "off_policy",
+    "balanced_off_policy",
+    "shuffled",
+)
+QUICKSTART = Path("deployments/experiments/quickstart.yaml")
+
+
+def main() -> None:
+    """Run both and print what they cost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=int, default=48, help="prompts")
+    parser.add_argument("--samples", type=int, default=8, help="responses to a prompt")
+    parser.add_argument("--queries", type=int, default=24, help="expert queries of an arm")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = _sweep(Path(folder), given)
+        arms = expand(load(Sweep, sweep)).arms
+        locate(PACKAGED)
+        together, seconds = _ninefold(Path(folder) / "together", "sweep", str(sweep))
+        shared = json.loads((together / "reports" / "benchmark" / "sweep.json").read_text())
+        alone, alone_seconds, alone_usd, same = [], [], 0, 0
+        for number, arm in enumerate(tqdm(arms, desc="the same runs alone")):
+            file = Path(folder) / f"{number}.yaml"
+            file.write_text(yaml.safe_dump(arm.experiment.model_dump(mode="json")))
+            home, took = _ninefold(Path(folder) / f"alone-{number}", "run", str(file))
+            report = json.loads((home / "reports" / arm.experiment.name / "report.json").read_text())
+            same += report["policy"] == next(
+                a["report"]["policy"] for a in shared["arms"] if a["name"] == report["name"]
+            )
+            alone.append(report)
+            alone_seconds.append(took)
+            alone_usd += report["micro_usd_paid"] + report["evaluation_micro_usd"]
+    print(
+        json.dumps(
+            {
+                "arms": len(ARMS),
+                "seeds": given.seeds,
+                "runs": len(arms),
+                "same_results": same,  # runs whose policy comes to the same figures alone
+                "sweep_seconds": round(seconds, 1),
+                "alone_seconds": round(sum(alone_seconds), 1),
+                "ratio": round(seconds / sum(alone_seconds), 3),
+                "sweep_dollars": shared["micro_usd_paid"] / 1e6,
+                "alone_dollars": alone_usd / 1e6,
+                "executed": shared["executed"],
+                "executed_alone": _counts(alone),
+                "threads": os.environ.get("NINEFOLD_THREADS", len(os.sched_getaffinity(0))),
+            }
+        )
+    )
+
+
+def _sweep(folder: Path, given: argparse.Namespace) -> Path:
+    base: dict[str, Any] = read(QUICKSTART)
+    fields = {
+        "prompts.seed": 80,
+        "prompts.pool": given.pool,
+        "prompts.held_out": 24,
+        "generation.samples": given.samples,
+    }
+    for field, value in (fields | {"labelling.queries": given.queries}).items():
+        set_field(base, field, value)
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+    sweep = {"name": "benchmark", "base": str(folder / "base.yaml"), "presets": list(ARMS)}
+    place = folder / "sweep.yaml"
+    place.write_text(yaml.safe_dump(sweep | {"seeds": list(range(given.seeds)), "max_micro_usd": 1_000_000_000}))
+    return place
+
+
+def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *command],
+        env=environment | {"NINEFOLD_HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return home, time.monotonic() - started
+
+
+def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
+    names = [stage["name"] for report in reports for stage in report["stages"] if not stage["cached"]]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """What a sweep saves: 8 arms × 3 seeds through one cache and one ledger, beside the same 24 runs each in a home of its own.
 
-Both are the shipped commands in processes of their own, start-up and servers included; the packaged model is converted once,
-before the clock starts. The last line is JSON. About an hour on two cores; `--pool 16 --samples 2` tries it out.
+The arms are four strategies at two budgets. Both are the shipped commands in processes of their own, start-up and servers
+included; the packaged model is converted once, before the clock starts. The last line is JSON. About an hour on two cores;
+`--pool 16 --samples 2` tries it out.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,7 @@ from flows.config import load, read, set_field
 from flows.sweep import Sweep, expand
 from models.policies.pretrained import PACKAGED, locate
 
-ARMS = (
-    "random",
-    "coreset_ift",
-    "coreset_eft",
-    "entropy",
-    "uncertainty",
-    "off_policy",
-    "balanced_off_policy",
-    "shuffled",
-)
+STRATEGIES = ("random", "coreset_eft", "uncertainty", "shuffled")
 QUICKSTART = Path("deployments/experiments/quickstart.yaml")
 
 
@@ -41,15 +34,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=48, help="prompts")
     parser.add_argument("--samples", type=int, default=8, help="responses to a prompt")
-    parser.add_argument("--queries", type=int, default=24, help="expert queries of an arm")
+    parser.add_argument("--queries", type=int, nargs=2, default=[12, 24], help="the two budgets of each strategy")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--home", type=Path, help="keep the sweep's home here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sweep = _sweep(Path(folder), given)
         arms = expand(load(Sweep, sweep)).arms
         locate(PACKAGED)
-        together, seconds = _ninefold(Path(folder) / "together", "sweep", str(sweep))
+        together, seconds = _ninefold(given.home or Path(folder) / "together", "sweep", str(sweep))
         shared = json.loads((together / "reports" / "benchmark" / "sweep.json").read_text())
+        print(f"{len(arms)} runs as one sweep: {seconds:.0f} s")
         alone, alone_seconds, alone_usd, same = [], [], 0, 0
         for number, arm in enumerate(tqdm(arms, desc="the same runs alone")):
             file = Path(folder) / f"{number}.yaml"
@@ -61,17 +56,19 @@ def main() -> None:
             )
             alone.append(report)
             alone_seconds.append(took)
+            tqdm.write(f"{arm.experiment.name}: {took:.0f} s alone")
             alone_usd += report["micro_usd_paid"] + report["evaluation_micro_usd"]
     print(
         json.dumps(
             {
-                "arms": len(ARMS),
+                "arms": len(STRATEGIES) * len(given.queries),
                 "seeds": given.seeds,
                 "runs": len(arms),
                 "same_results": same,  # runs whose policy comes to the same figures alone
                 "sweep_seconds": round(seconds, 1),
                 "alone_seconds": round(sum(alone_seconds), 1),
                 "ratio": round(seconds / sum(alone_seconds), 3),
+                "stages_ratio": round(_work(a["report"] for a in shared["arms"]) / _work(alone), 3),  # without start-up
                 "sweep_dollars": shared["micro_usd_paid"] / 1e6,
                 "alone_dollars": alone_usd / 1e6,
                 "executed": shared["executed"],
@@ -90,11 +87,12 @@ def _sweep(folder: Path, given: argparse.Namespace) -> Path:
         "prompts.held_out": 24,
         "generation.samples": given.samples,
     }
-    for field, value in (fields | {"labelling.queries": given.queries}).items():
+    for field, value in fields.items():
         set_field(base, field, value)
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
-    sweep = {"name": "benchmark", "base": str(folder / "base.yaml"), "presets": list(ARMS)}
+    sweep = {"name": "benchmark", "base": str(folder / "base.yaml"), "presets": list(STRATEGIES)}
     place = folder / "sweep.yaml"
+    sweep["grid"] = {"labelling.queries": given.queries}
     place.write_text(yaml.safe_dump(sweep | {"seeds": list(range(given.seeds)), "max_micro_usd": 1_000_000_000}))
     return place
 
@@ -111,6 +109,10 @@ def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     return home, time.monotonic() - started
+
+
+def _work(reports: Iterable[dict[str, Any]]) -> float:
+    return sum(stage["seconds"] for report in reports for stage in report["stages"])
 
 
 def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:

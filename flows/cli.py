@@ -134,6 +134,14 @@ def export(
         typer.echo(f"pushed      {link}")
 
 
+@app.command(epilog="Example: `ninefold reference > docs/configuration.md`")
+def reference() -> None:
+    """Print every field of experiments and sweeps as Markdown: type, default, what it is."""
+    from flows.reference import reference as written
+
+    typer.echo(written(), nl=False)
+
+
 @app.command(epilog="Example: `ninefold doctor`")
 def doctor() -> None:
     """Check versions, ports, disk and known-bad combinations, and say the remedy."""
@@ -148,8 +156,10 @@ def doctor() -> None:
 
 @app.command(epilog="Example: `ninefold up --detach`, and later `ninefold down`")
 def up(
-    mlflow_port: Annotated[int, typer.Option(help="MLflow's port on 127.0.0.1.")] = 5000,
-    prefect_port: Annotated[int, typer.Option(help="Prefect's port on 127.0.0.1.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(envvar="NINEFOLD_MLFLOW_PORT", help="MLflow's port on 127.0.0.1.")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(envvar="NINEFOLD_PREFECT_PORT", help="Prefect's port on 127.0.0.1.")
+    ] = 4200,
     deployments: Annotated[Path, typer.Option(help="Deployments for Prefect's pages.")] = DEPLOYMENTS,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is up; it stays up.")] = False,
 ) -> None:
@@ -215,9 +225,9 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _planned(file: Path, overrides: list[str] | None) -> "Plan":
-    from flows.environment import limit_threads
+    from flows.environment import prepare_libraries
 
-    limit_threads()
+    prepare_libraries()
     from flows.config import load
     from flows.experiment import Experiment
     from flows.plan import plan as make_plan

@@ -26,9 +26,9 @@ def label_efficiency(
     ] = None,
 ) -> None:
     """Draw every strategy's learning curve on labels that were paid for already; buys nothing."""
-    from flows.environment import limit_threads, prepare
+    from flows.environment import prepare, prepare_libraries
 
-    limit_threads()
+    prepare_libraries()
     from flows.config import load
     from flows.study import LabelEfficiency
 
@@ -51,9 +51,9 @@ def label_efficiency(
 @app.command(epilog="Example: `ninefold bench synthetic --seeds 20`")
 def synthetic(seeds: Annotated[int, typer.Option(min=2, help="Paired worlds per regime.")] = 20) -> None:
     """Measure exact regret in a world whose utility is known: on-policy, off-policy and imbalanced pools."""
-    from flows.environment import limit_threads
+    from flows.environment import prepare_libraries
 
-    limit_threads()
+    prepare_libraries()
     from flows.report import report_folder
     from flows.synthetic import headlines, synthetic_study
 

@@ -88,10 +88,17 @@ def _check(
     typer.echo(
         f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
     )
-    if not yes:
-        typer.confirm("go on?", abort=True)
+    if not (yes or _confirmed()):
+        raise UserError("not confirmed, so nothing was bought: --yes answers where nobody can be asked")
     named = occasion or date.today().isoformat()
     return check(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
+
+
+def _confirmed() -> bool:
+    try:
+        return typer.confirm("go on?")
+    except typer.Abort:  # no terminal
+        return False
 
 
 def _interval(found: "Interval") -> str:

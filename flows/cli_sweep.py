@@ -17,9 +17,9 @@ def sweep(
     ] = None,
 ) -> None:
     """Run every arm of a sweep; what an earlier execution has done comes from the cache, and only what failed runs again."""
-    from flows.environment import limit_threads, prepare
+    from flows.environment import prepare, prepare_libraries
 
-    limit_threads()
+    prepare_libraries()
     from flows.config import load
     from flows.sweep import Sweep
     from flows.sweep_plan import plan_sweep

@@ -26,16 +26,7 @@ def prepare() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    limit_threads()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
-    # tables are logged for their digest; no model is served from them
-    warnings.filterwarnings("ignore", message="Hint: Inferred schema contains integer column")
+    prepare_libraries()
     handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
     for name in ("models", "tasks", "flows"):
         logger = logging.getLogger(name)
@@ -44,6 +35,16 @@ def prepare() -> None:
         logger.propagate = False
 
 
-def limit_threads() -> None:
-    """Set the thread count, or every core this process may use; OpenMP reads it when FAISS or torch is imported."""
+def prepare_libraries() -> None:
+    """Set a thread count, which OpenMP reads when FAISS or torch is imported, and keep the libraries quiet and at home."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings().threads or len(os.sched_getaffinity(0))))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
+    # tables are logged for their digest; no model is served from them
+    for told in ("Hint: Inferred schema contains integer column", "The specified dataset source can be interpreted"):
+        warnings.filterwarnings("ignore", message=told)

@@ -26,17 +26,17 @@ from models.sources.base import PromptSource
 class Seeds(Frozen):
     """`selection` decides what is bought; `training` decides sampling, SFT, the evaluator and DPO."""
 
-    selection: NonNegativeInt = 0
-    training: NonNegativeInt = 0
+    selection: NonNegativeInt = Field(0, description="what is bought")
+    training: NonNegativeInt = Field(0, description="sampling, SFT, evaluator, DPO")
 
 
 class PolicyConfig(Frozen):
     """The language model: packaged, a local directory, or a hub id `org/name@revision`."""
 
-    model: str
-    template: Template = "chat"
-    dtype: Dtype = "bfloat16"
-    max_prompt_tokens: PositiveInt = 512
+    model: str = Field(description="packaged, a local directory, or a hub id `org/name@revision`")
+    template: Template = Field("chat", description="the tokenizer's chat template, or the texts as they are")
+    dtype: Dtype = Field("bfloat16", description="of the weights")
+    max_prompt_tokens: PositiveInt = Field(512, description="longer prompts are set aside and named")
     sft: SFT = SFT()
 
 
@@ -68,7 +68,7 @@ class Evaluation(Frozen):
 class Experiment(Frozen):
     """One arm: the paper's algorithm with every choice made."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of the run, its report and its exports")
     seeds: Seeds = Seeds()
     prompts: Annotated[PromptSource, OneOf("models.sources")]
     policy: PolicyConfig

@@ -19,7 +19,7 @@ Changes = dict[str, Any]
 class Sweep(Frozen):
     """Named arms and presets, each a set of changes to the `base` experiment, crossed with a grid and with seeds."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="of the sweep; its runs begin with it")
     base: Path = Field(description="an experiment file, relative to the working directory")
     presets: tuple[str, ...] = Field((), description="arms by the paper's names")
     arms: dict[str, Changes] = Field({}, description="more arms: by name, fields and their values")

@@ -54,15 +54,15 @@ class Endpoint(Frozen):
         {"key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
     )
 
-    model: str
-    base_url: str = "https://api.openai.com/v1"
-    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$")
+    model: str = Field(description="as the server calls it")
+    base_url: str = Field("https://api.openai.com/v1", description="of the OpenAI-compatible server")
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="variable that holds the key")
     prices: Prices
     max_tokens: PositiveInt = Field(512, description="of a reply")
-    temperature: NonNegativeFloat = 0.0
+    temperature: NonNegativeFloat = Field(0.0, description="of the judge")
     timeout: PositiveFloat = Field(60.0, description="seconds")
-    requests_per_minute: PositiveInt | None = None
-    tokens_per_minute: PositiveInt | None = None
+    requests_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
+    tokens_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
 
     @field_validator("base_url")
     @classmethod

@@ -46,7 +46,7 @@ class Embedding(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    normalise: bool = True
+    normalise: bool = Field(True, description="to unit length")
 
     def shards(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
         """Yield the vectors of distinct texts in shards, float32, of unit length where `normalise`."""
@@ -90,10 +90,10 @@ class PolicyEmbedding(Embedding):
     """
 
     kind: Literal["policy"] = "policy"
-    pooling: Pooling = "last"
+    pooling: Pooling = Field("last", description="of the hidden states: mean over tokens, or the last")
     layers: PositiveInt | None = Field(None, description="run only the first so many of the policy's layers")
     max_tokens: PositiveInt | None = Field(None, description="read only the first so many tokens of a text")
-    batch_size: int = 16
+    batch_size: int = Field(16, description="texts at once")
 
     @property
     def needs_policy(self) -> bool:  # noqa: D102
@@ -118,9 +118,9 @@ class SentenceEmbedding(Embedding):
     """A sentence-transformers model: a packaged one, a local directory or a hub id."""
 
     kind: Literal["sentence"] = "sentence"
-    model: str = PACKAGED_SENTENCE_MODEL
-    dtype: Dtype = "float32"
-    batch_size: int = 64
+    model: str = Field(PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id")
+    dtype: Dtype = Field("float32", description="of the weights")
+    batch_size: int = Field(64, description="texts at once")
 
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
         import torch

@@ -3,6 +3,8 @@
 import re
 from typing import Literal, NamedTuple, get_args
 
+from pydantic import Field
+
 from models.plugins import Frozen
 
 RubricName = Literal["additive", "warmth"]
@@ -44,7 +46,7 @@ SCORE_LINE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECA
 class Rubric(Frozen):
     """A criterion: what the expert and the evaluator are asked to judge."""
 
-    name: RubricName = "additive"
+    name: RubricName = Field("additive", description="the criterion")
 
     @classmethod
     def every(cls) -> "list[Rubric]":

@@ -3,10 +3,9 @@
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
 from models.acquisition.base import Chosen, Needs
-from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
 
 class Badge(PairAcquisition):
@@ -19,7 +18,7 @@ class Badge(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(view="evaluation", scores=True)
 
     kind: Literal["badge"] = "badge"
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
 
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
         count = min(queries, len(pairs))

@@ -3,12 +3,12 @@
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from scipy.special import digamma
 
 from models.acquisition.bald import information
 from models.acquisition.base import Chosen, Floats, Needs, Pool, Rows
-from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 from models.index import Vectors, neighbour_distances
 
 
@@ -22,9 +22,9 @@ class BalPm(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(view="instruction", scores=True)
 
     kind: Literal["bal_pm"] = "bal_pm"
-    beta: NonNegativeFloat = 1.0
-    neighbours: PositiveInt = 13
-    temperature: PositiveFloat = 1.0
+    beta: NonNegativeFloat = Field(1.0, description="β, weight of the entropy of prompts")
+    neighbours: PositiveInt = Field(13, description="k")
+    temperature: Temperature = 1.0
 
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
         count = min(queries, len(pairs))

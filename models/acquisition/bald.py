@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import PositiveFloat
-
 from models.acquisition.base import Floats
-from models.acquisition.pairwise import PairAcquisition, Pairs, entropy
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
 
 
 class Bald(PairAcquisition):
     """h(p̄) − mean_e h(p^e): the information that the outcome holds about the evaluator, in nats (1112.5745, eq. 2)."""
 
     kind: Literal["bald"] = "bald"
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         return information(pairs, self.temperature)

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 from models.acquisition.base import Acquisition, Chosen, Needs, Pool
 from models.acquisition.uniform import Uniform
@@ -19,7 +19,7 @@ class CostAware(Acquisition):
 
     kind: Literal["cost_aware"] = "cost_aware"
     utility_of: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Uniform()
-    gamma: NonNegativeFloat = 1.0
+    gamma: NonNegativeFloat = Field(1.0, description="γ")
 
     @property
     def needs(self) -> Needs:  # noqa: D102

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from models.acquisition.base import Chosen, Floats, Needs, Pool
-from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
 
 class DOptimal(PairAcquisition):
@@ -18,9 +18,9 @@ class DOptimal(PairAcquisition):
     """
 
     kind: Literal["d_optimal"] = "d_optimal"
-    weight: Literal["one", "bernoulli"] = "one"
-    ridge: PositiveFloat = 1.0
-    temperature: PositiveFloat = 1.0
+    weight: Literal["one", "bernoulli"] = Field("one", description="w: 1, or p̄(1 − p̄)")
+    ridge: PositiveFloat = Field(1.0, description="λ")
+    temperature: Temperature = 1.0
 
     @property
     def needs(self) -> Needs:  # noqa: D102

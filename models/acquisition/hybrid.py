@@ -19,7 +19,7 @@ class Hybrid(Acquisition):
 
     kind: Literal["hybrid"] = "hybrid"
     uncertainty: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Margin()
-    keep: float = Field(0.25, gt=0, le=1)
+    keep: float = Field(0.25, gt=0, le=1, description="share of the pool kept by uncertainty")
 
     @model_validator(mode="after")
     def _one_view(self) -> "Hybrid":

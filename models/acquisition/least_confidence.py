@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
 from models.acquisition.base import Floats
-from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
 
 class LeastConfidence(PairAcquisition):
     """1 − max(p̄, 1 − p̄), p̄ = mean_e σ(D^e / temperature): the probability of the less likely outcome."""
 
     kind: Literal["least_confidence"] = "least_confidence"
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         preference = pairs.preference(self.temperature).mean(axis=0)

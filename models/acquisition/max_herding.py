@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
 
@@ -22,8 +22,8 @@ class MaxHerding(Acquisition):
     """
 
     kind: Literal["max_herding"] = "max_herding"
-    width: PositiveFloat = 1.0
-    reference: PositiveInt = 4096
+    width: PositiveFloat = Field(1.0, description="bandwidth, times the median distance")
+    reference: PositiveInt = Field(4096, description="tuples x' drawn")
 
     @property
     def needs(self) -> Needs:  # noqa: D102

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
 from scipy.special import expit, xlogy
 
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
@@ -13,6 +14,8 @@ from models.acquisition.pair_rules.base import Grid, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
 from models.plugins import OneOf
 from models.preference import Pick
+
+Temperature = Annotated[PositiveFloat, Field(description="T of p = σ(difference of scores / T)")]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool
 
@@ -14,7 +15,7 @@ class PredictiveEntropy(Acquisition):
     """
 
     kind: Literal["predictive_entropy"] = "predictive_entropy"
-    per_token: bool = False
+    per_token: bool = Field(False, description="divide log-probabilities by their token counts")
 
     @property
     def needs(self) -> Needs:  # noqa: D102

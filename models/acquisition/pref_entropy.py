@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import PositiveFloat
-
 from models.acquisition.base import Floats
-from models.acquisition.pairwise import PairAcquisition, Pairs, entropy
+from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
 
 
 class PrefEntropy(PairAcquisition):
     """h(p̄), p̄ = mean_e σ(D^e / temperature): total uncertainty, in nats."""
 
     kind: Literal["pref_entropy"] = "pref_entropy"
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         preference = pairs.preference(self.temperature).mean(axis=0)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
 from models.index import clusters, neighbour_distances
@@ -13,7 +13,7 @@ class TypiClust(Acquisition):
     """|L| + b clusters; in the largest one with the fewest labels, the tuple of smallest mean kNN distance (2202.02794)."""
 
     kind: Literal["typiclust"] = "typiclust"
-    neighbours: PositiveInt = 20
+    neighbours: PositiveInt = Field(20, description="k")
 
     @property
     def needs(self) -> Needs:  # noqa: D102

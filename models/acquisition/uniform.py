@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from models.acquisition.base import Acquisition, Floats, Pool
 
@@ -11,7 +12,7 @@ class Uniform(Acquisition):
     """Ask about tuples drawn uniformly without replacement; `stratified` takes one of each prompt first."""
 
     kind: Literal["random"] = "random"
-    stratified: bool = False
+    stratified: bool = Field(False, description="one of each prompt first")
 
     def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
         draw = rng.random(len(pool.ids))

@@ -4,7 +4,7 @@ import json
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
 from models.generators.hf import Transformers
@@ -28,9 +28,9 @@ class Generative(Evaluator):
 
     kind: Literal["generative"] = "generative"
     schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
-    read: Literal["expected", "sampled"] = "expected"
-    judgements: PositiveInt = 3
-    batch_size: PositiveInt = 16
+    read: Literal["expected", "sampled"] = Field("expected", description="expected value, or mean of samples")
+    judgements: PositiveInt = Field(3, description="sampled ones")
+    batch_size: PositiveInt = Field(16, description="texts at once")
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)

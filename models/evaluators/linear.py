@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
@@ -45,13 +45,13 @@ class Linear(Evaluator):
     learns_pairs: ClassVar[bool] = True
 
     kind: Literal["linear"] = "linear"
-    loss: Literal["ridge", "bradley_terry"] = "ridge"
-    ensemble: PositiveInt = 16
-    strength: PositiveFloat = 1.0
-    prompt_effect: NonNegativeFloat = 10.0
-    embedding: NonNegativeFloat = 1.0
-    style: NonNegativeFloat = 0.5
-    length: NonNegativeFloat = 1.0
+    loss: Literal["ridge", "bradley_terry"] = Field("ridge", description="what is minimised")
+    ensemble: PositiveInt = Field(16, description="members")
+    strength: PositiveFloat = Field(1.0, description="of the penalty; multiplies those that are tried")
+    prompt_effect: NonNegativeFloat = Field(10.0, description="variance of a prompt's level over that of the noise")
+    embedding: NonNegativeFloat = Field(1.0, description="weight of the embedding")
+    style: NonNegativeFloat = Field(0.5, description="weight of what a text looks like")
+    length: NonNegativeFloat = Field(1.0, description="weight of its length")
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)

@@ -29,7 +29,7 @@ class RewardHead(Evaluator):
     schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
     pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
     ensemble: PositiveInt = Field(8, description="heads on the one trained trunk")
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt = Field(32, description="texts at once")
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)

@@ -19,9 +19,9 @@ class Generator(Plugin):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     samples: PositiveInt = Field(4, description="responses per prompt, k")
-    temperature: PositiveFloat = 0.7
-    top_p: float = Field(0.9, gt=0, le=1)
-    max_new_tokens: PositiveInt = 512
+    temperature: PositiveFloat = Field(0.7, description="of sampling")
+    top_p: float = Field(0.9, gt=0, le=1, description="share of the probability that is sampled from")
+    max_new_tokens: PositiveInt = Field(512, description="tokens of a response at most")
     batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
 
     def sample(

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 from models.cost import Amount, MicroUsd
 from models.oracles.base import Counter, Expected, LostReply, Oracle, PairOracle, UnpaidFailure, Verdict
@@ -23,7 +23,7 @@ class Comparing(PairOracle):
 
     kind: Literal["comparing"] = "comparing"
     inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
-    temperature: NonNegativeFloat = 0.0
+    temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
 
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
         one = self.inner.judge(prompt, first, rubric)

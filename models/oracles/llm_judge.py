@@ -59,8 +59,8 @@ class LLMJudge(Oracle):
     kind: Literal["llm_judge"] = "llm_judge"
     endpoint: Endpoint
     structured: bool = Field(True, description="ask for JSON; for servers without json_schema set it to false")
-    read: Literal["stated", "expected"] = "stated"
-    samples: PositiveInt = 1
+    read: Literal["stated", "expected"] = Field("stated", description="the score stated, or the expected one")
+    samples: PositiveInt = Field(1, description="judgements whose mean is the score")
     attempts: PositiveInt = Field(2, description="calls for each sample until one can be read")
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 

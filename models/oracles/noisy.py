@@ -25,7 +25,7 @@ class Noisy(Oracle):
 
     kind: Literal["noisy"] = "noisy"
     inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
-    seed: int = 0
+    seed: int = Field(0, description="of the noise")
     label_noise: NonNegativeFloat = Field(0.0, description="standard deviation added to the score")
     flip: Probability = Field(0.0, description="probability that the score's sign is reversed")
     garbage: Probability = Field(0.0, description="probability of a reply without a score")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from pydantic import Field
 from scipy.special import logit
 
 from models.cost import MICRO, MicroUsd
@@ -29,12 +30,12 @@ class Replay(Oracle):
     paid_on_loss: ClassVar[bool] = False
 
     kind: Literal["replay"] = "replay"
-    path: Path
-    prompt_column: str = "prompt"
-    response_column: str = "response"
-    label_column: str = "label"
-    scale: Literal["as_recorded", "logit"] = "as_recorded"
-    price_column: str | None = None
+    path: Path = Field(description="CSV, JSONL or Parquet")
+    prompt_column: str = Field("prompt", description="column of the prompt")
+    response_column: str = Field("response", description="column of the response")
+    label_column: str = Field("label", description="column of the label")
+    scale: Literal["as_recorded", "logit"] = Field("as_recorded", description="as it is, or log-odds")
+    price_column: str | None = Field(None, description="column of dollars paid")
     micro_usd: MicroUsd = 0
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102

@@ -4,7 +4,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from models.chat import Renderer, Template
 from models.cost import MicroUsd
@@ -26,10 +26,10 @@ class RewardModel(Oracle):
     paid_on_loss: ClassVar[bool] = False
 
     kind: Literal["reward_model"] = "reward_model"
-    model: str
-    template: Template = "chat"
-    dtype: Dtype = "bfloat16"
-    max_tokens: PositiveInt = 4096
+    model: str = Field(description="a local directory or a hub id")
+    template: Template = Field("chat", description="how prompt and response are rendered")
+    dtype: Dtype = Field("bfloat16", description="of the weights")
+    max_tokens: PositiveInt = Field(4096, description="of a text; longer ones are quarantined")
     micro_usd: MicroUsd = 0
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102

@@ -25,10 +25,10 @@ class DPO(Schedule):
     # round 1 of 3 is round 1 of 1; who gave the feedback is seen in the pairs
     execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback"})
 
-    learning_rate: PositiveFloat = 1e-4
+    learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
     beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
-    rounds: PositiveInt = 1
-    feedback: Feedback = "proxy"
+    rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
+    feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
 
     @property
     def asks(self) -> bool:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Lora(Frozen):
     """Low-rank adapters on every linear layer (2106.09685)."""
 
-    r: PositiveInt = 16
-    alpha: PositiveInt = 32
+    r: PositiveInt = Field(16, description="rank")
+    alpha: PositiveInt = Field(32, description="scale: the adapter counts alpha / r")
 
     def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
         """Return peft's configuration."""
@@ -36,9 +36,9 @@ class Lora(Frozen):
 class Schedule(Frozen):
     """How long and how fast to train."""
 
-    learning_rate: PositiveFloat = 2e-4
-    epochs: PositiveFloat = 1.0
-    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = Field(2e-4, description="of AdamW, at its highest")
+    epochs: PositiveFloat = Field(1.0, description="passes over the rows")
+    batch_size: PositiveInt = Field(16, description="rows to an optimiser step")
     max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
     lora: Lora = Lora()
 

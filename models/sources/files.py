@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from models.downloads import sha256_of
 from models.plugins import digest_of
 from models.preference import Demonstration, Prompt
@@ -16,10 +18,10 @@ class Files(PromptSource):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"pool", "held_out", "seed"})  # `digest_inputs` has them
 
     kind: Literal["files"] = "files"
-    pool: Path
-    held_out: Path
-    seed: Path | None = None
-    drop_duplicates: bool = False
+    pool: Path = Field(description="prompts to generate from")
+    held_out: Path = Field(description="prompts of the evaluation")
+    seed: Path | None = Field(None, description="demonstrations for SFT; none: the base model is M_1")
+    drop_duplicates: bool = Field(False, description="drop repeated prompts; they are refused otherwise")
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(

@@ -25,13 +25,13 @@ class Table(Frozen):
     """
 
     dataset: str = Field(description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files")
-    config: str | None = None
-    split: str = "train"
-    prompt: str
-    response: str | None = None
+    config: str | None = Field(None, description="the dataset's configuration")
+    split: str = Field("train", description="of the dataset")
+    prompt: str = Field(description="a text with `{column}` in it")
+    response: str | None = Field(None, description="the same, for a seed")
     where: dict[str, Any] = Field({}, description="columns and the value that a row must have in each")
-    id: str = "id"
-    parent: str | None = None
+    id: str = Field("id", description="column that names a row")
+    parent: str | None = Field(None, description="column that names the message answered")
     rows: PositiveInt = Field(description="rows drawn at random")
 
     def texts(self, seed: int) -> Iterator[tuple[str, str]]:

@@ -45,13 +45,13 @@ class MovieReviews(PromptSource):
     redistributable: ClassVar[bool] = False
 
     kind: Literal["movie_reviews"] = "movie_reviews"
-    seed: NonNegativeInt = 320
-    pool: PositiveInt = 456
-    held_out: PositiveInt = 96
+    seed: NonNegativeInt = Field(320, description="demonstrations")
+    pool: PositiveInt = Field(456, description="prompts to generate from")
+    held_out: PositiveInt = Field(96, description="prompts of the evaluation")
     held_out_from: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
     words: int = Field(4, ge=4, description="words of the prompt; the split is by the first four")
-    min_words: PositiveInt = 8
-    max_words: PositiveInt = 16
+    min_words: PositiveInt = Field(8, description="of a review")
+    max_words: PositiveInt = Field(16, description="of a review")
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(

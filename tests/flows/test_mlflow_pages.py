@@ -71,6 +71,10 @@ def test_the_links_land_on_the_table_the_curves_and_the_comparison(port: int) ->
         }
         assert first["params.`strategy`"] == "apl", "the newest first"
 
+        page.locator(".ag-header-cell[col-id='metrics.`agreement`']").click()  # the best first
+        best = f"{agreement('apl', 80, 4):.4f}"
+        page.locator("[row-index='0'] [col-id='metrics.`agreement`']", has_text=best).wait_for()
+
         page.goto(curves_page("night", port=port))
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length >= 2")
         drawn = page.wait_for_function(CURVES).json_value()

@@ -1,10 +1,11 @@
 """What every pair rule does: for each prompt, name two of its responses."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
 from scipy.special import expit
 
 from models.plugins import Plugin
@@ -12,6 +13,7 @@ from models.plugins import Plugin
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Reach = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean")]
 
 
 class Named(NamedTuple):

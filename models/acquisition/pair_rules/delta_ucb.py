@@ -3,16 +3,15 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, at, best, without
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, without
 
 
 class DeltaUcb(PairRule):
     """argmax_{i≠j} u_i − l_j: the pair whose difference could be largest."""
 
     kind: Literal["delta_ucb"] = "delta_ucb"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std

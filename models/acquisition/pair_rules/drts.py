@@ -3,16 +3,15 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, without
 
 
 class DoubleReversedThompson(PairRule):
     """i as in `dts`; j = argmax −μ + βzs, j ≠ i."""
 
     kind: Literal["drts"] = "drts"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, std = grid.mean, self.beta * grid.std

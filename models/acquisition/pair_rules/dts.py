@@ -3,9 +3,8 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, without
 
 _TRIES = 30
 
@@ -17,7 +16,7 @@ class DoubleThompson(PairRule):
     """
 
     kind: Literal["dts"] = "dts"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, std = grid.mean, self.beta * grid.std

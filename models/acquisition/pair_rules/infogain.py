@@ -3,16 +3,15 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, at, best, openness, without
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, openness, without
 
 
 class InfoGain(PairRule):
     """i by Thompson sampling; j = argmax_{j≠i} σ(u_i − l_j) − σ(l_i − u_j)."""
 
     kind: Literal["infogain"] = "infogain"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std

@@ -3,9 +3,8 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, openness
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, openness
 
 _CELLS = 4_000_000  # of the P × M × M table at once
 
@@ -14,7 +13,7 @@ class InfoMax(PairRule):
     """argmax_{i≠j} σ(u_i − l_j) − σ(l_i − u_j): the widest interval of a preference's probability."""
 
     kind: Literal["infomax"] = "infomax"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std

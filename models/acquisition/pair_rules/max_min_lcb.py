@@ -3,16 +3,15 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveFloat
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, at, best, without
+from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, without
 
 
 class MaxMinLcb(PairRule):
     """i = argmax_i min_{j≠i} (μ_i − μ_j) − β(s_i + s_j), j the minimiser."""
 
     kind: Literal["max_min_lcb"] = "max_min_lcb"
-    beta: PositiveFloat = 1.0
+    beta: Reach = 1.0
 
     def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std

@@ -1,0 +1,133 @@
+"""The guide in docs/: its files are written, its commands executed in order, and its reference is what the models say.
+
+In the places of a 135M model and of a server of the reader's are a tiny model and a judge on loopback; the quickstart's file
+is a small one. The commands are those of the page, word for word but for the server's ports.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from benchmarks.loopback_judge import LoopbackJudge
+from flows.reference import reference
+from tests.flows.test_servers import free_port
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+MODEL, JUDGE, PREFECT = "smollm2-135m-instruct", "http://127.0.0.1:8000/v1", "http://127.0.0.1:4200/api"
+
+
+class Page(NamedTuple):
+    """What a page asks of its reader: files by name, and commands."""
+
+    files: dict[str, str]
+    commands: str
+
+
+def page(name: str, **instead: str) -> Page:
+    """Return a page's files and commands, with what is given `instead` of the texts of that name above."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    for which, replacement in instead.items():
+        assert globals()[which] in text
+        text = text.replace(globals()[which], replacement)
+    blocks = re.findall(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert all(file or language == "bash" for language, file, _ in blocks), "a block is a file or commands"
+    return Page({file: body for _, file, body in blocks if file}, "".join(b for _, file, b in blocks if not file))
+
+
+def follow(commands: str, folder: Path, **environment: str) -> str:
+    """Execute the commands in one shell that stops at the first failure; return what they said."""
+    without = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NINEFOLD_HOME": str(folder / "artifacts")}
+    done = subprocess.run(
+        ["bash", "-ex", "-c", commands],
+        cwd=folder,
+        env={**without, **path, "COLUMNS": "160", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "reader"
+    place.mkdir()
+    return place
+
+
+def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
+    folder: Path, tiny_model_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    mlflow, prefect = free_port(), free_port()
+    shutil.copytree(ROOT / "deployments", folder / "deployments")
+    small = folder / "deployments" / "experiments" / "quickstart.yaml"
+    small.write_text(yaml.safe_dump(tiny_settings | {"name": "quickstart"}))
+    with LoopbackJudge() as judge:
+        tutorial = page(
+            "tutorial.md", MODEL=str(tiny_model_path), JUDGE=judge.url, PREFECT=f"http://127.0.0.1:{prefect}/api"
+        )
+        for name, body in tutorial.files.items():
+            (folder / name).write_text(body)
+        ports = {"NINEFOLD_MLFLOW_PORT": str(mlflow), "NINEFOLD_PREFECT_PORT": str(prefect)}
+        try:
+            said = follow(tutorial.commands, folder, PYTHONPATH=str(ROOT), **ports)
+        finally:
+            follow("ninefold down", folder, PYTHONPATH=str(ROOT))
+        assert judge.served["reply"] > 24
+        refused = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "labels", "injection", "judged.yaml", "--occasion", "unattended"],
+            cwd=folder,
+            env=os.environ | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert "nothing was bought: --yes answers where nobody can be asked" in refused.stderr
+    assert "quickstart: what 10 queries bought" in said
+    assert "mine: what 24 queries bought" in said
+    assert "judged: what 24 queries bought" in said
+    assert "slogans.soft.queries-24.s1" in said
+    assert "executed    nothing: all was in the cache" in said
+    assert "executed    train_evaluator" in said
+    assert f"http://127.0.0.1:{mlflow}/#/experiments" in said
+    assert (folder / "exported" / "preferences" / "README.md").is_file()
+    assert (folder / "artifacts" / "reports" / "slogans" / "compare.html").is_file()
+
+
+def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_path: Path) -> None:
+    own = page("extending.md", MODEL=str(tiny_model_path))
+    for package in ("models", "tasks", "flows"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, body in own.files.items():
+        (folder / name).write_text(body)
+    said = follow(own.commands, folder, PYTHONPATH=str(folder))
+    assert "own: what 12 queries bought" in said
+    assert "own-longest: what 12 queries bought" in said
+    assert "simulated expert who likes it short" in said
+
+
+def test_the_reference_is_what_the_models_say() -> None:
+    assert (DOCS / "configuration.md").read_text(encoding="utf-8") == reference(), (
+        "`ninefold reference > docs/configuration.md` writes it again"
+    )
+
+
+def test_every_field_says_what_it_is() -> None:
+    silent = [line for line in reference().splitlines() if re.fullmatch(r"\| `\w+` \|.*\|\s*\|", line)]
+    assert silent == []
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for source in (*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8")):
+            assert (source.parent / target).exists(), f"{source.name}: {target}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from flows.servers import port_taken
+from flows.servers import port_taken, servers
 from models.policies.pretrained import PACKAGED, check_reference
 from tasks.settings import settings
 
@@ -35,15 +35,21 @@ def examine() -> list[Finding]:
         *_packages(),
         _packaged_model(),
         _disk(settings().home),
-        *[
-            Finding(f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER")
-            for name, port in (("mlflow", 5000), ("prefect", 4200))
-        ],
+        *_ports(),
         Finding(
             "no other process keeps both cores busy",
             os.getloadavg()[0] < (os.cpu_count() or 1),
             "wait: two torch jobs on two cores were measured ten times slower than one",
         ),
+    ]
+
+
+def _ports() -> list[Finding]:
+    if (up := servers()) is not None:
+        return [Finding(f"MLflow at port {up.mlflow_port}, Prefect at {up.prefect_port} (ninefold up)", True)]
+    return [
+        Finding(f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER")
+        for name, port in (("mlflow", 5000), ("prefect", 4200))
     ]
 
 

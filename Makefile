@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 EXPERIMENT ?= deployments/experiments/quickstart.yaml
 # The tests look at the pages with a browser: the system's, or one that is fetched once.
-BROWSER := $(if $(shell command -v chromium || command -v chromium-browser || command -v google-chrome),,$(VENV)/.browser)
+BROWSER := $(if $(shell chromium --version 2>/dev/null || google-chrome --version 2>/dev/null),,$(VENV)/.browser)
 # PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
 TORCH_VERSION   := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -38,11 +38,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 
 $(VENV)/.browser: $(VENV)/.ready
 	@echo "setting up a browser for the tests of the pages"
-	@if command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
-	else \
-	  $(BIN)/playwright install chromium; \
-	fi
+	@if command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium && \
+	  chromium --version >/dev/null 2>&1; then true; \
+	else $(BIN)/playwright install chromium; fi
 	@touch $@
 
 demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report

@@ -98,7 +98,8 @@ def _sweep(folder: Path, given: argparse.Namespace) -> Path:
 
 
 def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept = ("NINEFOLD_CACHE", "NINEFOLD_THREADS")
+    environment = {n: v for n, v in os.environ.items() if n in kept or not n.startswith(("PREFECT_", "NINEFOLD_"))}
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *command],

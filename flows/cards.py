@@ -1,15 +1,17 @@
 """The cards of what a run exports: where it comes from, what it cost, how good it is, and what it is not for."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flows.experiment import Experiment
 from models.cost import dollars
+from models.policies.pretrained import PACKAGED
 
 _PAPER = "[arXiv 2407.02119](https://arxiv.org/abs/2407.02119)"
 _COLUMNS = {
-    "pairs": "`prompt`, `chosen`, `rejected`: preference pairs as DPO was trained on them. `provenance` says who prefers: "
-    "`oracle` (the expert), `proxy` (the evaluator) or `demonstration`; the scores are in that judge's units.",
+    "pairs": "`prompt`, `chosen`, `rejected`: preference pairs as DPO was trained on them in the last round. `provenance` "
+    "says who prefers: `oracle` (the expert), `proxy` (the evaluator) or `demonstration`; the scores are in that judge's units.",
     "judgements": "every query in order: the response, or the response and the one it was held `against`; the expert's "
     "`score`, its price (`micro_usd`, as if this run had bought it alone), `status` (`quarantined` replies could not be "
     "read), and the `utility` by which the strategy chose it, with its `why`.",
@@ -50,12 +52,12 @@ def evaluator_card(x: Experiment, report: dict[str, Any]) -> str:
     return _card(data, f"{x.name}: evaluator", [*use, *_agreement(report), *_bought(x, report)], x, report)
 
 
-def policy_card(x: Experiment, report: dict[str, Any], trainings: int) -> str:
-    """Return the card of the policy."""
+def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -> str:
+    """Return the card of the policy, which was `trained` in these ways, in order."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        tags=["dpo", "ninefold"],
+        tags=["ninefold", *dict.fromkeys(name.lower() for name in trained)],
         base_model=_hub_id(x),
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -66,15 +68,16 @@ def policy_card(x: Experiment, report: dict[str, Any], trainings: int) -> str:
     lines = [
         "## Use",
         "",
-        f"`{x.policy.model}` after {trainings} trainings (SFT and DPO, LoRA), merged; prompts are rendered by template "
-        f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against its own "
-        "SFT on the held-out prompts of one task by one judge; nothing is known of its safety or of other tasks.",
+        f"`{x.policy.model}` after {' and '.join(trained)} (LoRA, merged); prompts are rendered by template "
+        f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, the "
+        "policy before DPO, on the held-out prompts of one task by one judge; nothing is known of its safety or of other "
+        "tasks.",
         "",
         "## Evaluation",
         "",
-        f"- win rate against the SFT model by {judge}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
+        f"- win rate against M_1 by {judge}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
         f"- judge's mean score: {found['oracle_mean_before']:.3f} → {found['oracle_mean_after']:.3f}",
-        f"- KL to the SFT model: {found['kl']:.2f} nats per answer",
+        f"- KL to M_1: {found['kl']:.2f} nats per answer",
         "",
     ]
     return _card(data, f"{x.name}: policy", [*lines, *_agreement(report), *_bought(x, report)], x, report)
@@ -127,7 +130,8 @@ def _interval(found: dict[str, Any], name: str) -> str:
 
 def _hub_id(x: Experiment) -> str | None:
     """Return the base model as the hub knows it; none for a packaged model or a folder."""
-    return x.policy.model.partition("@")[0] if x.policy.model.count("/") == 1 else None
+    local = x.policy.model == PACKAGED or Path(x.policy.model).expanduser().is_dir()
+    return None if local else x.policy.model.partition("@")[0]
 
 
 def _size(rows: int) -> str:

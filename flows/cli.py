@@ -165,12 +165,13 @@ def up(
 ) -> None:
     """Serve the Prefect and MLflow pages on 127.0.0.1, with the project's deployments and a worker that runs them."""
     from flows.environment import prepare
+
+    prepare()
     from flows.servers import serve, servers, start
 
     if (found := servers()) is not None:
         typer.echo("\n".join(["up already:", *found.lines()]))
         return
-    prepare()
     given = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
     lines = start(**given, deployments=deployments).lines() if detach else serve(**given, deployments=deployments)
     for line in lines:
@@ -179,7 +180,10 @@ def up(
 
 @app.command(epilog="Example: `ninefold down`")
 def down() -> None:
-    """Stop what `ninefold up` has started, and the worker's run with it: nothing paid for is lost, the run can go on."""
+    """Stop what `ninefold up` has started, and the worker's run with it: nothing paid for is lost, the run can go on.
+
+    Runs in terminals that use its server stop too; the same command goes on with them.
+    """
     from flows.servers import stop
 
     typer.echo("stopped" if stop() else "nothing is up")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ from flows.findings import Rounds, picked
 from flows.report import report_folder
 from flows.rerun import started
 from models.preference import Pair, Response, Score, to_frame
-from tasks.store import store
+from tasks.store import Ref, store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +31,14 @@ class Finished(NamedTuple):
 def finished(name: str) -> Finished:
     """Return a finished run by its name; raise ValueError if there is none, or it has no report yet."""
     path = report_folder(name) / "report.json"
-    experiment = started(name).experiment
     if not path.is_file():
+        started(name)  # says what runs there are
         raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
     report = json.loads(path.read_text(encoding="utf-8"))
     if "made" not in report:
         raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
-    return Finished(experiment, report, Rounds.model_validate(report["made"]))
+    # a name may have been given to several experiments: the report is of this one
+    return Finished(started(report["mlflow_run"]).experiment, report, Rounds.model_validate(report["made"]))
 
 
 def export(run: Finished, folder: Path) -> list[Path]:
@@ -47,23 +49,18 @@ def export(run: Finished, folder: Path) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: name another with --to")
-    written = []
-    if tables := _tables(run.rounds):
-        written.append(_dataset(run, tables, folder / DATASET))
-    if run.rounds.evaluator is not None:
-        place = folder / EVALUATOR
-        shutil.copytree(store().folder(run.rounds.evaluator.ref), place)
-        _write(place / "evaluator.json", run.experiment.evaluator.model_dump_json(indent=2))
-        _write(place / "README.md", evaluator_card(run.experiment, run.report))
-        written.append(place)
-    if run.rounds.policy.adapters:
-        place = folder / POLICY
-        model = run.rounds.policy.checkpoint().load()
-        model.model.save_pretrained(place)
-        model.tokenizer.save_pretrained(place)
-        _write(place / "README.md", policy_card(run.experiment, run.report, len(run.rounds.policy.adapters)))
-        written.append(place)
-    return written
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # all of it or nothing
+        whole = Path(scratch) / "export"
+        whole.mkdir()
+        if tables := _tables(run.rounds):
+            _dataset(run, tables, whole / DATASET)
+        if run.rounds.evaluator is not None:
+            _evaluator(run, run.rounds.evaluator.ref, whole / EVALUATOR)
+        if run.rounds.policy.adapters:
+            _policy(run, whole / POLICY)
+        whole.replace(folder)
+    return [folder / kind for kind in (DATASET, EVALUATOR, POLICY) if (folder / kind).is_dir()]
 
 
 def push(run: Finished, folders: list[Path], repository: str) -> list[str]:
@@ -86,9 +83,16 @@ def push(run: Finished, folders: list[Path], repository: str) -> list[str]:
 
 
 def check_push(experiment: Experiment) -> None:
-    """Raise ValueError if the prompts' texts may not be passed on."""
+    """Raise ValueError if the prompts' texts may not be passed on, or the hub does not know who pushes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
     if not experiment.prompts.redistributable:
         raise ValueError(f"prompts.kind={experiment.prompts.label()} may not be pushed: {experiment.prompts.terms}")
+    try:
+        HfApi().whoami()
+    except LocalTokenNotFoundError as error:
+        raise ValueError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
 
 
 def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
@@ -106,14 +110,29 @@ def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
     return tables
 
 
-def _dataset(run: Finished, tables: dict[str, "pd.DataFrame"], folder: Path) -> Path:
+def _evaluator(run: Finished, trained: Ref, folder: Path) -> None:
+    shutil.copytree(store().folder(trained), folder)
+    _write(folder / "evaluator.json", run.experiment.evaluator.model_dump_json(indent=2))
+    _write(folder / "README.md", evaluator_card(run.experiment, run.report))
+
+
+def _policy(run: Finished, folder: Path) -> None:
+    rounds = run.rounds
+    model = rounds.policy.checkpoint().load()
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    before = len(rounds.first.adapters)
+    trained = ["SFT"] * before + ["DPO"] * (len(rounds.policy.adapters) - before)
+    _write(folder / "README.md", policy_card(run.experiment, run.report, trained))
+
+
+def _dataset(run: Finished, tables: dict[str, "pd.DataFrame"], folder: Path) -> None:
     from datasets import Dataset
 
     for name, table in tables.items():
         (folder / name).mkdir(parents=True)
         Dataset.from_pandas(table, preserve_index=False).to_parquet(folder / name / "train.parquet")
     _write(folder / "README.md", dataset_card(run.experiment, run.report, {n: len(t) for n, t in tables.items()}))
-    return folder
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flows.servers import HOST, servers
 from flows.tracking import CURVE, EXPERIMENT, SWEEP, SWEEPS, open_experiment
+from tasks.settings import settings
 
 _PORT = 5000  # of `ninefold up`, unless it is told another
 _METRICS = ("metrics.agreement", "metrics.win_rate", "metrics.queries", "metrics.dollars")
@@ -63,12 +64,17 @@ def _page(experiment: str, view: View, port: int | None) -> str:
 
     number = open_experiment(experiment)
     mlflow.MlflowClient().set_experiment_tag(number, f"mlflow.sharedViewState.{view.key}", view.state())
+    return f"{_base(port)}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={view.key}"
+
+
+def _base(port: int | None) -> str:
+    """Return where MLflow's pages are: at a server of the user's, or where `ninefold up` serves them."""
+    if settings().mlflow_is_remote:
+        return settings().mlflow_uri.rstrip("/")
     if port is None:
         up = servers()
         port = up.mlflow_port if up is not None else _PORT
-    return (
-        f"http://{HOST}:{port}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={view.key}"
-    )
+    return f"http://{HOST}:{port}"
 
 
 def _line(metric: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from flows.experiment import Experiment
-from flows.tracking import EXPERIMENT, SETTINGS, SWEEP, open_experiment
+from flows.tracking import EXPERIMENT, SETTINGS, STARTED, SWEEP, open_experiment
 
 
 class Started(NamedTuple):
@@ -14,11 +14,15 @@ class Started(NamedTuple):
 
 
 def started(name: str) -> Started:
-    """Return the newest arm of a name (or of an MLflow run id), finished or not; raise ValueError naming what there is."""
+    """Return the arm of a name (or of an MLflow run id) that was started last, finished or not.
+
+    Raises ValueError naming what there is.
+    """
     import mlflow
 
     open_experiment(EXPERIMENT)
-    runs = mlflow.search_runs(experiment_names=[EXPERIMENT], order_by=["start_time DESC"], output_format="list")
+    runs = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
+    runs.sort(key=lambda run: float(run.data.tags.get(STARTED, 0)), reverse=True)
     found = next((run for run in runs if name in (run.info.run_name, run.info.run_id)), None)
     if found is None:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"

@@ -8,31 +8,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from tasks.settings import settings
 
-if TYPE_CHECKING:
-    import httpx
-
 HOST = "127.0.0.1"
 POOL = "ninefold"  # the work pool of deployments/prefect.yaml
-_STARTING = 180.0  # seconds
-_STOPPING = 60.0
-_NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
+_STARTING, _STOPPING = 180.0, 40.0  # seconds
+_CLOCK_STEP = 60.0  # a process's start is computed from the wall clock, which may be stepped
 
 
 class Servers(NamedTuple):
-    """What is up: the process that keeps the servers, since when (a process id may be used again), and the ports."""
+    """What is up: the process that keeps the servers, the servers, each with its start, and the ports."""
 
-    pid: int
-    created: float
+    keeper: tuple[int, float]
     mlflow_port: int
     prefect_port: int
+    children: tuple[tuple[int, float], ...] = ()
 
     @property
     def api(self) -> str:
@@ -48,97 +44,99 @@ class Servers(NamedTuple):
 
 def servers() -> Servers | None:
     """Return this home's servers if they are up."""
-    try:
-        found = Servers(**json.loads(_file().read_text(encoding="utf-8")))
-        return found if psutil.Process(found.pid).create_time() == found.created else None
-    except (OSError, ValueError, TypeError, psutil.NoSuchProcess):
-        return None
+    found = _recorded()
+    return found if found is not None and _alive(*found.keeper) else None
 
 
 def serve(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Iterator[str]:
     """Start everything, yield what is up as lines of text, and keep it up until Ctrl-C, a polite kill or `stop`.
 
-    Raises ValueError if a port is taken or the deployments are wrong, ChildProcessError if a server ends by itself.
+    Raises ValueError if a port is taken, another process is at it in this home, or the deployments are wrong;
+    ChildProcessError if a server ends by itself.
     """
-    for port in (mlflow_port, prefect_port):
-        if port_taken(port):
-            raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
-    me = psutil.Process()
-    mine = Servers(me.pid, me.create_time(), mlflow_port, prefect_port)
-    told = mine.lines()  # also makes MLflow's schema, which two first users must not do at once
-    # Ctrl-C is for this process, which then ends the others in good order; a polite kill is the same.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # deployments/prefect.yaml asks for PWD, which is of the shell and not of a process
-    os.environ |= {"PREFECT_UI_API_URL": mine.api, "PREFECT_API_URL": mine.api, "PWD": str(Path.cwd())}
-    mlflow = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
-    prefect = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
+    from filelock import FileLock, Timeout
+
+    settings().home.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            _child(*mlflow, "--backend-store-uri", settings().mlflow_uri, "--workers", "1", **_NO_JOBS) as one,
-            _child(*prefect) as two,
-        ):
-            for child, health in ((two, f"{mine.api}/health"), (one, f"http://{HOST}:{mlflow_port}/health")):
-                _wait(child, health)
-            yield from told
-            _make_pool()
-            yield deploy(deployments)
-            # the worker's runs say on their pages what they do
-            talking = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_ROOT_LEVEL": "INFO"}
-            with _child("prefect", "worker", "start", "--pool", POOL, "--type", "process", **talking) as three:
-                _file().write_text(json.dumps(mine._asdict()), encoding="utf-8")
-                yield "Ctrl-C stops them; so does `ninefold down` in another terminal"
-                while all(child.poll() is None for child in (one, two, three)):
-                    time.sleep(0.5)
-                raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
-    except KeyboardInterrupt:
-        yield "stopping"
-    finally:
-        _file().unlink(missing_ok=True)
+        with FileLock(settings().home / "servers.lock", timeout=0):
+            stop()  # what a keeper that was killed has left
+            yield from _Keeper(mlflow_port, prefect_port).keep(deployments)
+    except Timeout as error:
+        raise ValueError(
+            f"servers of {settings().home} are starting or up already: ninefold down stops them"
+        ) from error
 
 
-def _make_pool() -> None:
-    """Make the work pool if there is none; runs of it that a stopped worker has left are called what they are, crashed.
+class _Keeper:
+    """Starts the servers, records them as it goes, and ends them in the end."""
 
-    They would take up the pool's places otherwise; as crashed they can be retried.
-    """
-    from prefect import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.states import Crashed
+    def __init__(self, mlflow_port: int, prefect_port: int) -> None:
+        for port in (mlflow_port, prefect_port):
+            if port_taken(port):
+                raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
+        self.up = Servers((os.getpid(), psutil.Process().create_time()), mlflow_port, prefect_port)
+        self.children: list[subprocess.Popen[bytes]] = []
 
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):
-            # one run at a time: two torch jobs on one machine are slower than one after the other
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=1))
-        going = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
-        pool = WorkPoolFilter.model_validate({"name": {"any_": [POOL]}})
-        left = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"state": going}), work_pool_filter=pool
+    def keep(self, deployments: Path) -> Iterator[str]:
+        # Ctrl-C is for this process, which then ends the others in good order; so are a polite kill and a closed terminal
+        for polite in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(polite, signal.default_int_handler)
+        # before Prefect is imported; deployments/prefect.yaml asks for PWD, which is of the shell and not of a process
+        os.environ |= {"PREFECT_UI_API_URL": self.up.api, "PREFECT_API_URL": self.up.api, "PWD": str(Path.cwd())}
+        try:
+            yield from self._start(deployments)
+            while all(child.poll() is None for child in self.children):
+                time.sleep(0.5)
+            raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
+        except KeyboardInterrupt:
+            yield "stopping"
+        finally:
+            for impatient in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(impatient, signal.SIG_IGN)
+            _end([psutil.Process(child.pid) for child in self.children if child.poll() is None])
+            for child in self.children:
+                _kill_group(child.pid)
+                child.wait()
+            _file().unlink(missing_ok=True)
+
+    def _start(self, deployments: Path) -> Iterator[str]:
+        from flows.deploy import deploy, make_pool  # Prefect reads its settings when it is imported
+
+        told = self.up.lines()  # also makes MLflow's schema, which two first users must not do at once
+        prefect = self._child(
+            "prefect", "server", "start", "--host", HOST, "--port", str(self.up.prefect_port), **self._own
         )
-        if left:
-            children = FlowRunFilter.model_validate(
-                {"state": going, "parent_flow_run_id": {"any_": [run.id for run in left]}}
-            )
-            left += client.read_flow_runs(flow_run_filter=children)
-        for run in left:
-            client.set_flow_run_state(
-                run.id, Crashed(message="the worker was stopped: retry goes on from here"), force=True
-            )
+        if not settings().mlflow_is_remote:
+            place = ["--host", HOST, "--port", str(self.up.mlflow_port), "--workers", "1"]
+            mlflow = self._child("mlflow", "server", *place, **_MLFLOW, MLFLOW_BACKEND_STORE_URI=settings().mlflow_uri)
+            _wait(mlflow, f"http://{HOST}:{self.up.mlflow_port}/health")
+        _wait(prefect, f"{self.up.api}/health")
+        yield from told
+        make_pool(POOL)
+        yield deploy(deployments)
+        # the worker's runs say on their pages what they do
+        talking = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_ROOT_LEVEL": "INFO"}
+        self._child("prefect", "worker", "start", "--pool", POOL, "--type", "process", **talking)
+        yield _READY
+
+    @property
+    def _own(self) -> dict[str, str]:
+        """Return what lets only Prefect's own pages use the API from a browser: its deployments can run commands."""
+        pages = ",".join(f"http://{host}:{self.up.prefect_port}" for host in (HOST, "localhost"))
+        return {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages, "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"}
+
+    def _child(self, *module: str, **environment: str) -> "subprocess.Popen[bytes]":
+        """Run a module in a process and a process group of its own, and record it."""
+        command = [sys.executable, "-m", *module]
+        child = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+        self.children.append(child)
+        self.up = self.up._replace(children=(*self.up.children, (child.pid, psutil.Process(child.pid).create_time())))
+        _file().write_text(json.dumps(self.up._asdict()), encoding="utf-8")
+        return child
 
 
-def deploy(file: Path) -> str:
-    """Register a file's deployments, and return what was done; raise ValueError if Prefect refuses."""
-    if not file.is_file():
-        return f"deployments  none: there is no {file} here"
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise ValueError(f"Prefect refuses {file}: {(done.stderr or done.stdout).strip()[-2000:]}")
-    return f"deployments  those of {file}, in work pool {POOL}"
+_READY = "Ctrl-C stops them; so does `ninefold down` in another terminal"
+_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
 
 
 def start(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Servers:
@@ -150,23 +148,40 @@ def start(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Servers:
             [sys.executable, "-m", *command, "--deployments", str(deployments)],
             stdout=out,
             stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-    while (found := servers()) is None:
-        if process.poll() is not None:
-            raise ChildProcessError(f"the servers did not start, see {log}: {log.read_text().strip()[-2000:]}")
-        time.sleep(0.3)
+    try:
+        while _READY not in log.read_text(encoding="utf-8", errors="replace") or (found := servers()) is None:
+            if process.poll() is not None:
+                raise ChildProcessError(f"the servers did not start, see {log}: {log.read_text().strip()[-2000:]}")
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     return found
 
 
 def stop() -> bool:
-    """Stop this home's servers, their worker and what it runs; whether there were any."""
-    if (found := servers()) is None:
+    """Stop this home's servers, their worker and what it runs; whether there were any.
+
+    If the process that keeps them was killed, what it has left is ended. Raises ChildProcessError if they do not end.
+    """
+    found = _recorded()
+    if found is None:
         return False
-    process = psutil.Process(found.pid)
-    process.terminate()
-    process.wait(_STOPPING)
-    return True
+    if _alive(*found.keeper):
+        keeper, deadline = psutil.Process(found.keeper[0]), time.monotonic() + 2 * _STOPPING
+        keeper.terminate()
+        while _alive(*found.keeper):
+            if time.monotonic() > deadline:
+                raise ChildProcessError(f"the servers do not stop: kill process {keeper.pid}, then ninefold down again")
+            time.sleep(0.2)
+        return True
+    left = [psutil.Process(pid) for pid, since in found.children if _alive(pid, since)]
+    _end(left)
+    _file().unlink(missing_ok=True)
+    return bool(left)
 
 
 def port_taken(port: int) -> bool:
@@ -179,27 +194,44 @@ def _file() -> Path:
     return settings().home / "servers.json"
 
 
-@contextmanager
-def _child(*module: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a module in a process that ends, with all of its own children, when the block does."""
-    process = subprocess.Popen([sys.executable, "-m", *module], env=os.environ | environment, start_new_session=True)
+def _recorded() -> Servers | None:
     try:
-        yield process
-    finally:
-        family = _children(process.pid)
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOPPING / 2)
-        process.kill()
-        for one in family:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
+        return Servers(**json.loads(_file().read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _children(pid: int) -> list[psutil.Process]:
+def _alive(pid: int, since: float) -> bool:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - since) < _CLOCK_STEP
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, then kill what is left of them, their children and their groups."""
+    family = [child for process in processes for child in _children(process)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(processes, timeout=_STOPPING)
+    for process in processes:
+        _kill_group(process.pid)
+    for process in [*processes, *family]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _kill_group(leader: int) -> None:
+    """Kill what is left of a process group, whose leader may have ended: a worker's run, say."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 
@@ -208,20 +240,13 @@ def _wait(child: "subprocess.Popen[bytes]", url: str) -> None:
     """Return when a server answers; raise ChildProcessError if it ends, TimeoutError if it takes too long."""
     import httpx
 
-    deadline = time.monotonic() + _STARTING
-    while not _answers(httpx.Client(timeout=5), url):
-        if child.poll() is not None:
-            raise ChildProcessError(f"the server for {url} has ended, see above: `ninefold doctor` may know why")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{url} did not answer within {_STARTING:.0f} s")
-        time.sleep(0.2)
-
-
-def _answers(client: "httpx.Client", url: str) -> bool:
-    import httpx
-
-    with client:
-        try:
-            return client.get(url).is_success
-        except httpx.TransportError:
-            return False
+    deadline, answers = time.monotonic() + _STARTING, False
+    with httpx.Client(timeout=5) as client:
+        while not answers:
+            with suppress(httpx.TransportError):
+                answers = client.get(url).is_success
+            if child.poll() is not None:
+                raise ChildProcessError(f"the server for {url} has ended, see above: `ninefold doctor` may know why")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{url} did not answer within {_STARTING:.0f} s")
+            time.sleep(0.0 if answers else 0.2)

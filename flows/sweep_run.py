@@ -15,6 +15,7 @@ from prefect.runtime import deployment
 from flows.compare import compare
 from flows.compare_run import CURVES, publish
 from flows.config import or_file
+from flows.experiment import Experiment
 from flows.mlflow_pages import curves_page
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder, write_text
@@ -51,9 +52,12 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
     failures: dict[str, str] = {}
     arms = planned.expanded.arms
 
+    earlier = {arm.experiment.name: found for arm in arms if (found := _report_of(arm.experiment)) is not None}
+
     def told() -> dict[str, Any]:
         known = {"merged": planned.expanded.merged, "seconds": time.monotonic() - started}
-        return _report(sweep, arms, reports, failures) | known
+        done = {name: found for name, found in (earlier | reports).items() if name not in failures}
+        return _report(sweep, arms, done, failures) | known | {"executed": _executed(reports)}
 
     for number, arm in enumerate(arms, start=1):
         name = arm.experiment.name
@@ -65,18 +69,31 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
             log.warning("arm %s failed: %s", name, failures[name])
         _write(told())
     report = told()
-    _show(report)
-    if failures:
-        raise Incomplete(report)
+    try:
+        _show(report)
+    finally:
+        if failures:
+            raise Incomplete(report)
     return report
+
+
+def _report_of(experiment: Experiment) -> dict[str, Any] | None:
+    """Return the report of an arm that an earlier execution has finished, if it is this very experiment's."""
+    path = report_folder(experiment.name) / "report.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if found.get("arm") == experiment.digest() else None
+
+
+def _executed(reports: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return how many times each stage was executed rather than read from the cache."""
+    return dict(
+        Counter(stage["name"] for report in reports.values() for stage in report["stages"] if not stage["cached"])
+    )
 
 
 def _report(
     sweep: Sweep, arms: tuple[Arm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
 ) -> dict[str, Any]:
-    executed: Counter[str] = Counter()
-    for report in reports.values():
-        executed.update(stage["name"] for stage in report["stages"] if not stage["cached"])
     ledger = Ledger(settings().ledger_url)
     accounts = {account for report in reports.values() for account in report["accounts"]}
     return {
@@ -96,7 +113,6 @@ def _report(
             }
             for arm in arms
         ],
-        "executed": dict(executed),
         "micro_usd": sum(report["micro_usd"] + report["evaluation_micro_usd"] for report in reports.values()),
         "micro_usd_paid": sum(ledger.spent(account).bought_micro_usd for account in accounts),
     }

@@ -30,6 +30,7 @@ SWEEP, CURVE = (
     "ninefold.sweep",
     "ninefold.curve",
 )  # tags: which sweep a run is of; whether it is one of its learning curves
+STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 
 
@@ -140,9 +141,12 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
                 SWEEP: sweep,
                 "ninefold.oracle": experiment.labelling.oracle.description,
                 "ninefold.simulated": str(experiment.labelling.oracle.simulated).lower(),
+                STARTED: f"{time.time():.3f}",
             }
         )
-        mlflow.log_params(flat_params(experiment))
+        # a run of an earlier version keeps what it was called then: MLflow changes no parameter
+        known = found[0].data.params if found else {}
+        mlflow.log_params({name: value for name, value in flat_params(experiment).items() if name not in known})
         mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:

@@ -39,6 +39,11 @@ class Settings(BaseSettings):
         return self.mlflow or f"sqlite:///{self.home.absolute() / 'mlflow.sqlite'}"
 
     @property
+    def mlflow_is_remote(self) -> bool:
+        """Whether MLflow is a server that somebody else keeps."""
+        return self.mlflow_uri.startswith(("http://", "https://"))
+
+    @property
     def prefect_home(self) -> Path:
         """Return the folder of the embedded Prefect server's database and of task results."""
         return self.home.absolute() / "prefect"

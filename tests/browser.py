@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
-SYSTEM = ("chromium", "chromium-browser", "google-chrome")
+SYSTEM = ("chromium", "google-chrome")
 
 
 @contextmanager

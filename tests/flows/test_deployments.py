@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -36,6 +38,7 @@ class Lab:
         self.environment = {**without, **home, "NINEFOLD_TEST_KEY": KEY, "PREFECT_WORKER_QUERY_SECONDS": "1"}
         self.ports = (free_port(), free_port())
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.ports[1]}/api", timeout=30)
+        self.api.headers["Prefect-Csrf-Client"] = str(uuid4())
 
     def command(self, *arguments: str, **environment: str) -> str:
         done = subprocess.run(
@@ -52,7 +55,10 @@ class Lab:
     def up(self) -> str:
         mlflow, prefect = map(str, self.ports)
         ports = ["--mlflow-port", mlflow, "--prefect-port", prefect]
-        return self.command("flows.cli", "up", "--detach", *ports, "--deployments", "prefect.yaml")
+        said = self.command("flows.cli", "up", "--detach", *ports, "--deployments", "prefect.yaml")
+        token = self.api.get("/csrf-token", params={"client": self.api.headers["Prefect-Csrf-Client"]}).json()["token"]
+        self.api.headers["Prefect-Csrf-Token"] = token
+        return said
 
     def prefect(self, *arguments: str) -> str:
         return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url))
@@ -67,8 +73,8 @@ class Lab:
     def deployments(self) -> dict[str, Any]:
         return {found["name"]: found for found in self.post("/deployments/filter", {})}
 
-    def start(self, **parameters: Any) -> str:
-        path = f"/deployments/{self.deployments()['run']['id']}/create_flow_run"
+    def start(self, deployment: str = "run", **parameters: Any) -> str:
+        path = f"/deployments/{self.deployments()[deployment]['id']}/create_flow_run"
         found: str = self.post(path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"]
         return found
 
@@ -123,9 +129,11 @@ def test_a_schedule_fires_failures_are_retried_and_a_stopped_worker_loses_nothin
     assert f"http://127.0.0.1:{lab.ports[1]}" in said
     assert "up already" in lab.up(), "a second one starts nothing"
     assert_all_is_deployed(lab)
+    assert_that_no_other_page_may_use_it(lab)
     a_schedule_fires_and_a_worker_finishes(lab)
     a_failed_run_is_retried_where_it_failed(lab)
     what_a_stopped_worker_leaves_goes_on(lab)
+    what_a_killed_keeper_leaves_is_ended(lab)
 
 
 def assert_all_is_deployed(lab: Lab) -> None:
@@ -181,15 +189,18 @@ def a_failed_run_is_retried_where_it_failed(lab: Lab) -> None:
         assert judge.served["reply"] == len(bought(lab)) <= first["queries"] + first["evaluation_queries"]
 
         judge.key = "another"
-        run = lab.start(experiment=judged(lab, judge, seed=1))
-        lab.ended(run, "FAILED")
+        (lab.folder / "judged.yaml").write_text(yaml.safe_dump(judged(lab, judge)))
+        sweep = {"name": "pair", "base": "judged.yaml", "presets": ["random", "sft"], "seeds": [1]}
+        run = lab.start("sweep", sweep=sweep | {"max_micro_usd": 10_000_000})
+        failed = lab.ended(run, "FAILED")
+        assert "Missing: pair.random.s1, pair.sft.s1" in failed["state"]["message"], "sft is judged in the end"
         judge.key = None
         with browser() as page:
             page.goto(f"http://127.0.0.1:{lab.ports[1]}/runs/flow-run/{run}")
             page.get_by_role("button", name="Retry").click()
             page.get_by_role("dialog").get_by_role("button", name="Retry").click()
             lab.ended(run, "COMPLETED", count=2)
-        assert_only_from(lab.report("judged"), "annotate")
+        assert_only_from(lab.report("pair.random.s1"), "annotate")
         assert judge.served["reply"] == len(bought(lab)), "no label is bought twice, whoever retries"
 
 
@@ -204,11 +215,28 @@ def what_a_stopped_worker_leaves_goes_on(lab: Lab) -> None:
         judge.latency = 0.0
         lab.up()
         assert lab.run(run)["state_type"] == "CRASHED"
+        assert lab.deployments()["nightly"]["schedules"][0]["active"] is False, "as it was left, whatever the file says"
         lab.prefect("flow-run", "retry", run)
         lab.ended(run, "COMPLETED", count=2)
     report = lab.report("judged")
     assert report["books"]["agree"] is True
     assert_only_from(report, "annotate")
+
+
+def what_a_killed_keeper_leaves_is_ended(lab: Lab) -> None:
+    keeper, _ = json.loads((lab.home / "servers.json").read_text())["keeper"]
+    os.kill(keeper, signal.SIGKILL)
+    assert "stopped" in lab.command("flows.cli", "down")
+    assert not any(port_taken(port) for port in lab.ports)
+    assert not [p for p in psutil.process_iter(["environ"]) if home_of(p) == str(lab.home)], "no process is left"
+
+
+def assert_that_no_other_page_may_use_it(lab: Lab) -> None:
+    """Any page in a browser could ask the server on loopback to run commands otherwise."""
+    deployment = {"name": "x", "flow_id": str(uuid4()), "pull_steps": []}
+    foreign = httpx.post(f"{lab.api.base_url}/deployments/", json=deployment, headers={"Origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    assert "access-control-allow-origin" not in foreign.headers
 
 
 def bought(lab: Lab) -> list[Any]:
@@ -243,4 +271,4 @@ def test_the_shipped_deployments_name_what_there_is() -> None:
     for deployment in shipped["deployments"]:
         for file in deployment["parameters"].values():
             assert (ROOT / file).is_file()
-    assert Servers(1, 0.0, 2, 3).api == "http://127.0.0.1:3/api"
+    assert Servers((1, 0.0), 2, 3).api == "http://127.0.0.1:3/api"

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flows.experiment import Experiment
 from flows.export import export, finished, push
 from flows.proxy_reward import proxy_reward
+from flows.rerun import started
 from models.evaluators.base import Bench, Tuples
 from models.preference import Response
 from tasks.store import store
@@ -60,6 +61,8 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     low, high = report["evaluator"]["pair_accuracy_ci"]
     assert f"{report['evaluator']['pair_accuracy']:.3f} [{low:.3f}, {high:.3f}]" in cards[1].content
     assert cards[2].data.pipeline_tag == "text-generation"
+    assert "after SFT and DPO" in cards[2].content
+    assert cards[2].data.base_model is None, "a folder is nobody's on the hub"
 
     with pytest.raises(ValueError, match="is not an empty folder: name another"):
         export(run, tmp_path / "out")
@@ -73,6 +76,9 @@ def test_an_arm_that_has_made_nothing_of_a_kind_exports_none_of_it(
     report = proxy_reward(Experiment.model_validate(tiny_settings))
     assert report["pairs"] == 0
     assert [folder.name for folder in export(finished("tiny"), tmp_path / "out")] == ["policy"]
+    card = ModelCard.load(tmp_path / "out" / "policy" / "README.md")
+    assert "after SFT (LoRA" in card.content
+    assert "dpo" not in card.data.tags
 
 
 def test_nothing_is_pushed_but_on_request_and_texts_that_may_not_leave_stay(
@@ -82,6 +88,9 @@ def test_nothing_is_pushed_but_on_request_and_texts_that_may_not_leave_stay(
 
     class Hub:
         """The hub is out of reach here: what would be sent to it."""
+
+        def whoami(self) -> dict[str, str]:
+            return {"name": "lab"}
 
         def create_repo(self, name: str, **given: Any) -> str:
             asked.append((name, given["private"]))
@@ -111,6 +120,15 @@ def test_nothing_is_pushed_but_on_request_and_texts_that_may_not_leave_stay(
         ValueError, match="prompts.kind=movie_reviews may not be pushed: The texts belong to film critics"
     ):
         push(run._replace(experiment=reviews), folders, "lab/tiny")
+
+
+def test_a_name_given_to_two_experiments_exports_the_one_of_its_report(tiny_settings: dict[str, Any]) -> None:
+    first = Experiment.model_validate(tiny_settings)
+    second = first.model_copy(update={"dpo": first.dpo.model_copy(update={"beta": 0.5})})
+    for experiment in (first, second, first):
+        proxy_reward(experiment)
+    assert finished("tiny").experiment == first
+    assert started("tiny").experiment == first, "started last, whichever was started first"
 
 
 def test_a_run_that_has_not_finished_is_refused_with_what_to_do(tiny_settings: dict[str, Any]) -> None:

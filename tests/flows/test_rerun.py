@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flows import proxy_reward as algorithm
+from flows import tracking
 from flows.experiment import Experiment
 from flows.proxy_reward import proxy_reward
 from flows.rerun import started
@@ -71,6 +72,21 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     assert executed["align"] == executed["assess_policy"] == 1
     assert len(list(Ledger(settings().ledger_url).rows())) == bought, "asked again, and nothing bought again"
     assert again["policy"] == report["policy"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_under_its_old_parameters(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    experiment = Experiment.model_validate(tiny_settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "flat_params", lambda _: {"strategy": "as it was called"})
+        proxy_reward(experiment)
+    proxy_reward(experiment)
+    (run,) = mlflow.search_runs(experiment_names=[tracking.EXPERIMENT], output_format="list")
+    assert run.data.params["strategy"] == "as it was called"
+    assert run.data.params["budget"] == "10"
 
 
 def test_a_stage_or_a_run_there_is_not_is_refused_with_what_there_is(tiny_settings: dict[str, Any]) -> None:

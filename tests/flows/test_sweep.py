@@ -225,6 +225,7 @@ def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_ot
     with pytest.raises(Incomplete) as missing:
         run_sweep(given)
     again = missing.value.report
+    assert [bool(arm["report"]) for arm in again["arms"]] == [True, True, False]
     assert again["executed"] == {}, "what was done is not done again"
     assert again["micro_usd_paid"] == report["micro_usd_paid"]
 

@@ -11,7 +11,7 @@ from models.policies.pretrained import PACKAGED
 _PAPER = "[arXiv 2407.02119](https://arxiv.org/abs/2407.02119)"
 _COLUMNS = {
     "pairs": "`prompt`, `chosen`, `rejected`: preference pairs as DPO was trained on them in the last round. `provenance` "
-    "says who prefers: `oracle` (the expert), `proxy` (the evaluator) or `demonstration`; the scores are in that judge's units.",
+    "says who prefers: `oracle` (the expert), `proxy` (the evaluator) or `demonstration`; scores are in that judge's units.",
     "judgements": "every query in order: the response, or the response and the one it was held `against`; the expert's "
     "`score`, its price (`micro_usd`, as if this run had bought it alone), `status` (`quarantined` replies could not be "
     "read), and the `utility` by which the strategy chose it, with its `why`.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows import cli_bench, cli_checks, cli_labels, cli_sweep
-from flows.terminal import UserError, table
+from flows.terminal import Overrides, UserError, table
 
 if TYPE_CHECKING:
     from flows.plan import Plan
@@ -30,11 +30,6 @@ app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickst
 app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."),
-]
-
 
 DEPLOYMENTS = Path("deployments/prefect.yaml")
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -48,16 +43,9 @@ def run(file: File, overrides: Overrides = None) -> None:
     from flows.environment import prepare
 
     prepare()
-    from flows.mlflow_pages import runs_page
-    from flows.pages import headlines, warnings
-    from flows.report import report_folder
+    from flows.proxy_reward import proxy_reward
 
-    report = _run_flow(planned)
-    table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
-    for warning in warnings(report):
-        typer.echo(f"note: {warning}")
-    typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
-    typer.echo(f"MLflow      ninefold up, then open {runs_page()}")
+    _show_report(proxy_reward(planned.experiment))
 
 
 @app.command(epilog="Example: `ninefold rerun quickstart --from train_evaluator`")
@@ -69,7 +57,6 @@ def rerun(
     from flows.environment import prepare
 
     prepare()
-    from flows.pages import headlines
     from flows.proxy_reward import proxy_reward
     from flows.rerun import started
     from tasks.caching import check_stage
@@ -77,9 +64,12 @@ def rerun(
     found = started(name)
     check_stage(stage)
     report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
+    _show_report(report)
     executed = [run["name"] for run in report["stages"] if not run["cached"]]
-    table(report["name"], headlines(report))
     typer.echo(f"executed    {', '.join(executed) or 'nothing: all was in the cache'}")
+    if stage and stage not in executed:
+        stages = dict.fromkeys(run["name"] for run in report["stages"])
+        typer.echo(f"note: this run has no stage {stage}: it has {', '.join(stages)}")
 
 
 @app.command(epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`")
@@ -239,10 +229,17 @@ def _planned(file: Path, overrides: list[str] | None) -> "Plan":
     return make_plan(load(Experiment, file, overrides))
 
 
-def _run_flow(planned: "Plan") -> dict[str, Any]:
-    from flows.proxy_reward import proxy_reward
+def _show_report(report: dict[str, Any]) -> None:
+    """Print what a run has found, and where more of it is."""
+    from flows.mlflow_pages import runs_page
+    from flows.pages import headlines, warnings
+    from flows.report import report_folder
 
-    return proxy_reward(planned.experiment)
+    table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
+    for warning in warnings(report):
+        typer.echo(f"note: {warning}")
+    typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
+    typer.echo(f"MLflow      ninefold up, then open {runs_page()}")
 
 
 def _show_plan(planned: "Plan") -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import table
+from flows.terminal import Overrides, table
 
 app = typer.Typer(no_args_is_help=True, help="Studies of what labels buy.")
 
@@ -21,9 +21,7 @@ def label_efficiency(
     labels: Annotated[
         Path | None, typer.Option(envvar="NINEFOLD_RECORDED_LABELS", help="The table of recorded labels.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field. May be repeated.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Draw every strategy's learning curve on labels that were paid for already; buys nothing."""
     from flows.environment import prepare, prepare_libraries

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from flows.terminal import Overrides
+
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show the arms, what they share and cost; run nothing.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the sweep.")
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Run every arm of a sweep; what an earlier execution has done comes from the cache, and only what failed runs again."""
     from flows.environment import prepare, prepare_libraries

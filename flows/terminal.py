@@ -1,4 +1,13 @@
-"""What the commands share: an error of the user's making, and a table."""
+"""What the commands share: an error of the user's making, changes to a parameter file, and a table."""
+
+from typing import Annotated
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."),
+]
 
 
 class UserError(Exception):

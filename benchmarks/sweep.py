@@ -1,8 +1,8 @@
 """What a sweep saves: 8 arms × 3 seeds through one cache and one ledger, beside the same 24 runs each in a home of its own.
 
 The arms are four strategies at two budgets. Both are the shipped commands in processes of their own, start-up and servers
-included; the packaged model is converted once, before the clock starts. The last line is JSON. About an hour on two cores;
-`--pool 16 --samples 2` tries it out.
+included; the packaged model is converted once, before the clock starts. The last line is JSON. An hour on two cores, half of
+it with `--alone 1`; `--pool 16 --samples 2` tries it out.
 """
 
 import argparse
@@ -33,9 +33,12 @@ def main() -> None:
     """Run both and print what they cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=48, help="prompts")
-    parser.add_argument("--samples", type=int, default=8, help="responses to a prompt")
+    parser.add_argument("--samples", type=int, default=16, help="responses to a prompt")
     parser.add_argument("--queries", type=int, nargs=2, default=[12, 24], help="the two budgets of each strategy")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--alone", type=int, default=3, help="seeds whose runs are also made alone; the rest count as they"
+    )
     parser.add_argument("--home", type=Path, help="keep the sweep's home here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +49,8 @@ def main() -> None:
         shared = json.loads((together / "reports" / "benchmark" / "sweep.json").read_text())
         print(f"{len(arms)} runs as one sweep: {seconds:.0f} s")
         alone, alone_seconds, alone_usd, same = [], [], 0, 0
-        for number, arm in enumerate(tqdm(arms, desc="the same runs alone")):
+        some = [arm for arm in arms if arm.seed < given.alone]
+        for number, arm in enumerate(tqdm(some, desc="the same runs alone")):
             file = Path(folder) / f"{number}.yaml"
             file.write_text(yaml.safe_dump(arm.experiment.model_dump(mode="json")))
             home, took = _ninefold(Path(folder) / f"alone-{number}", "run", str(file))
@@ -58,21 +62,24 @@ def main() -> None:
             alone_seconds.append(took)
             tqdm.write(f"{arm.experiment.name}: {took:.0f} s alone")
             alone_usd += report["micro_usd_paid"] + report["evaluation_micro_usd"]
+    times = len(arms) / len(some)
     print(
         json.dumps(
             {
                 "arms": len(STRATEGIES) * len(given.queries),
                 "seeds": given.seeds,
                 "runs": len(arms),
-                "same_results": same,  # runs whose policy comes to the same figures alone
+                "runs_made_alone": len(some),
+                "same_results": same,  # of those: whose policy comes to the same figures alone
                 "sweep_seconds": round(seconds, 1),
-                "alone_seconds": round(sum(alone_seconds), 1),
-                "ratio": round(seconds / sum(alone_seconds), 3),
-                "stages_ratio": round(_work(a["report"] for a in shared["arms"]) / _work(alone), 3),  # without start-up
+                "alone_seconds": round(times * sum(alone_seconds), 1),
+                "ratio": round(seconds / sum(alone_seconds) / times, 3),
+                # stages only, without start-up
+                "stages_ratio": round(_work(a["report"] for a in shared["arms"]) / _work(alone) / times, 3),
                 "sweep_dollars": shared["micro_usd_paid"] / 1e6,
-                "alone_dollars": alone_usd / 1e6,
+                "alone_dollars": times * alone_usd / 1e6,
                 "executed": shared["executed"],
-                "executed_alone": _counts(alone),
+                "executed_alone": {name: round(times * count) for name, count in _counts(alone).items()},
                 "threads": os.environ.get("NINEFOLD_THREADS", len(os.sched_getaffinity(0))),
             }
         )

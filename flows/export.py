@@ -118,7 +118,7 @@ def _evaluator(run: Finished, trained: Ref, folder: Path) -> None:
 
 def _policy(run: Finished, folder: Path) -> None:
     rounds = run.rounds
-    model = rounds.policy.checkpoint().load()
+    model = rounds.policy.checkpoint().shared()
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     before = len(rounds.first.adapters)

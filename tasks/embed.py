@@ -24,7 +24,7 @@ def embed(
     del encoder
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))
-    model = policy.checkpoint().load() if policy is not None else None
+    model = policy.checkpoint().shared() if policy is not None else None
     return Product(ref=_write(texts, distinct, embedding.shards(distinct, model)))
 
 

@@ -100,8 +100,9 @@ def _drift(
     def likelihood(policy: Policy, rows: list[Response], what: str) -> Likelihood:
         return policy.likelihood(rows, max_new_tokens=max_new_tokens, what=what)
 
+    # M_2 first: it has just written its answers, and is loaded
+    after, before = (likelihood(policy, second, "log-likelihood") for policy in (after_policy, before_policy))
     base_old, base_new = (likelihood(before_policy.base, rows, "fluency") for rows in (first, second))
-    before, after = (likelihood(policy, second, "log-likelihood") for policy in (before_policy, after_policy))
     return {
         "kl": float((after.logprob - before.logprob).mean()),
         "tokens_before": float(np.mean([r.tokens for r in first])),

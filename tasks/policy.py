@@ -34,7 +34,7 @@ class Policy(Frozen):
     def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, what: str) -> Likelihood:
         """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`."""
         texts, ended = [(r.prompt, r.text) for r in responses], [r.tokens < max_new_tokens for r in responses]
-        return self.checkpoint().load().likelihood(texts, ended=ended, what=what)
+        return self.checkpoint().shared().likelihood(texts, ended=ended, what=what)
 
     def checkpoint(self) -> Checkpoint:
         """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""
@@ -44,4 +44,4 @@ class Policy(Frozen):
                 f"model {self.model!r} has changed since this run began ({self.weights} → {located.digest})"
             )
         folders = tuple(store().folder(adapter) for adapter in self.adapters)
-        return Checkpoint(located.source, folders, self.dtype, self.template)
+        return Checkpoint(located.source, folders, self.dtype, self.template, located.digest)

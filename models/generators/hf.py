@@ -32,7 +32,7 @@ class Transformers(Generator):
     def sample(  # noqa: D102
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
-        return self.sample_from(policy.load(), prompts, samples=samples, seed=seed, what=what)
+        return self.sample_from(policy.shared(), prompts, samples=samples, seed=seed, what=what)
 
     def sample_from(
         self, policy: LanguageModel, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str

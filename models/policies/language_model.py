@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -133,18 +134,27 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a policy is on disk: the folder of its base model, and LoRA adapters in order."""
+    """What a policy is on disk: the folder of its base model (and a digest of it), and LoRA adapters in order."""
 
     source: str
     adapters: tuple[Path, ...] = ()
     dtype: Dtype = "bfloat16"
     template: Template = "chat"
+    weights: str = ""
+
+    def shared(self) -> LanguageModel:
+        """Return the model to read from: the one loaded last if it is this policy's, for loading takes seconds."""
+        return _shared(self)
 
     def load(self) -> LanguageModel:
-        """Load the base and merge the adapters. Safetensors only, no remote code; on a GPU where there is one."""
+        """Load the base and merge the adapters, for the caller alone to train; what was `shared` is let go first.
+
+        Safetensors only, no remote code; on a GPU where there is one.
+        """
         import torch
         from transformers import AutoModelForCausalLM
 
+        _shared.cache_clear()
         model = AutoModelForCausalLM.from_pretrained(
             self.source,
             dtype=getattr(torch, self.dtype),
@@ -171,3 +181,8 @@ class Checkpoint:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _shared(checkpoint: Checkpoint) -> LanguageModel:
+    return checkpoint.load()

@@ -8,7 +8,6 @@ python docs/screenshots.py SWEEP        # a sweep that has run through a deploym
 import sys
 from pathlib import Path
 
-import httpx
 from playwright.sync_api import Page
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -16,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from flows.environment import prepare
 
 prepare()
+
+from prefect import get_client  # noqa: E402
+from prefect.client.schemas.filters import FlowRunFilter  # noqa: E402
 
 from flows.mlflow_pages import curves_page, runs_page  # noqa: E402
 from flows.servers import servers  # noqa: E402
@@ -29,8 +31,9 @@ def main(sweep: str) -> None:
     up = servers()
     if up is None:
         raise SystemExit("nothing is up: ninefold up --detach")
-    runs = {"flow_runs": {"name": {"any_": [sweep]}}, "sort": "START_TIME_DESC", "limit": 1}
-    found = httpx.post(f"{up.api}/flow_runs/filter", json=runs).raise_for_status().json()
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter.model_validate({"name": {"any_": [sweep]}})
+        run = client.read_flow_runs(flow_run_filter=named, sort="START_TIME_DESC", limit=1)[0]
     with browser(width=1800, height=1000) as page:
         page.goto(runs_page(sweep))
         page.wait_for_selector(".ag-row")
@@ -40,16 +43,19 @@ def main(sweep: str) -> None:
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .point').length > 0")
         _tidy(page)
         page.screenshot(path=DOCS / "mlflow_curves.png")
-        page.goto(f"http://127.0.0.1:{up.prefect_port}/runs/flow-run/{found[0]['id']}")
-        page.get_by_role("tab", name="Artifacts").or_(page.locator("li", has_text="Artifacts")).last.click()
+        page.goto(f"http://127.0.0.1:{up.prefect_port}/runs/flow-run/{run.id}")
+        page.locator("li,a,button,[role=tab]").filter(has_text="Artifacts").last.click()
         page.wait_for_timeout(5000)  # the timeline is drawn on a canvas
         page.screenshot(path=DOCS / "prefect_sweep.png")
 
 
 def _tidy(page: Page) -> None:
     """Close MLflow's assistant, which a new browser opens beside every page, and let what is drawn settle."""
-    page.locator("button[aria-label='Close'], button[aria-label='close']").last.click()
     page.wait_for_timeout(3000)
+    close = page.locator("button[aria-label='Close'], button[aria-label='close']")
+    if close.count():
+        close.last.click()
+        page.wait_for_timeout(1000)
 
 
 if __name__ == "__main__":

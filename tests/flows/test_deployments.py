@@ -153,9 +153,9 @@ def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
     runs = {"state": {"type": {"any_": ["RUNNING", "COMPLETED"]}}, "tags": {"all_": ["nightly"]}}
     scheduled = lab.until(lambda: lab.post("/flow_runs/filter", {"flow_runs": runs}))[0]["id"]
     deployment = lab.deployments()["nightly"]
-    lab.api.patch(
-        f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}", json={"active": False}
-    ).raise_for_status()
+    schedule = f"/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    # 503: the database is busy, come again
+    lab.until(lambda: lab.api.patch(schedule, json={"active": False}).is_success)
     lab.ended(scheduled, "COMPLETED")
     assert "auto-scheduled" in lab.run(scheduled)["tags"]
     says = lab.said(scheduled)

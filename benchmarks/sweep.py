@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flows.config import load, read, set_field
 from flows.sweep import Sweep, expand
+from flows.sweep_run import executed
 from models.policies.pretrained import PACKAGED, locate
 
 STRATEGIES = ("random", "coreset_eft", "uncertainty", "shuffled")
@@ -79,7 +80,7 @@ def main() -> None:
                 "sweep_dollars": shared["micro_usd_paid"] / 1e6,
                 "alone_dollars": times * alone_usd / 1e6,
                 "executed": shared["executed"],
-                "executed_alone": {name: round(times * count) for name, count in _counts(alone).items()},
+                "executed_alone": {name: round(times * count) for name, count in executed(alone).items()},
                 "threads": os.environ.get("NINEFOLD_THREADS", len(os.sched_getaffinity(0))),
             }
         )
@@ -121,11 +122,6 @@ def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
 
 def _work(reports: Iterable[dict[str, Any]]) -> float:
     return sum(stage["seconds"] for report in reports for stage in report["stages"])
-
-
-def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
-    names = [stage["name"] for report in reports for stage in report["stages"] if not stage["cached"]]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The pictures of docs/: a sweep in MLflow (runs, curves) and in Prefect, as a browser shows them.
 
-ninefold up --detach
-python docs/screenshots.py SWEEP        # a sweep that has run through a deployment, such as sweep/sweep
-
+`ninefold up --detach`, then `python docs/screenshots.py SWEEP`: a sweep that this home has run.
 """
 
 import sys

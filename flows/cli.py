@@ -85,13 +85,12 @@ def report(
 ) -> None:
     """Show the report of the last finished run of an experiment."""
     from flows.pages import headlines, warnings
-    from flows.report import report_folder
+    from flows.report import read_report, report_folder
 
-    path = report_folder(name) / "report.json"
-    if not path.is_file():
+    found = read_report(name)
+    if found is None:
         known = sorted(p.parent.name for p in report_folder(name).parent.glob("*/report.json"))
         raise UserError(f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}")
-    found = json.loads(path.read_text(encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -1,4 +1,4 @@
-"""Write a comparison to the sweep's report folder and to MLflow: one run per sweep, and under it one per learning curve."""
+"""Write a comparison to the sweep's report folder and to MLflow: a run per sweep, and one per learning curve."""
 
 import json
 from pathlib import Path

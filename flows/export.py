@@ -1,6 +1,5 @@
 """Take a run's results out: preference data as a dataset, evaluator and policy as folders of weights, each with its card."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flows.cards import dataset_card, evaluator_card, policy_card
 from flows.experiment import Experiment
 from flows.findings import Rounds, picked
-from flows.report import report_folder
+from flows.report import read_report
 from flows.rerun import started
 from models.preference import Pair, Response, Score, to_frame
 from tasks.store import Ref, store
@@ -30,11 +29,10 @@ class Finished(NamedTuple):
 
 def finished(name: str) -> Finished:
     """Return a finished run by its name; raise ValueError if there is none, or it has no report yet."""
-    path = report_folder(name) / "report.json"
-    if not path.is_file():
+    report = read_report(name)
+    if report is None:
         started(name)  # says what runs there are
         raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
-    report = json.loads(path.read_text(encoding="utf-8"))
     if "made" not in report:
         raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
     # a name may have been given to several experiments: the report is of this one

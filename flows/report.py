@@ -58,6 +58,13 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     return report
 
 
+def read_report(name: str) -> dict[str, Any] | None:
+    """Return the report of the last finished run of a name; None if there is none."""
+    path = report_folder(name) / "report.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
 def report_folder(name: str) -> Path:
     """Return where the report of an experiment lies."""
     return settings().home / "reports" / name

@@ -20,6 +20,8 @@ HOST = "127.0.0.1"
 POOL = "ninefold"  # the work pool of deployments/prefect.yaml
 _STARTING, _STOPPING = 180.0, 40.0  # seconds
 _CLOCK_STEP = 60.0  # a process's start is computed from the wall clock, which may be stepped
+_READY = "Ctrl-C stops them; so does `ninefold down` in another terminal"
+_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
 
 
 class Servers(NamedTuple):
@@ -135,10 +137,6 @@ class _Keeper:
         return child
 
 
-_READY = "Ctrl-C stops them; so does `ninefold down` in another terminal"
-_MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
-
-
 def start(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Servers:
     """Start everything in the background and return it when it is up; raise ChildProcessError with what it said if not."""
     log = settings().home / "servers.log"
@@ -224,7 +222,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _kill_group(leader: int) -> None:
-    """Kill what is left of a process group, whose leader may have ended: a worker's run, say."""
+    """Kill what is left of a process group, whose leader may have ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 

@@ -5,12 +5,12 @@ import logging
 import time
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
-from prefect.runtime import deployment
 
 from flows.compare import compare
 from flows.compare_run import CURVES, publish
@@ -18,10 +18,11 @@ from flows.config import or_file
 from flows.experiment import Experiment
 from flows.mlflow_pages import curves_page
 from flows.proxy_reward import proxy_reward
-from flows.report import report_folder, write_text
+from flows.report import read_report, report_folder, write_text
 from flows.sweep import Arm, Sweep
 from flows.sweep_pages import notes, rows_of, to_html, to_markdown
 from flows.sweep_plan import plan_sweep
+from flows.tracking import announce
 from models.cost import dollars
 from models.ledger import Ledger
 from tasks.settings import settings
@@ -45,19 +46,16 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
     all of that is done, if an arm fails; the next execution of the same sweep runs what is missing.
     """
     started, planned = time.monotonic(), plan_sweep(sweep)
-    if deployment.id is not None:  # nobody has seen the plan: whoever starts a sweep in a terminal has
-        for line in planned.lines():
-            log.info("%s", line)
+    announce(planned.lines())
     reports: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     arms = planned.expanded.arms
-
     earlier = {arm.experiment.name: found for arm in arms if (found := _report_of(arm.experiment)) is not None}
 
     def told() -> dict[str, Any]:
         known = {"merged": planned.expanded.merged, "seconds": time.monotonic() - started}
         done = {name: found for name, found in (earlier | reports).items() if name not in failures}
-        return _report(sweep, arms, done, failures) | known | {"executed": _executed(reports)}
+        return _report(sweep, arms, done, failures) | known | {"executed": executed(reports.values())}
 
     for number, arm in enumerate(arms, start=1):
         name = arm.experiment.name
@@ -67,8 +65,8 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
         except Exception as error:  # the other arms are worth having
             failures[name] = f"{type(error).__name__}: {error}"
             log.warning("arm %s failed: %s", name, failures[name])
-        _write(told())
-    report = told()
+        report = told()
+        _write(report)
     try:
         _show(report)
     finally:
@@ -79,16 +77,13 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
 
 def _report_of(experiment: Experiment) -> dict[str, Any] | None:
     """Return the report of an arm that an earlier execution has finished, if it is this very experiment's."""
-    path = report_folder(experiment.name) / "report.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if found.get("arm") == experiment.digest() else None
+    found = read_report(experiment.name)
+    return found if found is not None and found.get("arm") == experiment.digest() else None
 
 
-def _executed(reports: dict[str, dict[str, Any]]) -> dict[str, int]:
+def executed(reports: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Return how many times each stage was executed rather than read from the cache."""
-    return dict(
-        Counter(stage["name"] for report in reports.values() for stage in report["stages"] if not stage["cached"])
-    )
+    return dict(Counter(stage["name"] for report in reports for stage in report["stages"] if not stage["cached"]))
 
 
 def _report(

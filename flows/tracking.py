@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
-SWEEP, CURVE = (
-    "ninefold.sweep",
-    "ninefold.curve",
-)  # tags: which sweep a run is of; whether it is one of its learning curves
+SWEEP = "ninefold.sweep"  # tag: which sweep a run is of
+CURVE = "ninefold.curve"  # tag: whether it is one of a sweep's learning curves
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 
@@ -120,10 +118,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
     """
     import mlflow
 
-    planned = plan(experiment)
-    if deployment.id is not None:  # nobody has seen it: whoever starts a run in a terminal has
-        for line in planned.lines():
-            log.info("%s", line)
+    announce(plan(experiment).lines())
     open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(
@@ -154,6 +149,13 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
         except Pause:
             mlflow.end_run("SCHEDULED")  # suspended: it goes on when people have answered
             raise
+
+
+def announce(plan: list[str]) -> None:
+    """Log a plan where a deployment runs: nobody has seen it there; whoever starts a run in a terminal has."""
+    if deployment.id is not None:
+        for line in plan:
+            log.info("%s", line)
 
 
 def open_experiment(name: str) -> str:

@@ -112,6 +112,15 @@ def new_database(postgres: Any) -> Callable[[], str]:
     return make
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database: SQLite, and a real PostgreSQL server."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    make: Callable[[], str] = request.getfixturevalue("new_database")
+    return make()
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A NINEFOLD_HOME of the test's own, with the task results in it."""

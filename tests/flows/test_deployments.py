@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from benchmarks.loopback_judge import LoopbackJudge
 from flows.servers import Servers, port_taken
 from models.ledger import Ledger
 from tests.browser import browser
-from tests.flows.test_servers import free_port
+from tests.processes import free_port, until, without_prefect
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "deployments" / "prefect.yaml"
@@ -33,9 +32,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
-        without = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         home = {"NINEFOLD_HOME": str(self.home), "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-        self.environment = {**without, **home, "NINEFOLD_TEST_KEY": KEY, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        self.environment = {**without_prefect(), **home, "NINEFOLD_TEST_KEY": KEY, "PREFECT_WORKER_QUERY_SECONDS": "1"}
         self.ports = (free_port(), free_port())
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.ports[1]}/api", timeout=30)
         self.api.headers["Prefect-Csrf-Client"] = str(uuid4())
@@ -92,11 +90,7 @@ class Lab:
         return [line["message"] for line in self.post("/logs/filter", logs)]
 
     def until(self, true: Callable[[], Any], seconds: float = 180.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := true()):
-            assert time.monotonic() < deadline, (self.home / "servers.log").read_text()[-4000:]
-            time.sleep(0.5)
-        return found
+        return until(true, log=self.home / "servers.log", seconds=seconds)
 
     def report(self, name: str) -> Any:
         return json.loads((self.home / "reports" / name / "report.json").read_text())

@@ -21,7 +21,7 @@ from models.people import Queue
 from models.rubric import Rubric
 from tests.conftest import response
 from tests.flows.test_cli import ninefold as run_command
-from tests.flows.test_servers import answers, free_port
+from tests.processes import free_port, serving
 
 VERSION = "1.23.2"
 PASSWORD = "correct horse battery"
@@ -69,26 +69,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = once(f"label-studio-{VERSION}", _install)
     port, folder = free_port(), tmp_path_factory.mktemp("label-studio")
     command = [str(environment / "bin" / "python"), "-m", "label_studio.server", "start", "--no-browser"]
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--internal-host", "127.0.0.1", "--port", str(port)],
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("LABEL_STUDIO")},
-                "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
-                "LABEL_STUDIO_USERNAME": "ada@example.org",
-                "LABEL_STUDIO_PASSWORD": PASSWORD,
-                "COLLECT_ANALYTICS": "False",
-            },
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        answers(f"{url}/health", 180)
+    command += ["--internal-host", "127.0.0.1", "--port", str(port)]
+    own = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("LABEL_STUDIO")},
+        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
+        "LABEL_STUDIO_USERNAME": "ada@example.org",
+        "LABEL_STUDIO_PASSWORD": PASSWORD,
+        "COLLECT_ANALYTICS": "False",
+    }
+    with serving(command, port, log=folder / "log.txt", environment=own) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Our links into MLflow, opened in a real browser at 200 runs: the figures are in sight, and the charts are the curves."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -15,7 +15,7 @@ from flows.mlflow_pages import curves_page, runs_page
 from flows.tracking import EXPERIMENT, SWEEP, curve_runs, flat_params, log_metrics, open_experiment
 from tasks.settings import settings
 from tests.browser import browser
-from tests.flows.test_servers import answers, free_port
+from tests.processes import free_port, serving
 
 STRATEGIES = ["random", "coreset_ift", "coreset_eft", "predictive_entropy", "sharp", "typiclust", "max_herding", "apl"]
 BUDGETS, SEEDS = [8, 16, 32, 64, 80], range(5)
@@ -46,19 +46,13 @@ def two_hundred_runs(home: Any, tiny_settings: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def port(two_hundred_runs: None) -> Iterator[int]:
+def port(two_hundred_runs: None, tmp_path: Path) -> Iterator[int]:
     found = free_port()
     place = ["--host", "127.0.0.1", "--port", str(found), "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *place, "--backend-store-uri", settings().mlflow_uri],
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )
-    try:
-        answers(f"http://127.0.0.1:{found}/health", 90)
+    command = [sys.executable, "-m", "mlflow", "server", *place, "--backend-store-uri", settings().mlflow_uri]
+    own = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with serving(command, found, log=tmp_path / "mlflow.log", environment=own):
         yield found
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def test_the_links_land_on_the_table_the_curves_and_the_comparison(port: int) -> None:

@@ -6,52 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from flows.servers import port_taken
+from tests.processes import answers, fetch, free_port, without_prefect
 
 ROOT = Path(__file__).parents[2]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def fetch(url: str, body: dict[str, object] | None = None) -> bytes:
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return bytes(answer.read())
-
-
-def answers(url: str, seconds: float) -> bytes:
-    """Return what a page says as soon as it says something."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return fetch(url)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
 def test_up_serves_both_pages_until_ctrl_c(tmp_path: Path) -> None:
     mlflow_port, prefect_port = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     server = subprocess.Popen(
         [
             *[sys.executable, "-m", "flows.cli", "up"],
             *["--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)],
         ],
         cwd=ROOT,
-        env=environment | {"NINEFOLD_HOME": str(tmp_path), "COLUMNS": "80", "PYTHONUNBUFFERED": "1"},
+        env=without_prefect() | {"NINEFOLD_HOME": str(tmp_path), "COLUMNS": "80", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from models.label_files import read_lines, write_rows
 from models.ledger import Ledger
 from models.people import Queue
+from tests.processes import until, without_prefect
 
 ROOT = Path(__file__).parents[2]
 QUERIES = 6
@@ -38,9 +38,8 @@ class Terminal:
     def __init__(self, home: Path, api: str | None = None) -> None:
         self.home = home
         self.ledger = Ledger(f"sqlite:///{home / 'ledger.sqlite'}")
-        without = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         self.environment = {
-            **without,
+            **without_prefect(),
             "NINEFOLD_HOME": str(home),
             "COLUMNS": "160",
             "PYTHONUNBUFFERED": "1",
@@ -80,11 +79,7 @@ class Terminal:
         return done.stdout
 
     def until(self, true: Callable[[], Any], seconds: float = 120.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := true()):
-            assert time.monotonic() < deadline, (self.home / "output.txt").read_text()
-            time.sleep(0.3)
-        return found
+        return until(true, log=self.home / "output.txt", seconds=seconds)
 
     def answer(self, annotators: tuple[str, ...]) -> str:
         """Fill in the queue as each annotator; return what the last import says."""

@@ -5,22 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from models.cost import Amount
 from models.ledger import Ledger
-from models.ledger_accounts import BudgetExhausted, adjust
+from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Reservation
-from models.ledger_tables import ACCOUNTS, Question
+from models.ledger_tables import Question
 
 CENT = 10_000
 
@@ -29,18 +24,9 @@ def question(number: int = 0, *, oracle: str = "judge") -> Question:
     return Question(oracle, "additive", f"prompt {number}", f"response {number}")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new database: SQLite, and a real PostgreSQL server."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    make: Callable[[], str] = request.getfixturevalue("new_database")
-    return make()
-
-
 @pytest.fixture
-def ledger(url: str) -> Ledger:
-    ledger = Ledger(url)
+def ledger(ledger_url: str) -> Ledger:
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=10, max_micro_usd=10 * CENT)
     return ledger
 
@@ -80,8 +66,8 @@ def test_a_price_above_its_ceiling_is_an_error_that_keeps_the_reply(ledger: Ledg
 
 
 @pytest.mark.parametrize(("queries", "money"), [(3, 100 * CENT), (100, 3 * CENT)])
-def test_neither_cap_is_ever_passed(url: str, queries: int, money: int) -> None:
-    ledger = Ledger(url)
+def test_neither_cap_is_ever_passed(ledger_url: str, queries: int, money: int) -> None:
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=queries, max_micro_usd=money)
     for number in range(3):
         buy(ledger, "a", question(number))
@@ -98,8 +84,8 @@ def test_the_cap_counts_labels_owned_already_so_that_arms_compare(ledger: Ledger
         buy(ledger, "b", question(0))
 
 
-def test_the_cap_holds_under_concurrent_threads(url: str) -> None:
-    ledger = Ledger(url)
+def test_the_cap_holds_under_concurrent_threads(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=7, max_micro_usd=100 * CENT)
 
     def attempt(number: int) -> bool:
@@ -115,8 +101,8 @@ def test_the_cap_holds_under_concurrent_threads(url: str) -> None:
     assert ledger.spent("a")[:4] == (7, 7 * CENT, 7, 7 * CENT)
 
 
-def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays_for_more(url: str) -> None:
-    ledger = Ledger(url)
+def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays_for_more(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=100, max_micro_usd=100 * CENT, max_tokens=750)
 
     refusals: list[str] = []
@@ -146,23 +132,8 @@ def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays
         ledger.settle(one_more, status="labelled", score=1.0, raw="", tokens=101, micro_usd=4, seconds=0.1)
 
 
-def test_a_ledger_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'old.sqlite'}"
-    ledger = Ledger(url)
-    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
-    buy(ledger, "a", question(0))
-    with ledger.engine.begin() as connection:
-        for table, column in (("charges", "tokens"), ("accounts", "tokens"), ("accounts", "max_tokens")):
-            connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-    ledger.engine.dispose()
-    again = Ledger(url)
-    assert again.spent("a")[:5] == (1, CENT, 1, CENT, 0)
-    buy(again, "a", question(1))
-    assert again.spent("a").queries == 2
-
-
-def _worker(url: str, numbers: list[int]) -> int:
-    ledger = Ledger(url)
+def _worker(ledger_url: str, numbers: list[int]) -> int:
+    ledger = Ledger(ledger_url)
     bought = 0
     for number in numbers:
         try:
@@ -175,46 +146,17 @@ def _worker(url: str, numbers: list[int]) -> int:
     return bought
 
 
-def test_processes_share_the_budget_and_the_labels(url: str) -> None:
-    ledger = Ledger(url)
+def test_processes_share_the_budget_and_the_labels(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=12, max_micro_usd=100 * CENT)
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        bought = pool.starmap(_worker, [(url, list(range(20))), (url, list(range(19, -1, -1))), (url, list(range(20)))])
+        bought = pool.starmap(
+            _worker,
+            [(ledger_url, list(range(20))), (ledger_url, list(range(19, -1, -1))), (ledger_url, list(range(20)))],
+        )
     assert sum(bought) == 12
     rows = list(ledger.rows())
     assert len(rows) == len({row["prompt_hash"] for row in rows}) == 12
-
-
-def test_a_transaction_given_up_to_end_a_deadlock_is_done_again(new_database: Callable[[], str]) -> None:
-    """Two transactions take two accounts in opposite order, and both have one before either asks for the other."""
-    ledger, attempts = Ledger(new_database()), Counter[str]()
-    for name in ("a", "b"):
-        ledger.open_account(name, max_queries=9, max_micro_usd=9 * CENT)
-    both_have_one = threading.Barrier(2)
-
-    def charge(first: str, second: str) -> None:
-        def work(connection: Connection) -> None:
-            attempts[first] += 1
-            adjust(connection, first, queries=1, by=Amount(1, 0))
-            if attempts[first] == 1:
-                both_have_one.wait(10)
-            adjust(connection, second, queries=1, by=Amount(1, 0))
-
-        ledger.transact(work)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(charge, ["a", "b"], ["b", "a"]))
-    assert sorted(attempts.values()) == [1, 2], "one was given up, and came again"
-    with ledger.engine.begin() as connection:
-        counted = connection.execute(sa.select(ACCOUNTS.c.queries, ACCOUNTS.c.micro_usd)).all()
-    assert [tuple(row) for row in counted] == [(2, 2), (2, 2)]
-
-
-def test_several_may_open_a_new_ledger_at_once(url: str) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        ledgers = list(pool.map(Ledger, [url] * 8))
-        list(pool.map(lambda ledger: ledger.open_account("a", max_queries=1, max_micro_usd=CENT), ledgers))
-    assert all(list(ledger.rows()) == [] for ledger in ledgers)
 
 
 def test_one_question_asked_by_two_at_once_is_asked_once(ledger: Ledger) -> None:
@@ -261,13 +203,13 @@ def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: L
 
 @pytest.mark.parametrize(("paid_on_loss", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
 def test_the_reservation_of_a_killed_process_is_given_up_at_once(
-    url: str, paid_on_loss: bool, status: list[str], queries: int
+    ledger_url: str, paid_on_loss: bool, status: list[str], queries: int
 ) -> None:
-    ledger = Ledger(url)
+    ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
     script = (
         "import sys, time\nfrom models.ledger import Ledger\nfrom models.ledger_tables import ACCOUNTS, Question\n"
-        f"Ledger({url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
+        f"Ledger({ledger_url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
         f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -282,7 +224,6 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
 
 
 def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger: Ledger) -> None:
-    import sqlalchemy as sa
 
     reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
     assert isinstance(reserved, Reservation)

@@ -7,7 +7,6 @@ that every reply is read strictly or quarantined with its text, and priced by wh
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from models.oracles.llm_judge import LLMJudge, stated_score
 from models.policies.pretrained import PACKAGED, locate, tokenizer_at_hand
 from models.rubric import Rubric
 from tests.conftest import response
-from tests.flows.test_servers import answers, free_port
+from tests.processes import free_port, serving
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +29,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log.txt"
     model = locate(PACKAGED).source
     command = [str(Path(sys.executable).with_name("transformers")), "serve", model, "--device", "cpu"]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        answers(f"{url}/health", 180)
-        prices = Prices(input=1_000_000, output=10_000_000)
-        yield Endpoint(model=model, base_url=f"{url}/v1", prices=prices, max_tokens=40, timeout=120)
-    finally:
-        close_clients()
-        process.terminate()
-        process.wait(30)
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    prices = Prices(input=1_000_000, output=10_000_000)
+    with serving(command, port, log=log, environment={**os.environ, "HF_HUB_OFFLINE": "1"}) as url:
+        try:
+            yield Endpoint(model=model, base_url=f"{url}/v1", prices=prices, max_tokens=40, timeout=120)
+        finally:
+            close_clients()
 
 
 def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(

@@ -1,0 +1,65 @@
+"""Real servers and commands beside the tests: a free port, an environment of their own, waiting until something is so."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def without_prefect() -> dict[str, str]:
+    """Return this environment without what points at the tests' own Prefect server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
+def fetch(url: str, body: dict[str, object] | None = None) -> bytes:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def answers(url: str, seconds: float) -> bytes:
+    """Return what a page says as soon as it says something."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fetch(url)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@contextmanager
+def serving(command: list[str], port: int, *, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Run a server, yield its URL when it is healthy, and end it."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        answers(f"{url}/health", 180)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def until(true: Callable[[], Any], *, log: Path, seconds: float) -> Any:
+    """Return what `true` returns as soon as it is; fail with the end of a log file if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, log.read_text()[-8000:]
+        time.sleep(0.3)
+    return found

@@ -9,7 +9,7 @@ from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
 
-@stage(version=2)
+@stage(version=3)
 def align(policy: Policy, pairs: Ref, recipe: DPO, *, seed: int) -> Product:
     """Return the adapter trained on the pairs."""
     with new_folder() as folder:

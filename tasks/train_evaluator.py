@@ -13,7 +13,7 @@ from tasks.policy import Policy
 from tasks.store import new_folder, store
 
 
-@stage(version=3)
+@stage(version=4)
 def train_evaluator(
     evaluator: Evaluator,
     history: tuple[Batch, ...],

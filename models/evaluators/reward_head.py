@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
 from models.last_layer import draw_heads
+from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Response
@@ -79,6 +80,7 @@ class RewardHead(Evaluator):
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),
         )
+        use_cpu_kernels(trainer)
         run(trainer)
         save_adapter(trainer.model, bench.folder / _ADAPTER)
         used, rows = np.unique(pairs, return_inverse=True)

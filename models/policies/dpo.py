@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from models.policies.cpu_head import use_cpu_head
+from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Pair
@@ -57,7 +57,7 @@ def train_dpo(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    use_cpu_head(trainer)
+    use_cpu_kernels(trainer)
     run(trainer)
     save_adapter(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset))} | metrics_of(

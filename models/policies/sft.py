@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.policies.cpu_head import use_cpu_head
+from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Demonstration
@@ -30,7 +30,7 @@ def train_sft(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    use_cpu_head(trainer)
+    use_cpu_kernels(trainer)
     run(trainer)
     save_adapter(trainer.model, folder)
     return {"rows": float(len(trainer.train_dataset))} | metrics_of(

@@ -147,28 +147,52 @@ def _gradients(trainer: Any) -> tuple[float, dict[str, Any]]:
     return float(loss), found
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_the_cpu_head_gives_trls_own_loss_metrics_and_gradients(tiny_checkpoint: Checkpoint, kind: str) -> None:
+def _trainer(kind: str, start: Checkpoint) -> Any:
+    """Return TRL's trainer of a kind on PAIRS, with an adapter that has learnt something: a new one's B is zero."""
     import torch
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    from models.policies.cpu_head import use_cpu_head
+    from models.evaluators.reward_head import _with_head
+
+    model = start.load()
+    whole, task, network = model.renderer.row, "CAUSAL_LM", model.model
+    if kind == "sft":
+        trainer, config, recipe = SFTTrainer, SFTConfig, SFT(batch_size=8)
+        rows = [whole(p.prompt, completion=p.chosen) for p in PAIRS]
+    elif kind == "dpo":
+        trainer, config, recipe = DPOTrainer, DPOConfig, DPO(batch_size=8)
+        rows = [whole(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in PAIRS]
+    else:
+        trainer, config, recipe, task = RewardTrainer, RewardConfig, SFT(batch_size=8), "SEQ_CLS"
+        rows, network = (
+            [{"chosen": f"{p.prompt} {p.chosen}", "rejected": p.rejected} for p in PAIRS],
+            _with_head(model, 0),
+        )
+    made = trainer(
+        model=network,
+        args=config(**arguments(recipe, 3, 12)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=model.tokenizer,
+        peft_config=LORA.config(task),
+    )
+    torch.manual_seed(1)
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+def test_the_cpu_kernels_give_trls_own_loss_metrics_and_gradients(tiny_checkpoint: Checkpoint, kind: str) -> None:
+    import torch
+
+    from models.policies.cpu_kernels import use_cpu_kernels
 
     found = []
     for ours in (False, True):
-        model = tiny_checkpoint.load()
-        dpo = kind == "dpo"
-        answers = [{"chosen": p.chosen, "rejected": p.rejected} if dpo else {"completion": p.chosen} for p in PAIRS]
-        rows = [model.renderer.row(p.prompt, **answer) for p, answer in zip(PAIRS, answers, strict=True)]
-        trainer = (DPOTrainer if dpo else SFTTrainer)(
-            model=model.model,
-            args=(DPOConfig if dpo else SFTConfig)(**arguments(DPO(batch_size=8) if dpo else SFT(batch_size=8), 3, 12)),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=model.tokenizer,
-            peft_config=LORA.config("CAUSAL_LM"),
-        )
+        trainer = _trainer(kind, tiny_checkpoint)
         if ours:
-            use_cpu_head(trainer)
+            use_cpu_kernels(trainer)
         loss, gradients = _gradients(trainer)
         metrics = {name: float(np.mean(values)) for name, values in trainer._metrics["train"].items()}
         found.append((loss, metrics, gradients))
@@ -176,6 +200,6 @@ def test_the_cpu_head_gives_trls_own_loss_metrics_and_gradients(tiny_checkpoint:
     assert our_loss == pytest.approx(loss, rel=1e-5)
     assert our_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert gradients.keys() == our_gradients.keys()
-    assert any(float(value.abs().max()) > 0 for value in gradients.values())
     for name, value in gradients.items():
+        assert float(value.abs().max()) > 0, name
         torch.testing.assert_close(our_gradients[name], value, rtol=1e-3, atol=1e-6)

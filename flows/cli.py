@@ -125,7 +125,7 @@ def export(
 
 @app.command(epilog="Example: `ninefold reference > docs/configuration.md`")
 def reference() -> None:
-    """Print every field of experiments and sweeps as Markdown: type, default, what it is."""
+    """Print every field of experiments, sweeps and studies as Markdown: type, default, what it is."""
     from flows.reference import reference as written
 
     typer.echo(written(), nl=False)
@@ -145,10 +145,12 @@ def doctor() -> None:
 
 @app.command(epilog="Example: `ninefold up --detach`, and later `ninefold down`")
 def up(
-    mlflow_port: Annotated[int, typer.Option(envvar="NINEFOLD_MLFLOW_PORT", help="MLflow's port on 127.0.0.1.")] = 5000,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="MLflow's on 127.0.0.1; else NINEFOLD_MLFLOW_PORT, or 5000.")
+    ] = None,
     prefect_port: Annotated[
-        int, typer.Option(envvar="NINEFOLD_PREFECT_PORT", help="Prefect's port on 127.0.0.1.")
-    ] = 4200,
+        int | None, typer.Option(help="Prefect's on 127.0.0.1; else NINEFOLD_PREFECT_PORT, or 4200.")
+    ] = None,
     deployments: Annotated[Path, typer.Option(help="Deployments for Prefect's pages.")] = DEPLOYMENTS,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is up; it stays up.")] = False,
 ) -> None:
@@ -156,14 +158,14 @@ def up(
     from flows.environment import prepare
 
     prepare()
-    from flows.servers import serve, servers, start
+    from flows.servers import Ports, serve, servers, start
+    from tasks.settings import settings
 
     if (found := servers()) is not None:
         typer.echo("\n".join(["up already:", *found.lines()]))
         return
-    given = {"mlflow_port": mlflow_port, "prefect_port": prefect_port}
-    lines = start(**given, deployments=deployments).lines() if detach else serve(**given, deployments=deployments)
-    for line in lines:
+    ports = Ports(mlflow_port or settings().mlflow_port, prefect_port or settings().prefect_port)
+    for line in start(ports, deployments).lines() if detach else serve(ports, deployments):
         typer.echo(line)
 
 

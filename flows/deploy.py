@@ -12,6 +12,8 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Crashed
 from prefect.variables import Variable
 
+from flows.experiment import Experiment
+from flows.sweep import Sweep
 from models.plugins import digest_of
 
 _DEPLOYED = "ninefold_deployments"  # Prefect's variable with the digest of the deployments registered
@@ -49,7 +51,9 @@ def deploy(file: Path) -> str:
     """
     if not file.is_file():
         return f"deployments  none: there is no {file} here"
-    digest = digest_of([file.read_text(encoding="utf-8"), str(Path.cwd())])
+    # Prefect checks parameters against the schema that it was given: a new plugin is a new one
+    schemas = [Experiment.model_json_schema(), Sweep.model_json_schema()]
+    digest = digest_of([file.read_text(encoding="utf-8"), str(Path.cwd()), schemas])
     if Variable.get(_DEPLOYED) == digest:
         return f"deployments  those of {file}, as they were"
     done = subprocess.run(

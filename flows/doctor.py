@@ -49,7 +49,8 @@ def _ports() -> list[Finding]:
         return [Finding(f"MLflow at port {up.mlflow_port}, Prefect at {up.prefect_port} (ninefold up)", True)]
     return [
         Finding(f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER")
-        for name, port in (("mlflow", 5000), ("prefect", 4200))
+        for name, port in (("mlflow", settings().mlflow_port), ("prefect", settings().prefect_port))
+        if name != "mlflow" or not settings().mlflow_is_remote
     ]
 
 

@@ -28,11 +28,15 @@ class Finished(NamedTuple):
 
 
 def finished(name: str) -> Finished:
-    """Return a finished run by its name; raise ValueError if there is none, or it has no report yet."""
-    report = read_report(name)
+    """Return a finished run by its name or MLflow run id; raise ValueError if there is none, or it has no report."""
+    known = started(name).experiment.name  # says what runs there are
+    report = read_report(known)
     if report is None:
-        started(name)  # says what runs there are
         raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
+    if name not in (known, report["mlflow_run"]):
+        raise ValueError(
+            f"the report of {known!r} is of run {report['mlflow_run']}, not {name}: export that, or rerun it"
+        )
     if "made" not in report:
         raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
     # a name may have been given to several experiments: the report is of this one

@@ -11,7 +11,6 @@ from flows.servers import HOST, servers
 from flows.tracking import CURVE, EXPERIMENT, SWEEP, SWEEPS, open_experiment
 from tasks.settings import settings
 
-_PORT = 5000  # of `ninefold up`, unless it is told another
 _METRICS = ("metrics.agreement", "metrics.win_rate", "metrics.queries", "metrics.dollars")
 _WHICH = ("params.selection_seed", "params.training_seed", "params.evaluator", "params.oracle")
 _SECTION = "ninefold"
@@ -73,7 +72,7 @@ def _base(port: int | None) -> str:
         return settings().mlflow_uri.rstrip("/")
     if port is None:
         up = servers()
-        port = up.mlflow_port if up is not None else _PORT
+        port = up.mlflow_port if up is not None else settings().mlflow_port
     return f"http://{HOST}:{port}"
 
 

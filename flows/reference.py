@@ -1,4 +1,4 @@
-"""The reference of every field of an experiment and of a sweep, written from the models themselves."""
+"""The reference of every field of an experiment, a sweep and a study, written from the models themselves."""
 
 import inspect
 import re
@@ -11,23 +11,26 @@ from pydantic_core import PydanticUndefined
 
 from flows.experiment import Experiment
 from flows.pages import markdown_table
+from flows.study import LabelEfficiency
 from flows.sweep import Sweep
+from models.cost import NO_CAP
 from models.plugins import Frozen, OneOf, Plugin
 
 _HEAD = """# Configuration
 
-Every field of an experiment file and of a sweep file. Written by `ninefold reference`; a test holds it against the models.
+Every field of an experiment file, of a sweep file and of a study file (`ninefold bench`). Written by `ninefold reference`; a test holds it against the models.
 
 `--set a.b=value` changes a field; the value is YAML. A field whose type is a list of kinds is a plugin: `kind` chooses
 it, and its other fields are those of that kind.
 """
+_ROOMS = {"PairRule": "pair rules"}  # two kinds of plugin in one folder
 _SIGNS = {Gt: (">", "gt"), Ge: ("≥", "ge"), Lt: ("<", "lt"), Le: ("≤", "le")}
 
 
 def reference() -> str:
     """Return the whole reference as Markdown."""
     parts, seen = [_HEAD], set[type[Frozen]]()
-    for root in (Experiment, Sweep):
+    for root in (Experiment, Sweep, LabelEfficiency):
         parts += [_section(model) for model in _models(root, seen)]
     return "\n".join(parts)
 
@@ -44,11 +47,20 @@ def _models(model: type[Frozen], seen: set[type[Frozen]]) -> Iterator[type[Froze
 
 
 def _inner(field: FieldInfo) -> list[type[Frozen]]:
-    one_of = next((entry for entry in field.metadata if isinstance(entry, OneOf)), None)
+    one_of = next(
+        (entry for entry in (*field.metadata, *_annotations(field.annotation)) if isinstance(entry, OneOf)), None
+    )
     held = [found for found in _leaves(field.annotation) if isinstance(found, type) and issubclass(found, Frozen)]
     if one_of is None:
         return held
     return [plugin for base in held if issubclass(base, Plugin) for plugin in one_of.plugins(base)]
+
+
+def _annotations(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield what a type is annotated with, at any depth: `Annotated[Oracle, OneOf(...)] | None`."""
+    yield from getattr(annotation, "__metadata__", ())
+    for argument in get_args(annotation):
+        yield from _annotations(argument)
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -70,7 +82,8 @@ def _title(model: type[Frozen]) -> str:
     kind = model.model_fields.get("kind")
     if kind is None:
         return model.__name__
-    return f"{model.__module__.split('.')[1]}: `kind: {kind.default}`"
+    base = next(parent for parent in model.__mro__ if Plugin in parent.__bases__)
+    return f"{_ROOMS.get(base.__name__, model.__module__.split('.')[1])}: `kind: {kind.default}`"
 
 
 def _row(name: str, field: FieldInfo) -> list[str]:
@@ -78,7 +91,9 @@ def _row(name: str, field: FieldInfo) -> list[str]:
     rules = [f"{sign} {getattr(rule, bound)}" for sign, bound, rule in signs]
     kinds = _inner(field)
     if kinds and "kind" in kinds[0].model_fields:
-        told = "one of " + ", ".join(f"`{kind.model_fields['kind'].default}`" for kind in kinds)
+        told = "list of " if get_origin(field.annotation) is tuple else ""
+        told += "one of " + ", ".join(f"`{kind.model_fields['kind'].default}`" for kind in kinds)
+        told += " or none" if type(None) in get_args(field.annotation) else ""
     else:
         told = ", ".join([_type(field.annotation), *rules])
     default = "required" if field.default is PydanticUndefined else _default(field.default)
@@ -114,7 +129,7 @@ def _default(value: Any) -> str:  # noqa: ANN401
     if isinstance(value, Frozen):
         changed = value.model_dump(exclude_defaults=True)
         return ", ".join(f"`{name}: {entry}`" for name, entry in changed.items()) or "its defaults"
-    if value is None:
+    if value is None or value == NO_CAP:
         return "none"
     if value in ("", (), {}):
         return "empty"

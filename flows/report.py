@@ -77,6 +77,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
     return {
         "name": x.name,
         "arm": x.digest(),
+        "inputs": x.prompts.digest_inputs(),
         "mlflow_run": arm.run_id,
         "accounts": sorted({bought.account for bought in [*arm.purchases, *arm.measurements]}),
         "strategy": x.strategy,

@@ -10,27 +10,39 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from flows.processes import Known, end, family, kill_group, living, this_one
 from tasks.settings import settings
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 HOST = "127.0.0.1"
 POOL = "ninefold"  # the work pool of deployments/prefect.yaml
 _STARTING, _STOPPING = 180.0, 40.0  # seconds
-_CLOCK_STEP = 60.0  # a process's start is computed from the wall clock, which may be stepped
 _READY = "Ctrl-C stops them; so does `ninefold down` in another terminal"
 _MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for scorers and optimisers not used here
 
 
-class Servers(NamedTuple):
-    """What is up: the process that keeps the servers, the servers, each with its start, and the ports."""
+class Ports(NamedTuple):
+    """Where on 127.0.0.1 the two servers listen."""
 
-    keeper: tuple[int, float]
+    mlflow: int
+    prefect: int
+
+
+class Servers(NamedTuple):
+    """What is up: the process that keeps the servers, all that it has started, each with its start, and the ports."""
+
+    keeper: Known
     mlflow_port: int
     prefect_port: int
-    children: tuple[tuple[int, float], ...] = ()
+    children: tuple[Known, ...] = ()
+    deployed: str = ""
+    ready: bool = False  # not while it starts or stops
 
     @property
     def api(self) -> str:
@@ -41,28 +53,28 @@ class Servers(NamedTuple):
         """Return where to look, as lines of text: a link on a line of its own is never wrapped."""
         from flows.mlflow_pages import runs_page
 
-        return [f"MLflow runs  {runs_page(port=self.mlflow_port)}", f"Prefect      http://{HOST}:{self.prefect_port}"]
+        links = [f"MLflow runs  {runs_page(port=self.mlflow_port)}", f"Prefect      http://{HOST}:{self.prefect_port}"]
+        return [*links, self.deployed] if self.deployed else links
 
 
 def servers() -> Servers | None:
-    """Return this home's servers if they are up."""
+    """Return this home's servers if they are up, all of them."""
     found = _recorded()
-    return found if found is not None and _alive(*found.keeper) else None
+    return found if found is not None and found.ready and living(found.keeper) else None
 
 
-def serve(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Iterator[str]:
+def serve(ports: Ports, deployments: Path) -> Iterator[str]:
     """Start everything, yield what is up as lines of text, and keep it up until Ctrl-C, a polite kill or `stop`.
 
     Raises ValueError if a port is taken, another process is at it in this home, or the deployments are wrong;
     ChildProcessError if a server ends by itself.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    settings().home.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(settings().home / "servers.lock", timeout=0):
-            stop()  # what a keeper that was killed has left
-            yield from _Keeper(mlflow_port, prefect_port).keep(deployments)
+        with _lock():
+            _clear()  # what a keeper that was killed has left
+            yield from _Keeper(ports).keep(deployments)
     except Timeout as error:
         raise ValueError(
             f"servers of {settings().home} are starting or up already: ninefold down stops them"
@@ -70,36 +82,58 @@ def serve(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Iterator
 
 
 class _Keeper:
-    """Starts the servers, records them as it goes, and ends them in the end."""
+    """Starts the servers, records them and what they start, and ends them in the end."""
 
-    def __init__(self, mlflow_port: int, prefect_port: int) -> None:
-        for port in (mlflow_port, prefect_port):
+    def __init__(self, ports: Ports) -> None:
+        for port in (ports.prefect,) if settings().mlflow_is_remote else ports:
             if port_taken(port):
                 raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
-        self.up = Servers((os.getpid(), psutil.Process().create_time()), mlflow_port, prefect_port)
+        self.up = Servers(this_one(), *ports)
         self.children: list[subprocess.Popen[bytes]] = []
 
     def keep(self, deployments: Path) -> Iterator[str]:
         # Ctrl-C is for this process, which then ends the others in good order; so are a polite kill and a closed terminal
         for polite in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(polite, signal.default_int_handler)
+            if signal.getsignal(polite) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(polite, signal.default_int_handler)
         # before Prefect is imported; deployments/prefect.yaml asks for PWD, which is of the shell and not of a process
         os.environ |= {"PREFECT_UI_API_URL": self.up.api, "PREFECT_API_URL": self.up.api, "PWD": str(Path.cwd())}
+        self._record()
         try:
             yield from self._start(deployments)
+            there = self._family()
             while all(child.poll() is None for child in self.children):
-                time.sleep(0.5)
+                self._record(children=there)
+                time.sleep(1.0)
+                there = self._family()  # what a child that ends has started is known from the time before
             raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
         except KeyboardInterrupt:
             yield "stopping"
         finally:
             for impatient in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(impatient, signal.SIG_IGN)
-            _end([psutil.Process(child.pid) for child in self.children if child.poll() is None])
+            self._record(ready=False)
+            end([k for k in self.up.children if k[0] in self._leaders()], self.up.children, patience=_STOPPING)
             for child in self.children:
-                _kill_group(child.pid)
+                kill_group(child.pid)
                 child.wait()
             _file().unlink(missing_ok=True)
+
+    def _leaders(self) -> list[int]:
+        return [child.pid for child in self.children]
+
+    def _family(self) -> tuple[Known, ...]:
+        """Return the servers and all that they have started: a run of the worker's has a session of its own."""
+        return family(self._leaders())
+
+    def _record(self, **changed: object) -> None:
+        """Write what is up where other processes look, whole or not at all."""
+        now = self.up._replace(**changed)
+        if now != self.up or not _file().exists():
+            self.up = now
+            draft = _file().with_suffix(".new")
+            draft.write_text(json.dumps(now._asdict()), encoding="utf-8")
+            draft.replace(_file())
 
     def _start(self, deployments: Path) -> Iterator[str]:
         from flows.deploy import deploy, make_pool  # Prefect reads its settings when it is imported
@@ -115,10 +149,12 @@ class _Keeper:
         _wait(prefect, f"{self.up.api}/health")
         yield from told
         make_pool(POOL)
-        yield deploy(deployments)
+        deployed = deploy(deployments)
+        yield deployed
         # the worker's runs say on their pages what they do
         talking = {"PREFECT_LOGGING_LEVEL": "INFO", "PREFECT_LOGGING_ROOT_LEVEL": "INFO"}
         self._child("prefect", "worker", "start", "--pool", POOL, "--type", "process", **talking)
+        self._record(deployed=deployed, ready=True)
         yield _READY
 
     @property
@@ -132,15 +168,15 @@ class _Keeper:
         command = [sys.executable, "-m", *module]
         child = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
         self.children.append(child)
-        self.up = self.up._replace(children=(*self.up.children, (child.pid, psutil.Process(child.pid).create_time())))
-        _file().write_text(json.dumps(self.up._asdict()), encoding="utf-8")
+        self._record(children=self._family())
         return child
 
 
-def start(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Servers:
+def start(ports: Ports, deployments: Path) -> Servers:
     """Start everything in the background and return it when it is up; raise ChildProcessError with what it said if not."""
+    settings().home.mkdir(parents=True, exist_ok=True)
     log = settings().home / "servers.log"
-    command = ["flows.cli", "up", "--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)]
+    command = ["flows.cli", "up", "--mlflow-port", str(ports.mlflow), "--prefect-port", str(ports.prefect)]
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *command, "--deployments", str(deployments)],
@@ -150,7 +186,7 @@ def start(*, mlflow_port: int, prefect_port: int, deployments: Path) -> Servers:
             start_new_session=True,
         )
     try:
-        while _READY not in log.read_text(encoding="utf-8", errors="replace") or (found := servers()) is None:
+        while (found := servers()) is None:
             if process.poll() is not None:
                 raise ChildProcessError(f"the servers did not start, see {log}: {log.read_text().strip()[-2000:]}")
             time.sleep(0.3)
@@ -165,21 +201,46 @@ def stop() -> bool:
 
     If the process that keeps them was killed, what it has left is ended. Raises ChildProcessError if they do not end.
     """
+    from filelock import Timeout
+
     found = _recorded()
     if found is None:
         return False
-    if _alive(*found.keeper):
-        keeper, deadline = psutil.Process(found.keeper[0]), time.monotonic() + 2 * _STOPPING
+    keeper, deadline = living(found.keeper), time.monotonic() + 2 * _STOPPING
+    if keeper is None:
+        try:
+            with _lock():
+                return _clear()
+        except Timeout as error:  # a clock set anew makes it look like another process
+            raise ChildProcessError(f"process {found.keeper[0]} keeps the servers up: kill it") from error
+    try:
         keeper.terminate()
-        while _alive(*found.keeper):
-            if time.monotonic() > deadline:
-                raise ChildProcessError(f"the servers do not stop: kill process {keeper.pid}, then ninefold down again")
-            time.sleep(0.2)
-        return True
-    left = [psutil.Process(pid) for pid, since in found.children if _alive(pid, since)]
-    _end(left)
+    except psutil.AccessDenied as error:
+        raise ChildProcessError(f"process {keeper.pid} keeps the servers up and is another user's: ask them") from error
+    except psutil.NoSuchProcess:
+        pass  # it has just ended by itself
+    while living(found.keeper) is not None:
+        if time.monotonic() > deadline:
+            raise ChildProcessError(f"the servers do not stop: kill process {keeper.pid}, then ninefold down again")
+        time.sleep(0.2)
+    return True
+
+
+def _clear() -> bool:
+    """End what a keeper that was killed has left, and forget it; whether there was anything."""
+    found = _recorded()
+    left = [known for known in (found.children if found else ()) if living(known)]
+    end(left, patience=_STOPPING)
     _file().unlink(missing_ok=True)
     return bool(left)
+
+
+def _lock() -> "FileLock":
+    """Return the lock that a keeper holds for as long as it lives."""
+    from filelock import FileLock
+
+    settings().home.mkdir(parents=True, exist_ok=True)
+    return FileLock(settings().home / "servers.lock", timeout=0)
 
 
 def port_taken(port: int) -> bool:
@@ -197,41 +258,6 @@ def _recorded() -> Servers | None:
         return Servers(**json.loads(_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _alive(pid: int, since: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - since) < _CLOCK_STEP
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Ask processes to end, then kill what is left of them, their children and their groups."""
-    family = [child for process in processes for child in _children(process)]
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(processes, timeout=_STOPPING)
-    for process in processes:
-        _kill_group(process.pid)
-    for process in [*processes, *family]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _kill_group(leader: int) -> None:
-    """Kill what is left of a process group, whose leader may have ended."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _wait(child: "subprocess.Popen[bytes]", url: str) -> None:

@@ -32,15 +32,17 @@ class StudyArm(NamedTuple):
 class LabelEfficiency(Frozen):
     """Every strategy on the same recorded labels, the same splits and the same first batches."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    labels: Replay
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of its report")
+    labels: Replay = Field(description="what was recorded, and is bought again from the record")
     embedding: Annotated[Embedding, OneOf("models.embedding")]
     policy: PolicyConfig | None = Field(None, description="whose hidden states, for embedding.kind policy")
     evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
-    strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(min_length=1)
+    strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(
+        min_length=1, description="compared with one another"
+    )
     budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")
     seeds: int = Field(10, ge=2, description="paired: each fixes a split, a first batch and every draw")
-    responses_per_prompt: int = Field(16, ge=2)
+    responses_per_prompt: int = Field(16, ge=2, description="of the record, at most")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of the prompts")
 
     @model_validator(mode="after")

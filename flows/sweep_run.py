@@ -69,16 +69,23 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
         _write(report)
     try:
         _show(report)
-    finally:
+    except Exception as error:
         if failures:
-            raise Incomplete(report)
+            raise Incomplete(report) from error
+        raise
+    if failures:
+        raise Incomplete(report)
     return report
 
 
 def _report_of(experiment: Experiment) -> dict[str, Any] | None:
     """Return the report of an arm that an earlier execution has finished, if it is this very experiment's."""
     found = read_report(experiment.name)
-    return found if found is not None and found.get("arm") == experiment.digest() else None
+    same = found is not None and (found.get("arm"), found.get("inputs")) == (
+        experiment.digest(),
+        experiment.prompts.digest_inputs(),
+    )
+    return found if same else None
 
 
 def executed(reports: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -86,7 +86,7 @@ class Embedding(Plugin):
 class PolicyEmbedding(Embedding):
     """The policy's own hidden states, pooled over tokens; of the last layer in the paper (2407.02119, as summarised).
 
-    An early layer costs less, for the layers after it are not run, and may say more: see the README.
+    An early layer costs less, for the layers after it are not run, and may say more.
     """
 
     kind: Literal["policy"] = "policy"

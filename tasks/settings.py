@@ -16,6 +16,8 @@ class Settings(BaseSettings):
     store: str | None = Field(None, description="fsspec URL of the artifact store")
     ledger: str | None = Field(None, description="SQLAlchemy URL of the ledger")
     mlflow: str | None = Field(None, description="MLflow tracking URI")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
+    prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
 
     @property

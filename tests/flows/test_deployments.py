@@ -121,6 +121,7 @@ def test_a_schedule_fires_failures_are_retried_and_a_stopped_worker_loses_nothin
     """One test: servers take half a minute to come up."""
     assert f"http://127.0.0.1:{lab.ports[0]}/#/experiments" in (said := lab.up())
     assert f"http://127.0.0.1:{lab.ports[1]}" in said
+    assert "deployments  those of prefect.yaml" in said
     assert "up already" in lab.up(), "a second one starts nothing"
     assert_all_is_deployed(lab)
     assert_that_no_other_page_may_use_it(lab)
@@ -218,8 +219,17 @@ def what_a_stopped_worker_leaves_goes_on(lab: Lab) -> None:
 
 
 def what_a_killed_keeper_leaves_is_ended(lab: Lab) -> None:
-    keeper, _ = json.loads((lab.home / "servers.json").read_text())["keeper"]
-    os.kill(keeper, signal.SIGKILL)
+    with LoopbackJudge(latency=60.0) as judge:
+        run = lab.start(experiment=judged(lab, judge, seed=3))
+        lab.until(lambda: judge.log)
+        found = json.loads((lab.home / "servers.json").read_text())
+        assert {process.pid for process in of_run(run)} <= set(pids_of(found)), "recorded as it runs"
+        worker = next(p for p in map(psutil.Process, pids_of(found)) if "worker" in p.cmdline())
+        worker.kill()
+        lab.until(lambda: not (lab.home / "servers.json").exists())
+        assert not of_run(run), "a run whose worker died would be computed twice"
+    lab.up()
+    os.kill(json.loads((lab.home / "servers.json").read_text())["keeper"][0], signal.SIGKILL)
     assert "stopped" in lab.command("flows.cli", "down")
     assert not any(port_taken(port) for port in lab.ports)
     assert not [p for p in psutil.process_iter(["environ"]) if home_of(p) == str(lab.home)], "no process is left"
@@ -253,6 +263,16 @@ def assert_only_from(report: dict[str, Any], stage: str) -> None:
     first = [name for name, _ in stages].index(stage)
     assert all(cached for _, cached in stages[:first]), stages
     assert not any(cached for _, cached in stages[first:]), stages
+
+
+def pids_of(recorded: dict[str, Any]) -> list[int]:
+    return [pid for pid, _ in recorded["children"]]
+
+
+def of_run(run: str) -> list[psutil.Process]:
+    """Return the processes that compute a flow run."""
+    key = "PREFECT__FLOW_RUN_ID"
+    return [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(key) == run]
 
 
 def home_of(process: psutil.Process) -> str | None:

@@ -267,6 +267,6 @@ def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> t
         Step("embed", f"{tuples} tuples", rounds * tuples * score),
         Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
         Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0 * rounds),
-        Step("align", f"about {pairs} pairs", rounds * pairs * epochs * 2 * train),
+        Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
         Step("evaluate", f"{2 * held_out} held-out responses", 2 * held_out * (generate + 2 * score)),
     )

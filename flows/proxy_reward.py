@@ -22,7 +22,7 @@ from models.plugins import digest_of
 from models.policies.pretrained import locate
 from models.randomness import seed_of
 from tasks.acquire import acquire
-from tasks.align import align
+from tasks.align import align, reference
 from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product, restarting
 from tasks.demonstrations import off_policy, self_play
@@ -77,7 +77,8 @@ def proxy_reward(
             pairs = arm.log(
                 "pair", _pairs(arm, responses, scored, history, policy=policy, prompts=prompts, number=number)
             )
-            adapter = arm.log("align", align(policy, pairs.ref, x.dpo, seed=_seed(arm, number, "align")))
+            held = reference(policy, pairs.ref).ref
+            adapter = arm.log("align", align(policy, pairs.ref, held, x.dpo, seed=_seed(arm, number, "align")))
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, and the reference of the next round
         rounds = Rounds(
             prompts=prompts,

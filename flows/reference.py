@@ -18,7 +18,8 @@ from models.plugins import Frozen, OneOf, Plugin
 
 _HEAD = """# Configuration
 
-Every field of an experiment file, of a sweep file and of a study file (`ninefold bench`). Written by `ninefold reference`; a test holds it against the models.
+Every field of an experiment file, of a sweep file and of a study file (`ninefold bench`). Written by `ninefold reference`;
+a test holds it against the models.
 
 `--set a.b=value` changes a field; the value is YAML. A field whose type is a list of kinds is a plugin: `kind` chooses
 it, and its other fields are those of that kind.

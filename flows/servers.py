@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -126,7 +126,7 @@ class _Keeper:
         """Return the servers and all that they have started: a run of the worker's has a session of its own."""
         return family(self._leaders())
 
-    def _record(self, **changed: object) -> None:
+    def _record(self, **changed: Any) -> None:  # noqa: ANN401
         """Write what is up where other processes look, whole or not at all."""
         now = self.up._replace(**changed)
         if now != self.up or not _file().exists():

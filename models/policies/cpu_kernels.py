@@ -1,7 +1,7 @@
 """What TRL's trainers do slowly without a GPU, done in torch's own kernels: head, adapters and attention of a step.
 
 - TRL 1.16 fuses the language-model head into the loss with a Triton kernel. Where there is no Triton its fallback scores
-  every position, pads and prompts included, in tiles; here only the completion's positions are scored.
+  every position, pads and prompts included, in tiles; here only the completion's are scored (head.py).
 - peft casts every input to float32, multiplies by the adapter there and adds it to the layer's output in three passes; here
   the adapter is one more product in the model's own dtype, added to the output in place, forward and backward.
 - torch's fused attention is 2 to 9 times slower, forward and backward in bfloat16, than the plain one over 16 to 128 tokens.
@@ -15,17 +15,9 @@ from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
-FEW_TOKENS = 128  # in a row; beyond, the fused attention catches up
+from models.policies.head import is_plain, scored
 
-# Models that transform their logits keep TRL's head, which knows how.
-_TRANSFORMS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-    "output_router_logits",
-)
+FEW_TOKENS = 128  # in a row; beyond, the fused attention catches up
 
 
 def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
@@ -39,8 +31,7 @@ def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
                 layer.forward = types.MethodType(_adapted(layer.forward), layer)
         trunk = model.base_model
         trunk.forward = types.MethodType(_attending(trunk.forward), trunk)
-        plain = not any(getattr(model.config.get_text_config(), name, None) for name in _TRANSFORMS)
-        if plain and model.get_output_embeddings() is not None:
+        if is_plain(model) and not model.get_output_embeddings().weight.requires_grad:
             model.forward = types.MethodType(_scoring(model.forward), model)
 
 
@@ -117,7 +108,6 @@ def _adapted(plain: Any) -> Any:  # noqa: ANN401
 
 def _scoring(fused: Any) -> Any:  # noqa: ANN401
     """Return a forward that answers `fused_lm_head=True` itself and leaves every other call to the one given."""
-    import torch
     from trl.trainer.utils import FusedCausalLMOutput
 
     def forward(
@@ -136,27 +126,24 @@ def _scoring(fused: Any) -> Any:  # noqa: ANN401
             }
             return fused(*args, **given, **kwargs)
         kwargs["use_cache"] = False
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        states = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         labels = labels[:, 1:]
         mask = labels != -100
-        logits = self.get_output_embeddings()(hidden[mask]).float()
-        log_softmax = torch.log_softmax(logits, dim=-1)
-        log_probs = log_softmax.gather(-1, labels[mask].unsqueeze(-1)).squeeze(-1)
+        tokens = scored(states[mask], self.get_output_embeddings().weight, labels[mask])
 
         def spread(values: Any) -> Any:  # noqa: ANN401
             # masked_scatter keeps the graph where no label is valid: the loss is then a differentiable zero
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
-        shown = {}
-        if torch.is_grad_enabled():  # what the trainer logs of the policy; nobody asks for it of the reference
-            with torch.no_grad():
-                shown = {
-                    "entropy": spread(-torch.linalg.vecdot(log_softmax.exp(), log_softmax)),
-                    "mean_logits": spread(logits.mean(-1)),
-                    "is_top1": spread(log_probs == log_softmax.amax(-1)),
-                }
-        log_probs = spread(log_probs)
+        log_probs = spread(tokens.logprob)
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        return FusedCausalLMOutput(loss=-log_probs.sum() / count, log_probs=log_probs, label_mask=mask, **shown)
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / count,
+            log_probs=log_probs,
+            entropy=spread(tokens.entropy),
+            mean_logits=spread(tokens.mean_logit),
+            is_top1=spread(tokens.is_likeliest),
+            label_mask=mask,
+        )
 
     return forward

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.policies.cpu_kernels import use_cpu_kernels
-from models.policies.language_model import LanguageModel
+from models.policies.language_model import Floats, LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Pair
 
@@ -36,12 +37,18 @@ class DPO(Schedule):
         return self.feedback in ("proxy", "expert")
 
 
+def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair]) -> Floats:
+    """Return Σ log π_ref of each pair's chosen and rejected response, in nats, end token included; shape (N, 2)."""
+    texts = [text for p in pairs for text in ((p.prompt, p.chosen), (p.prompt, p.rejected))]
+    return policy.likelihood(texts, what="reference").logprob.reshape(-1, 2).astype(np.float32)
+
+
 def train_dpo(
-    policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO, *, folder: Path, seed: int
+    policy: LanguageModel, pairs: Sequence[Pair], reference: Floats, recipe: DPO, *, folder: Path, seed: int
 ) -> dict[str, float]:
     """Train on the pairs, save the adapter in `folder` and return the trainer's last metrics.
 
-    The reference is the policy itself with the new adapter switched off, so nothing is loaded twice.
+    `reference` is what `reference_logprob` says of the policy before: it stays as it is, whatever the epoch.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
@@ -50,6 +57,8 @@ def train_dpo(
     fits = fitting(policy.renderer, longer, recipe.max_length, "DPO")
     kept = [p for p, fit in zip(pairs, fits, strict=True) if fit]
     rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
+    for row, (chosen, rejected) in zip(rows, reference[fits].tolist(), strict=True):
+        row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
     trainer = DPOTrainer(
         model=policy.model,
         args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
@@ -57,6 +66,7 @@ def train_dpo(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
+    trainer.precompute_ref_logps = True  # they are among the columns
     use_cpu_kernels(trainer)
     run(trainer)
     save_adapter(trainer.model, folder)

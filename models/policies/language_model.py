@@ -1,9 +1,8 @@
 """A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
 
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
-from functools import lru_cache
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.chat import Renderer, Template
+from models.policies.head import is_plain
+from models.policies.head import logprob as head_logprob
 
 Floats = NDArray[np.float32]
 Dtype = Literal["bfloat16", "float32"]
@@ -60,15 +61,25 @@ class LanguageModel:
         ]
         logprob = np.zeros(len(encoded))
         for rows, ids, mask in self.batches([e.ids for e in encoded], batch_size, what):
-            with torch.inference_mode():
-                logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-            # −cross-entropy of each next token, without a second copy of the log-softmax
-            token_logprob = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            asked = torch.zeros_like(ids, dtype=torch.bool)
             for position, row in enumerate(rows):
-                start, end = encoded[row].start, len(encoded[row].ids)
-                logprob[row] = float(token_logprob[position, start - 1 : end - 1].double().sum())
+                asked[position, encoded[row].start : len(encoded[row].ids)] = True
+            with torch.inference_mode():
+                each = self._token_logprob(ids, mask, asked).double().split(asked.sum(1).tolist())
+            logprob[rows] = [float(one.sum()) for one in each]
         tokens = np.array([len(e.ids) - e.start for e in encoded], dtype=np.int64)
         return Likelihood(logprob, tokens)
+
+    def _token_logprob(self, ids: Any, mask: Any, asked: Any) -> Any:  # noqa: ANN401
+        """Return log p of the tokens asked for, row by row, shape (asked,)."""
+        import torch
+
+        before, tokens = asked[:, 1:], ids[asked]
+        if is_plain(self.model):
+            states = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+            return head_logprob(states[before], self.model.get_output_embeddings().weight, tokens)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1][before].float()
+        return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
 
     def hidden_states(
         self,
@@ -143,18 +154,35 @@ class Checkpoint:
     weights: str = ""
 
     def shared(self) -> LanguageModel:
-        """Return the model to read from: the one loaded last if it is this policy's, for loading takes seconds."""
-        return _shared(self)
+        """Return the model to read from, as it was loaded before if it was: loading takes seconds.
+
+        Of small models several stay loaded, as many as there is ROOM for; of a large one only the last.
+        """
+        found = _held.pop(self, None)
+        if found is None:
+            while _held and self._bytes() + sum(model.model.get_memory_footprint() for model in _held.values()) > ROOM:
+                del _held[next(iter(_held))]
+            found = self._loaded()
+        _held[self] = found  # last used, last let go
+        return found
 
     def load(self) -> LanguageModel:
-        """Load the base and merge the adapters, for the caller alone to train; what was `shared` is let go first.
+        """Return the model for the caller alone to train: a copy, or where two are too many all that are `shared` go."""
+        if 2 * self._bytes() <= ROOM:
+            kept = _held.get(self)
+            return self._loaded() if kept is None else replace(kept, model=deepcopy(kept.model))
+        kept = _held.pop(self, None)
+        _held.clear()
+        return kept or self._loaded()
 
-        Safetensors only, no remote code; on a GPU where there is one.
-        """
+    def _bytes(self) -> int:
+        return sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
+
+    def _loaded(self) -> LanguageModel:
+        """Load the base and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
         import torch
         from transformers import AutoModelForCausalLM
 
-        _shared.cache_clear()
         model = AutoModelForCausalLM.from_pretrained(
             self.source,
             dtype=getattr(torch, self.dtype),
@@ -183,6 +211,5 @@ class Checkpoint:
         return tokenizer
 
 
-@lru_cache(maxsize=1)
-def _shared(checkpoint: Checkpoint) -> LanguageModel:
-    return checkpoint.load()
+ROOM = 2 << 30  # bytes of models that may stay loaded beside each other
+_held: dict[Checkpoint, LanguageModel] = {}  # to read from, by their last use

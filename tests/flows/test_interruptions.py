@@ -24,6 +24,7 @@ STAGES = [
     "train_evaluator",
     "proxy_label",
     "pair",
+    "reference",
     "align",
     "assess_policy",
 ]
@@ -134,6 +135,6 @@ def test_an_interruption_in_each_stage_loses_nothing_and_buys_nothing_twice(expe
     assert lost <= 2 * 2, "at most the calls in flight at each of the two interruptions"
     assert len(training) - lost >= 10 - lost
     assert not [r for r in rows if r["status"] == "reserved"]
-    once = ["load_prompts", "fine_tune", "pair", "align"]
+    once = ["load_prompts", "fine_tune", "pair", "reference", "align"]
     for stage in once:
         assert shell.finished[stage] == 1, f"{stage} ran to its end {shell.finished[stage]} times: {shell.finished}"

@@ -18,7 +18,7 @@ from tasks.settings import settings
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 # in the order in which they are first reached
 STAGES = ["load_prompts", "fine_tune", "generate", "embed", "acquire", "annotate", "train_evaluator", "proxy_label"]
-STAGES += ["pair", "align", "assess_evaluator", "assess_policy"]
+STAGES += ["pair", "reference", "align", "assess_evaluator", "assess_policy"]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     assert found == (experiment, "nightly"), "a run that failed is known by its name"
     report = proxy_reward(found.experiment, sweep=found.sweep)
     calls = Counter(stage["name"] for stage in report["stages"])
-    assert succeeded == calls, "after twelve failures every stage has been executed as often as in one run"
+    assert succeeded == calls, "after thirteen failures every stage has been executed as often as in one run"
     assert report["queries"] == 10
     bought = len(list(Ledger(settings().ledger_url).rows()))
 

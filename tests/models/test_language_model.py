@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from models.generators.base import Generator
 from models.generators.hf import Transformers, _InverseSampling
 from models.plugins import plugins_of
+from models.policies import head, language_model
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.policies.pretrained import check_reference, locate
 from models.preference import Prompt
@@ -30,6 +31,16 @@ def test_a_likelihood_does_not_depend_on_the_batch(tiny_model: LanguageModel, te
     model = LanguageModel(tiny_model.model, tiny_model.tokenizer, template)  # type: ignore[arg-type]
     alone = [model.likelihood([text]).logprob[0] for text in TEXTS]
     assert model.likelihood(TEXTS, batch_size=batch_size).logprob == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_likelihood_is_the_same_in_pieces_and_through_the_model_s_own_head(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_model.likelihood(TEXTS).logprob
+    monkeypatch.setattr(head, "PIECE", 3)
+    assert tiny_model.likelihood(TEXTS).logprob == pytest.approx(whole, abs=1e-4)
+    monkeypatch.setattr(language_model, "is_plain", lambda _: False)  # as a model is that transforms its logits
+    assert tiny_model.likelihood(TEXTS).logprob == pytest.approx(whole, abs=1e-4)
 
 
 def test_a_likelihood_is_the_sum_over_completion_tokens_only(tiny_model: LanguageModel) -> None:
@@ -218,6 +229,25 @@ def test_a_hub_model_is_known_by_its_commit(
     assert Checkpoint(located.source, (), "float32", "plain").load().likelihood([TEXTS[0]]).logprob[0] < 0
     with pytest.raises(FileNotFoundError, match="neither on the hub nor in the local copy"):
         locate("org/tiny@missing")
+
+
+def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_model, "_held", {})
+    kept = tiny_checkpoint.shared()
+    assert tiny_checkpoint.shared() is kept
+    own = tiny_checkpoint.load().model
+    with torch.no_grad():
+        own.lm_head.weight.zero_()
+    assert own.lm_head.weight is own.model.embed_tokens.weight, "tied, as it was"
+    assert tiny_checkpoint.shared() is kept
+    assert kept.model.lm_head.weight.abs().max() > 0
+
+    other = Checkpoint(tiny_checkpoint.source, (), "bfloat16", "plain")
+    monkeypatch.setattr(language_model, "ROOM", tiny_checkpoint._bytes())  # for one
+    assert other.shared() is other.shared()
+    assert list(language_model._held) == [other], "the last one used"
+    assert other.load() is not other.load()
+    assert not language_model._held, "two at a time would be too many"
 
 
 def test_the_packaged_model_converts_and_continues_english() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from models.policies.dpo import DPO, train_dpo
+from models.policies.dpo import DPO, reference_logprob, train_dpo
 from models.policies.language_model import Checkpoint
 from models.policies.sft import SFT, train_sft
 from models.policies.training import Lora, arguments
@@ -21,6 +21,11 @@ PAIRS = [
     for word in ("film", "tale", "plot", "cast")
 ]
 LORA = Lora(r=8, alpha=16)
+
+
+def dpo(start: Checkpoint, pairs: list[Pair], recipe: DPO, folder: Path, seed: int = 0) -> dict[str, float]:
+    reference = reference_logprob(start.shared(), pairs)
+    return train_dpo(start.load(), pairs, reference, recipe, folder=folder, seed=seed)
 
 
 def digest(folder: Path) -> str:
@@ -47,7 +52,7 @@ def test_sft_makes_the_demonstrations_likelier(tiny_checkpoint: Checkpoint, tmp_
 
 def test_a_training_of_one_step_moves_the_weights(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     start = Checkpoint(tiny_checkpoint.source, (), "float32", "plain")
-    train_dpo(start.load(), PAIRS[:3], DPO(lora=LORA), folder=tmp_path, seed=0)
+    dpo(start, PAIRS[:3], DPO(lora=LORA), tmp_path)
     texts = [(p.prompt, p.chosen) for p in PAIRS]
     before, after = (
         Checkpoint(start.source, adapters, "float32", "plain").load().likelihood(texts).logprob
@@ -62,7 +67,7 @@ def test_dpo_prefers_the_chosen_more_than_its_reference_does(
 ) -> None:
     start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
     recipe = DPO(learning_rate=5e-3, epochs=3, batch_size=4, lora=LORA)
-    facts = train_dpo(start.load(), PAIRS, recipe, folder=tmp_path, seed=0)
+    facts = dpo(start, PAIRS, recipe, tmp_path)
 
     def margin(checkpoint: Checkpoint) -> float:
         model = checkpoint.load()
@@ -73,6 +78,26 @@ def test_dpo_prefers_the_chosen_more_than_its_reference_does(
     after = Checkpoint(start.source, (tmp_path,), "float32", template)
     assert margin(after) > margin(start) + 0.5
     assert facts["rewards_margins"] > 0
+
+
+def test_the_reference_is_what_trl_takes_for_it(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held fast before the training, the same numbers as with the adapter switched off in every step."""
+    import torch
+
+    from models.policies import dpo as module
+
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "run", seen.append)
+    long = Pair("p", "the film is", " ".join(["film"] * 60), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
+    recipe = DPO(batch_size=8, max_length=16, lora=LORA)
+    dpo(tiny_checkpoint, [long, *PAIRS], recipe, tmp_path)
+    batch = next(iter(seen[0].get_train_dataloader()))
+    chosen, rejected = seen[0].compute_ref_log_probs(seen[0].model, batch)
+    torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch["ref_rejected_logps"], rejected, rtol=1e-4, atol=1e-4)
+    assert len(seen[0].train_dataset) == len(PAIRS)
 
 
 def test_adapters_stack_in_order(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -88,7 +113,7 @@ def test_adapters_stack_in_order(tiny_checkpoint: Checkpoint, tmp_path: Path) ->
 def test_the_same_seed_gives_byte_identical_adapters(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     recipe = DPO(learning_rate=1e-3, batch_size=4, lora=LORA)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train_dpo(tiny_checkpoint.load(), PAIRS, recipe, folder=tmp_path / name, seed=seed)
+        dpo(tiny_checkpoint, PAIRS, recipe, tmp_path / name, seed=seed)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     assert digest(tmp_path / "a") != digest(tmp_path / "c")
     assert {file.name for file in (tmp_path / "a").iterdir()} == {
@@ -104,7 +129,7 @@ def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, temp
     model = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
     ours = model.renderer.encode(PAIRS[0].prompt, PAIRS[0].chosen)
     row = model.renderer.row(PAIRS[0].prompt, chosen=PAIRS[0].chosen, rejected=PAIRS[0].rejected)
-    dpo = DPOTrainer(
+    preferring = DPOTrainer(
         model=model.model,
         args=DPOConfig(**arguments(DPO(), 0, 12)),
         train_dataset=Dataset.from_list([row]),
@@ -112,8 +137,8 @@ def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, temp
         peft_config=LORA.config("CAUSAL_LM"),
     ).train_dataset[0]
     ends = [1] if template == "plain" else []  # plain rows end with the end token; chat rows as the template says
-    assert dpo["prompt_ids"] == ours.ids[: ours.start]
-    assert dpo["chosen_ids"] == ours.ids[ours.start :]
+    assert preferring["prompt_ids"] == ours.ids[: ours.start]
+    assert preferring["chosen_ids"] == ours.ids[ours.start :]
     assert ours.ids[-1:] == ends or template == "chat"
     again = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
     sft = SFTTrainer(

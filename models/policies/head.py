@@ -1,0 +1,92 @@
+"""What a language model's head says of given tokens, a few positions at a time: vocabularies are large, memory is slow.
+
+Logits of all positions at once are written and read several times over: here each piece stays in the cache, forward and,
+made again, backward; nothing of the vocabulary's size is kept.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+PIECE = 128  # positions at once
+
+# Models that transform their logits keep their own head, which knows how.
+_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+    "output_router_logits",
+)
+
+
+class Tokens(NamedTuple):
+    """Of n tokens: log-probability in nats, the entropy and mean logit where each stands, whether it was the likeliest."""
+
+    logprob: Any
+    entropy: Any
+    mean_logit: Any
+    is_likeliest: Any
+
+
+def is_plain(model: Any) -> bool:  # noqa: ANN401
+    """Whether a model's logits are a linear layer, without a bias, of its last hidden states."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    transformed = any(getattr(config, name, None) for name in _TRANSFORMS)
+    return head is not None and getattr(head, "bias", None) is None and not transformed
+
+
+def logprob(states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
+    """Return log p of each token, shape (n,), given the hidden states before it, (n, d), and the head's weight, (V, d)."""
+    import torch
+
+    found = []
+    for begin in range(0, len(states), PIECE):
+        logits = (states[begin : begin + PIECE] @ weight.t()).float()
+        own = logits.gather(-1, tokens[begin : begin + PIECE, None]).squeeze(-1)
+        found.append(own - logits.logsumexp(-1))
+    return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
+
+
+def scored(states: Any, weight: Any, tokens: Any) -> Tokens:  # noqa: ANN401
+    """Return `logprob` with a gradient for the states, and what trainers log beside it; the head itself is frozen."""
+    return Tokens(*_head().apply(states, weight, tokens))
+
+
+@cache
+def _head() -> Any:  # noqa: ANN401
+    import torch
+
+    class Head(torch.autograd.Function):  # type: ignore[misc]
+        """log softmax(W h)_y, and ∂/∂h = Wᵀ(1_y − softmax(W h))."""
+
+        @staticmethod
+        def forward(ctx: Any, states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
+            count = len(states)
+            logprob, entropy, mean, norm = (states.new_zeros(count, dtype=torch.float32) for _ in range(4))
+            likeliest = torch.zeros(count, dtype=torch.bool, device=states.device)
+            for begin in range(0, count, PIECE):
+                piece = slice(begin, begin + PIECE)
+                logits = (states[piece] @ weight.t()).float()
+                own = logits.gather(-1, tokens[piece, None]).squeeze(-1)
+                norm[piece] = logits.logsumexp(-1)
+                logprob[piece], likeliest[piece] = own - norm[piece], own == logits.amax(-1)
+                mean[piece] = logits.mean(-1)
+                entropy[piece] = norm[piece] - torch.linalg.vecdot((logits - norm[piece, None]).exp_(), logits)
+            ctx.save_for_backward(states, weight, tokens, norm)
+            ctx.mark_non_differentiable(entropy, mean, likeliest)
+            return logprob, entropy, mean, likeliest
+
+        @staticmethod
+        def backward(ctx: Any, of_logprob: Any, *_: Any) -> Any:  # noqa: ANN401
+            states, weight, tokens, norm = ctx.saved_tensors
+            of_states = torch.empty_like(states)
+            for begin in range(0, len(states), PIECE):
+                piece = slice(begin, begin + PIECE)
+                gradient = of_logprob[piece, None].float()
+                of_logits = (states[piece] @ weight.t()).float().sub_(norm[piece, None]).exp_().mul_(-gradient)
+                of_logits.scatter_add_(-1, tokens[piece, None], gradient)
+                of_states[piece] = of_logits.to(weight.dtype) @ weight
+            return of_states, None, None
+
+    return Head

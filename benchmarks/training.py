@@ -149,11 +149,12 @@ def pairs_of(shown: list[Demonstration]) -> list[Pair]:
 
 
 def counted(model: LanguageModel, shown: list[Demonstration]) -> dict[str, int]:
-    """Return the tokens of each training's rows."""
+    """Return the tokens that each training reads."""
     one = [len(model.renderer.encode(d.prompt, d.response).ids) for d in shown]
     pairs = pairs_of(shown)
     other = [len(model.renderer.encode(p.prompt, p.rejected).ids) for p in pairs]
-    return {"sft": sum(one), "dpo": sum(one) + sum(other), "evaluator": sum(one) + sum(other)}
+    epochs = round(RewardHead().schedule.epochs)
+    return {"sft": sum(one), "dpo": sum(one) + sum(other), "evaluator": epochs * (sum(one) + sum(other))}
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def end(leaders: Sequence[Known], others: Sequence[Known] = (), *, patience: flo
         with suppress(psutil.Error):
             process.terminate()
     psutil.wait_procs(asked, timeout=patience)
-    for pid, _ in leaders:
-        kill_group(pid)
+    for process in asked:
+        kill_group(process.pid)
     for known in {*started, *others}:
         if (left := living(known)) is not None:
             with suppress(psutil.Error):

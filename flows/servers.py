@@ -112,7 +112,8 @@ class _Keeper:
         finally:
             for impatient in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(impatient, signal.SIG_IGN)
-            self._record(ready=False)
+            with suppress(OSError):  # the home may be gone, or the disk full: what runs must end
+                self._record(ready=False)
             end([k for k in self.up.children if k[0] in self._leaders()], self.up.children, patience=_STOPPING)
             for child in self.children:
                 kill_group(child.pid)

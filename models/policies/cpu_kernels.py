@@ -18,6 +18,7 @@ from typing import Any
 from models.policies.head import is_plain, scored
 
 FEW_TOKENS = 128  # in a row; beyond, the fused attention catches up
+_SCORES = 1 << 18  # of attention, of one head, in a batch: the plain attention keeps them for the way back
 
 
 def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
@@ -41,7 +42,8 @@ def _attending(whole: Any) -> Any:  # noqa: ANN401
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         del self
-        few = "input_ids" in kwargs and kwargs["input_ids"].shape[1] <= FEW_TOKENS
+        ids = kwargs.get("input_ids", args[0] if args else None)  # a classifier gives them by position
+        few = ids is not None and ids.shape[1] <= FEW_TOKENS and ids.shape[0] * ids.shape[1] ** 2 <= _SCORES
         with sdpa_kernel(SDPBackend.MATH) if few else nullcontext():
             return whole(*args, **kwargs)
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models.chat import Encoded, Renderer
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import Floats, LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
@@ -38,9 +39,16 @@ class DPO(Schedule):
 
 
 def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair]) -> Floats:
-    """Return Σ log π_ref of each pair's chosen and rejected response, in nats, end token included; shape (N, 2)."""
-    texts = [text for p in pairs for text in ((p.prompt, p.chosen), (p.prompt, p.rejected))]
-    return policy.likelihood(texts, what="reference").logprob.reshape(-1, 2).astype(np.float32)
+    """Return Σ log π_ref of each pair's chosen and rejected response, in nats, shape (N, 2).
+
+    Over the tokens that training sums over: all that the template writes after the response too, and for both from where the
+    first of them leaves the prompt.
+    """
+    encoded = []
+    for p in pairs:
+        both = [policy.renderer.encode(p.prompt, text) for text in (p.chosen, p.rejected)]
+        encoded += [Encoded(e.ids, min(one.start for one in both)) for e in both]
+    return policy.logprob(encoded, what="reference").reshape(-1, 2).astype(np.float32)
 
 
 def train_dpo(
@@ -53,7 +61,7 @@ def train_dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    longer = [(p.prompt, max(p.chosen, p.rejected, key=len)) for p in pairs]
+    longer = [(p.prompt, _longer(policy.renderer, p)) for p in pairs]
     fits = fitting(policy.renderer, longer, recipe.max_length, "DPO")
     kept = [p for p, fit in zip(pairs, fits, strict=True) if fit]
     rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
@@ -74,3 +82,7 @@ def train_dpo(
         trainer.state.log_history,
         ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
     )
+
+
+def _longer(renderer: Renderer, pair: Pair) -> str:
+    return max(pair.chosen, pair.rejected, key=lambda text: len(renderer.encode(pair.prompt, text).ids))

@@ -4,20 +4,14 @@ Logits of all positions at once are written and read several times over: here ea
 made again, backward; nothing of the vocabulary's size is kept.
 """
 
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
 PIECE = 128  # positions at once
 
-# Models that transform their logits keep their own head, which knows how.
-_TRANSFORMS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-    "output_router_logits",
-)
+# Models that transform their logits keep their own head, which knows how; each family has its own name for it.
+_TRANSFORMS = re.compile(r"soft_?cap|logits?_scal|output_multiplier|lm_head_multiplier|output_router_logits")
 
 
 class Tokens(NamedTuple):
@@ -32,7 +26,7 @@ class Tokens(NamedTuple):
 def is_plain(model: Any) -> bool:  # noqa: ANN401
     """Whether a model's logits are a linear layer, without a bias, of its last hidden states."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    transformed = any(getattr(config, name, None) for name in _TRANSFORMS)
+    transformed = any(value and _TRANSFORMS.search(name) for name, value in config.to_dict().items())
     return head is not None and getattr(head, "bias", None) is None and not transformed
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.chat import Renderer, Template
+from models.chat import Encoded, Renderer, Template
 from models.policies.head import is_plain
 from models.policies.head import logprob as head_logprob
 
@@ -52,23 +52,27 @@ class LanguageModel:
         The end token counts unless `ended` says of a response that it was cut off before it. Pads are masked, so the
         figures do not depend on the batch.
         """
-        import torch
-
         whole = ended if ended is not None else [True] * len(texts)
         encoded = [
             self.renderer.encode(prompt, response).up_to(self.tokenizer.eos_token_id, included=end)
             for (prompt, response), end in zip(texts, whole, strict=True)
         ]
-        logprob = np.zeros(len(encoded))
+        tokens = np.array([len(e.ids) - e.start for e in encoded], dtype=np.int64)
+        return Likelihood(self.logprob(encoded, batch_size=batch_size, what=what), tokens)
+
+    def logprob(self, encoded: Sequence[Encoded], *, batch_size: int = 16, what: str = "") -> NDArray[np.float64]:
+        """Return the log-probability of each completion as it is encoded, to its last token, shape (N,)."""
+        import torch
+
+        found = np.zeros(len(encoded))
         for rows, ids, mask in self.batches([e.ids for e in encoded], batch_size, what):
             asked = torch.zeros_like(ids, dtype=torch.bool)
             for position, row in enumerate(rows):
-                asked[position, encoded[row].start : len(encoded[row].ids)] = True
+                asked[position, max(1, encoded[row].start) : len(encoded[row].ids)] = True
             with torch.inference_mode():
                 each = self._token_logprob(ids, mask, asked).double().split(asked.sum(1).tolist())
-            logprob[rows] = [float(one.sum()) for one in each]
-        tokens = np.array([len(e.ids) - e.start for e in encoded], dtype=np.int64)
-        return Likelihood(logprob, tokens)
+            found[rows] = [float(one.sum()) for one in each]
+        return found
 
     def _token_logprob(self, ids: Any, mask: Any, asked: Any) -> Any:  # noqa: ANN401
         """Return log p of the tokens asked for, row by row, shape (asked,)."""
@@ -160,8 +164,7 @@ class Checkpoint:
         """
         found = _held.pop(self, None)
         if found is None:
-            while _held and self._bytes() + sum(model.model.get_memory_footprint() for model in _held.values()) > ROOM:
-                del _held[next(iter(_held))]
+            self._make_room()
             found = self._loaded()
         _held[self] = found  # last used, last let go
         return found
@@ -170,13 +173,21 @@ class Checkpoint:
         """Return the model for the caller alone to train: a copy, or where two are too many all that are `shared` go."""
         if 2 * self._bytes() <= ROOM:
             kept = _held.get(self)
+            self._make_room()
             return self._loaded() if kept is None else replace(kept, model=deepcopy(kept.model))
         kept = _held.pop(self, None)
         _held.clear()
         return kept or self._loaded()
 
+    def _make_room(self) -> None:
+        """Let go of what was used longest ago until there is room for this one."""
+        while _held and self._bytes() + sum(model.model.get_memory_footprint() for model in _held.values()) > ROOM:
+            del _held[next(iter(_held))]
+
     def _bytes(self) -> int:
-        return sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
+        """Return what the model takes at most: most files hold two bytes to a weight."""
+        on_disk = sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
+        return on_disk * (2 if self.dtype == "float32" else 1)
 
     def _loaded(self) -> LanguageModel:
         """Load the base and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""

@@ -243,7 +243,7 @@ def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monk
     assert kept.model.lm_head.weight.abs().max() > 0
 
     other = Checkpoint(tiny_checkpoint.source, (), "bfloat16", "plain")
-    monkeypatch.setattr(language_model, "ROOM", tiny_checkpoint._bytes())  # for one
+    monkeypatch.setattr(language_model, "ROOM", other._bytes())  # for one
     assert other.shared() is other.shared()
     assert list(language_model._held) == [other], "the last one used"
     assert other.load() is not other.load()

@@ -80,8 +80,9 @@ def test_dpo_prefers_the_chosen_more_than_its_reference_does(
     assert facts["rewards_margins"] > 0
 
 
+@pytest.mark.parametrize("template", ["plain", "chat"])
 def test_the_reference_is_what_trl_takes_for_it(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: Any
 ) -> None:
     """Held fast before the training, the same numbers as with the adapter switched off in every step."""
     import torch
@@ -90,9 +91,9 @@ def test_the_reference_is_what_trl_takes_for_it(
 
     seen: list[Any] = []
     monkeypatch.setattr(module, "run", seen.append)
-    long = Pair("p", "the film is", " ".join(["film"] * 60), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
-    recipe = DPO(batch_size=8, max_length=16, lora=LORA)
-    dpo(tiny_checkpoint, [long, *PAIRS], recipe, tmp_path)
+    long = Pair("p", "the film is", " ".join(["film"] * 120), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
+    recipe = DPO(batch_size=8, max_length=90, lora=LORA)
+    dpo(Checkpoint(tiny_checkpoint.source, (), "float32", template), [long, *PAIRS], recipe, tmp_path)
     batch = next(iter(seen[0].get_train_dataloader()))
     chosen, rejected = seen[0].compute_ref_log_probs(seen[0].model, batch)
     torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=1e-4, atol=1e-4)
@@ -208,11 +209,18 @@ def _trainer(kind: str, start: Checkpoint) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
-def test_the_cpu_kernels_give_trls_own_loss_metrics_and_gradients(tiny_checkpoint: Checkpoint, kind: str) -> None:
+def test_the_cpu_kernels_give_trls_own_loss_metrics_and_gradients(
+    tiny_checkpoint: Checkpoint, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
+    from torch.nn import attention
 
+    from models.policies import head
     from models.policies.cpu_kernels import use_cpu_kernels
 
+    plain, original = [], attention.sdpa_kernel
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: plain.append(backend) or original(backend))
+    monkeypatch.setattr(head, "PIECE", 5)
     found = []
     for ours in (False, True):
         trainer = _trainer(kind, tiny_checkpoint)
@@ -222,6 +230,9 @@ def test_the_cpu_kernels_give_trls_own_loss_metrics_and_gradients(tiny_checkpoin
         metrics = {name: float(np.mean(values)) for name, values in trainer._metrics["train"].items()}
         found.append((loss, metrics, gradients))
     (loss, metrics, gradients), (our_loss, our_metrics, our_gradients) = found
+    patched = {type(module).__name__ for module in trainer.model.modules() if "forward" in vars(module)}
+    assert {"Linear", "LlamaModel"} <= patched, "adapters and attention are ours"
+    assert plain, "and the attention was plain"
     assert our_loss == pytest.approx(loss, rel=1e-5)
     assert our_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
     assert gradients.keys() == our_gradients.keys()

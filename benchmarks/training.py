@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from tqdm import tqdm
@@ -56,8 +57,8 @@ def main() -> None:
     losses: dict[tuple[str, str], float] = {}
     turns = [(kind, way) for _ in range(given.repetitions) for kind in KINDS for way in WAYS]
     for kind, way in tqdm(turns, desc="trainings"):
-        facts, took = trained(kind, way, start, shown)
-        seconds[kind, way].append(took)
+        facts = trained(kind, way, start, shown)
+        seconds[kind, way].append(facts["train_runtime"])
         losses[kind, way] = facts["train_loss"]
     tokens = counted(start.load(), shown)
     found: dict[str, Any] = {}
@@ -74,20 +75,14 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def trained(kind: str, way: str, start: Checkpoint, shown: list[Demonstration]) -> tuple[dict[str, float], float]:
-    """Return what a training reports, and the seconds of its steps."""
-    kept: list[tuple[Any, str, Callable[..., Any]]] = []
-    for module in PATCHED if way != "ours" else ():
-        kept += [(module, "use_cpu_kernels", module.use_cpu_kernels), (module, "arguments", module.arguments)]
-        module.use_cpu_kernels = as_it_comes
-        module.arguments = defaults if way == "defaults" else arguments
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            facts = TRAININGS[kind](start, shown, Path(folder))
-    finally:
-        for module, name, value in kept:
-            setattr(module, name, value)
-    return facts, facts["train_runtime"]
+def trained(kind: str, way: str, start: Checkpoint, shown: list[Demonstration]) -> dict[str, float]:
+    """Return what a training reports; `train_runtime` is the seconds of its steps."""
+    with ExitStack() as stack:
+        for module in PATCHED if way != "ours" else ():
+            stack.enter_context(patch.object(module, "use_cpu_kernels", as_it_comes))
+            if way == "defaults":
+                stack.enter_context(patch.object(module, "arguments", defaults))
+        return TRAININGS[kind](start, shown, Path(stack.enter_context(tempfile.TemporaryDirectory())))
 
 
 def as_it_comes(trainer: Any) -> None:  # noqa: ANN401
@@ -117,9 +112,12 @@ def _evaluator(start: Checkpoint, shown: list[Demonstration], folder: Path) -> d
     pairs = pairs_of(shown)
     better, worse = (
         Tuples(
-            [Response(f"{side}{n}", p.prompt_id, p.prompt, side, (p.chosen, p.rejected)[side], 1, 0.0) for n, p in rows]
+            [
+                Response(f"{side}{p.prompt_id}", p.prompt_id, p.prompt, side, (p.chosen, p.rejected)[side], 1, 0.0)
+                for p in pairs
+            ]
         )
-        for side, rows in ((0, list(enumerate(pairs))), (1, list(enumerate(pairs))))
+        for side in (0, 1)
     )
     bench = Bench(start, Rubric(), folder, seed=0)
     return RewardHead().fit_pairs(better, worse, np.ones(len(pairs)), bench)

@@ -22,26 +22,23 @@ _SCORES = 1 << 18  # of attention, of one head, in a batch: the plain attention 
 
 
 def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
-    """Give a trainer's policy, and its reference where it is another model, faster kernels; nothing on a GPU."""
-    for wrapped in {id(m): m for m in (trainer.model, getattr(trainer, "ref_model", None)) if m is not None}.values():
-        model = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        if model.device.type != "cpu":
-            continue
-        for layer in model.modules():
-            if _is_plain_adapter(layer):
-                layer.forward = types.MethodType(_adapted(layer.forward), layer)
-        trunk = model.base_model
-        trunk.forward = types.MethodType(_attending(trunk.forward), trunk)
-        if is_plain(model) and not model.get_output_embeddings().weight.requires_grad:
-            model.forward = types.MethodType(_scoring(model.forward), model)
+    """Give the model that a trainer trains faster kernels; nothing on a GPU."""
+    model = trainer.model.get_base_model()
+    if model.device.type != "cpu":
+        return
+    for layer in model.modules():
+        if _is_plain_adapter(layer):
+            layer.forward = types.MethodType(_adapted(layer.forward), layer)
+    model.base_model.forward = _attending(model.base_model.forward)
+    if is_plain(model) and not model.get_output_embeddings().weight.requires_grad:
+        model.forward = types.MethodType(_scoring(model.forward), model)
 
 
 def _attending(whole: Any) -> Any:  # noqa: ANN401
     """Return a forward with plain attention over few tokens."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        del self
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         ids = kwargs.get("input_ids", args[0] if args else None)  # a classifier gives them by position
         few = ids is not None and ids.shape[1] <= FEW_TOKENS and ids.shape[0] * ids.shape[1] ** 2 <= _SCORES
         with sdpa_kernel(SDPBackend.MATH) if few else nullcontext():

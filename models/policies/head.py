@@ -5,6 +5,7 @@ made again, backward; nothing of the vocabulary's size is kept.
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,9 +36,8 @@ def logprob(states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
     import torch
 
     found = []
-    for begin in range(0, len(states), PIECE):
-        logits = (states[begin : begin + PIECE] @ weight.t()).float()
-        own = logits.gather(-1, tokens[begin : begin + PIECE, None]).squeeze(-1)
+    for piece, logits in _pieces(states, weight):
+        own = logits.gather(-1, tokens[piece, None]).squeeze(-1)
         found.append(own - logits.logsumexp(-1))
     return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
 
@@ -45,6 +45,13 @@ def logprob(states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
 def scored(states: Any, weight: Any, tokens: Any) -> Tokens:  # noqa: ANN401
     """Return `logprob` with a gradient for the states, and what trainers log beside it; the head itself is frozen."""
     return Tokens(*_head().apply(states, weight, tokens))
+
+
+def _pieces(states: Any, weight: Any) -> Iterator[tuple[slice, Any]]:  # noqa: ANN401
+    """Yield which positions, and their logits."""
+    for begin in range(0, len(states), PIECE):
+        piece = slice(begin, begin + PIECE)
+        yield piece, (states[piece] @ weight.t()).float()
 
 
 @cache
@@ -59,9 +66,7 @@ def _head() -> Any:  # noqa: ANN401
             count = len(states)
             logprob, entropy, mean, norm = (states.new_zeros(count, dtype=torch.float32) for _ in range(4))
             likeliest = torch.zeros(count, dtype=torch.bool, device=states.device)
-            for begin in range(0, count, PIECE):
-                piece = slice(begin, begin + PIECE)
-                logits = (states[piece] @ weight.t()).float()
+            for piece, logits in _pieces(states, weight):
                 own = logits.gather(-1, tokens[piece, None]).squeeze(-1)
                 norm[piece] = logits.logsumexp(-1)
                 logprob[piece], likeliest[piece] = own - norm[piece], own == logits.amax(-1)
@@ -75,10 +80,9 @@ def _head() -> Any:  # noqa: ANN401
         def backward(ctx: Any, of_logprob: Any, *_: Any) -> Any:  # noqa: ANN401
             states, weight, tokens, norm = ctx.saved_tensors
             of_states = torch.empty_like(states)
-            for begin in range(0, len(states), PIECE):
-                piece = slice(begin, begin + PIECE)
+            for piece, logits in _pieces(states, weight):
                 gradient = of_logprob[piece, None].float()
-                of_logits = (states[piece] @ weight.t()).float().sub_(norm[piece, None]).exp_().mul_(-gradient)
+                of_logits = logits.sub_(norm[piece, None]).exp_().mul_(-gradient)
                 of_logits.scatter_add_(-1, tokens[piece, None], gradient)
                 of_states[piece] = of_logits.to(weight.dtype) @ weight
             return of_states, None, None

@@ -22,6 +22,8 @@ from models.policies.sft import SFT
 from models.rubric import Rubric
 from models.sources.base import PromptSource
 
+_ANY_PAIR = 0.5  # a pair's least probability
+
 
 class Seeds(Frozen):
     """`selection` decides what is bought; `training` decides sampling, SFT, the evaluator and DPO."""
@@ -119,13 +121,14 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        turns = self.dpo.rounds * self.labelling.batches
+        turns, kept = self.dpo.rounds * self.labelling.batches, self.dpo.gate.queries
         if not self.dpo.asks:
             return self
-        if self.labelling.queries < turns:
+        if self.labelling.queries - kept < turns:
+            less = f", less {kept} kept by dpo.gate.queries," if kept else ""
             raise ValueError(
-                f"labelling.queries={self.labelling.queries} does not reach for {turns} turns "
-                f"(dpo.rounds × labelling.batches): raise it to at least {turns}"
+                f"labelling.queries={self.labelling.queries}{less} does not reach for {turns} turns "
+                f"(dpo.rounds × labelling.batches): raise it to at least {turns + kept}"
             )
         if self.generation.samples < 2:
             raise ValueError("generation.samples must be at least 2: a preference needs two responses to a prompt")
@@ -133,6 +136,21 @@ class Experiment(Frozen):
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
                 "turn there is none when it picks: set labelling.batches to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_something_to_do(self) -> "Experiment":
+        gate, feedback = self.dpo.gate, self.dpo.feedback
+        if feedback != "proxy" and (gate.queries or gate.threshold > _ANY_PAIR):
+            raise ValueError(
+                f"dpo.gate holds an evaluator against the expert, and dpo.feedback={feedback} teaches none: leave out "
+                "dpo.gate.queries and dpo.gate.threshold"
+            )
+        if gate.queries and gate.threshold == _ANY_PAIR:
+            raise ValueError(
+                f"dpo.gate.queries={gate.queries} is kept for pairs under dpo.gate.threshold, and none is under "
+                f"{_ANY_PAIR}: raise dpo.gate.threshold"
             )
         return self
 

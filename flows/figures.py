@@ -27,6 +27,7 @@ def figure_pages(
         "outcome": _outcome(before, after, report["policy"]["win_rate"]),
         **({"agreement": _agreement(*agreement, report["evaluator"]["spearman"])} if report["evaluator"] else {}),
         **({"scores": _scores(bought, proxy)} if len(bought) or len(proxy) else {}),
+        **({"gate": _gate(report["gate"])} if report["gate"] and report["gate"]["curve"] else {}),
     }
 
 
@@ -43,6 +44,17 @@ def _agreement(expert: Floats, proxy: Floats, spearman: float | None) -> bytes:
     shown = "–" if spearman is None else f"{spearman:.2f}"
     figure, axes = _canvas(f"Evaluator against expert (Spearman {shown})", "expert's score", "evaluator's score")
     axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
+    return png(figure)
+
+
+def _gate(gate: dict[str, Any]) -> bytes:
+    figure, axes = _canvas("Labels left out: the surest pairs first", "share of pairs labelled", "share of these wrong")
+    axes.plot(*zip(*gate["curve"], strict=True), color=_PROXY)
+    axes.axhline(0.5, color=_BEFORE, lw=1, ls="--", label="chance")
+    if gate["threshold"] > 0.5 and gate["risk"] is not None:
+        axes.plot(gate["coverage"], gate["risk"], "o", color=_AFTER, label=f"sure of {gate['threshold']:.0%} or more")
+    axes.set_ylim(0, 0.6)
+    axes.legend(frameon=False)
     return png(figure)
 
 

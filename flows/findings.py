@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from models.gate import Decision
 from models.metrics import Floats, pair_outcomes, win_rate
 from models.plugins import Frozen
 from models.preference import Comparison, Label, Pair, Pick, Response, Score, to_frame, usable_scores
@@ -20,21 +21,23 @@ HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
 class Rounds(Frozen):
-    """What the rounds have made: the policies, all that was bought, and the last round's artifacts."""
+    """What the rounds have made: the policies, all that was bought, what of it taught, and the last round's artifacts."""
 
     prompts: PromptSets
     first: Policy
     policy: Policy
     history: tuple[Batch, ...]
+    taught: tuple[Batch, ...] = ()
     evaluator: Product | None = None
+    gate: Decision | None = None
     responses: Ref | None = None
     scores: Scored | None = None
     pairs: Product | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return where everything lies, as JSON values from which `Rounds` is made again; facts are left to the report."""
-        facts: Any = {stage: {"facts"} for stage in ("evaluator", "scores", "pairs")}
-        return self.model_dump(mode="json", exclude=facts)
+        """Return where everything lies, as JSON values from which `Rounds` is made again; findings are the report's."""
+        findings: Any = {"gate": True, **{stage: {"facts"} for stage in ("evaluator", "scores", "pairs")}}
+        return self.model_dump(mode="json", exclude=findings)
 
 
 class Agreement(NamedTuple):

@@ -10,8 +10,8 @@ from prefect import flow
 from tqdm import tqdm
 
 from flows.figures import learning_curves
-from flows.proxy_reward import base_policy
 from flows.report import report_folder, write_text
+from flows.steps import base_policy
 from flows.study import LabelEfficiency, StudyArm
 from flows.study_pages import to_html, to_markdown
 from flows.tracking import study_run

@@ -50,6 +50,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(_of_the_expert(report["expert"]) if report["queries"] else []),
         ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert" + _other_pairs(report)),
         *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
+        *_of_the_gate(report["gate"]),
         *_of_the_evaluator(evaluator),
         ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
         (
@@ -88,6 +89,30 @@ def _of_the_evaluator(evaluator: dict[str, Any] | None) -> list[tuple[str, str]]
     return lines if evaluator["shuffled_spearman"] is None else [*lines, ("  on shuffled labels", shown("shuffled_"))]
 
 
+def _of_the_gate(gate: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if gate is None:
+        return []
+    line = gate["verdict"]
+    if gate["agreement"] is not None:
+        of = "of one prompt each" if gate["within_prompt"] else "across prompts"
+        interval = _with_interval(gate["agreement"], [gate["low"], gate["high"]])
+        line += (
+            f": agrees in {interval} of {gate['pairs']} pairs of labels left out, {of}; calibration error "
+            f"{_number(gate['calibration_error'])}"
+        )
+    lines = [("gate", line)]
+    if gate["threshold"] > 0.5:
+        asked = f", {gate['queries']} queries kept for them" if gate["queries"] else ""
+        lines.append(
+            (
+                f"  sure of {gate['threshold']:.0%}",
+                f"{_share(gate['coverage'])} of pairs left out, wrong in {_share(gate['risk'])}; {gate['left_out']} prompts "
+                f"gave no pair{asked}",
+            )
+        )
+    return lines
+
+
 def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
     """Return the lines about how an expert judges; none about what is not known of it."""
     lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the expert's score")]
@@ -116,6 +141,8 @@ def warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
         )
+    if report["gate"] and report["gate"]["verdict"] != "better than chance":
+        found.append(report["gate"]["sentence"])
     low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
     if low is None or low <= 0.5:
         found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")

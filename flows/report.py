@@ -17,6 +17,7 @@ from flows.pages import to_html, to_markdown
 from flows.reconciliation import reconcile
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.cost import MICRO
+from models.gate import Decision
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
 from tasks.history import labels_of
 from tasks.settings import settings
@@ -106,6 +107,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "pairs_per_query": pairs["proxy"] / max(arm.queries, 1),
         "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
         "prompts_over_long": list(findings.rounds.prompts.over_long),
+        "gate": _of_the_gate(arm, findings.rounds.gate),
         "evaluator": _of_the_evaluator(x, findings.agreement),
         "policy": {
             "model": x.policy.model,
@@ -126,6 +128,20 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "stages": [asdict(run) for run in arm.stages],
         "seconds": time.monotonic() - arm.started,
         "samples": [asdict(c) for c in comparisons[:: max(len(comparisons) // _SAMPLES, 1)][:_SAMPLES]],
+    }
+
+
+def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
+    if decision is None:
+        return None
+    found = decision.model_dump(exclude={"calibration"})
+    facts, gate = arm.facts.get("pair", {}), arm.experiment.dpo.gate
+    return found | {
+        "sentence": decision.sentence,
+        "calibration": gate.calibration,
+        "temperature": decision.calibration.temperature,
+        "queries": gate.queries,
+        "left_out": int(facts.get("doubtful_prompts", 0)),
     }
 
 

@@ -15,6 +15,7 @@ from prefect.runtime import deployment
 from flows.experiment import Experiment
 from flows.plan import plan
 from models.cost import NO_CAP, Amount
+from models.gate import Decision
 from tasks.annotate import Bought
 from tasks.caching import StageRun, stage_runs
 from tasks.settings import settings
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
 SWEEP = "ninefold.sweep"  # tag: which sweep a run is of
 CURVE = "ninefold.curve"  # tag: whether it is one of a sweep's learning curves
+GATE = "ninefold.gate"  # tag: the gate's verdict on the evaluator
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 
@@ -73,6 +75,14 @@ class Arm:
         self.measurements.append(labels)
         return labels
 
+    def decide(self, decision: Decision) -> None:
+        """Log what the gate has measured and decided, before anything follows from it."""
+        import mlflow
+
+        measured = decision.model_dump(include={"agreement", "calibration_error", "coverage", "risk", "pairs"})
+        log_metrics({f"gate.{name}": float(value) for name, value in measured.items()}, step=self.queries)
+        mlflow.set_tag(GATE, decision.verdict)
+
     @property
     def rounds(self) -> range:
         """Return the rounds, numbered from 1; none where nobody gives feedback."""
@@ -85,9 +95,14 @@ class Arm:
 
     def quota(self, turn: int) -> int:
         """Return the queries of one acquisition turn: the budget in equal parts, the first ones larger."""
-        turns = self.experiment.dpo.rounds * self.experiment.labelling.batches
-        share, rest = divmod(self.experiment.labelling.queries, turns)
+        x = self.experiment
+        share, rest = divmod(x.labelling.queries - x.dpo.gate.queries, x.dpo.rounds * x.labelling.batches)
         return share + (turn < rest)
+
+    @property
+    def doubts_quota(self) -> int:
+        """Return the queries of one round that are kept for what the evaluator is not sure of."""
+        return self.experiment.dpo.gate.queries // self.experiment.dpo.rounds
 
     @property
     def queries(self) -> int:

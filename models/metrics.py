@@ -1,5 +1,6 @@
 """Agreement of an evaluator with the expert, and of one policy with another."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ Rows = NDArray[np.int64]
 
 
 _NONE: Rows = np.zeros(0, dtype=np.int64)
+_BINS = 10
 SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one: pairs that length cannot decide
 
 
@@ -19,8 +21,8 @@ class Agreement(NamedTuple):
     """How well proxy scores agree with expert scores on held-out tuples.
 
     `pair_accuracy`: share of within-prompt pairs, untied for the expert, that the proxy orders alike (a proxy tie counts
-    half). `spearman`: over all tuples. `calibration_error`: expected calibration error of σ(proxy difference) as the
-    probability of the expert's preference, 10 bins. NaN where nothing can be compared.
+    half). `spearman`: over all tuples. `calibration_error`: of the probability given to these choices.
+    NaN where nothing can be compared.
     """
 
     pair_accuracy: float
@@ -66,14 +68,25 @@ def pair_outcomes(
     return (agrees + 1) / 2, prompt[first]
 
 
-def agreement(expert: Floats, proxy: Floats, prompt: Rows) -> Agreement:
-    """Compare proxy with expert scores, each of shape (N,); `prompt` numbers each tuple's prompt."""
-    outcomes, _ = pair_outcomes(expert, proxy, prompt)
+def agreement(
+    expert: Floats, proxy: Floats, prompt: Rows, probability: Callable[[Floats], Floats] | None = None
+) -> Agreement:
+    """Compare proxy with expert scores, each of shape (N,); `prompt` numbers each tuple's prompt.
+
+    `probability` gives that of the proxy's preference from its differences, for the calibration error: σ(|difference|) if
+    it is not given.
+    """
+    first, second = within_prompt_pairs(prompt)
+    untied = expert[first] != expert[second]
+    first, second = first[untied], second[untied]
+    gap = proxy[first] - proxy[second]
+    right = win_rate(np.sign(expert[first] - expert[second]) * gap, np.zeros(len(gap)))
+    confidence = expit(np.abs(gap)) if probability is None else probability(gap)
     return Agreement(
-        pair_accuracy=float(outcomes.mean()) if len(outcomes) else float("nan"),
+        pair_accuracy=float(right.mean()) if len(right) else float("nan"),
         spearman=rank_correlation(expert, proxy),
-        calibration_error=_calibration_error(expert, proxy, prompt),
-        pairs=len(outcomes),
+        calibration_error=calibration_error(confidence, right),
+        pairs=len(right),
         tuples=len(expert),
     )
 
@@ -89,18 +102,28 @@ def win_rate(challenger: Floats, reference: Floats) -> Floats:
     return (np.sign(challenger - reference) + 1) / 2
 
 
-def _calibration_error(expert: Floats, proxy: Floats, prompt: Rows, bins: int = 10) -> float:
-    first, second = within_prompt_pairs(prompt)
-    untied = expert[first] != expert[second]
-    if not untied.any():
+def calibration_error(confidence: Floats, right: Floats) -> float:
+    """Return the expected calibration error over ten bins (Naeini et al. 2015); NaN of nothing.
+
+    `confidence` in [½, 1] is the probability given to the proxy's choice, `right` 1, ½ (tie) or 0; both of shape (N,).
+    """
+    if len(confidence) == 0:
         return float("nan")
-    gap = (proxy[first] - proxy[second])[untied]
-    right = (np.sign(gap) == np.sign((expert[first] - expert[second])[untied])) + 0.5 * (gap == 0)
-    confidence = expit(np.abs(gap))
-    bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    error = 0.0
-    for number in range(bins):
-        inside = bin_of == number
-        if inside.any():
-            error += float(inside.mean() * abs(confidence[inside].mean() - right[inside].mean()))
-    return error
+    bin_of = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    off = np.bincount(bin_of, confidence - right, _BINS)
+    return float(np.abs(off).sum() / len(confidence))
+
+
+class CoverageRisk(NamedTuple):
+    """Of the pairs from the surest on: which share of all they are, and which share of them is wrong; both (N,)."""
+
+    coverage: Floats
+    risk: Floats
+
+
+def coverage_risk(confidence: Floats, right: Floats) -> CoverageRisk:
+    """Return the curve of selective prediction (El-Yaniv and Wiener 2010); pairs of equal confidence come in together."""
+    order = np.argsort(-confidence, kind="stable")
+    sorted_confidence, wrong = confidence[order], np.cumsum(1.0 - right[order])
+    last = np.flatnonzero(np.diff(sorted_confidence, append=-np.inf))
+    return CoverageRisk((last + 1) / max(len(order), 1), wrong[last] / (last + 1))

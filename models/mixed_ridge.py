@@ -1,19 +1,12 @@
-"""Ridge regression with a random effect per group, its penalty by left-out groups, and a calibrated temperature."""
+"""Ridge regression with a random effect per group and its penalty by left-out groups."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-
-from models.metrics import within_prompt_pairs
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-
-_MOST_PAIRS = 20_000
-_FEW_PAIRS = 10
-_TEMPERATURES = (1e-3, 1e3)
 
 
 class Chosen(NamedTuple):
@@ -80,28 +73,3 @@ def solve(features: Floats, target: Floats, weight: Floats, alpha: float) -> Flo
     """Return argmin_w Σ weight_i (y_i − x_i·w)² + alpha ‖w‖², shape (p,)."""
     weighted = features * weight[:, None]
     return np.asarray(np.linalg.solve(features.T @ weighted + alpha * np.eye(features.shape[1]), weighted.T @ target))
-
-
-def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Generator) -> float:
-    """Return T such that σ((proxy_i − proxy_j)/T) is best as the probability that the expert prefers i (least log loss).
-
-    Over pairs of the same group; where they are fewer than ten, over pairs of any, drawn at random.
-    """
-    first, second = within_prompt_pairs(group)
-    if np.count_nonzero(expert[first] != expert[second]) < _FEW_PAIRS:
-        first, second = rng.integers(len(proxy), size=(2, _MOST_PAIRS))
-    kept = rng.permutation(np.flatnonzero(expert[first] != expert[second]))[:_MOST_PAIRS]
-    if len(kept) == 0:
-        return 1.0
-    return temperature_of((proxy[first] - proxy[second])[kept], np.sign(expert[first] - expert[second])[kept])
-
-
-def temperature_of(gap: Floats, preference: Floats) -> float:
-    """Return the T of least log loss of σ(gap/T) as the probability (1 + preference)/2 that the first is preferred."""
-    won = (1.0 + preference) / 2.0
-
-    def loss(log_temperature: float) -> float:
-        logit = gap / np.exp(log_temperature)
-        return float((won * np.logaddexp(0.0, -logit) + (1.0 - won) * np.logaddexp(0.0, logit)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded").x))

@@ -122,6 +122,22 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What an evaluator that has not seen a label says of it: `proxy` in logits of preference, beside the `expert`'s word.
+
+    Of a tuple, whose logits count by their differences; or of a comparison `against` another response, where `proxy` is
+    the difference and `expert` the preference in [−1, 1]. Labels of one `fold` were judged by the same evaluator.
+    """
+
+    response_id: str
+    against: str
+    prompt_id: str
+    fold: int
+    proxy: float
+    expert: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A preference pair for DPO, with the scores behind it and who gave them; a demonstration has none (NaN)."""
 
@@ -156,7 +172,7 @@ class Comparison:
     after_score: float
 
 
-Row = TypeVar("Row", Prompt, Demonstration, Response, Pick, Label, Score, Pair, Comparison)
+Row = TypeVar("Row", Prompt, Demonstration, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
 
 
 def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:

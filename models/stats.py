@@ -1,16 +1,17 @@
-"""Intervals: the bootstrap over prompts, because responses to one prompt are not independent."""
+"""Intervals over whole prompts, because responses to one prompt are not independent: the bootstrap and the jackknife."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 4000
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % percentile-bootstrap interval."""
+    """A mean and its 95 % interval."""
 
     mean: float
     low: float
@@ -23,7 +24,7 @@ def paired_difference(ours: Floats, other: Floats, *, seed: int = 0) -> Interval
 
 
 def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0) -> Interval:
-    """Return the mean of `values` and its interval when whole clusters (prompts) are resampled.
+    """Return the mean of `values` and its percentile-bootstrap interval when whole clusters (prompts) are resampled.
 
     Both arrays have shape (n,). With no value, or a single cluster, the interval is NaN.
     """
@@ -37,3 +38,25 @@ def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0)
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def jackknife_mean(values: Floats, one: NDArray[np.int64], other: NDArray[np.int64]) -> Interval:
+    """Return the mean over pairs of clusters (prompts) and its 95 % interval by leaving out each cluster in turn.
+
+    All arrays have shape (pairs,); `one` and `other` number the clusters of a pair's two sides, which may be the same. The
+    delete-one jackknife (Arvesen 1969, for U-statistics) with Student's quantile; NaN with fewer than two clusters, or
+    where one of them is in every pair.
+    """
+    nothing = Interval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
+    names, number = np.unique(np.concatenate([one, other]), return_inverse=True)
+    sides = np.split(number, 2)
+    apart = sides[0] != sides[1]  # a pair counts once for each cluster that it is of
+    total, count = np.bincount(sides[0], values, len(names)), np.bincount(sides[0], minlength=len(names)).astype(float)
+    total += np.bincount(sides[1][apart], values[apart], len(names))
+    count += np.bincount(sides[1][apart], minlength=len(names))
+    if len(names) < 2 or (count == len(values)).any():
+        return nothing
+    without = (values.sum() - total) / (len(values) - count)
+    spread = np.sqrt((len(names) - 1) * np.mean((without - without.mean()) ** 2))
+    margin = float(spread * student.ppf(0.975, len(names) - 1))
+    return Interval(nothing.mean, nothing.mean - margin, nothing.mean + margin)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from models.calibration import Calibration
 from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes, win_rate
 from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Response, Score, usable_scores
@@ -12,11 +13,14 @@ from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
 
-@stage(version=4)
-def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Scored | None) -> dict[str, float]:
+@stage(version=5)
+def assess_evaluator(
+    responses: Ref, labels: Ref, scores: Scored, control: Scored | None, calibration: Calibration | None
+) -> dict[str, float]:
     """Return the evaluator's agreement with the expert, and that of the shuffled-label control, if any, beside it.
 
-    Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that.
+    Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that. The
+    `calibration` is the gate's, of the evaluator's logits.
     """
     facts: dict[str, float] = {}
     asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
@@ -33,7 +37,8 @@ def assess_evaluator(responses: Ref, labels: Ref, scores: Scored, control: Score
             np.array([proxy[r.id] for r in rows]),
             prompt.astype(np.int64),
         )
-        found = agreement(*compared)
+        known = None if calibration is None or prefix else calibration.probability
+        found = agreement(*compared, known)
         interval = clustered_mean(*pair_outcomes(*compared))
         length = np.array([float(len(r.text)) for r in rows])
         alike = clustered_mean(*pair_outcomes(*compared, length=length, length_share=SIMILAR_LENGTH))

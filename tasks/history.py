@@ -1,11 +1,13 @@
 """What has been bought so far: for each batch, which pool it was picked from, its labels and its vectors."""
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.evaluators.base import Tuples
+from models.lessons import Comparisons, Lessons, Scores
 from models.plugins import Frozen
 from models.preference import Label, Response, usable_comparisons, usable_scores
 from tasks.store import Ref, store
@@ -33,52 +35,38 @@ def scores_of(history: Sequence[Batch]) -> dict[str, float]:
     return usable_scores(labels_of(history))
 
 
-def labelled(
-    history: Sequence[Batch],
-) -> tuple[list[Response], NDArray[np.float64], NDArray[np.float32] | None]:
-    """Return the labelled tuples, their scores (n,) and their features (n, d) where the batches have them."""
-    tuples: list[Response] = []
-    scores: list[float] = []
-    features: list[NDArray[np.float32]] = []
-    for batch in history:
-        responses = store().rows(batch.responses, Response)
-        row_of = {r.id: row for row, r in enumerate(responses)}
-        known = usable_scores(store().rows(batch.labels, Label))
-        rows = [row_of[response_id] for response_id in known]
-        tuples += [responses[row] for row in rows]
-        scores += known.values()
-        if batch.features is not None:
-            features.append(np.asarray(store().matrix(batch.features)[rows]))
-    return tuples, np.array(scores), np.concatenate(features) if features else None
+def lessons_of(history: Sequence[Batch]) -> Lessons:
+    """Return what the expert has said and could be read: its comparisons where it compares, else its scores."""
+    compared = [_compared(batch) for batch in history]
+    if any(len(part.preference) for part in compared):
+        first, second = (_joined([getattr(part, side) for part in compared]) for side in ("first", "second"))
+        return Comparisons(first, second, np.concatenate([part.preference for part in compared]))
+    scored = [_scored(batch) for batch in history]
+    return Scores(_joined([part.tuples for part in scored]), np.concatenate([[], *(part.scores for part in scored)]))
 
 
-class Compared(NamedTuple):
-    """Compared responses, n of each side, the expert's preference (n,) and features (n, d) where the batches have them."""
-
-    first: list[Response]
-    second: list[Response]
-    preference: NDArray[np.float64]
-    first_features: NDArray[np.float32] | None
-    second_features: NDArray[np.float32] | None
+def _scored(batch: Batch) -> Scores:
+    known = usable_scores(store().rows(batch.labels, Label))
+    return Scores(_tuples(batch, list(known)), np.array(list(known.values())))
 
 
-def compared(history: Sequence[Batch]) -> Compared:
-    """Return every comparison of the history, quarantined ones left out."""
-    sides: tuple[list[Response], list[Response]] = ([], [])
-    features: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
-    preference: list[float] = []
-    for batch in history:
-        responses = store().rows(batch.responses, Response)
-        row_of = {r.id: row for row, r in enumerate(responses)}
-        known = usable_comparisons(store().rows(batch.labels, Label))
-        preference += known.values()
-        for side, found in enumerate(features):
-            rows = [row_of[pair[side]] for pair in known]
-            sides[side].extend(responses[row] for row in rows)
-            if batch.features is not None:
-                found.append(np.asarray(store().matrix(batch.features)[rows]))
-    first, second = (np.concatenate(found) if found else None for found in features)
-    return Compared(*sides, np.array(preference), first, second)
+def _compared(batch: Batch) -> Comparisons:
+    known = usable_comparisons(store().rows(batch.labels, Label))
+    first, second = (_tuples(batch, [pair[side] for pair in known]) for side in (0, 1))
+    return Comparisons(first, second, np.array(list(known.values())))
+
+
+def _tuples(batch: Batch, ids: Sequence[str]) -> Tuples:
+    responses = store().rows(batch.responses, Response)
+    row_of = {r.id: row for row, r in enumerate(responses)}
+    rows = [row_of[response_id] for response_id in ids]
+    features = None if batch.features is None else np.asarray(store().matrix(batch.features)[rows])
+    return Tuples([responses[row] for row in rows], features)
+
+
+def _joined(parts: Sequence[Tuples]) -> Tuples:
+    features = [part.features for part in parts if part.features is not None]
+    return Tuples([r for part in parts for r in part.responses], np.concatenate(features) if features else None)
 
 
 def anchors(history: Sequence[Batch], current: Ref) -> NDArray[np.float32] | None:

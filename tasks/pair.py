@@ -1,31 +1,28 @@
 """Make the preference pairs for DPO from the evaluator's and the expert's scores."""
 
-from models.pairs import best_worst
-from models.preference import Pair, Response, Score, usable_comparisons
+import json
+from collections.abc import Sequence
+
+from models.pairs import Doubt, Paired, best_worst
+from models.preference import Pair, Pick, Response, Score, usable_comparisons
 from tasks.caching import Product, stage
 from tasks.history import Batch, labels_of, scores_of
 from tasks.store import Ref, store
 
 
-@stage(version=3)
-def pair(responses: Ref, scores: Ref | None, history: tuple[Batch, ...]) -> Product:
-    """Return the pairs of each prompt, the expert's own or best against worst; raise ValueError if every prompt is tied.
+@stage(version=4)
+def pair(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], *, least_gap: float = 0.0) -> Product:
+    """Return the pairs of each prompt, the expert's own or best against worst; raise ValueError if there is none.
 
-    Without proxy scores they are the expert's alone: best against worst of what it has scored.
+    Without proxy scores they are the expert's alone: best against worst of what it has scored. `least_gap` is that of
+    `best_worst`, in units of the scores.
     """
-    oracle = scores_of(history)
-    compared = usable_comparisons(labels_of(history))
-    rows = store().rows(responses, Response)
-    if scores is None:
-        proxy, asked = {}, {response_id for couple in compared for response_id in couple} | oracle.keys()
-        rows = [r for r in rows if r.id in asked]
-    else:
-        proxy = {s.response_id: s.score for s in store().rows(scores, Score)}
-    made = best_worst(rows, oracle=oracle, proxy=proxy, compared=compared)
+    made = _paired(responses, scores, history, least_gap)
     if not made.pairs:
         raise ValueError(
-            f"no preference pair: {made.ties} prompts are tied and {made.incomplete} have fewer than two scores. "
-            "Nobody can tell the responses apart: buy more labels, or use another evaluator"
+            f"no preference pair: {made.ties} prompts are tied, {made.incomplete} have fewer than two scores and of "
+            f"{len(made.doubts)} the evaluator is not sure. Nobody can tell the responses apart: buy more labels, use "
+            "another evaluator, or lower dpo.gate.threshold"
         )
     by_proxy = sum(p.provenance == "proxy" for p in made.pairs)
     facts = {
@@ -34,5 +31,45 @@ def pair(responses: Ref, scores: Ref | None, history: tuple[Batch, ...]) -> Prod
         "oracle_pairs": float(len(made.pairs) - by_proxy),
         "tied_prompts": float(made.ties),
         "incomplete_prompts": float(made.incomplete),
+        "doubtful_prompts": float(len(made.doubts)),
     }
     return Product(ref=store().write_rows("pairs", made.pairs, Pair), facts=facts)
+
+
+@stage(version=1)
+def doubts(
+    responses: Ref, scores: Ref, history: tuple[Batch, ...], *, least_gap: float, queries: int, compare: bool
+) -> Product:
+    """Return picks for the expert: the pairs that the evaluator is least sure of, at most so many queries, surest last.
+
+    A pair is one query for an expert who compares, else one for each of its responses that has no score yet.
+    """
+    asked, compared = scores_of(history).keys(), usable_comparisons(labels_of(history)).keys()
+    picks: list[Pick] = []
+    for doubt in _doubts(_paired(responses, scores, history, least_gap)):
+        why = json.dumps({"gap": doubt.gap})
+        if compare:
+            tied = {(doubt.best, doubt.worst), (doubt.worst, doubt.best)} & compared
+            found = [] if tied else [Pick(doubt.best, -doubt.gap, why, doubt.worst)]
+        else:
+            found = [Pick(one, -doubt.gap, why) for one in (doubt.best, doubt.worst) if one not in asked]
+        if len(picks) + len(found) > queries:
+            break
+        picks += found
+    return Product(ref=store().write_rows("picks", picks, Pick), facts={"picks": float(len(picks))})
+
+
+def _doubts(paired: Paired) -> Sequence[Doubt]:
+    return sorted(paired.doubts, key=lambda doubt: (doubt.gap, doubt.best))
+
+
+def _paired(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], least_gap: float) -> Paired:
+    oracle = scores_of(history)
+    compared = usable_comparisons(labels_of(history))
+    rows = store().rows(responses, Response)
+    if scores is None:
+        proxy, asked = {}, {response_id for couple in compared for response_id in couple} | oracle.keys()
+        rows = [r for r in rows if r.id in asked]
+    else:
+        proxy = {s.response_id: s.score for s in store().rows(scores, Score)}
+    return best_worst(rows, oracle=oracle, proxy=proxy, compared=compared, least_gap=least_gap)

@@ -24,6 +24,10 @@ class Tuples:
     responses: Sequence[Response]
     features: NDArray[np.float32] | None = None
 
+    def take(self, rows: NDArray[np.int64]) -> "Tuples":
+        """Return these rows alone."""
+        return Tuples([self.responses[row] for row in rows], None if self.features is None else self.features[rows])
+
 
 @dataclass(frozen=True)
 class Bench:

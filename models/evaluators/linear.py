@@ -5,10 +5,11 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from models.calibration import temperature, temperature_of
 from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
 from models.metrics import within_prompt_pairs
-from models.mixed_ridge import Rows, choose_penalty, restore, solve, temperature, temperature_of, within
+from models.mixed_ridge import Rows, choose_penalty, restore, solve, within
 from models.surface import length, style
 
 _WEIGHTS = "linear.safetensors"

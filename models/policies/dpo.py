@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.chat import Encoded, Renderer
+from models.gate import Gate
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import Floats, LanguageModel
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
@@ -21,16 +22,17 @@ class DPO(Schedule):
 
     `feedback` says who tells chosen from rejected: an evaluator that the expert has taught (the paper's method), the expert
     alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
-    nobody: M_1 is the result (`sft`).
+    nobody: M_1 is the result (`sft`). `gate` says whether an evaluator is believed, and in which pairs.
     """
 
     # round 1 of 3 is round 1 of 1; who gave the feedback is seen in the pairs
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback"})
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback", "gate"})
 
     learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
     beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
     rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
     feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
+    gate: Gate = Gate()
 
     @property
     def asks(self) -> bool:

@@ -281,7 +281,7 @@ def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: di
 
 def test_a_model_that_changes_under_a_run_is_refused(tiny_settings: dict[str, Any]) -> None:
     from flows.experiment import PolicyConfig
-    from flows.proxy_reward import base_policy
+    from flows.steps import base_policy
 
     policy = base_policy(PolicyConfig.model_validate(tiny_settings["policy"]))
     with pytest.raises(ValueError, match="has changed since this run began"):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.calibration import temperature
 from models.evaluators.base import Bench, Tuples
 from models.evaluators.linear import Linear
-from models.mixed_ridge import choose_penalty, restore, solve, temperature, within
+from models.mixed_ridge import choose_penalty, restore, solve, within
 from models.policies.language_model import Checkpoint
 from models.preference import Response
 from models.rubric import Rubric

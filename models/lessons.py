@@ -1,0 +1,148 @@
+"""What an evaluator is taught with, the expert's scores or its comparisons, and how it does on the part it has not seen."""
+
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.preference import LeftOut
+from models.rubric import LEVELS
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How labels are put before an evaluator, at random from `seed`.
+
+    `shuffle` permutes the scores, or turns comparisons round by the toss of a coin: the control, which must learn nothing.
+    `balance` draws the scores again, with replacement, so that every level of them is as frequent.
+    """
+
+    seed: int
+    shuffle: bool = False
+    balance: bool = False
+
+
+class Lessons(ABC):
+    """N labels of the expert, each about one prompt."""
+
+    @abstractmethod
+    def prompts(self) -> list[str]:
+        """Return the id of each label's prompt."""
+
+    @abstractmethod
+    def take(self, rows: Rows) -> "Lessons":
+        """Return these rows alone."""
+
+    @abstractmethod
+    def teachable(self) -> bool:
+        """Whether there is a preference in them at all."""
+
+    @abstractmethod
+    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:
+        """Teach the evaluator, which is saved in the bench's folder, and return facts to log."""
+
+    @abstractmethod
+    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:
+        """Return what the evaluator saved in the bench's folder says of each row, beside what the expert has said."""
+
+
+@dataclass(frozen=True)
+class Scores(Lessons):
+    """Tuples and the expert's score of each, shape (N,)."""
+
+    tuples: Tuples
+    scores: Floats
+
+    def prompts(self) -> list[str]:  # noqa: D102
+        return [r.prompt_id for r in self.tuples.responses]
+
+    def take(self, rows: Rows) -> "Scores":  # noqa: D102
+        return Scores(self.tuples.take(rows), self.scores[rows])
+
+    def teachable(self) -> bool:  # noqa: D102
+        return len(self.scores) > 1 and bool(np.ptp(self.scores) > 0)
+
+    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:  # noqa: D102
+        rng = np.random.default_rng(teaching.seed)
+        given = replace(self, scores=rng.permutation(self.scores)) if teaching.shuffle else self
+        taught = given.take(_balanced(given.scores, rng)) if teaching.balance else given
+        return {"labels": float(len(self.scores)), **evaluator.fit(taught.tuples, taught.scores, bench)}
+
+    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
+        logits = _logits(evaluator, self.tuples, bench)
+        return [
+            LeftOut(r.id, "", r.prompt_id, fold, float(logit), float(score))
+            for r, logit, score in zip(self.tuples.responses, logits, self.scores, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Comparisons(Lessons):
+    """Compared responses, N of each side, and the expert's preference in [−1, 1], shape (N,)."""
+
+    first: Tuples
+    second: Tuples
+    preference: Floats
+
+    def prompts(self) -> list[str]:  # noqa: D102
+        return [r.prompt_id for r in self.first.responses]
+
+    def take(self, rows: Rows) -> "Comparisons":  # noqa: D102
+        return Comparisons(self.first.take(rows), self.second.take(rows), self.preference[rows])
+
+    def teachable(self) -> bool:  # noqa: D102
+        return bool((self.preference != 0).any())
+
+    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:  # noqa: D102
+        rng, count = np.random.default_rng(teaching.seed), len(self.preference)
+        turn = rng.choice([-1.0, 1.0], size=count) if teaching.shuffle else 1.0
+        return {"labels": float(count), **evaluator.fit_pairs(self.first, self.second, self.preference * turn, bench)}
+
+    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
+        gap = _logits(evaluator, self.first, bench) - _logits(evaluator, self.second, bench)
+        sides = zip(self.first.responses, self.second.responses, strict=True)
+        return [
+            LeftOut(one.id, other.id, one.prompt_id, fold, float(logit), float(preference))
+            for (one, other), logit, preference in zip(sides, gap, self.preference, strict=True)
+        ]
+
+
+def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Teaching, folds: int) -> list[LeftOut]:
+    """Return what is said of each label by an evaluator that was taught with those of other prompts.
+
+    The prompts are cut into at most `folds` parts of one size, at random from the teaching's seed. A part without which
+    nothing can be taught is left out. `bench.folder` is not touched.
+    """
+    _, prompt = np.unique(lessons.prompts(), return_inverse=True)
+    count = int(prompt.max(initial=-1)) + 1
+    fold = (np.random.default_rng([teaching.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
+    found: list[LeftOut] = []
+    for number in np.unique(fold):
+        taught, left_out = (lessons.take(np.flatnonzero(rows)) for rows in (fold != number, fold == number))
+        if not taught.teachable():
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            place = replace(bench, folder=Path(folder))
+            taught.teach(evaluator, place, teaching)
+            found += left_out.judged(evaluator, place, int(number))
+    return found
+
+
+def _logits(evaluator: Evaluator, tuples: Tuples, bench: Bench) -> Floats:
+    return np.asarray(evaluator.members(tuples, bench).mean(axis=0) / evaluator.temperature(bench))
+
+
+def _balanced(scores: Floats, rng: np.random.Generator) -> Rows:
+    """Return n of n rows, drawn so that each level is as frequent: distinct scores, or six equal parts of their range."""
+    _, level = np.unique(scores, return_inverse=True)
+    if level.max(initial=0) >= LEVELS:
+        edges = np.linspace(scores.min(), scores.max(), LEVELS + 1)[1:-1]
+        _, level = np.unique(np.digitize(scores, edges), return_inverse=True)
+    weight = 1 / np.bincount(level)[level]
+    return rng.choice(len(scores), size=len(scores), p=weight / weight.sum())

@@ -22,7 +22,7 @@ from models.policies.sft import SFT
 from models.rubric import Rubric
 from models.sources.base import PromptSource
 
-_ANY_PAIR = 0.5  # a pair's least probability
+ANY_PAIR = 0.5  # a pair's least probability
 
 
 class Seeds(Frozen):
@@ -142,15 +142,15 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _gate_has_something_to_do(self) -> "Experiment":
         gate, feedback = self.dpo.gate, self.dpo.feedback
-        if feedback != "proxy" and (gate.queries or gate.threshold > _ANY_PAIR):
+        if feedback != "proxy" and (gate.queries or gate.threshold > ANY_PAIR):
             raise ValueError(
                 f"dpo.gate holds an evaluator against the expert, and dpo.feedback={feedback} teaches none: leave out "
                 "dpo.gate.queries and dpo.gate.threshold"
             )
-        if gate.queries and gate.threshold == _ANY_PAIR:
+        if gate.queries and gate.threshold == ANY_PAIR:
             raise ValueError(
                 f"dpo.gate.queries={gate.queries} is kept for pairs under dpo.gate.threshold, and none is under "
-                f"{_ANY_PAIR}: raise dpo.gate.threshold"
+                f"{ANY_PAIR}: raise dpo.gate.threshold"
             )
         return self
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flows.experiment import Experiment
+from flows.experiment import ANY_PAIR, Experiment
 from models.cost import NO_CAP, Amount, dollars
 from models.ledger_engine import seconds_of
 from models.oracles.base import Counter, Expected, Oracle, a_token_to_four_bytes, pair_text
@@ -88,10 +88,23 @@ class Plan:
             f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(x.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}{self._range()}",
             *self._asking(),
+            *self._gate(),
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
             self._pairs(),
         ]
+
+    def _gate(self) -> list[str]:
+        gate = self.experiment.dpo.gate
+        if self.experiment.dpo.feedback != "proxy":
+            return []
+        line = f"gate       {gate.folds} evaluators, each taught without a part of the labels; at chance the run "
+        line += "stops" if gate.at_chance == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
+        if gate.queries:
+            line += f"; pairs under {gate.threshold} go to the expert ({gate.queries} of the queries), then are left out"
+        elif gate.threshold > ANY_PAIR:
+            line += f"; pairs under {gate.threshold} are left out"
+        return [line]
 
     def _pairs(self) -> str:
         if self.experiment.dpo.feedback == "proxy":

@@ -56,9 +56,10 @@ class Expanded(NamedTuple):
 def expand(sweep: Sweep) -> Expanded:
     """Return every arm, validated; raise ValueError naming the arm and the field.
 
-    Arms that come to the same experiment are one, under the first one's name.
+    Arms that come to the same experiment are one, under the first one's name. Arms go on where the gate would stop a run by
+    itself, unless the base says otherwise: what is left out for its outcome makes the comparison of the others wrong.
     """
-    base, arms = read(sweep.base), _arms(sweep)
+    base, arms = _to_the_end(read(sweep.base)), _arms(sweep)
     found: dict[str, Arm] = {}
     merged: dict[str, str] = {}
     titles: set[str] = set()
@@ -84,6 +85,14 @@ def expand(sweep: Sweep) -> Expanded:
     if not found:
         raise ValueError(f"sweep {sweep.name} has no arm left: every combination is excluded")
     return Expanded(tuple(found.values()), merged)
+
+
+def _to_the_end(base: Changes) -> Changes:
+    settings = deepcopy(base)
+    if isinstance(settings.get("dpo", {}), dict):
+        gate = settings.setdefault("dpo", {}).setdefault("gate", {})
+        gate.setdefault("at_chance", "continue")
+    return settings
 
 
 def _arms(sweep: Sweep) -> dict[str, Changes]:

@@ -50,7 +50,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(_of_the_expert(report["expert"]) if report["queries"] else []),
         ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert" + _other_pairs(report)),
         *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
-        *_of_the_gate(report["gate"]),
+        *_of_the_gate(report.get("gate")),
         *_of_the_evaluator(evaluator),
         ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
         (
@@ -141,8 +141,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
         )
-    if report["gate"] and report["gate"]["verdict"] != "better than chance":
-        found.append(report["gate"]["sentence"])
+    gate = report.get("gate")  # reports of an older version have none
+    if gate and gate["verdict"] != "better than chance":
+        found.append(gate["sentence"])
     low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
     if low is None or low <= 0.5:
         found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")

@@ -101,7 +101,9 @@ class Plan:
         line = f"gate       {gate.folds} evaluators, each taught without a part of the labels; at chance the run "
         line += "stops" if gate.at_chance == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
         if gate.queries:
-            line += f"; pairs under {gate.threshold} go to the expert ({gate.queries} of the queries), then are left out"
+            line += (
+                f"; pairs under {gate.threshold} go to the expert ({gate.queries} of the queries), then are left out"
+            )
         elif gate.threshold > ANY_PAIR:
             line += f"; pairs under {gate.threshold} are left out"
         return [line]

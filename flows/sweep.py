@@ -88,11 +88,10 @@ def expand(sweep: Sweep) -> Expanded:
 
 
 def _to_the_end(base: Changes) -> Changes:
-    settings = deepcopy(base)
-    if isinstance(settings.get("dpo", {}), dict):
-        gate = settings.setdefault("dpo", {}).setdefault("gate", {})
-        gate.setdefault("at_chance", "continue")
-    return settings
+    dpo = base.get("dpo", {})
+    gate = dpo.get("gate", {}) if isinstance(dpo, dict) else None
+    # anything else than a mapping is for the validation to refuse
+    return {**base, "dpo": {**dpo, "gate": {"at_chance": "continue", **gate}}} if isinstance(gate, dict) else base
 
 
 def _arms(sweep: Sweep) -> dict[str, Changes]:

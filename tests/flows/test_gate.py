@@ -40,7 +40,9 @@ def owned() -> int:
 def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_costs_nothing(
     tiny_settings: dict[str, Any],
 ) -> None:
-    with pytest.raises(AtChance, match="The evaluator is no better than chance: on labels left out it agrees") as stopped:
+    with pytest.raises(
+        AtChance, match="The evaluator is no better than chance: on labels left out it agrees"
+    ) as stopped:
         proxy_reward(given(tiny_settings, oracle=NOISE))
     assert "dpo.gate.at_chance to continue: what has been bought is kept" in str(stopped.value)
     assert owned() == 40
@@ -167,9 +169,9 @@ def test_the_plan_says_what_the_gate_will_do(tiny_settings: dict[str, Any]) -> N
     usual = plan(given(tiny_settings)).lines()
     assert "gate       4 evaluators, each taught without a part of the labels; at chance the run stops" in usual
     asking = plan(given(tiny_settings, gate={"threshold": 0.7, "queries": 8, "at_chance": "continue"})).lines()
-    assert (
-        "gate       4 evaluators, each taught without a part of the labels; at chance the run goes on; pairs under 0.7 go to "
-        "the expert (8 of the queries), then are left out" in asking
+    line = next(line for line in asking if line.startswith("gate"))
+    assert line.endswith(
+        "at chance the run goes on; pairs under 0.7 go to the expert (8 of the queries), then are left out"
     )
 
 

@@ -22,6 +22,7 @@ STAGES = [
     "embed",
     "annotate",
     "train_evaluator",
+    "cross_fit",
     "proxy_label",
     "pair",
     "reference",

@@ -17,6 +17,9 @@ img{width:32%;min-width:18rem;margin:.5rem .5% 0 0}
 """
 
 
+_COLLAPSED = 0.5  # more of the scores than this being one value is a collapse
+
+
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of cells as Markdown."""
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -51,6 +54,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert" + _other_pairs(report)),
         *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
         *_of_the_gate(report.get("gate")),
+        *_of_the_scores(report.get("scores")),
         *_of_the_evaluator(evaluator),
         ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
         (
@@ -113,6 +117,19 @@ def _of_the_gate(gate: dict[str, Any] | None) -> list[tuple[str, str]]:
     return lines
 
 
+def _of_the_scores(scores: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if scores is None:
+        return []
+    unparsed = f"; {scores['unparsed']:.0f} judgements could not be read" if scores["unparsed"] else ""
+    return [
+        (
+            "scores",
+            f"the commonest is {_share(scores['top_share'])} of all; of the pairs of one prompt "
+            f"{_share(scores['tied_pairs'])} are tied{unparsed}",
+        )
+    ]
+
+
 def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
     """Return the lines about how an expert judges; none about what is not known of it."""
     lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the expert's score")]
@@ -144,6 +161,12 @@ def warnings(report: dict[str, Any]) -> list[str]:
     gate = report.get("gate")  # reports of an older version have none
     if gate and gate["verdict"] != "better than chance":
         found.append(gate["sentence"])
+    scores = report.get("scores")
+    if scores and (scores["top_share"] or 0.0) > _COLLAPSED:
+        found.append(
+            f"Score collapse: {scores['top_share']:.0%} of the evaluator's scores are one value, and of the pairs of one "
+            f"prompt {_share(scores['tied_pairs'])} are tied. What is left to learn from is chosen by little."
+        )
     low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
     if low is None or low <= 0.5:
         found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")

@@ -20,10 +20,11 @@ from models.cost import MICRO
 from models.gate import Decision
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
 from tasks.history import labels_of
+from tasks.proxy_label import Scored
 from tasks.settings import settings
 from tasks.store import store
 
-_SAMPLES = 8
+_SAMPLES, _BINS = 8, 24
 # of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
 _EXPERT_FACTS = {
     *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies"),
@@ -108,6 +109,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
         "prompts_over_long": list(findings.rounds.prompts.over_long),
         "gate": _of_the_gate(arm, findings.rounds.gate),
+        "scores": _of_the_scores(arm, findings.rounds.scores),
         "evaluator": _of_the_evaluator(x, findings.agreement),
         "policy": {
             "model": x.policy.model,
@@ -143,6 +145,16 @@ def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
         "queries": gate.queries,
         "left_out": int(facts.get("doubtful_prompts", 0)),
     }
+
+
+def _of_the_scores(arm: Arm, scored: Scored | None) -> dict[str, Any] | None:
+    """Return how the evaluator's scores of the last round are spread: `counts` between `edges`, and whether they are one."""
+    if scored is None:
+        return None
+    counts, edges = np.histogram([s.score for s in store().rows(scored.ref, Score)], bins=_BINS)
+    facts = arm.facts["proxy_label"]
+    shares = {name: facts[name] for name in ("top_share", "tied_pairs", "unparsed")}
+    return {**shares, "counts": counts.tolist(), "edges": edges.tolist()}
 
 
 def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, Any] | None:

@@ -97,6 +97,25 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     return float(spearmanr(one, other).statistic) if varied else float("nan")
 
 
+class Concentration(NamedTuple):
+    """Whether scores have collapsed: the shares of the commonest one, and of within-prompt pairs that are tied."""
+
+    top_share: float
+    tied_pairs: float
+
+
+def concentration(scores: Floats, prompt: Rows) -> Concentration:
+    """Return how far scores of shape (N,) are one and the same; `prompt` numbers each one's prompt. NaN of nothing."""
+    if not len(scores):
+        return Concentration(float("nan"), float("nan"))
+    _, level, count = np.unique(
+        scores.astype(np.float32), return_inverse=True, return_counts=True
+    )  # equal but for rounding
+    first, second = within_prompt_pairs(prompt)
+    tied = level[first] == level[second]
+    return Concentration(float(count.max() / len(scores)), float(tied.mean()) if len(tied) else float("nan"))
+
+
 def win_rate(challenger: Floats, reference: Floats) -> Floats:
     """Return 1, ½ or 0 per comparison: challenger wins, ties, loses."""
     return (np.sign(challenger - reference) + 1) / 2

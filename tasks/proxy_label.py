@@ -3,6 +3,7 @@
 import numpy as np
 
 from models.evaluators.base import Bench, Evaluator, Tuples
+from models.metrics import concentration
 from models.plugins import Frozen
 from models.preference import Response, Score
 from models.rubric import Rubric
@@ -19,7 +20,7 @@ class Scored(Frozen):
     facts: dict[str, float] = {}
 
 
-@stage(version=2)
+@stage(version=3)
 def proxy_label(
     evaluator: Evaluator,
     trained: Ref,
@@ -38,6 +39,7 @@ def proxy_label(
     temperature = evaluator.temperature(bench)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
+    _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members / temperature
@@ -47,5 +49,6 @@ def proxy_label(
         "score_mean": float(np.nanmean(mean)),
         "temperature": temperature,
         "score_std": float(np.nanstd(mean)),
+        **concentration(mean[parsed], prompt[parsed].astype(np.int64))._asdict(),
     }
     return Scored(ref=store().write_rows("scores", scores, Score), members=out.ref, facts=facts)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flows.experiment import Experiment
+from flows.pages import warnings
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder
 from models.ledger import Ledger
@@ -53,6 +54,11 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert math.isfinite(report["policy"]["kl"])
     assert report["policy"]["kl"] != 0, "DPO moved the policy"
     assert report["oracle_simulated"] is True
+    assert sum(report["scores"]["counts"]) == 80, "every response has a score in the histogram"
+    assert 1 / 80 <= report["scores"]["top_share"] < 0.5
+    assert not any("collapse" in line for line in warnings(report))
+    one_value = {**report, "scores": {**report["scores"], "top_share": 0.9}}
+    assert any("Score collapse: 90%" in line for line in warnings(one_value))
     owned = bought()
 
     again = run(tiny_settings)

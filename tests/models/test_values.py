@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.cost import dollars
-from models.metrics import agreement, win_rate
+from models.metrics import agreement, concentration, win_rate
 from models.pairs import best_worst
 from models.preference import Label, Pair, Prompt, Response, from_frame, to_frame
 from models.randomness import seed_of, stream
@@ -99,6 +99,16 @@ def test_agreement_is_counted_within_prompts() -> None:
     assert (found.pair_accuracy, found.pairs, found.tuples) == (1.0, 2, 6)
     assert agreement(expert, -proxy, prompt).pair_accuracy == 0.0
     assert agreement(expert, np.zeros(6), prompt).pair_accuracy == 0.5
+
+
+def test_a_collapse_of_scores_is_seen() -> None:
+    prompt = np.repeat(np.arange(3), 2)
+    assert concentration(np.array([4.0, 4.0, 4.0, 1.0, 4.0, 4.0]), prompt) == (5 / 6, 2 / 3)
+    assert concentration(np.arange(6.0), prompt) == (1 / 6, 0.0)
+    assert concentration(np.array([0.1 + 0.2, 0.3]), np.zeros(2, dtype=np.int64)) == (1.0, 1.0), (
+        "equal but for rounding"
+    )
+    assert np.isnan(concentration(np.zeros(0), np.zeros(0, dtype=np.int64)).top_share)
 
 
 def test_calibration_error_is_small_for_logits_and_large_for_overconfidence() -> None:

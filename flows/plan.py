@@ -199,7 +199,7 @@ def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
             "seed is empty: give prompts.seed"
         )
     if x.labelling.pool != "on_policy":
-        if x.labelling.queries > seed:
+        if x.labelling.queries - x.dpo.gate.queries > seed:
             raise ValueError(
                 f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
                 "set labelling.pool to on_policy"

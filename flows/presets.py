@@ -4,7 +4,8 @@ from typing import Any
 
 ALL = "all"  # of queries: the whole pool; of micro-dollars: the sweep's whole budget
 
-_NO_QUERY = {"labelling.queries": 0, "labelling.acquisition": {"kind": "random"}}
+_NO_GATE: dict[str, Any] = {"dpo.gate": {}}  # no evaluator is taught, or the one there is by nobody
+_NO_QUERY = {"labelling.queries": 0, "labelling.acquisition": {"kind": "random"}, **_NO_GATE}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sft": {**_NO_QUERY, "dpo.feedback": "none"},
@@ -17,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "off_policy": {"labelling.acquisition": {"kind": "random"}, "labelling.pool": "off_policy"},
     "balanced_off_policy": {"labelling.acquisition": {"kind": "random"}, "labelling.pool": "balanced_off_policy"},
     # pairs are asked about, or n tuples drawn at random would hardly hold two responses to one prompt
-    "direct": {"labelling.acquisition": {"kind": "random_pairs"}, "dpo.feedback": "expert"},
+    "direct": {"labelling.acquisition": {"kind": "random_pairs"}, "dpo.feedback": "expert", **_NO_GATE},
     "spin": {**_NO_QUERY, "dpo.feedback": "demonstrations"},
     "self_reward": {**_NO_QUERY, "dpo.feedback": "policy", "evaluator": {"kind": "generative"}},
     "oracle_all": {
@@ -25,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "labelling.queries": ALL,
         "labelling.max_micro_usd": ALL,
         "dpo.feedback": "expert",
+        **_NO_GATE,
     },
     "shuffled": {"labelling.acquisition": {"kind": "random"}, "labelling.shuffle_labels": True},
 }

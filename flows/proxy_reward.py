@@ -58,8 +58,8 @@ def proxy_reward(
             if evaluator is not None:
                 gate = steps.gated(arm, taught, first, number)
                 scored = arm.log("proxy_label", steps.scored(arm, evaluator.ref, responses, pool.features, first))
-                if doubted := steps.doubted(arm, responses, scored, history, gate):
-                    labels = arm.buy(steps.asked(arm, responses, doubted, arm.left))
+                if doubted := steps.doubted(arm, responses, scored, history, gate=gate, number=number):
+                    labels = arm.settle(steps.asked(arm, responses, doubted, arm.left))
                     history += (pool.batch(doubted, labels.ref),)
             made = steps.paired(
                 arm, responses, scored, history, policy=policy, prompts=prompts, number=number, gate=gate

@@ -202,10 +202,15 @@ def scored(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: 
     )
 
 
-def doubted(arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], gate: Decision | None) -> Ref | None:
+def doubted(
+    arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
+) -> Ref | None:
     """Return the pairs that the gate sends back to the expert; None where there are none, or no money is left."""
-    x, quota = arm.experiment, arm.doubts_quota
-    if gate is None or not quota or not arm.left.micro_usd:
+    x, quota = arm.experiment, arm.doubts_quota(number)
+    penniless = x.labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an expert may be free
+    if (
+        gate is None or gate.least_gap == 0.0 or quota <= 0 or penniless or x.labelling.shuffle_labels
+    ):  # a control uses no true label
         return None
     picks = doubts(
         responses,

@@ -57,9 +57,9 @@ def expand(sweep: Sweep) -> Expanded:
     """Return every arm, validated; raise ValueError naming the arm and the field.
 
     Arms that come to the same experiment are one, under the first one's name. Arms go on where the gate would stop a run by
-    itself, unless the base says otherwise: what is left out for its outcome makes the comparison of the others wrong.
+    itself, unless they or the base say otherwise: what is left out for its outcome makes the comparison of the others wrong.
     """
-    base, arms = _to_the_end(read(sweep.base)), _arms(sweep)
+    base, arms = read(sweep.base), _arms(sweep)
     found: dict[str, Arm] = {}
     merged: dict[str, str] = {}
     titles: set[str] = set()
@@ -87,13 +87,6 @@ def expand(sweep: Sweep) -> Expanded:
     return Expanded(tuple(found.values()), merged)
 
 
-def _to_the_end(base: Changes) -> Changes:
-    dpo = base.get("dpo", {})
-    gate = dpo.get("gate", {}) if isinstance(dpo, dict) else None
-    # anything else than a mapping is for the validation to refuse
-    return {**base, "dpo": {**dpo, "gate": {"at_chance": "continue", **gate}}} if isinstance(gate, dict) else base
-
-
 def _arms(sweep: Sweep) -> dict[str, Changes]:
     """Return the named arms; raise ValueError for none, an unknown preset, or a name that is taken."""
     if unknown := [name for name in sweep.presets if name not in PRESETS]:
@@ -115,6 +108,9 @@ def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: Micro
             set_field(settings, field, all_of_it if value == ALL else value)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    dpo = settings.get("dpo", {})
+    if isinstance(dpo, dict) and isinstance(gate := dpo.get("gate", {}), dict):  # anything else is refused below
+        settings["dpo"] = {**dpo, "gate": {"at_chance": "continue", **gate}}
     experiment = validated(Experiment, settings, where)
     if everything:
         per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.unit == "pair" else 1)

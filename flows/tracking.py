@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
 SWEEP = "ninefold.sweep"  # tag: which sweep a run is of
 CURVE = "ninefold.curve"  # tag: whether it is one of a sweep's learning curves
+_GATE_FIGURES = ("agreement", "low", "high", "calibration_error", "coverage", "risk", "pairs")
 GATE = "ninefold.gate"  # tag: the gate's verdict on the evaluator
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 SETTINGS = "experiment.json"  # of a run: the whole experiment
@@ -53,6 +54,7 @@ class Arm:
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     purchases: list[Bought] = field(default_factory=list)
     measurements: list[Bought] = field(default_factory=list)
+    doubts: int = 0  # queries about pairs that the evaluator was not sure of
     started: float = field(default_factory=time.monotonic)
 
     def log(self, stage: str, product: F) -> F:
@@ -70,6 +72,11 @@ class Arm:
         self.purchases.append(counted)
         return self.log("annotate", counted)
 
+    def settle(self, labels: Bought) -> Bought:
+        """Count a purchase about pairs that the evaluator was not sure of."""
+        self.doubts += int(labels.facts["queries"])
+        return self.buy(labels)
+
     def measure(self, labels: Bought) -> Bought:
         """Count the evaluation's queries, which are not the budget's."""
         self.measurements.append(labels)
@@ -79,9 +86,10 @@ class Arm:
         """Log what the gate has measured and decided, before anything follows from it."""
         import mlflow
 
-        measured = decision.model_dump(include={"agreement", "calibration_error", "coverage", "risk", "pairs"})
+        measured = decision.model_dump(include={*_GATE_FIGURES})
         log_metrics({f"gate.{name}": float(value) for name, value in measured.items()}, step=self.queries)
         mlflow.set_tag(GATE, decision.verdict)
+        mlflow.log_text(decision.model_dump_json(indent=1), "gate.json")
 
     @property
     def rounds(self) -> range:
@@ -99,10 +107,10 @@ class Arm:
         share, rest = divmod(x.labelling.queries - x.dpo.gate.queries, x.dpo.rounds * x.labelling.batches)
         return share + (turn < rest)
 
-    @property
-    def doubts_quota(self) -> int:
-        """Return the queries of one round that are kept for what the evaluator is not sure of."""
-        return self.experiment.dpo.gate.queries // self.experiment.dpo.rounds
+    def doubts_quota(self, round_number: int) -> int:
+        """Return the queries kept until this round for what the evaluator is not sure of, less those spent on it."""
+        dpo = self.experiment.dpo
+        return dpo.gate.queries * round_number // dpo.rounds - self.doubts
 
     @property
     def queries(self) -> int:

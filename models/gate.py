@@ -84,8 +84,12 @@ class Decision(Frozen):
 
     @property
     def least_gap(self) -> float:
-        """Return the difference of scores, in logits, from which a pair is the evaluator's to label."""
-        return 0.0 if self.threshold == 0.5 else self.calibration.least_gap(self.threshold)
+        """Return the difference of scores, in logits, from which a pair is the evaluator's to label.
+
+        None is asked for of an evaluator that is not better than chance: its probabilities say nothing of a pair.
+        """
+        sure = self.verdict == "better than chance" and self.threshold > 0.5
+        return self.calibration.least_gap(self.threshold) if sure else 0.0
 
     @property
     def sentence(self) -> str:

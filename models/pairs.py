@@ -62,7 +62,7 @@ def best_worst(
         if found is None:
             incomplete += 1
             continue
-        if not by_expert and not found.tied and found.gap < least_gap:
+        if not by_expert and not found.alike and found.gap < least_gap:
             asked = _extremes(group, oracle)
             if asked is None or asked.tied:
                 doubts.append(Doubt(found.best.id, found.worst.id, found.gap))
@@ -85,8 +85,12 @@ class _Extremes(NamedTuple):
         return self.scores[0] - self.scores[1]
 
     @property
+    def alike(self) -> bool:
+        return self.best.text == self.worst.text
+
+    @property
     def tied(self) -> bool:
-        return self.gap == 0 or self.best.text == self.worst.text
+        return self.gap == 0 or self.alike
 
 
 def _extremes(group: Sequence[Response], scores: Mapping[str, float]) -> _Extremes | None:

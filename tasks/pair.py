@@ -42,17 +42,26 @@ def doubts(
 ) -> Product:
     """Return picks for the expert: the pairs that the evaluator is least sure of, at most so many queries, surest last.
 
-    A pair is one query for an expert who compares, else one for each of its responses that has no score yet.
+    A pair is one query for an expert who compares, else one for each of its responses that has no score yet. What has been
+    asked before is not asked again.
     """
-    asked, compared = scores_of(history).keys(), usable_comparisons(labels_of(history)).keys()
+    labels, known = labels_of(history), scores_of(history)
+    asked = {(label.response_id, label.against) for label in labels}
+    texts = {r.id: (r.prompt_id, r.text) for r in store().rows(responses, Response)}
+    told = {texts[one] for one, against in asked if not against and one in texts}
     picks: list[Pick] = []
     for doubt in _doubts(_paired(responses, scores, history, least_gap)):
         why = json.dumps({"gap": doubt.gap})
+        sides = doubt.best, doubt.worst
         if compare:
-            tied = {(doubt.best, doubt.worst), (doubt.worst, doubt.best)} & compared
-            found = [] if tied else [Pick(doubt.best, -doubt.gap, why, doubt.worst)]
+            asked_before = bool({sides, sides[::-1]} & asked)
+            found = [Pick(doubt.best, -doubt.gap, why, doubt.worst)]
         else:
-            found = [Pick(one, -doubt.gap, why) for one in (doubt.best, doubt.worst) if one not in asked]
+            unknown = [one for one in sides if one not in known]
+            asked_before = any(texts[one] in told for one in unknown)
+            found = [Pick(one, -doubt.gap, why) for one in unknown]
+        if asked_before:  # and the answer decided nothing: it would be paid for again to say the same
+            continue
         if len(picks) + len(found) > queries:
             break
         picks += found

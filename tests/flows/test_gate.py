@@ -12,6 +12,7 @@ from flows.experiment import Experiment
 from flows.plan import plan
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder
+from flows.tracking import Arm
 from models.gate import AtChance
 from models.ledger import Ledger
 from models.preference import LeftOut, Pick
@@ -109,13 +110,14 @@ def test_doubts_go_back_to_the_expert_within_the_budget(tiny_settings: dict[str,
     extra: dict[str, Any] = {}
     if compares:
         extra = {"oracle": {"kind": "comparing", "inner": expert}, "acquisition": {"kind": "random_pairs"}}
-        extra |= {"queries": 26, "max_micro_usd": 1_000_000}
+        extra |= {"queries": 36, "max_micro_usd": 1_000_000}
         tiny_settings["evaluation"] = {**tiny_settings["evaluation"], "oracle": expert}
     gate = {"at_chance": "continue", "threshold": 0.95}
-    alone = given(tiny_settings, gate=gate, **(extra | {"queries": 20} if compares else {"queries": 30}))
+    alone = given(tiny_settings, gate=gate, **(extra | {"queries": 30}))
     asking = given(tiny_settings, gate={**gate, "queries": 6 if compares else 10}, **extra)
     without, report = proxy_reward(alone), proxy_reward(asking)
-    assert report["queries"] == (26 if compares else 40), "the doubts' queries are of the budget"
+    assert without["gate"]["verdict"] == report["gate"]["verdict"] == "better than chance"
+    assert report["queries"] == (36 if compares else 40), "the doubts' queries are of the budget"
     assert report["gate"]["left_out"] < without["gate"]["left_out"]
     assert report["oracle_pairs"] > without["oracle_pairs"]
     made = report["made"]
@@ -129,6 +131,27 @@ def test_doubts_go_back_to_the_expert_within_the_budget(tiny_settings: dict[str,
     again = proxy_reward(asking)
     assert executed(again) == Counter()
     assert owned() == before
+
+
+def test_a_doubt_whose_answer_could_not_be_read_is_not_paid_for_again(tiny_settings: dict[str, Any]) -> None:
+    gate = {"at_chance": "continue", "threshold": 0.95, "queries": 30}
+    garbled = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 0.2}
+    report = proxy_reward(given(tiny_settings, oracle=garbled, gate=gate, queries=75, max_micro_usd=1_000_000))
+    first, second = (
+        {pick.response_id for pick in store().rows(Ref.model_validate(batch["picks"]), Pick)}
+        for batch in report["made"]["history"]
+    )
+    assert len(first) == 45
+    assert first & second == set()
+
+
+def test_the_queries_kept_are_spread_over_the_rounds(tiny_settings: dict[str, Any]) -> None:
+    gate = {"at_chance": "continue", "threshold": 0.95, "queries": 3}
+    tiny_settings["dpo"] = {**tiny_settings["dpo"], "rounds": 2}
+    experiment = given(tiny_settings, gate=gate, queries=43, max_micro_usd=1_000_000)
+    arm = Arm(experiment, "run", [], paid_before=False)
+    assert [arm.quota(turn) for turn in (0, 1)] == [20, 20]
+    assert [arm.doubts_quota(number) for number in (1, 2)] == [1, 3], "what the first does not spend is the second's"
 
 
 def test_doubts_are_not_sent_back_where_the_money_is_gone(tiny_settings: dict[str, Any]) -> None:

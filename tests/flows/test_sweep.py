@@ -47,11 +47,18 @@ def sweep(given: dict[str, Any], **changes: Any) -> Sweep:
 def test_arms_go_on_at_chance_unless_the_base_says_otherwise(tiny_file: Path, sweep_settings: dict[str, Any]) -> None:
     arms = expand(sweep(sweep_settings, presets=["random", "sft", "self_reward"])).arms
     assert {arm.experiment.dpo.gate.at_chance for arm in arms} == {"continue"}
+    mapping = expand(sweep(sweep_settings, presets=[], arms={"sure": {"dpo.gate": {"threshold": 0.7}}})).arms
+    assert [(a.experiment.dpo.gate.at_chance, a.experiment.dpo.gate.threshold) for a in mapping] == [
+        ("continue", 0.7)
+    ] * 2
     base = yaml.safe_load(tiny_file.read_text())
-    base["dpo"] = {**base["dpo"], "gate": {"at_chance": "stop", "folds": 3}}
+    base["dpo"] = {**base["dpo"], "gate": {"at_chance": "stop", "folds": 3, "threshold": 0.7, "queries": 2}}
     tiny_file.write_text(yaml.safe_dump(base))
     arms = expand(sweep(sweep_settings)).arms
     assert {(arm.experiment.dpo.gate.at_chance, arm.experiment.dpo.gate.folds) for arm in arms} == {("stop", 3)}
+    assert len(expand(sweep(sweep_settings, presets=list(PRESETS))).arms) == 2 * len(PRESETS), (
+        "a gate suits every preset"
+    )
 
 
 def test_arms_are_crossed_with_the_grid_and_the_seeds_but_for_what_is_excluded(sweep_settings: dict[str, Any]) -> None:

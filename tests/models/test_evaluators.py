@@ -1,5 +1,8 @@
 """One contract for every evaluator: it learns an order it was shown, scores alike in any batch, and refuses ties."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,9 @@ def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) ->
 
 
 @every_evaluator
-def test_a_score_does_not_depend_on_the_batch_or_the_company(evaluator: Evaluator, bench: Bench) -> None:
+def test_a_score_does_not_depend_on_the_batch_the_company_or_the_padding(
+    evaluator: Evaluator, bench: Bench, tmp_path: Path
+) -> None:
     shown, scores = world(24, seed=0)
     evaluator.fit(shown, scores, bench)
     unseen, _ = world(9, seed=1)
@@ -85,8 +90,16 @@ def test_a_score_does_not_depend_on_the_batch_or_the_company(evaluator: Evaluato
     one = Tuples(unseen.responses[4:5], unseen.features[4:5])
     np.testing.assert_allclose(evaluator.members(one, bench)[:, 0], whole[:, 4], atol=2e-4)
     if "batch_size" in type(evaluator).model_fields:
-        small = evaluator.model_copy(update={"batch_size": 2})
-        np.testing.assert_allclose(small.members(unseen, bench), whole, atol=2e-4)
+        for size in (1, 2, 8):
+            other = evaluator.model_copy(update={"batch_size": size})
+            np.testing.assert_allclose(other.members(unseen, bench), whole, atol=2e-4)
+    for side in ("left", "right"):
+        source = shutil.copytree(bench.policy.source, tmp_path / side)
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        (source / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": side}))
+        padded = replace(bench, policy=replace(bench.policy, source=str(source)))
+        assert padded.policy.load().tokenizer.padding_side == side
+        np.testing.assert_allclose(evaluator.members(unseen, padded), whole, atol=2e-4)
 
 
 @every_evaluator

@@ -203,7 +203,17 @@ def test_the_threshold_is_a_least_gap_and_measured_on_pairs_left_out() -> None:
     curve = np.array(sure.curve)
     assert len(curve) <= 60
     assert curve[-1] == pytest.approx([1.0, 1.0 - sure.agreement])
-    assert Decision(verdict="not measured", threshold=0.9).least_gap == pytest.approx(np.log(9)), "σ, uncalibrated"
+    assert Decision(verdict="better than chance", threshold=0.9).least_gap == pytest.approx(np.log(9)), "σ⁻¹(0.9)"
+
+
+def test_an_evaluator_that_is_not_believed_has_no_threshold() -> None:
+    """Its probabilities are near one half whatever the pair: nothing would be left, and a run that goes on would fail."""
+    rng = np.random.default_rng(6)
+    for method in ("temperature", "isotonic"):
+        found = decide(left_out(200, 0.5, rng), Gate(threshold=0.9, calibration=method))  # type: ignore[arg-type]
+        assert found.verdict == "no better than chance"
+        assert found.least_gap == 0.0
+    assert decide(left_out(10, 0.9, rng), Gate(threshold=0.9)).least_gap == 0.0
 
 
 def test_a_pair_in_doubt_is_the_experts_or_nobodys(make_response: Any) -> None:
@@ -217,5 +227,9 @@ def test_a_pair_in_doubt_is_the_experts_or_nobodys(make_response: Any) -> None:
         ("oracle", responses[7].text),
         ("proxy", responses[11].text),
     ]
+    level = dict.fromkeys(ids, 1.0)
+    equal = best_worst(responses, oracle={ids[8]: 1.0, ids[7]: 3.0}, proxy=level, least_gap=1.0)
+    assert ([doubt.gap for doubt in equal.doubts], len(equal.pairs), equal.ties) == ([0.0] * 3, 1, 0), "nothing surer"
+    assert best_worst(responses, oracle={}, proxy=level).ties == 4
     tied = best_worst(responses, oracle={ids[8]: 1.0, ids[7]: 1.0}, proxy=proxy, least_gap=1.0)
     assert len(tied.doubts) == 2, "a tie of the expert's decides nothing"

@@ -1,7 +1,7 @@
 """The gate: what evaluators say of labels that they have not seen, and what follows from it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +23,7 @@ BENCH = Bench(Checkpoint("nowhere"), Rubric(), Path("nowhere"), 0)
 
 
 class Recalls(Evaluator):
-    """Knows by heart which tuples it was taught, and nothing else."""
-
-    kind: Literal["recalls"] = "recalls"
+    """Knows by heart which tuples it was taught, and nothing else; without a kind it is no plugin."""
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
         (bench.folder / "prompts").write_text("\n".join(r.prompt_id for r in tuples.responses))

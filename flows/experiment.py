@@ -12,6 +12,7 @@ from models.cost import NO_CAP, MicroUsd
 from models.embedding import Embedding, PolicyEmbedding
 from models.evaluators.base import Evaluator
 from models.evaluators.generative import Generative
+from models.gate import ANY_PAIR
 from models.generators.base import Generator
 from models.generators.hf import Transformers
 from models.oracles.base import Oracle
@@ -21,8 +22,6 @@ from models.policies.language_model import Dtype
 from models.policies.sft import SFT
 from models.rubric import Rubric
 from models.sources.base import PromptSource
-
-ANY_PAIR = 0.5  # a pair's least probability
 
 
 class Seeds(Frozen):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.gate import ANY_PAIR
 from models.preference import Comparison
 
 Floats = NDArray[np.float64]
@@ -51,7 +52,7 @@ def _gate(gate: dict[str, Any]) -> bytes:
     figure, axes = _canvas("Labels left out: the surest pairs first", "share of pairs labelled", "share of these wrong")
     axes.plot(*zip(*gate["curve"], strict=True), color=_PROXY)
     axes.axhline(0.5, color=_BEFORE, lw=1, ls="--", label="chance")
-    if gate["threshold"] > 0.5 and gate["risk"] is not None:
+    if gate["threshold"] > ANY_PAIR and gate["risk"] is not None:
         axes.plot(gate["coverage"], gate["risk"], "o", color=_AFTER, label=f"sure of {gate['threshold']:.0%} or more")
     axes.set_ylim(0, 0.6)
     axes.legend(frameon=False)

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from models.cost import dollars
+from models.gate import ANY_PAIR
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}
@@ -98,14 +99,13 @@ def _of_the_gate(gate: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     line = gate["verdict"]
     if gate["agreement"] is not None:
-        of = "of one prompt each" if gate["within_prompt"] else "across prompts"
         interval = _with_interval(gate["agreement"], [gate["low"], gate["high"]])
         line += (
-            f": agrees in {interval} of {gate['pairs']} pairs of labels left out, {of}; calibration error "
+            f": agrees in {interval} of {gate['pairs']} pairs of labels left out, {gate['pairs_of']}; calibration error "
             f"{_number(gate['calibration_error'])}"
         )
     lines = [("gate", line)]
-    if gate["threshold"] > 0.5:
+    if gate["threshold"] > ANY_PAIR:
         asked = f", {gate['queries']} queries kept for them" if gate["queries"] else ""
         lines.append(
             (

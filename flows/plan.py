@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flows.experiment import ANY_PAIR, Experiment
+from flows.experiment import Experiment
 from models.cost import NO_CAP, Amount, dollars
+from models.gate import ANY_PAIR
 from models.ledger_engine import seconds_of
 from models.oracles.base import Counter, Expected, Oracle, a_token_to_four_bytes, pair_text
 from models.policies.pretrained import PACKAGED, check_reference, tokenizer_at_hand

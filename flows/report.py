@@ -18,9 +18,9 @@ from flows.reconciliation import reconcile
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.cost import MICRO
 from models.gate import Decision
+from models.metrics import Floats
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
 from tasks.history import labels_of
-from tasks.proxy_label import Scored
 from tasks.settings import settings
 from tasks.store import store
 
@@ -35,16 +35,17 @@ _EXPERT_FACTS = {
 def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
     comparisons = store().rows(findings.outcome.ref, Comparison)
-    report: dict[str, Any] = finite(_report(arm, findings, comparisons))
+    scored = findings.rounds.scores
+    proxy = np.array([s.score for s in store().rows(scored.ref, Score)] if scored is not None else [])
+    report: dict[str, Any] = finite(_report(arm, findings, comparisons, proxy))
     _log_metrics(arm, report)
     books = reconcile(arm)
     report["books"] = {**asdict(books), "agree": books.agree}
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
-    scored = findings.rounds.scores
     figures = figure_pages(
         bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
-        proxy=np.array([s.score for s in store().rows(scored.ref, Score)] if scored is not None else []),
+        proxy=proxy,
         agreement=both_scored(findings)[1:],
         comparisons=comparisons,
         report=report,
@@ -72,7 +73,7 @@ def report_folder(name: str) -> Path:
     return settings().home / "reports" / name
 
 
-def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict[str, Any]:
+def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
     x, outcome = arm.experiment, findings.outcome.facts
     pairs = Counter(p.provenance for p in pairs_of(findings))
     labels = labels_of(findings.rounds.history)
@@ -109,7 +110,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison]) -> dict
         "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
         "prompts_over_long": list(findings.rounds.prompts.over_long),
         "gate": _of_the_gate(arm, findings.rounds.gate),
-        "scores": _of_the_scores(arm, findings.rounds.scores),
+        "scores": _of_the_scores(arm.facts.get("proxy_label"), proxy),
         "evaluator": _of_the_evaluator(x, findings.agreement),
         "policy": {
             "model": x.policy.model,
@@ -140,6 +141,7 @@ def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
     facts, gate = arm.facts.get("pair", {}), arm.experiment.dpo.gate
     return found | {
         "sentence": decision.sentence,
+        "pairs_of": decision.pairs_of,
         "calibration": gate.calibration,
         "temperature": decision.calibration.temperature,
         "queries": gate.queries,
@@ -147,12 +149,11 @@ def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
     }
 
 
-def _of_the_scores(arm: Arm, scored: Scored | None) -> dict[str, Any] | None:
+def _of_the_scores(facts: dict[str, float] | None, proxy: Floats) -> dict[str, Any] | None:
     """Return how the evaluator's scores of the last round are spread: `counts` between `edges`, and whether they are one."""
-    if scored is None:
+    if facts is None:
         return None
-    counts, edges = np.histogram([s.score for s in store().rows(scored.ref, Score)], bins=_BINS)
-    facts = arm.facts["proxy_label"]
+    counts, edges = np.histogram(proxy, bins=_BINS)
     shares = {name: facts[name] for name in ("top_share", "tied_pairs", "unparsed")}
     return {**shares, "counts": counts.tolist(), "edges": edges.tolist()}
 

@@ -10,6 +10,7 @@ from models.acquisition.uniform_pairs import UniformPairs
 from models.cost import Amount
 from models.embedding import View
 from models.gate import AtChance, Decision, decide
+from models.lessons import Teaching
 from models.plugins import digest_of
 from models.policies.pretrained import locate
 from models.preference import LeftOut
@@ -146,16 +147,9 @@ def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought:
 
 def taught(arm: Arm, history: tuple[Batch, ...], first: Policy, number: int, *, shuffle: bool = False) -> Product:
     """Return an evaluator taught by the history; by labels that say nothing, with `shuffle`."""
-    labelling = arm.experiment.labelling
-    trained = train_evaluator(
-        arm.experiment.evaluator,
-        history,
-        policy=first,
-        rubric=labelling.rubric,
-        seed=seed(arm, number, "evaluator"),
-        shuffle=shuffle or labelling.shuffle_labels,
-        balance=labelling.pool == "balanced_off_policy",
-    )
+    x = arm.experiment
+    teaching = _teaching(arm, number, shuffle=shuffle)
+    trained = train_evaluator(x.evaluator, history, policy=first, rubric=x.labelling.rubric, teaching=teaching)
     return trained if shuffle else arm.log("train_evaluator", trained)
 
 
@@ -169,19 +163,13 @@ def gated(arm: Arm, history: tuple[Batch, ...], first: Policy, number: int) -> D
         history,
         policy=first,
         rubric=x.labelling.rubric,
-        seed=seed(arm, number, "evaluator"),
+        teaching=_teaching(arm, number),
         folds=x.dpo.gate.folds,
-        shuffle=x.labelling.shuffle_labels,
-        balance=x.labelling.pool == "balanced_off_policy",
     )
     decision = decide(store().rows(left_out.ref, LeftOut), x.dpo.gate)
     arm.decide(decision)
-    # a control is to be seen to the end
-    if (
-        decision.verdict == "no better than chance"
-        and x.dpo.gate.at_chance == "stop"
-        and not x.labelling.shuffle_labels
-    ):
+    control, stops = x.labelling.shuffle_labels, x.dpo.gate.at_chance == "stop"
+    if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end
         raise AtChance(
             f"{decision.sentence} Nothing was labelled by it. Buy more labels, use another evaluator, or set "
             "dpo.gate.at_chance to continue: what has been bought is kept"
@@ -206,11 +194,11 @@ def doubted(
     arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
 ) -> Ref | None:
     """Return the pairs that the gate sends back to the expert; None where there are none, or no money is left."""
-    x, quota = arm.experiment, arm.doubts_quota(number)
-    penniless = x.labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an expert may be free
-    if (
-        gate is None or gate.least_gap == 0.0 or quota <= 0 or penniless or x.labelling.shuffle_labels
-    ):  # a control uses no true label
+    labelling, quota = arm.experiment.labelling, arm.doubts_quota(number)
+    if gate is None or gate.least_gap == 0.0 or labelling.shuffle_labels:  # a control uses no true label
+        return None
+    penniless = labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an expert may be free
+    if quota <= 0 or penniless:
         return None
     picks = doubts(
         responses,
@@ -218,7 +206,7 @@ def doubted(
         history,
         least_gap=_least_gap(gate, scores),
         queries=quota,
-        compare=x.labelling.oracle.unit == "pair",
+        compare=labelling.oracle.unit == "pair",
     ).ref
     return picks if picks.rows else None
 
@@ -248,6 +236,15 @@ def paired(
 def seed(arm: Arm, number: int, stage: str) -> int:
     """Return the training seed of a stage in a round."""
     return seed_of(arm.experiment.seeds.training, number, stage)
+
+
+def _teaching(arm: Arm, number: int, *, shuffle: bool = False) -> Teaching:
+    labelling = arm.experiment.labelling
+    return Teaching(
+        seed=seed(arm, number, "evaluator"),
+        shuffle=shuffle or labelling.shuffle_labels,
+        balance=labelling.pool == "balanced_off_policy",
+    )
 
 
 def _least_gap(gate: Decision | None, scores: Scored) -> float:

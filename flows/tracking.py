@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 EXPERIMENT, SWEEPS = "ninefold", "ninefold-sweeps"
 SWEEP = "ninefold.sweep"  # tag: which sweep a run is of
 CURVE = "ninefold.curve"  # tag: whether it is one of a sweep's learning curves
-_GATE_FIGURES = ("agreement", "low", "high", "calibration_error", "coverage", "risk", "pairs")
 GATE = "ninefold.gate"  # tag: the gate's verdict on the evaluator
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 SETTINGS = "experiment.json"  # of a run: the whole experiment
+_GATE_FIGURES = {"agreement", "low", "high", "calibration_error", "coverage", "risk", "pairs"}
 
 
 class _HasFacts(Protocol):
@@ -86,7 +86,7 @@ class Arm:
         """Log what the gate has measured and decided, before anything follows from it."""
         import mlflow
 
-        measured = decision.model_dump(include={*_GATE_FIGURES})
+        measured = decision.model_dump(include=_GATE_FIGURES)
         log_metrics({f"gate.{name}": float(value) for name, value in measured.items()}, step=self.queries)
         mlflow.set_tag(GATE, decision.verdict)
         mlflow.log_text(decision.model_dump_json(indent=1), "gate.json")

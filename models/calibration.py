@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from models.metrics import within_prompt_pairs
+from models.metrics import untied_pairs
 from models.plugins import Frozen
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ class Calibration(Frozen):
         from sklearn.isotonic import IsotonicRegression
 
         model = IsotonicRegression(y_min=0.5, y_max=1.0)
-        model.fit(np.abs(gap), (1.0 + np.where(gap == 0, 0.0, np.sign(gap)) * preference) / 2.0)
+        model.fit(np.abs(gap), (1.0 + np.sign(gap) * preference) / 2.0)
         knots = zip(model.X_thresholds_.tolist(), model.y_thresholds_.tolist(), strict=True)
         return cls(temperature=temperature, knots=tuple(knots))
 
@@ -81,8 +81,8 @@ def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Gener
 
     Over pairs of the same group; where they are fewer than ten, over pairs of any, drawn at random.
     """
-    first, second = within_prompt_pairs(group)
-    if np.count_nonzero(expert[first] != expert[second]) < _FEW_PAIRS:
+    first, second = untied_pairs(expert, group)
+    if len(first) < _FEW_PAIRS:
         first, second = rng.integers(len(proxy), size=(2, _MOST_PAIRS))
     kept = rng.permutation(np.flatnonzero(expert[first] != expert[second]))[:_MOST_PAIRS]
     if len(kept) == 0:

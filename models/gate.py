@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from models.calibration import Calibration, Method, cross_calibrated
-from models.metrics import calibration_error, coverage_risk, win_rate, within_prompt_pairs
+from models.metrics import agrees, calibration_error, coverage_risk, untied_pairs
 from models.plugins import Frozen
 from models.preference import LeftOut
 from models.stats import jackknife_mean
@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Verdict = Literal["better than chance", "no better than chance", "not measured"]
 
+ANY_PAIR = 0.5  # the least probability that a pair can have: this threshold leaves out none
 _LEAST_PROMPTS = 12  # below, an interval over prompts means nothing
 _ENOUGH_PAIRS = 50  # of one prompt each; with fewer, any two labels are compared
 _MOST_COMPARED = 400  # labels of a fold that are compared with one another: 80,000 pairs
@@ -41,7 +42,10 @@ class Gate(Frozen):
     at_chance: Literal["stop", "continue"] = Field("stop", description="if the evaluator is no better than chance")
     calibration: Method = Field("temperature", description="from differences of scores to probabilities")
     threshold: float = Field(
-        0.5, ge=0.5, lt=1.0, description="least probability of a pair that the evaluator may label; 0.5 leaves out none"
+        ANY_PAIR,
+        ge=ANY_PAIR,
+        lt=1.0,
+        description="least probability of a pair that the evaluator may label; 0.5 leaves out none",
     )
     queries: NonNegativeInt = Field(0, description="of labelling.queries: kept for pairs under the threshold")
 
@@ -77,7 +81,7 @@ class Decision(Frozen):
     within_prompt: bool = False
     calibration_error: float = math.nan
     calibration: Calibration = Calibration()
-    threshold: float = 0.5
+    threshold: float = ANY_PAIR
     coverage: float = math.nan
     risk: float = math.nan
     curve: tuple[tuple[float, float], ...] = ()
@@ -88,8 +92,13 @@ class Decision(Frozen):
 
         None is asked for of an evaluator that is not better than chance: its probabilities say nothing of a pair.
         """
-        sure = self.verdict == "better than chance" and self.threshold > 0.5
+        sure = self.verdict == "better than chance" and self.threshold > ANY_PAIR
         return self.calibration.least_gap(self.threshold) if sure else 0.0
+
+    @property
+    def pairs_of(self) -> str:
+        """Return what was compared, for people."""
+        return "of one prompt each" if self.within_prompt else "across prompts"
 
     @property
     def sentence(self) -> str:
@@ -99,10 +108,9 @@ class Decision(Frozen):
                 f"The evaluator was not measured before it labelled: {self.pairs} pairs of labels about {self.prompts} "
                 "prompts are too few."
             )
-        of = "of one prompt each" if self.within_prompt else "across prompts"
         return (
             f"The evaluator is {self.verdict}: on labels left out it agrees with the expert in {self.agreement:.3f} "
-            f"[{self.low:.3f}, {self.high:.3f}] of {self.pairs} pairs {of}."
+            f"[{self.low:.3f}, {self.high:.3f}] of {self.pairs} pairs {self.pairs_of}."
         )
 
 
@@ -120,7 +128,7 @@ def decide(rows: Sequence[LeftOut], gate: Gate) -> Decision:
     prompts = len(np.unique(np.concatenate([evidence.one, evidence.other])))
     if prompts < _LEAST_PROMPTS:
         return Decision(verdict="not measured", pairs=len(gap), prompts=prompts, threshold=gate.threshold)
-    right = win_rate(np.sign(preference) * gap, np.zeros(len(gap)))
+    right = agrees(gap, preference)
     found = jackknife_mean(right, evidence.one, evidence.other)
     confidence = cross_calibrated(gate.calibration, gap, preference, evidence.fold)
     kept, curve = confidence >= gate.threshold, coverage_risk(confidence, right)
@@ -156,9 +164,7 @@ def evidence_of(rows: Sequence[LeftOut]) -> Evidence:
         decided = expert != 0
         return Evidence(*(column[decided] for column in (proxy, expert, prompt, prompt, fold)))
     for groups in (prompt, fold):
-        first, second = within_prompt_pairs(_thinned(groups))
-        untied = expert[first] != expert[second]
-        first, second = first[untied], second[untied]
+        first, second = untied_pairs(expert, _thinned(groups))
         if len(first) >= _ENOUGH_PAIRS:
             break
     return Evidence(

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.plugins import Frozen
 from models.preference import LeftOut
 from models.rubric import LEVELS
 
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Teaching:
+class Teaching(Frozen):
     """How labels are put before an evaluator, at random from `seed`.
 
     `shuffle` permutes the scores, or turns comparisons round by the toss of a coin: the control, which must learn nothing.

@@ -43,6 +43,18 @@ def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
     return np.concatenate([_NONE, *first]), np.concatenate([_NONE, *second])
 
 
+def untied_pairs(expert: Floats, group: Rows) -> tuple[Rows, Rows]:
+    """Return the rows (i, j) of every two tuples of a group that the expert does not score alike."""
+    first, second = within_prompt_pairs(group)
+    untied = expert[first] != expert[second]
+    return first[untied], second[untied]
+
+
+def agrees(gap: Floats, preference: Floats) -> Floats:
+    """Return 1 (the proxy's difference has the sign of the expert's preference), ½ (a proxy tie) or 0 for each pair."""
+    return np.asarray((np.sign(gap) * np.sign(preference) + 1) / 2)
+
+
 def pair_outcomes(
     expert: Floats,
     proxy: Floats,
@@ -64,8 +76,7 @@ def pair_outcomes(
         longer = np.maximum(length[first], length[second])
         counted &= np.abs(length[first] - length[second]) <= length_share * longer
     first, second = first[counted], second[counted]
-    agrees = np.sign(gap[counted]) * np.sign(proxy[first] - proxy[second])
-    return (agrees + 1) / 2, prompt[first]
+    return agrees(proxy[first] - proxy[second], gap[counted]), prompt[first]
 
 
 def agreement(
@@ -76,11 +87,9 @@ def agreement(
     `probability` gives that of the proxy's preference from its differences, for the calibration error: σ(|difference|) if
     it is not given.
     """
-    first, second = within_prompt_pairs(prompt)
-    untied = expert[first] != expert[second]
-    first, second = first[untied], second[untied]
+    first, second = untied_pairs(expert, prompt)
     gap = proxy[first] - proxy[second]
-    right = win_rate(np.sign(expert[first] - expert[second]) * gap, np.zeros(len(gap)))
+    right = agrees(gap, expert[first] - expert[second])
     confidence = expit(np.abs(gap)) if probability is None else probability(gap)
     return Agreement(
         pair_accuracy=float(right.mean()) if len(right) else float("nan"),
@@ -108,9 +117,8 @@ def concentration(scores: Floats, prompt: Rows) -> Concentration:
     """Return how far scores of shape (N,) are one and the same; `prompt` numbers each one's prompt. NaN of nothing."""
     if not len(scores):
         return Concentration(float("nan"), float("nan"))
-    _, level, count = np.unique(
-        scores.astype(np.float32), return_inverse=True, return_counts=True
-    )  # equal but for rounding
+    rounded = scores.astype(np.float32)  # equal is what differs by rounding alone
+    _, level, count = np.unique(rounded, return_inverse=True, return_counts=True)
     first, second = within_prompt_pairs(prompt)
     tied = level[first] == level[second]
     return Concentration(float(count.max() / len(scores)), float(tied.mean()) if len(tied) else float("nan"))

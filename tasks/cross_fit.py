@@ -19,16 +19,10 @@ def cross_fit(
     *,
     policy: Policy,
     rubric: Rubric,
-    seed: int,
+    teaching: lessons.Teaching,
     folds: int,
-    shuffle: bool = False,
-    balance: bool = False,
 ) -> Product:
-    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts.
-
-    `shuffle` and `balance` are those of `Teaching`.
-    """
-    bench = Bench(policy.checkpoint(), rubric, Path(), seed)
-    teaching = lessons.Teaching(seed, shuffle, balance)
+    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts."""
+    bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed)
     rows = lessons.cross_fit(evaluator, lessons_of(history), bench, teaching, folds)
     return Product(ref=store().write_rows("left_out", rows, LeftOut))

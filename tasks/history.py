@@ -30,11 +30,6 @@ def labels_of(history: Sequence[Batch]) -> list[Label]:
     return [label for batch in history for label in store().rows(batch.labels, Label)]
 
 
-def scores_of(history: Sequence[Batch]) -> dict[str, float]:
-    """Return the expert's score by response id, over the whole history."""
-    return usable_scores(labels_of(history))
-
-
 def lessons_of(history: Sequence[Batch]) -> Lessons:
     """Return what the expert has said and could be read: its comparisons where it compares, else its scores."""
     compared = [_compared(batch) for batch in history]

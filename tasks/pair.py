@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from models.pairs import Doubt, Paired, best_worst
-from models.preference import Pair, Pick, Response, Score, usable_comparisons
+from models.pairs import Paired, best_worst
+from models.preference import Label, Pair, Pick, Response, Score, usable_comparisons, usable_scores
 from tasks.caching import Product, stage
-from tasks.history import Batch, labels_of, scores_of
+from tasks.history import Batch, labels_of
 from tasks.store import Ref, store
 
 
@@ -17,7 +17,7 @@ def pair(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], *, leas
     Without proxy scores they are the expert's alone: best against worst of what it has scored. `least_gap` is that of
     `best_worst`, in units of the scores.
     """
-    made = _paired(responses, scores, history, least_gap)
+    made = _paired(store().rows(responses, Response), scores, labels_of(history), least_gap)
     if not made.pairs:
         raise ValueError(
             f"no preference pair: {made.ties} prompts are tied, {made.incomplete} have fewer than two scores and of "
@@ -45,12 +45,13 @@ def doubts(
     A pair is one query for an expert who compares, else one for each of its responses that has no score yet. What has been
     asked before is not asked again.
     """
-    labels, known = labels_of(history), scores_of(history)
-    asked = {(label.response_id, label.against) for label in labels}
-    texts = {r.id: (r.prompt_id, r.text) for r in store().rows(responses, Response)}
+    rows, labels = store().rows(responses, Response), labels_of(history)
+    known, asked = usable_scores(labels), {(label.response_id, label.against) for label in labels}
+    texts = {r.id: (r.prompt_id, r.text) for r in rows}
     told = {texts[one] for one, against in asked if not against and one in texts}
     picks: list[Pick] = []
-    for doubt in _doubts(_paired(responses, scores, history, least_gap)):
+    doubted = _paired(rows, scores, labels, least_gap).doubts
+    for doubt in sorted(doubted, key=lambda doubt: (doubt.gap, doubt.best)):
         why = json.dumps({"gap": doubt.gap})
         sides = doubt.best, doubt.worst
         if compare:
@@ -68,17 +69,11 @@ def doubts(
     return Product(ref=store().write_rows("picks", picks, Pick), facts={"picks": float(len(picks))})
 
 
-def _doubts(paired: Paired) -> Sequence[Doubt]:
-    return sorted(paired.doubts, key=lambda doubt: (doubt.gap, doubt.best))
-
-
-def _paired(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], least_gap: float) -> Paired:
-    oracle = scores_of(history)
-    compared = usable_comparisons(labels_of(history))
-    rows = store().rows(responses, Response)
+def _paired(responses: Sequence[Response], scores: Ref | None, labels: Sequence[Label], least_gap: float) -> Paired:
+    oracle, compared = usable_scores(labels), usable_comparisons(labels)
     if scores is None:
         proxy, asked = {}, {response_id for couple in compared for response_id in couple} | oracle.keys()
-        rows = [r for r in rows if r.id in asked]
+        responses = [r for r in responses if r.id in asked]
     else:
         proxy = {s.response_id: s.score for s in store().rows(scores, Score)}
-    return best_worst(rows, oracle=oracle, proxy=proxy, compared=compared, least_gap=least_gap)
+    return best_worst(responses, oracle=oracle, proxy=proxy, compared=compared, least_gap=least_gap)

@@ -18,18 +18,13 @@ def train_evaluator(
     *,
     policy: Policy,
     rubric: Rubric,
-    seed: int,
-    shuffle: bool = False,
-    balance: bool = False,
+    teaching: Teaching,
 ) -> Product:
-    """Return the trained evaluator, taught by the expert's scores or by its comparisons, or untaught without any.
-
-    `shuffle` and `balance` are those of `Teaching`.
-    """
+    """Return the trained evaluator, taught by the expert's scores or by its comparisons, or untaught without any."""
     with new_folder() as folder:
-        bench = Bench(policy.checkpoint(), rubric, Path(folder), seed)
+        bench = Bench(policy.checkpoint(), rubric, Path(folder), teaching.seed)
         if history:
-            facts = lessons_of(history).teach(evaluator, bench, Teaching(seed, shuffle, balance))
+            facts = lessons_of(history).teach(evaluator, bench, teaching)
         else:
             facts = {"labels": 0.0, **evaluator.untaught(bench)}
         return Product(ref=store().write_folder("evaluators", Path(folder)), facts=facts)

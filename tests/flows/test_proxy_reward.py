@@ -236,14 +236,17 @@ def test_mlflow_holds_one_run_per_arm_with_everything_on_it(tiny_settings: dict[
 
 def test_every_pair_says_who_labelled_it(tiny_settings: dict[str, Any]) -> None:
     report = run(tiny_settings, labelling__queries=78, labelling__max_micro_usd=10_000_000)
-    pairs = [pair for path in Path(store().root, "pairs").glob("*.parquet") for pair in store().rows(_ref(path), Pair)]
+    pairs = [
+        pair for path in Path(store().root, "pairs").glob("*.parquet") for pair in store().rows(ref_of(path), Pair)
+    ]
     counted = Counter(p.provenance for p in pairs)
     assert counted == {"oracle": report["oracle_pairs"], "proxy": report["proxy_pairs"]}
     assert counted["oracle"] > 30
     assert all(p.chosen_score > p.rejected_score for p in pairs)
 
 
-def _ref(path: Path) -> Ref:
+def ref_of(path: Path) -> Ref:
+    """Return the reference of a file of the store."""
     from models.downloads import sha256_of
 
     return Ref(uri=str(path.relative_to(store().root)), sha256=sha256_of(path))

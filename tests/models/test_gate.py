@@ -57,7 +57,7 @@ def left_out(count: int, agreement: float, rng: np.random.Generator, per_prompt:
 def test_no_label_is_judged_by_an_evaluator_that_was_taught_with_its_prompt(make_response: Any, folds: int) -> None:
     given = tuples(make_response, 30)
     scores = np.arange(30.0)
-    found = cross_fit(Recalls(), Scores(given, scores), BENCH, Teaching(0), folds)
+    found = cross_fit(Recalls(), Scores(given, scores), BENCH, Teaching(seed=0), folds)
     assert sorted(row.response_id for row in found) == sorted(r.id for r in given.responses), "each is judged once"
     assert {row.proxy for row in found} == {0.0}
     assert {row.response_id: row.expert for row in found} == {r.id: float(n) for n, r in enumerate(given.responses)}
@@ -72,7 +72,7 @@ def test_comparisons_are_cut_by_prompt_too(make_response: Any) -> None:
     given = tuples(make_response, 40)
     sides = Tuples(given.responses[::2]), Tuples(given.responses[1::2])
     preference = np.tile([1.0, -1.0, 0.0, 0.5], 5)
-    found = cross_fit(Recalls(), Comparisons(*sides, preference), BENCH, Teaching(0), 4)
+    found = cross_fit(Recalls(), Comparisons(*sides, preference), BENCH, Teaching(seed=0), 4)
     assert len(found) == 20
     assert {row.proxy for row in found} == {0.0}
     assert evidence_of(found).within, "a comparison is of one prompt"
@@ -82,9 +82,9 @@ def test_comparisons_are_cut_by_prompt_too(make_response: Any) -> None:
 def test_a_fold_without_which_nothing_can_be_taught_is_left_out(make_response: Any) -> None:
     given = tuples(make_response, 4)
     scores = np.array([1.0, 1.0, 1.0, 2.0])  # without the second prompt all are tied
-    found = cross_fit(Length(), Scores(given, scores), BENCH, Teaching(0), 2)
+    found = cross_fit(Length(), Scores(given, scores), BENCH, Teaching(seed=0), 2)
     assert {row.prompt_id for row in found} == {given.responses[0].prompt_id}
-    nothing = cross_fit(Length(), Scores(Tuples([]), np.array([])), BENCH, Teaching(0), 4)
+    nothing = cross_fit(Length(), Scores(Tuples([]), np.array([])), BENCH, Teaching(seed=0), 4)
     assert nothing == []
     assert decide(nothing, Gate()).verdict == "not measured"
 
@@ -93,7 +93,8 @@ def test_shuffling_teaches_wrongly_and_is_measured_against_the_true_labels(make_
     given = tuples(make_response, 210)
     length = np.array([float(len(r.text)) for r in given.responses])
     true, shuffled = (
-        cross_fit(Length(), Scores(given, length), BENCH, Teaching(0, shuffle=shuffle), 4) for shuffle in (False, True)
+        cross_fit(Length(), Scores(given, length), BENCH, Teaching(seed=0, shuffle=shuffle), 4)
+        for shuffle in (False, True)
     )
     assert [row.expert for row in true] == [row.expert for row in shuffled]
     assert decide(true, Gate()).agreement == 1.0

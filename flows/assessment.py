@@ -3,6 +3,7 @@
 from flows import steps
 from flows.findings import Agreement, Findings, Rounds
 from flows.tracking import Arm
+from tasks.biases import assess_biases, reformat
 from tasks.evaluate import assess_evaluator, assess_policy
 from tasks.generate import generate
 from tasks.store import Ref
@@ -45,7 +46,13 @@ def _assess_evaluator(arm: Arm, rounds: Rounds, responses: Ref, labels: Ref) -> 
     features = steps.view_of(arm, responses, x.evaluator.feature_view, first)
     proxy, control = steps.scored(arm, rounds.evaluator.ref, responses, features, first), None
     if rounds.taught:
-        shuffled = steps.taught(arm, rounds.taught, first, x.dpo.rounds, shuffle=True)
+        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, first, x.dpo.rounds, shuffle=True)
         control = steps.scored(arm, shuffled.ref, responses, features, first)
     calibration = None if rounds.gate is None else rounds.gate.calibration
-    return Agreement(proxy.ref, assess_evaluator(responses, labels, proxy, control, calibration))
+    facts = assess_evaluator(responses, labels, proxy, control, calibration)
+    varied = reformat(responses).ref
+    listed = steps.scored(
+        arm, rounds.evaluator.ref, varied, steps.view_of(arm, varied, x.evaluator.feature_view, first), first
+    )
+    place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
+    return Agreement(proxy.ref, facts | assess_biases(responses, labels, proxy, listed) | place)

@@ -105,6 +105,11 @@ class Experiment(Frozen):
                 "evaluation.oracle"
             )
         if self.labelling.oracle.unit == "tuple":
+            if self.dpo.feedback == "proxy" and not self.evaluator.learns_scores:
+                raise ValueError(
+                    f"{expert!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
+                    "use an expert who compares, such as comparing or llm_pairs, or the evaluator generative"
+                )
             return self
         if not isinstance(strategy, PairAcquisition):
             raise ValueError(
@@ -113,8 +118,8 @@ class Experiment(Frozen):
             )
         if not self.evaluator.learns_pairs:
             raise ValueError(
-                f"{expert!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear or "
-                "reward_head"
+                f"{expert!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
+                "reward_head or generative_pairs"
             )
         return self
 
@@ -135,6 +140,15 @@ class Experiment(Frozen):
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
                 "turn there is none when it picks: set labelling.batches to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eft_seed_from_somewhere(self) -> "Experiment":
+        if self.evaluator.wants_eft_seed and not self.prompts.has_eft_seed:
+            raise ValueError(
+                f"evaluator.eft_seed={getattr(self.evaluator, 'eft_seed', True)} mixes in examples that "
+                f"prompts {self.prompts.label()!r} do not have: set prompts.eft_seed"
             )
         return self
 

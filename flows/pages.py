@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import exp
 from typing import Any
 
 from models.cost import dollars
@@ -19,6 +20,7 @@ img{width:32%;min-width:18rem;margin:.5rem .5% 0 0}
 
 
 _COLLAPSED = 0.5  # more of the scores than this being one value is a collapse
+_LEANS = 0.5  # standard deviations that a change of format may move a score
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,7 +93,26 @@ def _of_the_evaluator(evaluator: dict[str, Any] | None) -> list[tuple[str, str]]
         )
 
     lines = [("evaluator", f"{evaluator['kind']}: {shown('')}")]
-    return lines if evaluator["shuffled_spearman"] is None else [*lines, ("  on shuffled labels", shown("shuffled_"))]
+    if evaluator["shuffled_spearman"] is not None:
+        lines.append(("  on shuffled labels", shown("shuffled_")))
+    if "longer_preferred" in evaluator:  # not in reports of an older version
+        lines.append(("  leans on", _leanings(evaluator)))
+    return lines
+
+
+def _leanings(evaluator: dict[str, Any]) -> str:
+    longer, by_expert = evaluator["longer_preferred"], evaluator["longer_preferred_by_expert"]
+    told = "length: " + (
+        "no two responses of one prompt differ in it"
+        if longer is None
+        else f"the longer response wins in {longer:.0%} of the pairs of one prompt, in {_share(by_expert)} by the expert"
+    )
+    if (shift := evaluator["format_shift"]) is not None:
+        low, high = evaluator["format_shift_ci"]
+        told += f"; format: as a list the same text scores {shift:+.2f} [{low:+.2f}, {high:+.2f}] standard deviations"
+    if (bias := evaluator["position_bias"]) is not None:
+        told += f"; place: of two equals the first wins with probability {1 / (1 + exp(-bias)):.2f}"
+    return told
 
 
 def _of_the_gate(gate: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -166,6 +187,11 @@ def warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"Score collapse: {scores['top_share']:.0%} of the evaluator's scores are one value, and of the pairs of one "
             f"prompt {_share(scores['tied_pairs'])} are tied. What is left to learn from is chosen by little."
+        )
+    shift = (report["evaluator"] or {}).get("format_shift") or 0.0
+    if abs(shift) > _LEANS:
+        found.append(
+            f"The evaluator leans on format: written as a list, the same text scores {shift:+.2f} standard deviations."
         )
     low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
     if low is None or low <= 0.5:

@@ -43,7 +43,7 @@ def proxy_reward(
         before, policy = base, first
         history: tuple[Batch, ...] = ()
         taught = history
-        evaluator = steps.taught(arm, history, first, 0) if x.dpo.feedback == "policy" else None
+        evaluator = steps.taught(arm, history, prompts, first, 0) if x.dpo.feedback == "policy" else None
         responses, scored, pairs, gate = None, None, None, None
         for number in arm.rounds:
             responses = arm.log("generate", steps.sampled(arm, policy, prompts.pool, number)).ref
@@ -54,9 +54,9 @@ def proxy_reward(
                 labels = arm.buy(steps.asked(arm, asked.responses, picks, arm.left))
                 history += (asked.batch(picks, labels.ref),)
                 taught = history
-                evaluator = steps.taught(arm, taught, first, number) if x.dpo.feedback == "proxy" else None
+                evaluator = steps.taught(arm, taught, prompts, first, number) if x.dpo.feedback == "proxy" else None
             if evaluator is not None:
-                gate = steps.gated(arm, taught, first, number)
+                gate = steps.gated(arm, taught, prompts, first, number)
                 scored = arm.log("proxy_label", steps.scored(arm, evaluator.ref, responses, pool.features, first))
                 if doubted := steps.doubted(arm, responses, scored, history, gate=gate, number=number):
                     labels = arm.settle(steps.asked(arm, responses, doubted, arm.left))

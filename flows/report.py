@@ -25,6 +25,7 @@ from tasks.settings import settings
 from tasks.store import store
 
 _SAMPLES, _BINS = 8, 24
+_BIASES = ("longer_preferred", "longer_preferred_by_expert", "format_shift")
 # of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
 _EXPERT_FACTS = {
     *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies"),
@@ -169,7 +170,10 @@ def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, A
         found |= {f"{prefix}pair_accuracy": accuracy[0], f"{prefix}pair_accuracy_ci": accuracy[1:]}
         found |= {f"{prefix}similar_length": alike[0], f"{prefix}similar_length_ci": alike[1:]}
         found |= {f"{prefix}spearman": facts.get(f"{prefix}spearman", math.nan)}
-    return found
+    for name in _BIASES:
+        mean, *interval = (facts[f"{name}_{end}"] for end in ("mean", "low", "high"))
+        found |= {name: mean, f"{name}_ci": interval}
+    return found | {"position_bias": facts.get("position_bias", math.nan)}
 
 
 def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:

@@ -145,15 +145,23 @@ def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought:
     return annotate(purchase, workers=labelling.workers)
 
 
-def taught(arm: Arm, history: tuple[Batch, ...], first: Policy, number: int, *, shuffle: bool = False) -> Product:
+def taught(
+    arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int, *, shuffle: bool = False
+) -> Product:
     """Return an evaluator taught by the history; by labels that say nothing, with `shuffle`."""
     x = arm.experiment
-    teaching = _teaching(arm, number, shuffle=shuffle)
-    trained = train_evaluator(x.evaluator, history, policy=first, rubric=x.labelling.rubric, teaching=teaching)
+    trained = train_evaluator(
+        x.evaluator,
+        history,
+        policy=first,
+        rubric=x.labelling.rubric,
+        teaching=_teaching(arm, number, shuffle=shuffle),
+        eft_seed=_eft_seed(arm, prompts),
+    )
     return trained if shuffle else arm.log("train_evaluator", trained)
 
 
-def gated(arm: Arm, history: tuple[Batch, ...], first: Policy, number: int) -> Decision | None:
+def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int) -> Decision | None:
     """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
     if not history:
         return None
@@ -165,6 +173,7 @@ def gated(arm: Arm, history: tuple[Batch, ...], first: Policy, number: int) -> D
         rubric=x.labelling.rubric,
         teaching=_teaching(arm, number),
         folds=x.dpo.gate.folds,
+        eft_seed=_eft_seed(arm, prompts),
     )
     decision = decide(store().rows(left_out.ref, LeftOut), x.dpo.gate)
     arm.decide(decision)
@@ -245,6 +254,10 @@ def _teaching(arm: Arm, number: int, *, shuffle: bool = False) -> Teaching:
         shuffle=shuffle or labelling.shuffle_labels,
         balance=labelling.pool == "balanced_off_policy",
     )
+
+
+def _eft_seed(arm: Arm, prompts: PromptSets) -> Ref | None:
+    return prompts.eft_seed if arm.experiment.evaluator.wants_eft_seed else None
 
 
 def _least_gap(gate: Decision | None, scores: Scored) -> float:

@@ -2,6 +2,7 @@
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples
 from models.plugins import Frozen
-from models.preference import LeftOut
+from models.preference import Judged, LeftOut
 from models.rubric import LEVELS
 
 Rows = NDArray[np.int64]
@@ -19,13 +20,21 @@ Rows = NDArray[np.int64]
 class Teaching(Frozen):
     """How labels are put before an evaluator, at random from `seed`.
 
-    `shuffle` permutes the scores, or turns comparisons round by the toss of a coin: the control, which must learn nothing.
+    `shuffle` permutes the scores, those of the EFT seed too, or turns comparisons round by the toss of a coin: the control,
+    which must learn nothing.
     `balance` draws the scores again, with replacement, so that every level of them is as frequent.
     """
 
     seed: int
     shuffle: bool = False
     balance: bool = False
+
+    def eft_seed(self, rows: Sequence[Judged]) -> Sequence[Judged]:
+        """Return the EFT seed as it is taught."""
+        if not self.shuffle:
+            return rows
+        order = np.random.default_rng(self.seed).permutation(len(rows))
+        return [replace(row, score=rows[other].score) for row, other in zip(rows, order, strict=True)]
 
 
 class Lessons(ABC):
@@ -69,9 +78,13 @@ class Scores(Lessons):
         return len(self.scores) > 1 and bool(np.ptp(self.scores) > 0)
 
     def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:  # noqa: D102
-        rng = np.random.default_rng(teaching.seed)
-        given = replace(self, scores=rng.permutation(self.scores)) if teaching.shuffle else self
-        taught = given.take(_balanced(given.scores, rng)) if teaching.balance else given
+        rng, given = np.random.default_rng(teaching.seed), self
+        if teaching.shuffle:
+            order = rng.permutation(len(self.scores))
+            remarks = [self.tuples.remarks[row] for row in order] if self.tuples.remarks else ()
+            given = Scores(replace(self.tuples, remarks=remarks), self.scores[order])
+        taught = given.take(balanced(given.scores, rng)) if teaching.balance else given
+        bench = replace(bench, eft_seed=teaching.eft_seed(bench.eft_seed))
         return {"labels": float(len(self.scores)), **evaluator.fit(taught.tuples, taught.scores, bench)}
 
     def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
@@ -105,7 +118,8 @@ class Comparisons(Lessons):
         return {"labels": float(count), **evaluator.fit_pairs(self.first, self.second, self.preference * turn, bench)}
 
     def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
-        gap = _logits(evaluator, self.first, bench) - _logits(evaluator, self.second, bench)
+        one, other = np.split(_logits(evaluator, self.first.joined(self.second), bench), 2)
+        gap = one - other
         sides = zip(self.first.responses, self.second.responses, strict=True)
         return [
             LeftOut(one.id, other.id, one.prompt_id, fold, float(logit), float(preference))
@@ -138,7 +152,7 @@ def _logits(evaluator: Evaluator, tuples: Tuples, bench: Bench) -> Floats:
     return np.asarray(evaluator.members(tuples, bench).mean(axis=0) / evaluator.temperature(bench))
 
 
-def _balanced(scores: Floats, rng: np.random.Generator) -> Rows:
+def balanced(scores: Floats, rng: np.random.Generator) -> Rows:
     """Return n of n rows, drawn so that each level is as frequent: distinct scores, or six equal parts of their range."""
     _, level = np.unique(scores, return_inverse=True)
     if level.max(initial=0) >= LEVELS:

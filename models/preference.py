@@ -39,6 +39,15 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """An off-policy answer and somebody's score of it, on a scale of its own: the paper's EFT seed."""
+
+    prompt: str
+    response: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A tuple (x, y): one sampled response y to the prompt x, the unit that a query asks about.
 
@@ -81,7 +90,8 @@ class Label:
     The score of a comparison lies in [−1, 1]: 1 for the response, −1 for the other, 0 for neither.
 
     `bought` is false when the ledger already held the label, in which case `micro_usd` is its virtual cost: what
-    this run would have paid alone. A quarantined label (unparsable, NaN) has a NaN score and is never used.
+    this run would have paid alone. A quarantined label (unparsable, NaN) has a NaN score and is never used. The `remark` is
+    the expert's justification of a score, where it gives one.
     """
 
     response_id: str
@@ -91,6 +101,7 @@ class Label:
     bought: bool
     status: LabelStatus
     against: str = ""
+    remark: str = ""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -172,7 +183,7 @@ class Comparison:
     after_score: float
 
 
-Row = TypeVar("Row", Prompt, Demonstration, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
+Row = TypeVar("Row", Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
 
 
 def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:

@@ -33,7 +33,7 @@ _ADDITIVE = _Wording(
 _WARMTH = _Wording(
     criterion="How warmly does this film critic write? 0 is scathing, 5 is enthusiastic.",
     ending='End with the line "Score: <total>".',
-    points="how warmly the film critic writes",
+    points="warmth",
 )
 
 _WORDINGS: dict[RubricName, _Wording] = {"additive": _ADDITIVE, "warmth": _WARMTH}

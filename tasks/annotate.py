@@ -53,7 +53,7 @@ def ask_people(purchase: Purchase) -> int:
     return 0
 
 
-@stage(version=3, ignore=["workers"])
+@stage(version=4, ignore=["workers"])
 def annotate(purchase: Purchase, *, workers: int) -> Bought:
     """Return the labels, within every cap.
 
@@ -62,10 +62,16 @@ def annotate(purchase: Purchase, *, workers: int) -> Bought:
     by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
     labels = _buy(purchase, by_id, ledger, workers=workers)
     facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
-    rows = ledger.rows(account=purchase.account)
-    facts |= purchase.oracle.findings([row["raw"] for row in rows if row["status"] in SETTLED])
+    settled = [row for row in ledger.rows(account=purchase.account) if row["status"] in SETTLED]
+    facts |= purchase.oracle.findings([row["raw"] for row in settled])
+    said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
+    labels = [replace(entry, remark=_remark(purchase.oracle, by_id[entry.response_id], said)) for entry in labels]
     facts |= _habits(labels, by_id)
     return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=purchase.account)
+
+
+def _remark(oracle: Oracle, response: Response, said: Mapping[tuple[str, str], str]) -> str:
+    return oracle.remark(said.get((response.prompt, response.text), ""))
 
 
 def _by_id(purchase: Purchase) -> dict[str, Response]:

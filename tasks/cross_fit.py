@@ -7,12 +7,12 @@ from models.evaluators.base import Bench, Evaluator
 from models.preference import LeftOut
 from models.rubric import Rubric
 from tasks.caching import Product, stage
-from tasks.history import Batch, lessons_of
+from tasks.history import Batch, judged, lessons_of
 from tasks.policy import Policy
-from tasks.store import store
+from tasks.store import Ref, store
 
 
-@stage(version=1)
+@stage(version=2)
 def cross_fit(
     evaluator: Evaluator,
     history: tuple[Batch, ...],
@@ -21,8 +21,12 @@ def cross_fit(
     rubric: Rubric,
     teaching: lessons.Teaching,
     folds: int,
+    eft_seed: Ref | None = None,
 ) -> Product:
-    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts."""
-    bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed)
+    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts.
+
+    `eft_seed` is that of `train_evaluator`.
+    """
+    bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed, judged(eft_seed))
     rows = lessons.cross_fit(evaluator, lessons_of(history), bench, teaching, folds)
     return Product(ref=store().write_rows("left_out", rows, LeftOut))

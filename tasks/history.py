@@ -1,6 +1,7 @@
 """What has been bought so far: for each batch, which pool it was picked from, its labels and its vectors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from models.evaluators.base import Tuples
 from models.lessons import Comparisons, Lessons, Scores
 from models.plugins import Frozen
-from models.preference import Label, Response, usable_comparisons, usable_scores
+from models.preference import Judged, Label, Response, usable_comparisons, usable_scores
 from tasks.store import Ref, store
 
 
@@ -40,9 +41,16 @@ def lessons_of(history: Sequence[Batch]) -> Lessons:
     return Scores(_joined([part.tuples for part in scored]), np.concatenate([[], *(part.scores for part in scored)]))
 
 
+def judged(eft_seed: Ref | None) -> Sequence[Judged]:
+    """Return the EFT seed's rows, none where there is no seed."""
+    return () if eft_seed is None else store().rows(eft_seed, Judged)
+
+
 def _scored(batch: Batch) -> Scores:
-    known = usable_scores(store().rows(batch.labels, Label))
-    return Scores(_tuples(batch, list(known)), np.array(list(known.values())))
+    labels = store().rows(batch.labels, Label)
+    known, remarks = usable_scores(labels), {label.response_id: label.remark for label in labels}
+    tuples = replace(_tuples(batch, list(known)), remarks=[remarks[response_id] for response_id in known])
+    return Scores(tuples, np.array(list(known.values())))
 
 
 def _compared(batch: Batch) -> Comparisons:
@@ -61,7 +69,11 @@ def _tuples(batch: Batch, ids: Sequence[str]) -> Tuples:
 
 def _joined(parts: Sequence[Tuples]) -> Tuples:
     features = [part.features for part in parts if part.features is not None]
-    return Tuples([r for part in parts for r in part.responses], np.concatenate(features) if features else None)
+    return Tuples(
+        [r for part in parts for r in part.responses],
+        np.concatenate(features) if features else None,
+        [remark for part in parts for remark in part.remarks],
+    )
 
 
 def anchors(history: Sequence[Batch], current: Ref) -> NDArray[np.float32] | None:

@@ -1,10 +1,10 @@
-"""Load the prompts, set over-long ones aside by name, and store the three sets."""
+"""Load the prompts, set over-long ones aside by name, and store the sets."""
 
 import logging
 
 from models.chat import Renderer
 from models.plugins import Frozen
-from models.preference import Demonstration, Prompt
+from models.preference import Demonstration, Judged, Prompt
 from models.sources.base import PromptSource
 from tasks.caching import stage
 from tasks.policy import Policy
@@ -14,15 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class PromptSets(Frozen):
-    """Refs of the seed (Demonstration rows), the pool and the held-out prompts (Prompt rows)."""
+    """Refs of the seed (Demonstration rows), the pool and held-out prompts (Prompt rows) and the EFT seed (Judged rows)."""
 
     seed: Ref
     pool: Ref
     held_out: Ref
+    eft_seed: Ref | None = None
     over_long: tuple[str, ...] = ()
 
 
-@stage(version=1)
+@stage(version=2)
 def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_prompt_tokens: int) -> PromptSets:
     """Return the stored sets; `inputs` digests the files read, so that an edited file is loaded anew."""
     del inputs
@@ -51,5 +52,6 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
         seed=store().write_rows("seed", prompts.seed, Demonstration),
         pool=store().write_rows("prompts", pool, Prompt),
         held_out=store().write_rows("prompts", held_out, Prompt),
+        eft_seed=store().write_rows("eft_seed", prompts.eft_seed, Judged) if prompts.eft_seed else None,
         over_long=tuple(over_long),
     )

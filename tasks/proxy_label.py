@@ -20,7 +20,7 @@ class Scored(Frozen):
     facts: dict[str, float] = {}
 
 
-@stage(version=3)
+@stage(version=4)
 def proxy_label(
     evaluator: Evaluator,
     trained: Ref,
@@ -35,7 +35,8 @@ def proxy_label(
     rows = store().rows(responses, Response)
     bench = Bench(policy.checkpoint(), rubric, store().folder(trained), seed)
     matrix = store().matrix(features) if features is not None else None
-    members = evaluator.members(Tuples(rows, matrix), bench)
+    tuples = Tuples(rows, matrix)
+    members = evaluator.members(tuples, bench)
     temperature = evaluator.temperature(bench)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
@@ -50,5 +51,6 @@ def proxy_label(
         "temperature": temperature,
         "score_std": float(np.nanstd(mean)),
         **concentration(mean[parsed], prompt[parsed].astype(np.int64))._asdict(),
+        **evaluator.findings(members, tuples),
     }
     return Scored(ref=store().write_rows("scores", scores, Score), members=out.ref, facts=facts)

@@ -6,12 +6,12 @@ from models.evaluators.base import Bench, Evaluator
 from models.lessons import Teaching
 from models.rubric import Rubric
 from tasks.caching import Product, stage
-from tasks.history import Batch, lessons_of
+from tasks.history import Batch, judged, lessons_of
 from tasks.policy import Policy
-from tasks.store import new_folder, store
+from tasks.store import Ref, new_folder, store
 
 
-@stage(version=4)
+@stage(version=5)
 def train_evaluator(
     evaluator: Evaluator,
     history: tuple[Batch, ...],
@@ -19,10 +19,14 @@ def train_evaluator(
     policy: Policy,
     rubric: Rubric,
     teaching: Teaching,
+    eft_seed: Ref | None = None,
 ) -> Product:
-    """Return the trained evaluator, taught by the expert's scores or by its comparisons, or untaught without any."""
+    """Return the trained evaluator, taught by the expert's scores or by its comparisons, or untaught without any.
+
+    `eft_seed` (Judged rows) is taught beside them, to evaluators that want it.
+    """
     with new_folder() as folder:
-        bench = Bench(policy.checkpoint(), rubric, Path(folder), teaching.seed)
+        bench = Bench(policy.checkpoint(), rubric, Path(folder), teaching.seed, judged(eft_seed))
         if history:
             facts = lessons_of(history).teach(evaluator, bench, teaching)
         else:

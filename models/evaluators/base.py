@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.embedding import View
 from models.plugins import Plugin
 from models.policies.language_model import Checkpoint
-from models.preference import Response
+from models.preference import Judged, Response
 from models.rubric import Rubric
 
 Floats = NDArray[np.float64]
@@ -19,24 +19,43 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tuples:
-    """Tuples (x, y) to learn from or to score; `features` has shape (N, d) where the evaluator asks for a view."""
+    """Tuples (x, y) to learn from or to score; `features` has shape (N, d) where the evaluator asks for a view.
+
+    `remarks` are the expert's justifications of their scores, N of them ("" where it gave none), or there are none at all.
+    """
 
     responses: Sequence[Response]
     features: NDArray[np.float32] | None = None
+    remarks: Sequence[str] = ()
 
     def take(self, rows: NDArray[np.int64]) -> "Tuples":
         """Return these rows alone."""
-        return Tuples([self.responses[row] for row in rows], None if self.features is None else self.features[rows])
+        return Tuples(
+            [self.responses[row] for row in rows],
+            None if self.features is None else self.features[rows],
+            [self.remarks[row] for row in rows] if self.remarks else (),
+        )
+
+    def joined(self, other: "Tuples") -> "Tuples":
+        """Return these rows and then the other's, to be scored."""
+        both = None
+        if self.features is not None and other.features is not None:
+            both = np.concatenate([self.features, other.features])
+        return Tuples([*self.responses, *other.responses], both)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What an evaluator may build on: the policy it starts from, the criterion, its folder and its seed."""
+    """What an evaluator may build on: the policy it starts from, the criterion, its folder and its seed.
+
+    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that `wants_eft_seed`.
+    """
 
     policy: Checkpoint
     rubric: Rubric
     folder: Path
     seed: int
+    eft_seed: Sequence[Judged] = ()
 
 
 class Evaluator(Plugin):
@@ -44,8 +63,14 @@ class Evaluator(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     feature_view: ClassVar[View | None] = None
+    learns_scores: ClassVar[bool] = True
     learns_pairs: ClassVar[bool] = False
     judges_untaught: ClassVar[bool] = False
+
+    @property
+    def wants_eft_seed(self) -> bool:
+        """Whether off-policy examples of the prompt source are to be taught too."""
+        return False
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
         """Learn from N expert scores, save into `bench.folder` (safetensors and JSON only), return facts to log."""
@@ -68,6 +93,11 @@ class Evaluator(Plugin):
         NaN marks a tuple whose judgement could not be parsed; it is counted and left out, never guessed.
         """
         raise NotImplementedError
+
+    def findings(self, members: Floats, tuples: Tuples) -> dict[str, float]:
+        """Return what the members' scores of these tuples say of the evaluator's habits, by name: facts for reports."""
+        del members, tuples
+        return {}
 
     def temperature(self, bench: Bench) -> float:
         """Return T such that σ((score_i − score_j)/T) is the probability that the expert prefers i; 1 for logits."""

@@ -1,65 +1,79 @@
 """The paper's evaluator: the language model fine-tuned to answer the judging prompt with a justification and a score."""
 
 import json
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
+from models.evaluators.base import Bench, Floats, Tuples, check_trainable
+from models.evaluators.judge import Judge
 from models.generators.hf import Transformers
-from models.policies.language_model import Checkpoint, LanguageModel
-from models.policies.sft import SFT, train_sft
-from models.preference import Demonstration, Prompt
+from models.lessons import balanced
+from models.policies.language_model import LanguageModel
+from models.policies.next_token import choice_logprob
+from models.preference import Demonstration, Judged, Prompt
 from models.rubric import LEVELS, parse_score
 
-_ADAPTER, _LEVELS = "generative", "levels.json"
+_LEVELS = "levels.json"
 
 
-class Generative(Evaluator):
+class Generative(Judge):
     """Fine-tune on rubric + x + y → "justification, Score: s" (EFT).
 
-    `expected` reads Σ_s p(s) · value(s) from the distribution over the score token, in one forward pass; `sampled`
-    parses and averages sampled judgements. The expert's scale is cut into levels 0…5 at the quantiles of its labels;
-    value(s) is the mean label of level s, so that scores come back in the expert's unit.
+    `expected` is taught the score alone and reads Σ_s p(s) · value(s) from the distribution over its token, in one forward
+    pass; `sampled` is taught the expert's justification too, where it gave one, and parses and averages sampled judgements.
+    The expert's scale is cut into levels 0…5 at the quantiles of its labels; value(s) is the mean label of level s, so that
+    scores come back in the expert's unit. Examples of the EFT seed are cut likewise, on a scale of their own.
     """
 
     judges_untaught: ClassVar[bool] = True
 
     kind: Literal["generative"] = "generative"
-    schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
     read: Literal["expected", "sampled"] = Field("expected", description="expected value, or mean of samples")
     judgements: PositiveInt = Field(3, description="sampled ones")
-    batch_size: PositiveInt = Field(16, description="texts at once")
+    eft_seed: Literal["none", "raw", "balanced"] = Field(
+        "none", description="off-policy examples of the prompt source mixed in: as they are, or every level as often"
+    )
+
+    @property
+    def wants_eft_seed(self) -> bool:  # noqa: D102
+        return self.eft_seed != "none"
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
         levels = _levels(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
+        remarks = tuples.remarks if self.read == "sampled" and tuples.remarks else [""] * len(scores)
         examples = [
-            Demonstration(bench.rubric.render(r.prompt, r.text), bench.rubric.answer(int(level)))
-            for r, level in zip(tuples.responses, levels, strict=True)
+            Demonstration(bench.rubric.render(r.prompt, r.text), bench.rubric.answer(int(level), remark))
+            for r, level, remark in zip(tuples.responses, levels, remarks, strict=True)
         ]
-        facts = train_sft(bench.policy.load(), examples, self.schedule, folder=bench.folder / _ADAPTER, seed=bench.seed)
-        (bench.folder / _LEVELS).write_text(json.dumps(values))
-        return facts | {"levels": float(len(values))}
+        seed_examples = self._seed_examples(bench, len(values))
+        facts = self._learn([*examples, *seed_examples], bench)
+        return facts | self._save(values, bench) | {"eft_seed": float(len(seed_examples))}
 
     def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
-        # the policy judges as it is (Self-Rewarding LM, 2401.10020): levels are points
-        (bench.folder / _LEVELS).write_text(json.dumps({level: float(level) for level in range(LEVELS)}))
-        return {"levels": float(LEVELS)}
+        # the policy judges as it is, or as the EFT seed has taught it (Self-Rewarding LM, 2401.10020): levels are points
+        examples = self._seed_examples(bench, LEVELS)
+        facts = self._learn(examples, bench) if examples else {}
+        saved = self._save({level: float(level) for level in range(LEVELS)}, bench)
+        return facts | saved | {"eft_seed": float(len(examples))}
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         saved = json.loads((bench.folder / _LEVELS).read_text())
-        values = {int(level): value for level, value in saved.items()}
-        base = bench.policy
-        learnt = [bench.folder / _ADAPTER] if (bench.folder / _ADAPTER).exists() else []
-        judge = Checkpoint(base.source, (*base.adapters, *learnt), base.dtype, base.template).load()
+        values = {int(level): float(value) for level, value in saved.items()}
         prompts = [bench.rubric.render(r.prompt, r.text) for r in tuples.responses]
-        if self.read == "expected":
-            answers = {level: bench.rubric.answer(level) for level in values}
-            return _expected(judge, prompts, answers, values, self.batch_size)[None, :]
-        return self._sampled(judge, prompts, values, bench.seed)[None, :]
+        return np.stack([self._read(judge, prompts, values, bench) for judge in self._judges(bench)])
+
+    def _read(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], bench: Bench) -> Floats:
+        if self.read == "sampled":
+            return self._sampled(judge, prompts, values, bench.seed)
+        answers = [bench.rubric.answer(level) for level in values]
+        logprob = choice_logprob(judge, prompts, answers, batch_size=self.batch_size, what="judging")
+        return np.asarray(np.exp(logprob) @ np.array(list(values.values())))
 
     def _sampled(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], seed: int) -> Floats:
         generator = Transformers(max_new_tokens=128, batch_size=self.batch_size)
@@ -73,42 +87,32 @@ class Generative(Evaluator):
         parsed = np.isfinite(scores)
         return np.where(parsed.any(1), np.nansum(scores, 1) / np.maximum(parsed.sum(1), 1), np.nan)
 
+    def _seed_examples(self, bench: Bench, levels: int) -> list[Demonstration]:
+        """Return the EFT seed in as many levels as the labels have, which give the levels their value."""
+        rows: Sequence[Judged] = bench.eft_seed if self.wants_eft_seed else ()
+        if not rows:
+            return []
+        level = _levels(np.array([row.score for row in rows]), levels)
+        drawn = np.arange(len(rows))
+        if self.eft_seed == "balanced":
+            drawn = balanced(level.astype(np.float64), np.random.default_rng(bench.seed))
+        return [
+            Demonstration(bench.rubric.render(rows[n].prompt, rows[n].response), bench.rubric.answer(int(level[n])))
+            for n in drawn.tolist()
+        ]
 
-def _levels(scores: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Cut the scores into at most six levels, of equal size where they are not tied; equal scores share a level."""
+    @staticmethod
+    def _save(values: dict[int, float], bench: Bench) -> dict[str, float]:
+        (bench.folder / _LEVELS).write_text(json.dumps(values))
+        return {"levels": float(len(values))}
+
+
+def _levels(scores: Floats, most: int = LEVELS) -> NDArray[np.int64]:
+    """Cut the scores into at most so many levels, of equal size where they are not tied; equal scores share a level."""
     distinct, rank = np.unique(scores, return_inverse=True)
-    if len(distinct) > LEVELS:
-        edges = np.unique(np.quantile(scores, np.arange(1, LEVELS) / LEVELS))
+    if len(distinct) > most:
+        edges = np.unique(np.quantile(scores, np.arange(1, most) / most))
         _, rank = np.unique(np.searchsorted(edges, scores, side="left"), return_inverse=True)
         if rank.max() == 0:  # nearly all labels are the highest score
             rank = scores == distinct[-1]
     return rank.astype(np.int64)
-
-
-def _expected(
-    judge: LanguageModel,
-    prompts: list[str],
-    answers: dict[int, str],
-    values: dict[int, float],
-    batch_size: int,
-) -> Floats:
-    """Return the expected value over the score token that follows the answers' common beginning."""
-    import torch
-
-    rows = []
-    for prompt in prompts:
-        encoded = [judge.renderer.encode(prompt, answer).ids for answer in answers.values()]
-        shared = next(t for t in range(len(encoded[0])) if len({ids[t] for ids in encoded}) > 1)
-        if len({ids[shared] for ids in encoded}) < len(encoded):
-            raise ValueError("this tokenizer does not tell the score levels apart by one token: use read: sampled")
-        rows.append((encoded[0][:shared], [ids[shared] for ids in encoded]))
-    value = np.array([values[level] for level in answers])
-    expected = np.zeros(len(rows))
-    for numbers, ids, mask in judge.batches([row[0] for row in rows], batch_size, "judging"):
-        with torch.inference_mode():
-            states = judge.model.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            logits = judge.model.lm_head(states[torch.arange(len(numbers)), mask.sum(1) - 1]).float()
-        for position, number in enumerate(numbers):
-            probability = torch.softmax(logits[position, rows[number][1]], dim=-1).cpu().numpy()
-            expected[number] = float(probability @ value)
-    return expected

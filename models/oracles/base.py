@@ -132,6 +132,11 @@ class Oracle(Plugin):
         del replies
         return {}
 
+    def remark(self, raw: str) -> str:
+        """Return the justification that the raw text of a verdict holds, without the score; "" if there is none."""
+        del raw
+        return ""
+
     def fingerprint(self) -> str:
         """Return the identity under which labels are owned: same fingerprint, same answer to the same question."""
         return f"{self.label()}-{digest_of([self.recipe_version, *self.identity()])}"

@@ -100,6 +100,14 @@ class LLMJudge(Oracle):
     def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         return calls_made(replies)
 
+    def remark(self, raw: str) -> str:  # noqa: D102
+        for record in records_of([raw]):
+            for value, text in zip(record["said"], record["texts"], strict=False):
+                if value is not None:
+                    told = stated_field(text, "justification") if self.structured else SCORE_LINE.sub("", text)
+                    return " ".join(told.split()) if isinstance(told, str) else ""
+        return ""
+
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
 

@@ -126,9 +126,9 @@ class LanguageModel:
         return trunk
 
     def batches(
-        self, encoded: Sequence[list[int]], batch_size: int, what: str = ""
+        self, encoded: Sequence[list[int]], batch_size: int, what: str = "", *, pads: Literal["left", "right"] = "right"
     ) -> Iterator[tuple[list[int], Any, Any]]:
-        """Yield (row numbers, ids, mask) on the model's device, longest first, padded on the right."""
+        """Yield (row numbers, ids, mask) on the model's device, longest first."""
         import torch
 
         longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
@@ -141,8 +141,9 @@ class LanguageModel:
                 mask = torch.zeros((len(rows), width), dtype=torch.long)
                 for position, row in enumerate(rows):
                     length = len(encoded[row])
-                    ids[position, :length] = torch.tensor(encoded[row])
-                    mask[position, :length] = 1
+                    begin_at = width - length if pads == "left" else 0
+                    ids[position, begin_at : begin_at + length] = torch.tensor(encoded[row])
+                    mask[position, begin_at : begin_at + length] = 1
                 yield rows, ids.to(self.model.device), mask.to(self.model.device)
                 bar.update(len(rows))
 

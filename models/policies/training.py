@@ -15,7 +15,7 @@ from models.chat import Renderer
 from models.plugins import Frozen
 
 _STEPS_TO_WARM_UP = 10
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +25,15 @@ class Lora(Frozen):
 
     r: PositiveInt = Field(16, description="rank")
     alpha: PositiveInt = Field(32, description="scale: the adapter counts alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs left out at random in training")
 
     def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
         """Return peft's configuration."""
         from peft import LoraConfig
 
-        return LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules="all-linear", task_type=task)
+        return LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules="all-linear", task_type=task
+        )
 
 
 class Schedule(Frozen):
@@ -114,11 +117,11 @@ def save_adapter(model: Any, folder: Path) -> None:  # noqa: ANN401
     """
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, safe_serialization=True)
-        config = json.loads((Path(scratch) / _CONFIG).read_text())
+        config = json.loads((Path(scratch) / CONFIG).read_text())
         config["base_model_name_or_path"] = None
         for name, value in config.items():
             if isinstance(value, list):
                 config[name] = sorted(value)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
-        shutil.copyfile(Path(scratch) / _WEIGHTS, folder / _WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
+        shutil.copyfile(Path(scratch) / WEIGHTS, folder / WEIGHTS)

@@ -1,17 +1,22 @@
 """What every prompt source gives: a seed for SFT, an unlabelled pool, and held-out prompts."""
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from models.plugins import Plugin
-from models.preference import Demonstration, Prompt
+from models.preference import Demonstration, Judged, Prompt
 
 
 class Prompts(NamedTuple):
-    """Three disjoint sets; `seed` may be empty (SFT is then skipped and the base model is `M_1`)."""
+    """Three disjoint sets; `seed` may be empty (SFT is then skipped and the base model is `M_1`).
+
+    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that is taught with them beside the labels.
+    """
 
     seed: list[Demonstration]
     pool: list[Prompt]
     held_out: list[Prompt]
+    eft_seed: Sequence[Judged] = ()
 
 
 class PromptSource(Plugin):
@@ -19,6 +24,11 @@ class PromptSource(Plugin):
 
     terms: ClassVar[str] = "The prompts' terms are those of where they come from."
     redistributable: ClassVar[bool] = True  # whether texts made from the prompts may be passed on at all
+
+    @property
+    def has_eft_seed(self) -> bool:
+        """Whether off-policy answers with scores come with the prompts."""
+        return False
 
     def load(self) -> Prompts:
         """Return the prompts; raise ValueError or OSError naming the file, the line and the remedy."""
@@ -41,11 +51,12 @@ def check_disjoint(prompts: Prompts) -> Prompts:
                     f"{name} repeats the prompt {prompt.text[:80]!r}: the same query would be bought twice"
                 )
             seen.add(prompt.id)
-    if leaked := {Prompt.of(d.prompt).id for d in prompts.seed} & {p.id for p in prompts.held_out}:
-        text = next(p.text for p in prompts.held_out if p.id in leaked)
-        raise ValueError(
-            f"{len(leaked)} held-out prompts are in the SFT seed, such as {text[:80]!r}: remove them from one"
-        )
+    for name, known in (("SFT seed", prompts.seed), ("EFT seed", prompts.eft_seed)):
+        if leaked := {Prompt.of(row.prompt).id for row in known} & {p.id for p in prompts.held_out}:
+            text = next(p.text for p in prompts.held_out if p.id in leaked)
+            raise ValueError(
+                f"{len(leaked)} held-out prompts are in the {name}, such as {text[:80]!r}: remove them from one"
+            )
     if shared := {p.id for p in prompts.pool} & {p.id for p in prompts.held_out}:
         text = next(p.text for p in prompts.pool if p.id in shared)
         raise ValueError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")

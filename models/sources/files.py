@@ -1,6 +1,7 @@
 """Prompts from text files of the user's own: JSONL or plain text, one prompt a line."""
 
 import json
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -8,20 +9,30 @@ from pydantic import Field
 
 from models.downloads import sha256_of
 from models.plugins import digest_of
-from models.preference import Demonstration, Prompt
+from models.preference import Demonstration, Judged, Prompt
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 
 class Files(PromptSource):
-    """Read `pool` and `held_out` (`{"prompt": …}` a line, or plain text) and `seed` (`{"prompt": …, "response": …}`)."""
+    """Read `pool` and `held_out` (`{"prompt": …}` a line, or plain text) and `seed` (`{"prompt": …, "response": …}`).
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"pool", "held_out", "seed"})  # `digest_inputs` has them
+    A line of `eft_seed` is `{"prompt": …, "response": …, "score": …}`.
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset(
+        {"pool", "held_out", "seed", "eft_seed"}
+    )  # `digest_inputs` has them
 
     kind: Literal["files"] = "files"
     pool: Path = Field(description="prompts to generate from")
     held_out: Path = Field(description="prompts of the evaluation")
     seed: Path | None = Field(None, description="demonstrations for SFT; none: the base model is M_1")
+    eft_seed: Path | None = Field(None, description="answers with somebody's scores, for the evaluator's EFT seed")
     drop_duplicates: bool = Field(False, description="drop repeated prompts; they are refused otherwise")
+
+    @property
+    def has_eft_seed(self) -> bool:  # noqa: D102
+        return self.eft_seed is not None
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(
@@ -29,12 +40,13 @@ class Files(PromptSource):
                 seed=_demonstrations(self.seed) if self.seed else [],
                 pool=self._prompts(self.pool),
                 held_out=self._prompts(self.held_out),
+                eft_seed=_judged(self.eft_seed) if self.eft_seed else (),
             )
         )
 
     def digest_inputs(self) -> str:  # noqa: D102
-        files = [self.pool, self.held_out, *([self.seed] if self.seed else [])]
-        return digest_of([self.drop_duplicates, *[sha256_of(file) for file in files]])
+        files = (self.pool, self.held_out, self.seed, self.eft_seed)
+        return digest_of([self.drop_duplicates, *[sha256_of(file) if file else None for file in files]])
 
     def _prompts(self, path: Path) -> list[Prompt]:
         first_seen: dict[str, int] = {}
@@ -59,13 +71,24 @@ class Files(PromptSource):
 
 
 def _demonstrations(path: Path) -> list[Demonstration]:
+    return [_demonstration(record, f"{path}, line {number}") for number, record in _records(path)]
+
+
+def _judged(path: Path) -> list[Judged]:
     rows = []
     for number, record in _records(path):
-        prompt, response = record.get("prompt"), record.get("response")
-        if not isinstance(prompt, str) or not isinstance(response, str) or not response.strip():
-            raise ValueError(f'{path}, line {number}: a seed line is {{"prompt": "…", "response": "…"}}')
-        rows.append(Demonstration(prompt=prompt.strip(), response=response.strip()))
+        shown, score = _demonstration(record, f"{path}, line {number}"), record.get("score")
+        if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
+            raise ValueError(f'{path}, line {number}: an EFT seed line has a number as its "score", got {score!r}')
+        rows.append(Judged(shown.prompt, shown.response, float(score)))
     return rows
+
+
+def _demonstration(record: dict[str, object], where: str) -> Demonstration:
+    prompt, response = record.get("prompt"), record.get("response")
+    if not isinstance(prompt, str) or not isinstance(response, str) or not response.strip():
+        raise ValueError(f'{where}: a seed line is {{"prompt": "…", "response": "…"}}')
+    return Demonstration(prompt=prompt.strip(), response=response.strip())
 
 
 def _records(path: Path) -> list[tuple[int, dict[str, object]]]:

@@ -1,7 +1,9 @@
 """Prompts from datasets of the hub, or of a folder: columns written into a prompt, rows kept by what they hold."""
 
+import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.downloads import sha256_of
 from models.plugins import Frozen, digest_of
-from models.preference import Demonstration, Prompt
+from models.preference import Demonstration, Judged, Prompt
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 _COLUMN = re.compile(r"\{([\w.]+)\}")
@@ -29,15 +31,19 @@ class Table(Frozen):
     split: str = Field("train", description="of the dataset")
     prompt: str = Field(description="a text with `{column}` in it")
     response: str | None = Field(None, description="the same, for a seed")
+    score: str | None = Field(
+        None, description="the same, for an EFT seed: a number, more is better, such as `-{rank}`"
+    )
     where: dict[str, Any] = Field({}, description="columns and the value that a row must have in each")
     id: str = Field("id", description="column that names a row")
     parent: str | None = Field(None, description="column that names the message answered")
     rows: PositiveInt = Field(description="rows drawn at random")
 
-    def texts(self, seed: int) -> Iterator[tuple[str, str]]:
-        """Yield (prompt, response) of the kept rows in random order; raise ValueError naming a column there is not."""
+    def texts(self, seed: int) -> Iterator[tuple[str, str, str]]:
+        """Yield (prompt, response, score) of the kept rows in random order; raise ValueError naming a missing column."""
         data = self._load()
-        wanted = {*_COLUMN.findall(self.prompt), *_COLUMN.findall(self.response or ""), *self.where}
+        templates = [template or "" for template in (self.prompt, self.response, self.score)]
+        wanted = {*self.where, *(name for template in templates for name in _COLUMN.findall(template))}
         wanted |= {self.id, self.parent} if self.parent else set()
         columns = {name.removeprefix(_PARENT) if self.parent else name for name in wanted}
         if missing := columns - set(data.column_names):
@@ -57,7 +63,8 @@ class Table(Frozen):
             if self.parent and held[self.parent][row] not in row_of:
                 continue
             if all(value(row, name) == kept for name, kept in self.where.items()):
-                yield text(row, self.prompt), text(row, self.response or "")
+                prompt, response, score = (text(row, template) for template in templates)
+                yield prompt, response, score
 
     def digest_inputs(self) -> str:
         """Return the digest of a folder's files, or the hub's commit: a branch that moves is another dataset."""
@@ -84,14 +91,19 @@ class Hub(PromptSource):
     kind: Literal["hub"] = "hub"
     pool: Table
     seed: Table | None = None
+    eft_seed: Table | None = None
     held_out: PositiveInt = Field(description="further rows of the pool's dataset, set aside")
     draw: NonNegativeInt = Field(0, description="the seed of the draw")
 
+    @property
+    def has_eft_seed(self) -> bool:  # noqa: D102
+        return self.eft_seed is not None
+
     def load(self) -> Prompts:  # noqa: D102
-        seed = self._demonstrations()
-        taken = {Prompt.of(demonstration.prompt).id for demonstration in seed}
+        seed, eft_seed = self._demonstrations(), self._judged()
+        taken = {Prompt.of(row.prompt).id for rows in (seed, eft_seed) for row in rows}
         prompts: dict[str, Prompt] = {}
-        for text, _ in self.pool.texts(self.draw):
+        for text, _, _ in self.pool.texts(self.draw):
             prompt = Prompt.of(text)
             if text and prompt.id not in taken:
                 prompts.setdefault(prompt.id, prompt)
@@ -103,10 +115,11 @@ class Hub(PromptSource):
                 f"dataset {self.pool.dataset} has {len(found)} distinct prompts of this kind, and {self.held_out} are held "
                 "out: lower prompts.held_out or keep more rows"
             )
-        return check_disjoint(Prompts(seed=seed, pool=found[self.held_out :], held_out=found[: self.held_out]))
+        pool, held_out = found[self.held_out :], found[: self.held_out]
+        return check_disjoint(Prompts(seed=seed, pool=pool, held_out=held_out, eft_seed=eft_seed))
 
     def digest_inputs(self) -> str:  # noqa: D102
-        return digest_of([table.digest_inputs() for table in (self.pool, self.seed) if table is not None])
+        return digest_of([table.digest_inputs() for table in (self.pool, self.seed, self.eft_seed) if table])
 
     def _demonstrations(self) -> list[Demonstration]:
         if self.seed is None:
@@ -114,9 +127,30 @@ class Hub(PromptSource):
         if self.seed.response is None:
             raise ValueError("prompts.seed.response is missing: a demonstration has an answer, such as '{targets}'")
         rows: list[Demonstration] = []
-        for prompt, response in self.seed.texts(self.draw):
+        for prompt, response, _ in self.seed.texts(self.draw):
             if prompt and response:
                 rows.append(Demonstration(prompt, response))
             if len(rows) == self.seed.rows:
                 break
+        return rows
+
+    def _judged(self) -> list[Judged]:
+        """Return the EFT seed; rows whose score is no number (a message that nobody has ranked) are not in it."""
+        if self.eft_seed is None:
+            return []
+        if self.eft_seed.response is None or self.eft_seed.score is None:
+            raise ValueError("prompts.eft_seed needs a response and a score, such as '{text}' and '-{rank}'")
+        rows: list[Judged] = []
+        for prompt, response, told in self.eft_seed.texts(self.draw):
+            with suppress(ValueError):
+                score = float(told)
+                if prompt and response and math.isfinite(score):
+                    rows.append(Judged(prompt, response, score))
+            if len(rows) == self.eft_seed.rows:
+                break
+        if not rows:
+            raise ValueError(
+                f"dataset {self.eft_seed.dataset} has no row of this kind whose score {self.eft_seed.score!r} is a number: "
+                "check prompts.eft_seed.score and where"
+            )
         return rows

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.downloads import check_sha256, once
-from models.preference import Demonstration, Prompt, text_hash
+from models.preference import Demonstration, Judged, Prompt, text_hash
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 PACKAGE = "vaderSentiment==0.5"
@@ -46,6 +46,7 @@ class MovieReviews(PromptSource):
 
     kind: Literal["movie_reviews"] = "movie_reviews"
     seed: NonNegativeInt = Field(320, description="demonstrations")
+    eft_seed: NonNegativeInt = Field(0, description="demonstrations whose ratings by people come along")
     pool: PositiveInt = Field(456, description="prompts to generate from")
     held_out: PositiveInt = Field(96, description="prompts of the evaluation")
     held_out_from: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
@@ -53,12 +54,21 @@ class MovieReviews(PromptSource):
     min_words: PositiveInt = Field(8, description="of a review")
     max_words: PositiveInt = Field(16, description="of a review")
 
+    @property
+    def has_eft_seed(self) -> bool:  # noqa: D102
+        return self.eft_seed > 0
+
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(
             Prompts(
                 seed=[self._demonstration(s) for s in self._take("seed", self.seed)],
                 pool=[Prompt.of(self._start(s)) for s in self._take("pool", self.pool)],
                 held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_from)],
+                eft_seed=[
+                    Judged(shown.prompt, shown.response, s.rating)
+                    for s in (self._take("seed", self.eft_seed) if self.eft_seed else [])
+                    for shown in [self._demonstration(s)]
+                ],
             )
         )
 

@@ -27,6 +27,8 @@ STAGES = [
     "pair",
     "reference",
     "align",
+    "reformat",
+    "assess_biases",
     "assess_policy",
 ]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -72,6 +73,10 @@ def test_the_books_agree_and_the_key_is_nowhere(tmp_path: Path, judged: Path, se
     for place in ("/artifacts/experiment.json", "prefect/storage", "prefect/prefect.db"):
         assert place in " ".join(where("NINEFOLD_TEST_KEY", home)), "what is searched does hold the parameters"
     assert "ledger.sqlite" in " ".join(where("by the rule", home)), "and the replies"
+    labels = pd.concat([pd.read_parquet(path) for path in Path(home, "store", "labels").glob("*.parquet")])
+    assert set(labels.remark[labels.status == "labelled"]) == {"by the rule"}, (
+        "justifications stand beside their scores"
+    )
 
     report = json.loads((home / "reports" / "tiny" / "report.json").read_text())
     books = report["books"]

@@ -124,8 +124,9 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
     )
     done = executed(report)
     assert (done["align"], done["acquire"], done["annotate"]) == (2, 4, 4 + 2)
-    # before turns 2, 3 and 4 (each on its own round's pool), at the end of each round, and on the held-out answers
-    assert done["proxy_label"] == 3 + 2 + 2
+    # before turns 2, 3 and 4 (each on its own round's pool), at the end of each round, on the held-out answers (beside the
+    # control), and on those written as lists
+    assert done["proxy_label"] == 3 + 2 + 2 + 1
     assert report["queries"] == 11
     single = run(tiny_settings, labelling__batches=2, labelling__acquisition={"kind": "margin"})
     assert executed(single)["fine_tune"] == 0
@@ -137,6 +138,59 @@ def test_language_model_evaluators_run_in_the_same_flow(tiny_settings: dict[str,
     report = run(tiny_settings, evaluator={"kind": kind, "schedule": schedule})
     assert report["evaluator"]["kind"] == kind
     assert report["proxy_pairs"] > 0
+
+
+def test_a_judge_that_compares_runs_in_the_same_flow(tiny_settings: dict[str, Any]) -> None:
+    schedule = {"learning_rate": 3e-3, "epochs": 1, "batch_size": 8, "max_length": 256, "lora": {"r": 4, "alpha": 8}}
+    given = {**tiny_settings, "evaluation": {**tiny_settings["evaluation"], "oracle": {"kind": "gold"}}}
+    report = run(
+        given,
+        evaluator={"kind": "generative_pairs", "schedule": schedule},
+        labelling__oracle={"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
+        labelling__acquisition={"kind": "random_pairs"},
+    )
+    assert report["proxy_pairs"] > 9
+    assert math.isfinite(report["evaluator"]["position_bias"])
+    page = (report_folder("tiny") / "report.md").read_text()
+    assert "place: of two equals the first wins with probability 0." in page
+    itself = run(given, evaluator={"kind": "generative_pairs"}, dpo__feedback="policy", labelling__queries=0)
+    assert itself["proxy_pairs"] > 9
+    assert itself["queries"] == 0
+
+
+def test_the_eft_seed_is_taught_beside_the_labels(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    schedule = {"learning_rate": 3e-3, "epochs": 1, "batch_size": 8, "lora": {"r": 4, "alpha": 8}}
+    judged = [{"prompt": f"the tale {n} is", "response": "warm" * (n % 3), "score": n % 3} for n in range(12)]
+    judged = [row for row in judged if row["response"]]
+    (tmp_path / "eft.jsonl").write_text("\n".join(json.dumps(row) for row in judged))
+    evaluator = {"kind": "generative", "schedule": schedule, "eft_seed": "raw"}
+    without = run(tiny_settings, evaluator={**evaluator, "eft_seed": "none"})
+    report = run(tiny_settings, evaluator=evaluator, prompts__eft_seed=str(tmp_path / "eft.jsonl"))
+    done = executed(report)
+    assert done["load_prompts"] == 1
+    assert done["train_evaluator"] == 2, "the control is taught the seed too, with its scores permuted"
+    assert done["annotate"] == done["fine_tune"] == 0, "nothing else depends on it"
+    assert report["queries"] == without["queries"]
+    again = run(
+        tiny_settings, evaluator={**evaluator, "eft_seed": "none"}, prompts__eft_seed=str(tmp_path / "eft.jsonl")
+    )
+    assert executed(again)["train_evaluator"] == 0, "a seed that is not wanted changes nothing"
+
+
+def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[str, Any]) -> None:
+    report = run(tiny_settings)
+    evaluator = report["evaluator"]
+    assert (
+        0 <= evaluator["longer_preferred_ci"][0] <= evaluator["longer_preferred"] <= evaluator["longer_preferred_ci"][1]
+    )
+    assert 0 <= evaluator["longer_preferred_by_expert"] <= 1
+    assert evaluator["format_shift_ci"][0] <= evaluator["format_shift"] <= evaluator["format_shift_ci"][1]
+    assert evaluator["position_bias"] is None, "it compares nothing"
+    page = (report_folder("tiny") / "report.md").read_text()
+    assert "length: the longer response wins in" in page
+    assert "format: as a list the same text scores" in page
+    leaning = {**report, "evaluator": {**evaluator, "format_shift": -1.2}}
+    assert any("leans on format: written as a list, the same text scores -1.20" in line for line in warnings(leaning))
 
 
 def test_the_selected_ids_do_not_depend_on_workers_or_batch_sizes(

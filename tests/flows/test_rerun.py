@@ -18,7 +18,16 @@ from tasks.settings import settings
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 # in the order in which they are first reached
 STAGES = ["load_prompts", "fine_tune", "generate", "embed", "acquire", "annotate", "train_evaluator", "cross_fit"]
-STAGES += ["proxy_label", "pair", "reference", "align", "assess_evaluator", "assess_policy"]
+STAGES += [
+    "proxy_label",
+    "pair",
+    "reference",
+    "align",
+    "assess_evaluator",
+    "reformat",
+    "assess_biases",
+    "assess_policy",
+]
 
 
 def stage_of(name: str) -> Stage[Any, Any]:
@@ -66,7 +75,7 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     assert found == (experiment, "nightly"), "a run that failed is known by its name"
     report = proxy_reward(found.experiment, sweep=found.sweep)
     calls = Counter(stage["name"] for stage in report["stages"])
-    assert succeeded == calls, "after fourteen failures every stage has been executed as often as in one run"
+    assert succeeded == calls, "after sixteen failures every stage has been executed as often as in one run"
     assert report["queries"] == 10
     bought = len(list(Ledger(settings().ledger_url).rows()))
 

@@ -11,6 +11,7 @@ import pytest
 
 from models.evaluators.base import Bench, Evaluator, Tuples
 from models.evaluators.generative import Generative, _levels
+from models.evaluators.generative_pairs import GenerativePairs
 from models.evaluators.length import Length
 from models.evaluators.linear import Linear
 from models.evaluators.reward_head import RewardHead
@@ -30,7 +31,9 @@ EVALUATORS: list[Evaluator] = [
     Length(),
     RewardHead(schedule=Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA), pairs_per_label=8),
     Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
+    GenerativePairs(schedule=SFT(learning_rate=5e-3, epochs=16, batch_size=16, lora=LORA)),
 ]
+LEARN_SCORES = [e for e in EVALUATORS if e.learns_scores]
 every_evaluator = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: f"{e.kind}-{getattr(e, 'loss', '')}")
 GOOD = ["warm", "witty", "wonderful", "great", "superb", "delight", "charm", "good"]
 BAD = ["dull", "boring", "tedious", "awful", "mess", "bad", "worst", "lifeless"]
@@ -67,7 +70,16 @@ def test_the_length_control_learns_length_and_nothing_else(bench: Bench) -> None
     assert Length().members(shown, bench)[0] == pytest.approx(-np.log1p(characters))
 
 
-@pytest.mark.parametrize("evaluator", [e for e in EVALUATORS if not isinstance(e, Length)], ids=repr)
+def teach(evaluator: Evaluator, count: int, bench: Bench) -> None:
+    """Teach by scores, or by comparisons where it learns from them alone."""
+    if evaluator.learns_scores:
+        evaluator.fit(*world(count, seed=0), bench)
+    else:
+        first, second, _, preference = comparisons(count, seed=0)
+        evaluator.fit_pairs(first, second, preference, bench)
+
+
+@pytest.mark.parametrize("evaluator", [e for e in LEARN_SCORES if not isinstance(e, Length)], ids=repr)
 def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) -> None:
     shown, scores = world(96, seed=0)
     facts = evaluator.fit(shown, scores, bench)
@@ -82,13 +94,13 @@ def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) ->
 def test_a_score_does_not_depend_on_the_batch_the_company_or_the_padding(
     evaluator: Evaluator, bench: Bench, tmp_path: Path
 ) -> None:
-    shown, scores = world(24, seed=0)
-    evaluator.fit(shown, scores, bench)
-    unseen, _ = world(9, seed=1)
+    teach(evaluator, 24, bench)
+    first, second, _, _ = comparisons(9, seed=1)
+    unseen = first.joined(second)
     whole = evaluator.members(unseen, bench)
-    assert unseen.features is not None
-    one = Tuples(unseen.responses[4:5], unseen.features[4:5])
-    np.testing.assert_allclose(evaluator.members(one, bench)[:, 0], whole[:, 4], atol=2e-4)
+    of_one_prompt = np.array([4, 13])
+    asked = of_one_prompt[:1] if evaluator.learns_scores else of_one_prompt
+    np.testing.assert_allclose(evaluator.members(unseen.take(asked), bench), whole[:, asked], atol=2e-4)
     if "batch_size" in type(evaluator).model_fields:
         for size in (1, 2, 8):
             other = evaluator.model_copy(update={"batch_size": size})
@@ -102,7 +114,7 @@ def test_a_score_does_not_depend_on_the_batch_the_company_or_the_padding(
         np.testing.assert_allclose(evaluator.members(unseen, padded), whole, atol=2e-4)
 
 
-@every_evaluator
+@pytest.mark.parametrize("evaluator", LEARN_SCORES, ids=repr)
 def test_tied_labels_are_refused_with_the_reason(evaluator: Evaluator, bench: Bench) -> None:
     shown, _ = world(6, seed=0)
     with pytest.raises(ValueError, match="all 6 labels are 1: tied scores hold no preference"):
@@ -113,8 +125,7 @@ def test_tied_labels_are_refused_with_the_reason(evaluator: Evaluator, bench: Be
 
 @every_evaluator
 def test_nothing_is_saved_but_safetensors_and_json(evaluator: Evaluator, bench: Bench) -> None:
-    shown, scores = world(24, seed=0)
-    evaluator.fit(shown, scores, bench)
+    teach(evaluator, 24, bench)
     assert {file.suffix for file in bench.folder.rglob("*") if file.is_file()} <= {".safetensors", ".json"}
 
 
@@ -216,8 +227,9 @@ LEARN_PAIRS = [e for e in EVALUATORS if e.learns_pairs]
 def test_it_learns_from_comparisons(evaluator: Evaluator, bench: Bench) -> None:
     first, second, _, preference = comparisons(96, seed=0)
     facts = evaluator.fit_pairs(first, second, preference, bench)
-    unseen, truth = world(40, seed=1)
-    assert np.corrcoef(evaluator.members(unseen, bench).mean(0), truth)[0, 1] > 0.5
+    one, other, advantage, _ = comparisons(40, seed=1)
+    scores = evaluator.members(one.joined(other), bench).mean(0)
+    assert np.corrcoef(scores[:40] - scores[40:], advantage)[0, 1] > 0.5
     assert all(np.isfinite(value) for value in facts.values())
     assert evaluator.temperature(bench) > 0
 
@@ -232,7 +244,7 @@ def test_undecided_comparisons_are_refused_and_one_is_enough(evaluator: Evaluato
         Tuples(t.responses[one : one + 1], t.features[one : one + 1]) for t in (first, second) if t.features is not None
     ]
     evaluator.fit_pairs(*sides, preference[one : one + 1], bench)
-    scores = [float(evaluator.members(side, bench).mean()) for side in sides]
+    scores = evaluator.members(sides[0].joined(sides[1]), bench).mean(0)
     assert (scores[0] - scores[1]) * preference[one] > 0
 
 

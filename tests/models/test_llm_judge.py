@@ -57,6 +57,8 @@ def test_a_judgement_is_read_priced_and_stamped(structured: bool) -> None:
     assert verdict.micro_usd <= judge.ceiling("the film", "story 4")
     assert verdict.tokens == 110
     raw = json.loads(verdict.raw)
+    assert judge.remark(verdict.raw).lower().strip(".") == "by the rule", "without the score"
+    assert not judge.remark("no record")
     assert raw["model"] == "judge-0001 fp"
     assert len(raw["prompt"]) == 16
     assert len(raw["texts"]) == 1

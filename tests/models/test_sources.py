@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.plugins import plugins_of
-from models.preference import Demonstration, Prompt
+from models.preference import Demonstration, Judged, Prompt
 from models.sources.base import Prompts, PromptSource, check_disjoint
 from models.sources.files import Files
 from models.sources.hub import Hub, Table
@@ -124,6 +124,50 @@ def test_a_bad_prompt_file_is_refused_with_line_and_remedy(files: Files, content
     files.pool.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         files.load()
+
+
+def test_an_eft_seed_has_a_score_in_every_line(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "eft.jsonl"
+    write_jsonl(
+        path, [{"prompt": "seven", "response": "eight", "score": 2}, {"prompt": "x", "response": "y", "score": 0.5}]
+    )
+    judged = files.model_copy(update={"eft_seed": path})
+    assert (files.has_eft_seed, judged.has_eft_seed) == (False, True)
+    assert judged.load().eft_seed == [Judged("seven", "eight", 2.0), Judged("x", "y", 0.5)]
+    assert judged.digest_inputs() != files.digest_inputs()
+    for score in ("high", None, True, float("nan")):
+        write_jsonl(path, [{"prompt": "seven", "response": "eight", "score": score}])
+        with pytest.raises(ValueError, match=r'line 1: an EFT seed line has a number as its "score"'):
+            judged.load()
+    write_jsonl(path, [{"prompt": "three", "response": "eight", "score": 1}])
+    with pytest.raises(ValueError, match="1 held-out prompts are in the EFT seed, such as 'three'"):
+        judged.load()
+
+
+def test_rankings_of_a_tree_become_an_eft_seed(hub: Hub) -> None:
+    assert hub.seed is not None
+    where = {"role": "assistant", "lang": "en"}
+    ranked = hub.seed.model_copy(update={"score": "-{rank}", "where": where})
+    found = hub.model_copy(update={"eft_seed": ranked}).load()
+    assert sorted((row.response, row.score) for row in found.eft_seed) == [
+        ("Go away.", -1),
+        ("Indeed.", 0),
+        ("Very well.", 0),
+    ]
+    unranked = ranked.model_copy(update={"where": {"role": "prompter"}, "prompt": "{text}", "parent": None})
+    with pytest.raises(ValueError, match=r"no row of this kind whose score '-\{rank\}' is a number"):
+        hub.model_copy(update={"eft_seed": unranked}).load()
+    with pytest.raises(ValueError, match="eft_seed needs a response and a score"):
+        hub.model_copy(update={"eft_seed": hub.seed}).load()
+
+
+def test_the_ratings_of_reviews_are_an_eft_seed() -> None:
+    prompts = MovieReviews(seed=20, eft_seed=12, pool=30, held_out=10).load()
+    assert [(row.prompt, row.response) for row in prompts.eft_seed] == [
+        (d.prompt, d.response) for d in prompts.seed[:12]
+    ]
+    assert all(-4 <= row.score <= 4 for row in prompts.eft_seed)
+    assert len({row.score for row in prompts.eft_seed}) > 6
 
 
 def test_duplicates_are_dropped_on_request_only(files: Files) -> None:

@@ -1,0 +1,74 @@
+"""A language model that compares two responses, fine-tuned on an expert's comparisons, asked in both orders."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from models.evaluators.base import Bench, Floats, Tuples, check_decided
+from models.evaluators.judge import Judge
+from models.metrics import within_prompt_pairs
+from models.policies.next_token import choice_logprob
+from models.preference import Demonstration
+
+_FIRST, _SECOND = "Better: A", "Better: B"
+
+
+class GenerativePairs(Judge):
+    """Fine-tune on rubric + x + y_a + y_b → "Better: A", each comparison in both orders.
+
+    Every two of a prompt's k responses are compared, k (k − 1) judgements to a prompt. The score of a response is the mean
+    over the k of log p(it is better) − log p(the other is), which is the least-squares fit of scores to these logits: it
+    counts within its prompt only, and a response alone has the score 0. Each judge is two members, one of all judgements in
+    which the response stood first and one of those in which it stood second, so that the mean knows no place.
+    """
+
+    learns_pairs: ClassVar[bool] = True
+    learns_scores: ClassVar[bool] = False
+    judges_untaught: ClassVar[bool] = True
+
+    kind: Literal["generative_pairs"] = "generative_pairs"
+
+    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+        check_decided(preference)
+        examples = []
+        for row in np.flatnonzero(preference).tolist():
+            one, other = first.responses[row], second.responses[row]
+            better, worse = (one.text, other.text) if preference[row] > 0 else (other.text, one.text)
+            for answer, sides in ((_FIRST, (better, worse)), (_SECOND, (worse, better))):
+                examples.append(Demonstration(bench.rubric.render_pair(one.prompt, *sides), answer))
+        return self._learn(examples, bench)
+
+    def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
+        del bench  # the policy compares as it is
+        return {}
+
+    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
+        prompt, count = _prompts(tuples)
+        one, other = within_prompt_pairs(prompt)
+        first, second = np.concatenate([one, other]), np.concatenate([other, one])
+        rows = tuples.responses
+        questions = [
+            bench.rubric.render_pair(rows[a].prompt, rows[a].text, rows[b].text)
+            for a, b in zip(first, second, strict=True)
+        ]
+        found = []
+        for judge in self._judges(bench):
+            logprob = choice_logprob(judge, questions, [_FIRST, _SECOND], batch_size=self.batch_size, what="comparing")
+            logit = logprob[:, 0] - logprob[:, 1]
+            found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
+        return np.array(found)
+
+    def findings(self, members: Floats, tuples: Tuples) -> dict[str, float]:  # noqa: D102
+        # a judge that likes the first place by b logits says s + b (k − 1)/k of a response there, s − b (k − 1)/k elsewhere
+        _, count = _prompts(tuples)
+        compared = count > 1
+        if not compared.any():
+            return {}
+        k = count[compared]
+        return {"position_bias": float(((members[::2] - members[1::2])[:, compared] / 2 * k / (k - 1)).mean())}
+
+
+def _prompts(tuples: Tuples) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Floats]:
+    """Return each response's prompt by number, and how many responses that prompt has."""
+    _, prompt, count = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True, return_counts=True)
+    return prompt.astype(np.int64), count[prompt].astype(np.float64)

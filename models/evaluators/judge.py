@@ -1,0 +1,77 @@
+"""What evaluators share that are a language model answering a judging question: what is taught, and the ensemble of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from models.evaluators.base import Bench, Evaluator
+from models.policies.dropout import drop_inputs
+from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.sft import SFT, train_sft
+from models.preference import Demonstration
+from models.randomness import seed_of, stream
+
+_TRAINED, _MEMBER = "trained", "judge-{}"
+
+
+class Judge(Evaluator):
+    """A policy fine-tuned on judging questions and their answers; one member, or an ensemble for epistemic uncertainty.
+
+    Members are adapters that differ in their beginning and in the order of the examples (2310.00035), or one adapter with
+    other inputs dropped in each (1506.02142), which is one training for all.
+    """
+
+    schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
+    start: Literal["policy", "base"] = Field(
+        "policy", description="what is taught to judge: M_1, or the base model M_0"
+    )
+    ensemble: PositiveInt = Field(1, description="members, each of which judges every text")
+    ensemble_by: Literal["adapters", "dropout"] = Field(
+        "adapters", description="what members differ in: a training each, or what the one adapter's dropout drops"
+    )
+    batch_size: PositiveInt = Field(16, description="texts at once")
+
+    @model_validator(mode="after")
+    def _something_to_drop(self) -> Self:
+        if self.ensemble_by == "dropout" and not self.schedule.lora.dropout:
+            raise ValueError(
+                "evaluator.ensemble_by=dropout drops nothing while evaluator.schedule.lora.dropout is 0: set it, to 0.1 for "
+                "example"
+            )
+        return self
+
+    def _learn(self, examples: Sequence[Demonstration], bench: Bench) -> dict[str, float]:
+        """Teach every member the examples, save them and return the trainings' mean metrics."""
+        if self.ensemble_by == "dropout":
+            facts = self._train(examples, bench, 0, bench.folder / _TRAINED)
+            for number in range(self.ensemble):
+                rng = stream(bench.seed, number, "judge dropout")
+                member = bench.folder / _MEMBER.format(number)
+                drop_inputs(bench.folder / _TRAINED, member, self.schedule.lora.dropout, rng)
+            return facts
+        found = [
+            self._train(examples, bench, number, bench.folder / _MEMBER.format(number))
+            for number in range(self.ensemble)
+        ]
+        return {name: float(np.mean([facts[name] for facts in found])) for name in found[0]}
+
+    def _train(self, examples: Sequence[Demonstration], bench: Bench, number: int, folder: Path) -> dict[str, float]:
+        seed = seed_of(bench.seed, number, "judge")
+        return train_sft(self._untaught(bench).load(), examples, self.schedule, folder=folder, seed=seed)
+
+    def _judges(self, bench: Bench) -> Iterator[LanguageModel]:
+        """Yield the members, each loaded when it is asked for; the policy itself if nothing was taught."""
+        start = self._untaught(bench)
+        members = [bench.folder / _MEMBER.format(number) for number in range(self.ensemble)]
+        if not members[0].exists():
+            yield start.shared()
+            return
+        for member in members:
+            yield replace(start, adapters=(*start.adapters, member)).load()
+
+    def _untaught(self, bench: Bench) -> Checkpoint:
+        return bench.policy if self.start == "policy" else replace(bench.policy, adapters=())

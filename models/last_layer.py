@@ -10,15 +10,31 @@ Floats = NDArray[np.float64]
 _LOG_PRECISIONS = (-18.0, 18.0)
 
 
-def draw_heads(head: Floats, differences: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """Return `count` heads, shape (count, d), whose mean is `head` and whose spread is what the comparisons leave open.
+def of_comparisons(head: Floats, differences: Floats) -> Floats:
+    """Return the curvature Σ p(1 − p) δδᵀ of Bradley–Terry's loss, (d, d), p = σ(w·δ).
 
-    Last-layer Laplace (2106.14806): N(w, (λI + Σ p(1 − p) δδᵀ)⁻¹), p = σ(w·δ), for `differences` δ of the states of the
-    compared responses, shape (n, d). λ has the greatest evidence (MacKay 1992). Draws come in pairs w ± ε, so that the
-    ensemble's mean is the trained head; an odd one is w itself.
+    `differences` δ of the states of the compared responses have the shape (n, d).
     """
     chance = expit(differences @ head)
-    curvature = (differences * (chance * (1.0 - chance))[:, None]).T @ differences
+    return np.asarray((differences * (chance * (1.0 - chance))[:, None]).T @ differences)
+
+
+def of_texts(states: Floats, information: Floats) -> Floats:
+    """Return the curvature Σ ι (h − h̄)(h − h̄)ᵀ of a loss over single texts, (d, d).
+
+    `states` h have the shape (n, d); `information` ι is what a text's label says of its reward, (n,). h̄ is their mean by ι:
+    a constant is free.
+    """
+    apart = states - np.average(states, axis=0, weights=information)
+    return np.asarray((apart * information[:, None]).T @ apart)
+
+
+def draw_heads(head: Floats, curvature: Floats, count: int, rng: np.random.Generator) -> Floats:
+    """Return `count` heads, shape (count, d), whose mean is `head` and whose spread is what the labels leave open.
+
+    Last-layer Laplace (2106.14806): N(w, (λI + `curvature`)⁻¹). λ has the greatest evidence (MacKay 1992). Draws come in
+    pairs w ± ε, so that the ensemble's mean is the trained head; an odd one is w itself.
+    """
     size, direction = np.linalg.eigh(curvature)
     size = np.maximum(size, 0.0)
 

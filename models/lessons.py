@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.levels import balanced
 from models.plugins import Frozen
 from models.preference import Judged, LeftOut
-from models.rubric import LEVELS
 
 Rows = NDArray[np.int64]
 
@@ -150,13 +150,3 @@ def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Te
 
 def _logits(evaluator: Evaluator, tuples: Tuples, bench: Bench) -> Floats:
     return np.asarray(evaluator.members(tuples, bench).mean(axis=0) / evaluator.temperature(bench))
-
-
-def balanced(scores: Floats, rng: np.random.Generator) -> Rows:
-    """Return n of n rows, drawn so that each level is as frequent: distinct scores, or six equal parts of their range."""
-    _, level = np.unique(scores, return_inverse=True)
-    if level.max(initial=0) >= LEVELS:
-        edges = np.linspace(scores.min(), scores.max(), LEVELS + 1)[1:-1]
-        _, level = np.unique(np.digitize(scores, edges), return_inverse=True)
-    weight = 1 / np.bincount(level)[level]
-    return rng.choice(len(scores), size=len(scores), p=weight / weight.sum())

@@ -64,8 +64,12 @@ class Evaluator(Plugin):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     feature_view: ClassVar[View | None] = None
     learns_scores: ClassVar[bool] = True
-    learns_pairs: ClassVar[bool] = False
     judges_untaught: ClassVar[bool] = False
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether it can be taught by comparisons (`fit_pairs`)."""
+        return False
 
     @property
     def wants_eft_seed(self) -> bool:

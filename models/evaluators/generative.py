@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from models.evaluators.base import Bench, Floats, Tuples, check_trainable
 from models.evaluators.judge import Judge
 from models.generators.hf import Transformers
-from models.lessons import balanced
+from models.levels import balanced, levels_of
 from models.policies.language_model import LanguageModel
 from models.policies.next_token import choice_logprob
 from models.preference import Demonstration, Judged, Prompt
@@ -44,7 +43,7 @@ class Generative(Judge):
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
-        levels = _levels(scores)
+        levels = levels_of(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
         remarks = tuples.remarks if self.read == "sampled" and tuples.remarks else [""] * len(scores)
         examples = [
@@ -92,7 +91,7 @@ class Generative(Judge):
         rows: Sequence[Judged] = bench.eft_seed if self.wants_eft_seed else ()
         if not rows:
             return []
-        level = _levels(np.array([row.score for row in rows]), levels)
+        level = levels_of(np.array([row.score for row in rows]), levels)
         drawn = np.arange(len(rows))
         if self.eft_seed == "balanced":
             drawn = balanced(level.astype(np.float64), np.random.default_rng(bench.seed))
@@ -105,14 +104,3 @@ class Generative(Judge):
     def _save(values: dict[int, float], bench: Bench) -> dict[str, float]:
         (bench.folder / _LEVELS).write_text(json.dumps(values))
         return {"levels": float(len(values))}
-
-
-def _levels(scores: Floats, most: int = LEVELS) -> NDArray[np.int64]:
-    """Cut the scores into at most so many levels, of equal size where they are not tied; equal scores share a level."""
-    distinct, rank = np.unique(scores, return_inverse=True)
-    if len(distinct) > most:
-        edges = np.unique(np.quantile(scores, np.arange(1, most) / most))
-        _, rank = np.unique(np.searchsorted(edges, scores, side="left"), return_inverse=True)
-        if rank.max() == 0:  # nearly all labels are the highest score
-            rank = scores == distinct[-1]
-    return rank.astype(np.int64)

@@ -22,11 +22,14 @@ class GenerativePairs(Judge):
     which the response stood first and one of those in which it stood second, so that the mean knows no place.
     """
 
-    learns_pairs: ClassVar[bool] = True
     learns_scores: ClassVar[bool] = False
     judges_untaught: ClassVar[bool] = True
 
     kind: Literal["generative_pairs"] = "generative_pairs"
+
+    @property
+    def learns_pairs(self) -> bool:  # noqa: D102
+        return True
 
     def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_decided(preference)

@@ -43,7 +43,6 @@ class Linear(Evaluator):
     """
 
     feature_view: ClassVar[View | None] = "response"
-    learns_pairs: ClassVar[bool] = True
 
     kind: Literal["linear"] = "linear"
     loss: Literal["ridge", "bradley_terry"] = Field("ridge", description="what is minimised")
@@ -53,6 +52,10 @@ class Linear(Evaluator):
     embedding: NonNegativeFloat = Field(1.0, description="weight of the embedding")
     style: NonNegativeFloat = Field(0.5, description="weight of what a text looks like")
     length: NonNegativeFloat = Field(1.0, description="weight of its length")
+
+    @property
+    def learns_pairs(self) -> bool:  # noqa: D102
+        return True
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)

@@ -1,106 +1,208 @@
-"""A scalar head on the language model, trained by Bradley–Terry with TRL's RewardTrainer and LoRA."""
+"""A scalar head on the language model, trained with LoRA by comparisons, scores or levels, and an ensemble of such heads."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from models.calibration import temperature
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
-from models.last_layer import draw_heads
+from models.last_layer import draw_heads, of_comparisons, of_texts
+from models.levels import levels_of
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
+from models.policies.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
 from models.preference import Response
 
 _ADAPTER, _HEADS = "reward_head", "heads.safetensors"
 
 
-class RewardHead(Evaluator):
-    """Every two labelled tuples with different scores are a comparison, whether or not they share the prompt.
+class _Comparisons(NamedTuple):
+    """Pairs of rows (better, worse), (P, 2), and the margin of each, (P,)."""
 
-    That is our choice: the expert scores single tuples on one scale, so any two are ordered. Members are heads drawn from
-    the Laplace approximation around the trained one, on its trunk (models/last_layer.py).
+    pairs: NDArray[np.int64]
+    margin: Floats
+
+
+class RewardHead(Evaluator):
+    """A reward r(x, y), taught by one of three losses (models/policies/reward_losses.py).
+
+    `bradley_terry`: every two labelled tuples with different scores are a comparison, whether or not they share the prompt.
+    That is our choice: the expert scores single tuples on one scale, so any two are ordered. `regression`: the scores.
+    `ordinal`: levels 0…5 of the scores, cut at their quantiles. Members are heads drawn from the Laplace approximation
+    around the trained one, on its trunk (models/last_layer.py).
     """
 
-    learns_pairs: ClassVar[bool] = True
-
     kind: Literal["reward_head"] = "reward_head"
+    loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
     schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
     pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
+    margin: bool = Field(False, description="the better reward is to lead by the difference of the scores")
+    centring: NonNegativeFloat = Field(0.0, description="weight of (r + r')², which keeps rewards about 0 (2312.09244)")
     ensemble: PositiveInt = Field(8, description="heads on the one trained trunk")
     batch_size: PositiveInt = Field(32, description="texts at once")
+
+    @property
+    def learns_pairs(self) -> bool:  # noqa: D102
+        return self.loss == "bradley_terry"
 
     def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
         policy, rng = bench.policy.load(), np.random.default_rng(bench.seed)
         fits = self._fitting(policy, tuples.responses)
-        pairs = _draw_pairs(np.where(fits, scores, np.nan), self.pairs_per_label * len(scores), rng)
-        return self._train(policy, tuples.responses, pairs, bench)
+        level, spread = float(scores.mean()), float(scores.std())
+        standard = (scores - level) / spread
+        if self.loss == "bradley_terry":
+            drawn = _draw_pairs(np.where(fits, standard, np.nan), self.pairs_per_label * len(scores), rng)
+            return self._compare(policy, tuples.responses, drawn, bench)
+        kept = np.flatnonzero(fits)
+        return self._regress(policy, tuples.take(kept), standard[kept], bench, level=level, spread=spread)
 
     def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_decided(preference)
         policy, count = bench.policy.load(), len(preference)
         responses = [*first.responses, *second.responses]
         fits = self._fitting(policy, responses)
-        decided = np.flatnonzero(fits[:count] & fits[count:] & (preference != 0)).tolist()
-        pairs = [(n, n + count) if preference[n] > 0 else (n + count, n) for n in decided]
-        return self._train(policy, responses, pairs, bench)
+        decided = np.flatnonzero(fits[:count] & fits[count:] & (preference != 0))
+        sides = np.stack([decided, decided + count], axis=1)
+        pairs = np.where(preference[decided, None] > 0, sides, sides[:, ::-1])
+        return self._compare(policy, responses, _Comparisons(pairs, np.abs(preference[decided])), bench)
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         from peft import PeftModel
         from safetensors.numpy import load_file
 
-        policy = bench.policy.load()
-        model = PeftModel.from_pretrained(
-            _with_head(policy, bench.seed), bench.folder / _ADAPTER, use_safetensors=True
-        ).eval()
+        policy, saved = bench.policy.load(), load_file(bench.folder / _HEADS)
+        start = _with_head(policy, bench.seed, int(saved["thresholds"]))
+        model = PeftModel.from_pretrained(start, bench.folder / _ADAPTER, use_safetensors=True).eval()
         states = _states(model, policy, tuples.responses, self.batch_size)
-        return np.asarray(load_file(bench.folder / _HEADS)["heads"] @ states.T)
+        return np.asarray(saved["heads"] @ states.T + saved["offsets"][:, None])
+
+    def temperature(self, bench: Bench) -> float:  # noqa: D102
+        from safetensors.numpy import load_file
+
+        return float(load_file(bench.folder / _HEADS)["temperature"])
 
     def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> NDArray[np.bool_]:
         texts = [(r.prompt, r.text) for r in responses]
         return np.array(fitting(policy.renderer, texts, self.schedule.max_length, "reward head"))
 
-    def _train(
-        self, policy: LanguageModel, responses: Sequence[Response], pairs: Sequence[tuple[int, int]], bench: Bench
+    def _compare(
+        self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, bench: Bench
     ) -> dict[str, float]:
-        """Train on pairs (better, worse) of rows, and save the adapter and the heads."""
+        """Train on comparisons and save the heads, whose rewards are logits."""
         from datasets import Dataset
-        from safetensors.numpy import save_file
         from trl import RewardConfig, RewardTrainer
 
         texts = [policy.renderer.row(r.prompt, completion=r.text) for r in responses]
         whole = [text["prompt"] + text["completion"] for text in texts]
+        rows = [{"chosen": whole[better], "rejected": whole[worse]} for better, worse in drawn.pairs.tolist()]
+        if self.margin:
+            rows = [row | {"margin": margin} for row, margin in zip(rows, drawn.margin.tolist(), strict=True)]
         trainer = RewardTrainer(
             model=_with_head(policy, bench.seed),
-            args=RewardConfig(**arguments(self.schedule, bench.seed, len(pairs))),
-            train_dataset=Dataset.from_list([{"chosen": whole[b], "rejected": whole[w]} for b, w in pairs]),
+            args=RewardConfig(
+                **arguments(self.schedule, bench.seed, len(rows)), center_rewards_coefficient=self.centring or None
+            ),
+            train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
             peft_config=self.schedule.lora.config("SEQ_CLS"),
         )
-        use_cpu_kernels(trainer)
-        run(trainer)
-        save_adapter(trainer.model, bench.folder / _ADAPTER)
-        used, rows = np.unique(pairs, return_inverse=True)
-        states = _states(trainer.model.eval(), policy, [responses[row] for row in used], self.batch_size)
-        better, worse = rows.reshape(-1, 2).T
-        rng = np.random.default_rng(bench.seed)
-        heads = draw_heads(_head(trainer.model), states[better] - states[worse], self.ensemble, rng)
-        save_file({"heads": heads}, bench.folder / _HEADS)
+        self._train(trainer, bench)
+        used, sides = np.unique(drawn.pairs, return_inverse=True)
+        states = _states(trainer.model, policy, [responses[row] for row in used], self.batch_size)
+        better, worse = sides.reshape(-1, 2).T
+        head, _ = _head(trainer.model)
+        self._save(head, of_comparisons(head, states[better] - states[worse]), states.mean(0), bench)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
             trainer.state.log_history, ["train_loss", "accuracy", "margin", "train_runtime"]
         )
 
+    def _regress(
+        self, policy: LanguageModel, tuples: Tuples, standard: Floats, bench: Bench, *, level: float, spread: float
+    ) -> dict[str, float]:
+        """Train on standardised scores, or on their levels, and save the heads; those of scores in the expert's unit."""
+        import torch
+        from datasets import Dataset
+        from peft import get_peft_model
+        from transformers import DataCollatorWithPadding, Trainer
+        from trl import RewardConfig
 
-def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        ordinal, levels = self.loss == "ordinal", levels_of(standard)
+        thresholds = int(levels.max()) if ordinal else 0
+        labels = (levels if ordinal else standard).tolist()
+        texts = [policy.renderer.encode(r.prompt, r.text).ids for r in tuples.responses]
+        with torch.random.fork_rng():
+            torch.manual_seed(bench.seed)
+            start = _with_head(policy, bench.seed, thresholds)
+            model = get_peft_model(start, self.schedule.lora.config("SEQ_CLS"))
+        trainer = Trainer(
+            model=model,
+            args=RewardConfig(**arguments(self.schedule, bench.seed, len(labels)), remove_unused_columns=False),
+            train_dataset=Dataset.from_list(
+                [{"input_ids": i, "labels": y} for i, y in zip(texts, labels, strict=True)]
+            ),
+            data_collator=DataCollatorWithPadding(policy.tokenizer),
+            compute_loss_func=proportional_odds if ordinal else squared_error,
+        )
+        self._train(trainer, bench)
+        states = _states(trainer.model, policy, tuples.responses, self.batch_size)
+        head, between = _head(trainer.model)
+        told = information(self.loss, states @ head, standard, between)
+        _, prompt = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)
+        rng = np.random.default_rng(bench.seed)
+        # of labels that it was taught with, so the evaluator looks surer than it is: the gate's calibration knows better
+        known = temperature(states @ head, standard, prompt.astype(np.int64), rng)
+        middle = np.average(states, axis=0, weights=told)
+        unit = {} if ordinal else {"level": level, "spread": spread}
+        self._save(head, of_texts(states, told), middle, bench, thresholds=thresholds, temperature=known, **unit)
+        return {"rows": float(len(labels)), "thresholds": float(thresholds), "temperature": known} | metrics_of(
+            trainer.state.log_history, ["train_loss", "train_runtime"]
+        )
+
+    @staticmethod
+    def _train(trainer: Any, bench: Bench) -> None:  # noqa: ANN401
+        use_cpu_kernels(trainer)
+        run(trainer)
+        trainer.model.eval()
+        save_adapter(trainer.model, bench.folder / _ADAPTER)
+
+    def _save(
+        self,
+        head: Floats,
+        curvature: Floats,
+        middle: Floats,
+        bench: Bench,
+        *,
+        thresholds: int = 0,
+        temperature: float = 1.0,
+        level: float = 0.0,
+        spread: float = 1.0,
+    ) -> None:
+        """Save the ensemble, which agrees on the text in the `middle`: what all texts share tells none from another."""
+        from safetensors.numpy import save_file
+
+        heads = draw_heads(head, curvature, self.ensemble, np.random.default_rng(bench.seed))
+        saved = {
+            "heads": heads * spread,
+            "offsets": level - (heads - head) @ middle * spread,
+            "thresholds": np.array(float(thresholds)),
+            "temperature": np.array(temperature * spread),
+        }
+        save_file(saved, bench.folder / _HEADS)
+
+
+def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> _Comparisons:
     better, worse = np.nonzero(scores[:, None] > scores[None, :])  # false wherever one is NaN
     drawn = rng.permutation(len(better))[:most]
-    return list(zip(better[drawn].tolist(), worse[drawn].tolist(), strict=True))
+    pairs = np.stack([better[drawn], worse[drawn]], axis=1)
+    return _Comparisons(pairs, scores[pairs[:, 0]] - scores[pairs[:, 1]])
 
 
-def _with_head(policy: LanguageModel, seed: int) -> Any:  # noqa: ANN401
+def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> Any:  # noqa: ANN401
     """Return the policy's trunk under a new scalar head (the adapter carries the trained head)."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -112,18 +214,20 @@ def _with_head(policy: LanguageModel, seed: int) -> Any:  # noqa: ANN401
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=policy.model.dtype)
     model.base_model.load_state_dict(policy.model.base_model.state_dict())
+    if thresholds:
+        model.score = ordinal_head()(model.score.weight.detach(), thresholds)
     return model.to(policy.model.device)
 
 
-def _head(model: Any) -> Floats:  # noqa: ANN401
-    """Return the trained head's weights, shape (d,)."""
+def _head(model: Any) -> tuple[Floats, Floats]:  # noqa: ANN401
+    """Return the trained head's weights, shape (d,), and the thresholds of its levels (of an ordinal one)."""
     import torch
 
-    head = model.base_model.model.score
-    parameter = next(head.parameters())
+    whole = model.base_model.model
+    head, width, parameter = whole.score, whole.config.hidden_size, next(whole.score.parameters())
     with torch.inference_mode():
-        columns = head(torch.eye(parameter.shape[1], dtype=parameter.dtype, device=parameter.device))
-    return np.asarray(columns.squeeze(-1).double().cpu().numpy())
+        columns = head(torch.eye(width, dtype=parameter.dtype, device=parameter.device)).double().cpu().numpy()
+    return columns[:, 0], columns[0, 1:]
 
 
 def _states(model: Any, policy: LanguageModel, responses: Sequence[Response], batch_size: int) -> Floats:  # noqa: ANN401

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from models.evaluators.base import Bench, Evaluator, Tuples
-from models.evaluators.generative import Generative, _levels
+from models.evaluators.generative import Generative
 from models.evaluators.generative_pairs import GenerativePairs
 from models.evaluators.length import Length
 from models.evaluators.linear import Linear
 from models.evaluators.reward_head import RewardHead
 from models.generators.base import response_id
+from models.levels import levels_of
 from models.plugins import plugins_of
 from models.policies.language_model import Checkpoint
 from models.policies.sft import SFT
@@ -24,12 +25,16 @@ from models.preference import Response
 from models.rubric import Rubric
 
 LORA = Lora(r=8, alpha=16)
+REWARD = Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA)
 EVALUATORS: list[Evaluator] = [
     Linear(),
     Linear(prompt_effect=0.0, style=0.0, length=0.0),
     Linear(loss="bradley_terry"),
     Length(),
-    RewardHead(schedule=Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA), pairs_per_label=8),
+    RewardHead(schedule=REWARD, pairs_per_label=8),
+    RewardHead(schedule=REWARD, pairs_per_label=8, margin=True, centring=0.01),
+    RewardHead(schedule=REWARD.model_copy(update={"epochs": 12}), loss="regression"),
+    RewardHead(schedule=REWARD.model_copy(update={"epochs": 12}), loss="ordinal"),
     Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
     GenerativePairs(schedule=SFT(learning_rate=5e-3, epochs=16, batch_size=16, lora=LORA)),
 ]
@@ -124,6 +129,20 @@ def test_tied_labels_are_refused_with_the_reason(evaluator: Evaluator, bench: Be
 
 
 @every_evaluator
+def test_the_same_seed_gives_the_same_scores(evaluator: Evaluator, bench: Bench) -> None:
+    import torch
+
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)  # what others have drawn does not matter
+        place = replace(bench, folder=bench.folder / str(number))
+        place.folder.mkdir()
+        teach(evaluator, 24, place)
+        found.append(evaluator.members(world(9, seed=1)[0], place))
+    np.testing.assert_array_equal(*found)
+
+
+@every_evaluator
 def test_nothing_is_saved_but_safetensors_and_json(evaluator: Evaluator, bench: Bench) -> None:
     teach(evaluator, 24, bench)
     assert {file.suffix for file in bench.folder.rglob("*") if file.is_file()} <= {".safetensors", ".json"}
@@ -165,7 +184,7 @@ def test_sampled_judgements_are_parsed_and_the_unparsable_are_left_out(bench: Be
 
 def test_levels_have_equal_size_and_keep_the_order() -> None:
     scores = np.random.default_rng(0).exponential(size=600)
-    levels = _levels(scores)
+    levels = levels_of(scores)
     assert np.bincount(levels).tolist() == [100] * 6
     assert (np.diff(levels[np.argsort(scores)]) >= 0).all()
 
@@ -186,7 +205,7 @@ def test_the_reward_head_is_read_where_training_read_it(bench: Bench, pad: str) 
 
     texts = [("the film is", "warm"), ("good", "a tale of love and")]
     rows = [Response(str(n), "p", prompt, 0, text, 1, -1.0) for n, (prompt, text) in enumerate(texts)]
-    found = _states(Wrapped, policy, rows, batch_size=2) @ _head(Wrapped)
+    found = _states(Wrapped, policy, rows, batch_size=2) @ _head(Wrapped)[0]
     for row, score in zip(rows, found, strict=True):
         ids = policy.renderer.encode(row.prompt, row.text).ids
         with torch.no_grad():
@@ -205,13 +224,57 @@ def test_heads_of_a_reward_model_disagree_and_average_to_the_trained_one(bench: 
     np.testing.assert_allclose(members.mean(0), evaluator.members(shown, bench)[0], atol=1e-6)
 
 
+def test_a_reward_is_in_the_experts_unit_where_scores_are_learnt(bench: Bench) -> None:
+    shown, scores = world(96, seed=0)
+    evaluator = next(e for e in EVALUATORS if isinstance(e, RewardHead) and e.loss == "regression")
+    evaluator.fit(shown, 100 + 7 * scores, bench)
+    found = evaluator.members(shown, bench).mean(0)
+    assert found.mean() == pytest.approx(100 + 7 * scores.mean(), abs=2)
+    assert np.std(found) == pytest.approx(7 * scores.std(), rel=0.5)
+    plain = bench.folder / "plain"
+    plain.mkdir()
+    other = replace(bench, folder=plain)
+    evaluator.fit(shown, scores, other)
+    np.testing.assert_allclose(100 + 7 * evaluator.members(shown, other).mean(0), found, atol=1e-3)
+    assert evaluator.temperature(bench) == pytest.approx(7 * evaluator.temperature(other))
+
+
+def test_heads_agree_on_what_all_texts_share(bench: Bench) -> None:
+    """A constant that a member adds to every reward is no doubt about any of them."""
+    shown, scores = world(48, seed=0)
+    for evaluator in (e for e in EVALUATORS if isinstance(e, RewardHead)):
+        evaluator.fit(shown, scores, bench)
+        members = evaluator.members(shown, bench)
+        offsets = members.mean(1) - members.mean()
+        assert offsets.std() < 0.5 * (members - members.mean(1, keepdims=True)).std(0).mean()
+
+
+def test_a_margin_pushes_rewards_apart_and_centring_keeps_them_about_zero(bench: Bench) -> None:
+    shown, scores = world(64, seed=0)
+    plain = RewardHead(schedule=REWARD, pairs_per_label=8)
+    lead, level = {}, {}
+    for name, changes in {"plain": {}, "margin": {"margin": True}, "centred": {"centring": 1.0}}.items():
+        evaluator = plain.model_copy(update=changes)
+        evaluator.fit(shown, scores, bench)
+        rewards = evaluator.members(shown, bench).mean(0)
+        lead[name] = rewards[scores > 0].mean() - rewards[scores < 0].mean()
+        level[name] = np.abs(rewards).mean()
+    assert lead["margin"] > lead["plain"]
+    assert level["centred"] < level["plain"]
+
+
+def test_scores_and_levels_are_not_learnt_from_comparisons() -> None:
+    taught = {loss: RewardHead(loss=loss).learns_pairs for loss in ("bradley_terry", "regression", "ordinal")}
+    assert taught == {"bradley_terry": True, "regression": False, "ordinal": False}
+
+
 def test_tied_labels_keep_their_order_in_levels() -> None:
     few = np.array([3.0] * 10 + [4.0] * 31 + [5.0] * 7)
-    assert [int(_levels(few)[i]) for i in (0, 10, 47)] == [0, 1, 2]
-    assert set(_levels(np.array([0.0] * 45 + [5.0] * 3))) == {0, 1}
+    assert [int(levels_of(few)[i]) for i in (0, 10, 47)] == [0, 1, 2]
+    assert set(levels_of(np.array([0.0] * 45 + [5.0] * 3))) == {0, 1}
     mostly = np.array([5.0] * 60 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    assert len(set(_levels(mostly))) >= 2
-    assert _levels(mostly)[0] > _levels(mostly)[-1]
+    assert len(set(levels_of(mostly))) >= 2
+    assert levels_of(mostly)[0] > levels_of(mostly)[-1]
 
 
 def comparisons(count: int, seed: int) -> tuple[Tuples, Tuples, np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -1,58 +1,126 @@
 """Hold evaluator and policy against the expert on held-out prompts, a shuffled-label control beside them."""
 
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
 from flows import steps
-from flows.findings import Agreement, Findings, Rounds
+from flows.findings import Agreement, Findings, Point, Rounds
 from flows.tracking import Arm
 from tasks.biases import assess_biases, reformat
-from tasks.evaluate import assess_evaluator, assess_policy
+from tasks.caching import Product
+from tasks.evaluate import Versus, assess_evaluator, assess_policy, contests
 from tasks.generate import generate
+from tasks.overoptimisation import assess_best_of, assess_point, best_of
+from tasks.policy import Policy
+from tasks.proxy_label import Scored
 from tasks.store import Ref
+
+
+class _Answers(NamedTuple):
+    """A policy's held-out answers and what the expert says of them."""
+
+    policy: Policy
+    responses: Ref
+    labels: Ref
 
 
 def assess(arm: Arm, rounds: Rounds) -> Findings:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
-    x, first = arm.experiment, rounds.first
-    before, after = (
-        # the same random numbers for both policies: what differs is the policy
-        generate(
-            policy,
-            rounds.prompts.held_out,
-            x.generation,
-            samples=x.evaluation.samples,
-            seed=steps.seed(arm, 0, "evaluate"),
-        )
-        for policy in (first, rounds.policy)
-    )
-    before_labels = arm.measure(steps.asked(arm, before.ref, None, arm.evaluation_left))
-    after_labels = arm.measure(steps.asked(arm, after.ref, None, arm.evaluation_left))
-    agreement = _assess_evaluator(arm, rounds, before.ref, before_labels.ref)
+    x, evaluator = arm.experiment, rounds.evaluator
+    before, after = (_answers(arm, rounds, policy) for policy in (rounds.first, rounds.policy))
     outcome = assess_policy(
-        before.ref,
-        after.ref,
-        before_labels=before_labels.ref,
-        after_labels=after_labels.ref,
-        before_policy=first,
+        before.responses,
+        after.responses,
+        versus=_compared(arm, before, after),
+        before_labels=before.labels,
+        after_labels=after.labels,
+        before_policy=rounds.first,
         after_policy=rounds.policy,
         max_new_tokens=x.generation.max_new_tokens,
     )
-    return Findings(rounds, before.ref, before_labels.ref, agreement, outcome)
-
-
-def _assess_evaluator(arm: Arm, rounds: Rounds, responses: Ref, labels: Ref) -> Agreement | None:
-    """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
-    if rounds.evaluator is None:
-        return None
-    x, first = arm.experiment, rounds.first
-    features = steps.view_of(arm, responses, x.evaluator.feature_view, first)
-    proxy, control = steps.scored(arm, rounds.evaluator.ref, responses, features, first), None
-    if rounds.taught:
-        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, first, x.dpo.rounds, shuffle=True)
-        control = steps.scored(arm, shuffled.ref, responses, features, first)
-    calibration = None if rounds.gate is None else rounds.gate.calibration
-    facts = assess_evaluator(responses, labels, proxy, control, calibration)
-    varied = reformat(responses).ref
-    listed = steps.scored(
-        arm, rounds.evaluator.ref, varied, steps.view_of(arm, varied, x.evaluator.feature_view, first), first
+    found = Findings(rounds, before.responses, before.labels, None, outcome)
+    if evaluator is None:
+        return found
+    return replace(
+        found,
+        agreement=_assess_evaluator(arm, evaluator, rounds, before),
+        best_of=_assess_best_of(arm, evaluator, rounds, before) if x.evaluation.best_of else None,
+        curve=_assess_curve(arm, evaluator, rounds, [before, after]) if rounds.along else (),
     )
+
+
+def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
+    """Sample with the same random numbers for every policy: what differs is the policy."""
+    x = arm.experiment
+    responses = generate(
+        policy,
+        rounds.prompts.held_out,
+        x.generation,
+        samples=x.evaluation.samples,
+        seed=steps.seed(arm, 0, "evaluate"),
+    ).ref
+    labels = arm.measure(steps.asked(arm, responses, None, arm.evaluation_left)).ref
+    return _Answers(policy, responses, labels)
+
+
+def _compared(arm: Arm, before: _Answers, after: _Answers) -> Versus | None:
+    """Return who wins by an expert who compares; None where scores decide."""
+    judge = arm.experiment.evaluation.versus
+    if judge is None:
+        return None
+    both = contests(before.responses, after.responses)
+    if not both.picks.rows:
+        return Versus(labels=None)
+    labels = arm.measure(steps.asked(arm, both.responses, both.picks, arm.evaluation_left, by=judge))
+    consistency = labels.facts.get("order_consistency", math.nan)
+    return Versus(labels=labels.ref, order_consistency=consistency)
+
+
+def _scored(arm: Arm, evaluator: Product, rounds: Rounds, responses: Ref) -> Scored:
+    features = steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
+    return steps.scored(arm, evaluator.ref, responses, features, rounds.first)
+
+
+def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> Agreement:
+    """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
+    proxy, control = _scored(arm, evaluator, rounds, before.responses), None
+    if rounds.taught:
+        last = arm.experiment.dpo.rounds
+        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, rounds.first, last, shuffle=True)
+        control = _scored(arm, shuffled, rounds, before.responses)
+    calibration = None if rounds.gate is None else rounds.gate.calibration
+    facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration)
+    listed = _scored(arm, evaluator, rounds, reformat(before.responses).ref)
+    facts |= assess_biases(before.responses, before.labels, proxy, listed)
     place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
-    return Agreement(proxy.ref, facts | assess_biases(responses, labels, proxy, listed) | place)
+    return Agreement(proxy.ref, facts | place)
+
+
+def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> dict[str, float]:
+    """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
+    x, count = arm.experiment, arm.experiment.evaluation.best_of
+    seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
+    drawn = generate(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
+    best = best_of(drawn, _scored(arm, evaluator, rounds, drawn).ref).ref
+    labels = arm.measure(steps.asked(arm, best, None, arm.evaluation_left))
+    return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)
+
+
+def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answers]) -> tuple[Point, ...]:
+    """Return what expert and evaluator say of the policies from M_1 on to M_2."""
+    passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
+    return tuple(
+        Point(
+            number / (len(passed) - 1),
+            assess_point(
+                at.responses,
+                at.labels,
+                _scored(arm, evaluator, rounds, at.responses),
+                first=rounds.first,
+                policy=at.policy,
+                max_new_tokens=arm.experiment.generation.max_new_tokens,
+            ),
+        )
+        for number, at in enumerate(passed)
+    )

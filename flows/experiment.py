@@ -62,8 +62,26 @@ class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they do not teach."""
 
     samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
+    versus: Annotated[Oracle, OneOf("models.oracles")] | None = Field(
+        None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
+    )
+    curve: NonNegativeInt = Field(0, description="policies on DPO's way that expert and evaluator score too")
+    best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
     oracle: Annotated[Oracle, OneOf("models.oracles")] | None = Field(None, description="labelling.oracle if not given")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
+
+    @model_validator(mode="after")
+    def _versus_compares(self) -> "Evaluation":
+        if self.versus is not None and self.versus.unit != "pair":
+            raise ValueError(
+                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use an expert who "
+                "compares, such as llm_pairs, or leave it out"
+            )
+        return self
+
+    def answers(self, prompts: int) -> int:
+        """Return how many answers to so many held-out prompts the expert scores, at most."""
+        return prompts * (self.samples * (2 + self.curve) + (self.best_of > 0))
 
 
 class Experiment(Frozen):
@@ -84,6 +102,12 @@ class Experiment(Frozen):
     def judge(self) -> Oracle:
         """The expert of the evaluation."""
         return self.evaluation.oracle or self.labelling.oracle
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any of the experts is simulated."""
+        versus = self.evaluation.versus
+        return self.labelling.oracle.simulated or self.judge.simulated or (versus is not None and versus.simulated)
 
     @property
     def strategy(self) -> str:

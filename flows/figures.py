@@ -29,6 +29,7 @@ def figure_pages(
         **({"agreement": _agreement(*agreement, report["evaluator"]["spearman"])} if report["evaluator"] else {}),
         **({"scores": _scores(bought, proxy)} if len(bought) or len(proxy) else {}),
         **({"gate": _gate(report["gate"])} if report["gate"] and report["gate"]["curve"] else {}),
+        **({"optimisation": _optimisation(report["curve"])} if report["curve"] else {}),
     }
 
 
@@ -55,6 +56,18 @@ def _gate(gate: dict[str, Any]) -> bytes:
     if gate["threshold"] > ANY_PAIR and gate["risk"] is not None:
         axes.plot(gate["coverage"], gate["risk"], "o", color=_AFTER, label=f"sure of {gate['threshold']:.0%} or more")
     axes.set_ylim(0, 0.6)
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def _optimisation(curve: list[dict[str, Any]]) -> bytes:
+    """Return what the evaluator and the expert say along a training (2210.10760): where they part, it is over-optimised."""
+    title = "From M₁ to M₂, by evaluator and expert"
+    figure, axes = _canvas(title, "KL to M₁, nats per answer", "gain, standard deviations of M₁'s scores")
+    kl = [point["kl"] for point in curve]
+    for whose, colour, name in (("proxy", _PROXY, "evaluator"), ("oracle", _AFTER, "expert")):
+        start, spread = curve[0][f"{whose}_mean"], curve[0][f"{whose}_std"] or 1.0
+        axes.plot(kl, [(point[f"{whose}_mean"] - start) / spread for point in curve], "o-", color=colour, label=name)
     axes.legend(frameon=False)
     return png(figure)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from models.gate import Decision
-from models.metrics import Floats, pair_outcomes, win_rate
+from models.metrics import Floats, pair_outcomes
 from models.plugins import Frozen
 from models.preference import Comparison, Label, Pair, Pick, Response, Score, to_frame, usable_scores
 from tasks.caching import Product
@@ -26,6 +26,7 @@ class Rounds(Frozen):
     prompts: PromptSets
     first: Policy
     policy: Policy
+    along: tuple[Policy, ...] = ()
     history: tuple[Batch, ...]
     taught: tuple[Batch, ...] = ()
     evaluator: Product | None = None
@@ -47,15 +48,27 @@ class Agreement(NamedTuple):
     facts: dict[str, float]
 
 
+class Point(NamedTuple):
+    """A policy on the way from M_1 to M_2: the share of the training done, and what is said of its held-out answers."""
+
+    share: float
+    facts: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Findings:
-    """What the report is made of: what the rounds made, M_1's held-out answers, and what the two assessments found."""
+    """What the report is made of: what the rounds made, M_1's held-out answers, and what the assessments found.
+
+    `best_of` is about the best of several answers of M_1, by the evaluator; `curve` about the policies on the way to M_2.
+    """
 
     rounds: Rounds
     held_out: Ref
     held_out_labels: Ref
     agreement: Agreement | None
     outcome: Product
+    best_of: dict[str, float] | None = None
+    curve: tuple[Point, ...] = ()
 
 
 def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
@@ -80,7 +93,7 @@ def per_prompt(findings: Findings, comparisons: list[Comparison]) -> pd.DataFram
     frame = pd.DataFrame(
         {
             "prompt_id": [c.prompt_id for c in comparisons],
-            "wins": win_rate(*(np.array([getattr(c, f"{w}_score") for c in comparisons]) for w in ("after", "before"))),
+            "wins": [c.won for c in comparisons],
             "gain": [c.after_score - c.before_score for c in comparisons],
             "comparisons": 1,
         }

@@ -59,7 +59,9 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_of_the_gate(report.get("gate")),
         *_of_the_scores(report.get("scores")),
         *_of_the_evaluator(evaluator),
-        ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁"),
+        ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁{_by(report)}"),
+        *_at_equal_length(policy),
+        *_of_the_best_of(report.get("best_of")),
         (
             "expert's mean",
             f"{policy['oracle_mean_before']:.2f} → {policy['oracle_mean_after']:.2f}, "
@@ -68,12 +70,49 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("KL to M₁", f"{policy['kl']:.2f} nats per answer (mean log-ratio over M₂'s answers)"),
         ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
         ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
+        *_of_the_diversity(policy),
         ("evaluation", f"{report['evaluation_queries']} further queries of {judge}, which taught nothing"),
         (
             "time",
             f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",
         ),
     ]
+
+
+def _by(report: dict[str, Any]) -> str:
+    """Return who has compared the answers, where it was not their scores."""
+    if not (versus := report.get("versus")):
+        return ""
+    told = f", by {versus['oracle']}" + (" — simulated" if versus["simulated"] else "")
+    consistency = versus["order_consistency"]
+    return told if consistency is None else f"{told}; both orders agree in {consistency:.0%}"
+
+
+def _at_equal_length(policy: dict[str, Any]) -> list[tuple[str, str]]:
+    if "lc_win_rate" not in policy:  # a report of an older version
+        return []
+    rate = _with_interval(policy["lc_win_rate"], policy["lc_win_rate_ci"])
+    effect = f"a much longer answer gains {policy['length_effect']:+.2f} logits on a much shorter one"
+    return [("  at equal length", f"{rate} (length-controlled, 2404.04475); {effect}")]
+
+
+def _of_the_best_of(found: dict[str, float] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    rate = _with_interval(found["best_of_win_rate"], [found["best_of_win_rate_low"], found["best_of_win_rate_high"]])
+    told = f"{rate} of M₁'s best by the evaluator against M₁, at a KL of at most {found['best_of_kl']:.2f} nats"
+    return [(f"  best of {found['best_of']:.0f}", told)]
+
+
+def _of_the_diversity(policy: dict[str, Any]) -> list[tuple[str, str]]:
+    if policy.get("diversity_before") is None:
+        return []
+    told = (
+        "two answers to a prompt differ in {diversity_before:.0%} → {diversity_after:.0%} of their word pairs".format(
+            **policy
+        )
+    )
+    return [("diversity", f"{told}; distinct-2 {policy['distinct_2_before']:.2f} → {policy['distinct_2_after']:.2f}")]
 
 
 def _other_pairs(report: dict[str, Any]) -> str:

@@ -153,10 +153,12 @@ def plan(experiment: Experiment) -> Plan:
     x.embedding.check()
     x.labelling.oracle.check()
     x.judge.check()
+    if x.evaluation.versus:
+        x.evaluation.versus.check()
     prompts = x.prompts.load()
     tuples = len(prompts.pool) * x.generation.samples
     _check_queries(x, len(prompts.pool), len(prompts.seed))
-    held_out = len(prompts.held_out) * x.evaluation.samples
+    held_out = x.evaluation.answers(len(prompts.held_out))
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)
@@ -164,11 +166,17 @@ def plan(experiment: Experiment) -> Plan:
     most = _most(x.labelling.oracle, prompts.pool, longest)
     if x.dpo.asks:
         _check_caps(x, most)
-    evaluation_cost = 2 * held_out * _expected(x.judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
+    compared = len(prompts.held_out) * x.evaluation.samples
+    judges = [(x.judge, held_out), *([(x.evaluation.versus, compared)] if x.evaluation.versus else [])]
+    evaluation_cost = sum(
+        queries * _expected(judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
+        for judge, queries in judges
+    )
+    evaluation_queries = sum(queries for _, queries in judges)
     if evaluation_cost > x.evaluation.max_micro_usd:
         raise ValueError(
-            f"the evaluation asks {2 * held_out} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd allows "
-            f"{dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
+            f"the evaluation asks {evaluation_queries} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd "
+            f"allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
         )
     return Plan(
         experiment=x,
@@ -178,7 +186,7 @@ def plan(experiment: Experiment) -> Plan:
         asking=_asking(
             x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
         ),
-        evaluation_queries=2 * held_out,
+        evaluation_queries=evaluation_queries,
         evaluation_micro_usd=evaluation_cost,
         pairs=_pairs(x, len(prompts.pool), len(prompts.seed)),
     )
@@ -284,5 +292,5 @@ def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> t
         Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
         Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0 * rounds),
         Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
-        Step("evaluate", f"{2 * held_out} held-out responses", 2 * held_out * (generate + 2 * score)),
+        Step("evaluate", f"{held_out} held-out responses", held_out * (generate + 2 * score)),
     )

@@ -15,9 +15,10 @@ from flows.experiment import Experiment
 from flows.findings import Rounds
 from flows.report import write_report
 from flows.tracking import arm_run
-from tasks.align import align, reference
+from tasks.align import reference
 from tasks.caching import restarting
 from tasks.history import Batch
+from tasks.policy import Policy
 from tasks.prompts import load_prompts
 
 
@@ -45,6 +46,7 @@ def proxy_reward(
         taught = history
         evaluator = steps.taught(arm, history, prompts, first, 0) if x.dpo.feedback == "policy" else None
         responses, scored, pairs, gate = None, None, None, None
+        along: tuple[Policy, ...] = ()
         for number in arm.rounds:
             responses = arm.log("generate", steps.sampled(arm, policy, prompts.pool, number)).ref
             pool = steps.pool_of(arm, responses, first, before)
@@ -65,13 +67,15 @@ def proxy_reward(
                 arm, responses, scored, history, policy=policy, prompts=prompts, number=number, gate=gate
             )
             pairs = arm.log("pair", made)
-            held = reference(policy, pairs.ref).ref
-            adapter = align(policy, pairs.ref, held, x.dpo, seed=steps.seed(arm, number, "align"))
-            before, policy = policy, policy.adapted(arm.log("align", adapter).ref)  # M_2, the next round's reference
+            held = reference(policy, pairs.ref).ref if x.dpo.algorithm == "dpo" else None
+            adapter = arm.log("align", steps.aligned(arm, policy, pairs.ref, held, number))
+            along = tuple(policy.adapted(passed) for passed in adapter.along)
+            before, policy = policy, policy.adapted(adapter.ref)  # M_2, the next round's reference
         rounds = Rounds(
             prompts=prompts,
             first=first,
             policy=policy,
+            along=along,
             history=history,
             taught=taught,
             evaluator=evaluator,

@@ -92,6 +92,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "oracle_unit": x.labelling.oracle.unit,
         "evaluation_oracle": x.judge.description,
         "evaluation_oracle_simulated": x.judge.simulated,
+        "versus": _of_the_versus(x, outcome),
         "selection_seed": x.seeds.selection,
         "training_seed": x.seeds.training,
         "queries": arm.queries,
@@ -113,10 +114,15 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "gate": _of_the_gate(arm, findings.rounds.gate),
         "scores": _of_the_scores(arm.facts.get("proxy_label"), proxy),
         "evaluator": _of_the_evaluator(x, findings.agreement),
+        "best_of": findings.best_of,
+        "curve": [{"share": point.share, **point.facts} for point in findings.curve],
         "policy": {
             "model": x.policy.model,
             "win_rate": outcome["win_rate"],
             "win_rate_ci": [outcome["win_rate_low"], outcome["win_rate_high"]],
+            "lc_win_rate": outcome["lc_win_rate"],
+            "lc_win_rate_ci": [outcome["lc_win_rate_low"], outcome["lc_win_rate_high"]],
+            "length_effect": outcome["length_effect"],
             "tie_rate": outcome["tie_rate"],
             "oracle_mean_before": outcome["oracle_mean_before"],
             "oracle_mean_after": outcome["oracle_mean_after"],
@@ -127,11 +133,26 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
             "tokens_after": outcome["tokens_after"],
             "nll_per_token_before": outcome["nll_per_token_before"],
             "nll_per_token_after": outcome["nll_per_token_after"],
+            "diversity_before": outcome["diversity_before"],
+            "diversity_after": outcome["diversity_after"],
+            "distinct_2_before": outcome["distinct_2_before"],
+            "distinct_2_after": outcome["distinct_2_after"],
         },
         "made": findings.rounds.record(),
         "stages": [asdict(run) for run in arm.stages],
         "seconds": time.monotonic() - arm.started,
         "samples": [asdict(c) for c in comparisons[:: max(len(comparisons) // _SAMPLES, 1)][:_SAMPLES]],
+    }
+
+
+def _of_the_versus(x: Experiment, outcome: dict[str, float]) -> dict[str, Any] | None:
+    judge = x.evaluation.versus
+    if judge is None:
+        return None
+    return {
+        "oracle": judge.description,
+        "simulated": judge.simulated,
+        "order_consistency": outcome["order_consistency"],
     }
 
 
@@ -184,6 +205,7 @@ def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     scalars |= {"dollars": report["micro_usd"] / MICRO, "win_rate": report["policy"]["win_rate"]}
     accuracy = (report["evaluator"] or {}).get("pair_accuracy")
     scalars |= {"agreement": accuracy} if accuracy is not None else {}
+    scalars |= report["best_of"] or {}
     for run in arm.stages:
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)

@@ -11,11 +11,13 @@ from models.cost import Amount
 from models.embedding import View
 from models.gate import AtChance, Decision, decide
 from models.lessons import Teaching
+from models.oracles.base import Oracle
 from models.plugins import digest_of
 from models.policies.pretrained import locate
 from models.preference import LeftOut
 from models.randomness import seed_of
 from tasks.acquire import acquire
+from tasks.align import Aligned, align
 from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product
 from tasks.cross_fit import cross_fit
@@ -124,10 +126,10 @@ def picked(
     ).ref
 
 
-def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount) -> Bought:
-    """Buy labels of the picks, or, to measure, of every response."""
+def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None) -> Bought:
+    """Buy labels of the picks, or, to measure, of every response; `by` the expert who labels unless it is another."""
     labelling = arm.experiment.labelling
-    oracle = arm.experiment.judge if picks is None else labelling.oracle
+    oracle = by or (arm.experiment.judge if picks is None else labelling.oracle)
     fingerprint = oracle.fingerprint()
     about = picks or responses
     purchase = Purchase(
@@ -240,6 +242,13 @@ def paired(
     if scores is None:
         return pair(responses, None, expert)
     return pair(responses, scores.ref, expert, least_gap=_least_gap(gate, scores))
+
+
+def aligned(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
+    """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
+    x = arm.experiment
+    along = x.evaluation.curve if number == x.dpo.rounds else 0
+    return align(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
 
 
 def seed(arm: Arm, number: int, stage: str) -> int:

@@ -100,9 +100,7 @@ def _report(
     accounts = {account for report in reports.values() for account in report["accounts"]}
     return {
         "name": sweep.name,
-        "oracle_simulated": any(
-            arm.experiment.labelling.oracle.simulated or arm.experiment.judge.simulated for arm in arms
-        ),
+        "oracle_simulated": any(arm.experiment.simulated for arm in arms),
         "arms": [
             {
                 "name": arm.experiment.name,

@@ -173,7 +173,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers of two policies to the same held-out prompt, with the expert's score of each."""
+    """The answers of two policies to the same held-out prompt, with the expert's score of each.
+
+    `won` is the share of a win that the newer one has: 1, 0, or ½ for a tie; by the scores, or by who has compared the two.
+    """
 
     prompt_id: str
     prompt: str
@@ -181,6 +184,7 @@ class Comparison:
     after: str
     before_score: float
     after_score: float
+    won: float
 
 
 Row = TypeVar("Row", Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)

@@ -34,10 +34,22 @@ def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0)
     totals, counts = np.bincount(number, weights=values), np.bincount(number)
     if len(totals) < 2:
         return Interval(float(values.mean()), float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).integers(len(totals), size=(_RESAMPLES, len(totals)))
+    drawn = _drawn(len(totals), _RESAMPLES, seed)
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0) -> Floats:
+    """Return how often each of n rows is drawn when whole clusters are resampled, shape (resamples, n)."""
+    _, number = np.unique(cluster, return_inverse=True)
+    count = int(number.max(initial=-1)) + 1
+    drawn = _drawn(count, resamples, seed)
+    return np.stack([np.bincount(row, minlength=count) for row in drawn])[:, number].astype(np.float64)
+
+
+def _drawn(clusters: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(clusters, size=(resamples, clusters))
 
 
 def jackknife_mean(values: Floats, one: NDArray[np.int64], other: NDArray[np.int64]) -> Interval:

@@ -1,12 +1,15 @@
-"""DPO on the preference pairs: M_r → M_{r+1}, with M_r as the reference."""
+"""DPO, or a variant of it, on the preference pairs: M_r → M_{r+1}, with M_r as the reference."""
 
 from pathlib import Path
 
 from models.policies.dpo import DPO, reference_logprob, train_dpo
+from models.policies.variants import train_kto, train_orpo
 from models.preference import Pair
 from tasks.caching import Product, stage
 from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
+
+_VARIANTS = {"kto": train_kto, "orpo": train_orpo}
 
 
 @stage(version=1)
@@ -21,10 +24,24 @@ def reference(policy: Policy, pairs: Ref) -> Product:
     return Product(ref=matrix.ref)
 
 
-@stage(version=3)
-def align(policy: Policy, pairs: Ref, reference: Ref, recipe: DPO, *, seed: int) -> Product:
-    """Return the adapter trained on the pairs."""
-    model, rows, logprob = policy.checkpoint().load(), store().rows(pairs, Pair), store().matrix(reference)
-    with new_folder() as folder:
-        facts = train_dpo(model, rows, logprob, recipe, folder=Path(folder), seed=seed)
-        return Product(ref=store().write_folder("adapters", Path(folder)), facts=facts)
+class Aligned(Product):
+    """The adapter, and those on the way to it."""
+
+    along: tuple[Ref, ...] = ()
+
+
+@stage(version=4)
+def align(policy: Policy, pairs: Ref, reference: Ref | None, recipe: DPO, *, seed: int, along: int = 0) -> Aligned:
+    """Return the adapter trained on the pairs, and as many on the way to it as `along` says, at equal distances.
+
+    `reference` is what the stage of that name has made, for DPO.
+    """
+    model, rows = policy.checkpoint().load(), store().rows(pairs, Pair)
+    with new_folder() as parent:
+        last, *passed = (Path(parent, str(number)) for number in range(along + 1))
+        if reference is not None:
+            facts = train_dpo(model, rows, store().matrix(reference), recipe, folder=last, seed=seed, along=passed)
+        else:
+            facts = _VARIANTS[recipe.algorithm](model, rows, recipe, folder=last, seed=seed, along=passed)
+        adapter, *others = (store().write_folder("adapters", folder) for folder in (last, *passed))
+        return Aligned(ref=adapter, facts=facts, along=tuple(others))

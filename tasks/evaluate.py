@@ -1,12 +1,18 @@
 """Hold the evaluator and the new policy against the expert, on prompts that nothing was trained on."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import numpy as np
 
 from models.calibration import Calibration
-from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes, win_rate
+from models.length_control import length_controlled
+from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes
+from models.plugins import Frozen
 from models.policies.language_model import Likelihood
-from models.preference import Comparison, Label, Response, Score, usable_scores
+from models.preference import Comparison, Label, Pick, Response, Score, usable_comparisons, usable_scores
 from models.stats import clustered_mean
+from models.text_diversity import apart, distinct_bigrams
 from tasks.caching import Product, stage
 from tasks.policy import Policy
 from tasks.proxy_label import Scored
@@ -48,35 +54,88 @@ def assess_evaluator(
     return facts
 
 
-@stage(version=2)
+class Contests(Frozen):
+    """Refs of both policies' answers (Response rows), and of who stands against whom (Pick rows)."""
+
+    responses: Ref
+    picks: Ref
+
+
+class Versus(Frozen):
+    """Ref of what an expert who compares has said of M_2's answers against M_1's; None where no two of them differ.
+
+    `order_consistency` is the share of comparisons in which both orders agree, NaN where the expert has no orders.
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"order_consistency"})
+
+    labels: Ref | None
+    order_consistency: float = float("nan")
+
+
+@stage(version=1)
+def contests(before: Ref, after: Ref) -> Contests:
+    """Return M_2's answers against M_1's of the same prompt and number; those of the same words are ties, and not asked."""
+    first = {(r.prompt_id, r.sample): r for r in store().rows(before, Response)}
+    pairs = [
+        (r, other)
+        for r in store().rows(after, Response)
+        if (other := first.get((r.prompt_id, r.sample))) is not None and other.text != r.text
+    ]
+    rows = {r.id: r for pair in pairs for r in pair}
+    picks = {(new.id, old.id): Pick(new.id, 0.0, against=old.id) for new, old in pairs}
+    return Contests(
+        responses=store().write_rows("responses", list(rows.values()), Response),
+        picks=store().write_rows("picks", list(picks.values()), Pick),
+    )
+
+
+@stage(version=3)
 def assess_policy(
     before: Ref,
     after: Ref,
     *,
+    versus: Versus | None,
     before_labels: Ref,
     after_labels: Ref,
     before_policy: Policy,
     after_policy: Policy,
     max_new_tokens: int,
 ) -> Product:
-    """Return the held-out comparisons; facts: win rate, oracle means, KL, length, fluency.
+    """Return the held-out comparisons; facts: win rates, oracle means, KL, length, fluency, diversity.
 
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
-    answer. Fluency is the mean negative log-likelihood per token under the base model M_0, which neither adapter has
-    touched. The end token counts in the answers that reached it: those shorter than `max_new_tokens`.
+    answer. Who wins is said by `versus`, or else by the scores; fluency is the mean negative log-likelihood per token under
+    the base model M_0, which neither adapter has touched. The end token counts in the answers that reached it: those shorter
+    than `max_new_tokens`.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
     matched = {(r.prompt_id, r.sample): r for r in second}
+    said = {} if versus is None or versus.labels is None else usable_comparisons(store().rows(versus.labels, Label))
     comparisons = [
-        Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id])
+        Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id], won)
         for r in first
         if (other := matched.get((r.prompt_id, r.sample))) is not None and r.id in scores and other.id in scores
+        for won in _won(r, other, said if versus is not None else None, scores)
     ]
     if not comparisons:
         raise ValueError("no held-out prompt has an expert score for both policies: check the oracle's failures")
     facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy, max_new_tokens)
+    facts |= _diversity(first, second) | ({} if versus is None else {"order_consistency": versus.order_consistency})
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
+
+
+def _won(
+    old: Response, new: Response, said: Mapping[tuple[str, str], float] | None, scores: Mapping[str, float]
+) -> list[float]:
+    """Return the new answer's share of a win; nothing where the one who compares has said nothing that could be read."""
+    if said is None:
+        return [float(np.sign(scores[new.id] - scores[old.id]) + 1) / 2]
+    if old.text == new.text:
+        return [0.5]
+    verdict = said.get((new.id, old.id))
+    return [] if verdict is None else [(verdict + 1) / 2]
 
 
 def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
@@ -84,12 +143,21 @@ def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
     new = np.array([c.after_score for c in comparisons])
     _, prompt = np.unique([c.prompt_id for c in comparisons], return_inverse=True)
     prompt = prompt.astype(np.int64)
-    wins, gain = clustered_mean(win_rate(new, old), prompt), clustered_mean(new - old, prompt)
+    won, longer_by = (
+        np.array([c.won for c in comparisons]),
+        np.array([float(len(c.after) - len(c.before)) for c in comparisons]),
+    )
+    wins, gain = clustered_mean(won, prompt), clustered_mean(new - old, prompt)
+    controlled = length_controlled(won, longer_by, prompt)
     return {
+        "lc_win_rate": controlled.win_rate.mean,
+        "lc_win_rate_low": controlled.win_rate.low,
+        "lc_win_rate_high": controlled.win_rate.high,
+        "length_effect": controlled.length_effect,
         "win_rate": wins.mean,
         "win_rate_low": wins.low,
         "win_rate_high": wins.high,
-        "tie_rate": float((new == old).mean()),
+        "tie_rate": float((won == 0.5).mean()),
         "oracle_mean_before": float(old.mean()),
         "oracle_mean_after": float(new.mean()),
         "oracle_gain": gain.mean,
@@ -115,3 +183,13 @@ def _drift(
         "nll_per_token_before": float(-base_old.logprob.sum() / base_old.tokens.sum()),
         "nll_per_token_after": float(-base_new.logprob.sum() / base_new.tokens.sum()),
     }
+
+
+def _diversity(first: list[Response], second: list[Response]) -> dict[str, float]:
+    words = min(sum(len(r.text.split()) for r in rows) for rows in (first, second))
+    facts: dict[str, float] = {}
+    for when, rows in (("before", first), ("after", second)):
+        texts, (_, prompt) = [r.text for r in rows], np.unique([r.prompt_id for r in rows], return_inverse=True)
+        facts[f"diversity_{when}"] = apart(texts, prompt.astype(np.int64)).mean
+        facts[f"distinct_2_{when}"] = distinct_bigrams(texts, words)
+    return facts

@@ -18,7 +18,9 @@ Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
 
 
 class DPO(Schedule):
-    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7). `rounds` > 1 repeats from generation with the newest policy.
+    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7), or another `algorithm` on the same pairs (variants.py).
+
+    `rounds` > 1 repeats from generation with the newest policy.
 
     `feedback` says who tells chosen from rejected: an evaluator that the expert has taught (the paper's method), the expert
     alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
@@ -30,6 +32,7 @@ class DPO(Schedule):
 
     learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
     beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
+    algorithm: Literal["dpo", "kto", "orpo"] = Field("dpo", description="what learns from the pairs, through TRL")
     rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
     feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
     gate: Gate = Gate()
@@ -54,17 +57,23 @@ def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair]) -> Floats:
 
 
 def train_dpo(
-    policy: LanguageModel, pairs: Sequence[Pair], reference: Floats, recipe: DPO, *, folder: Path, seed: int
+    policy: LanguageModel,
+    pairs: Sequence[Pair],
+    reference: Floats,
+    recipe: DPO,
+    *,
+    folder: Path,
+    seed: int,
+    along: Sequence[Path] = (),
 ) -> dict[str, float]:
-    """Train on the pairs, save the adapter in `folder` and return the trainer's last metrics.
+    """Train on the pairs, save the adapter in `folder` and return the trainer's last metrics; `along` is that of `run`.
 
     `reference` is what `reference_logprob` says of the policy before: it stays as it is, whatever the epoch.
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    longer = [(p.prompt, _longer(policy.renderer, p)) for p in pairs]
-    fits = fitting(policy.renderer, longer, recipe.max_length, "DPO")
+    fits = _fits(policy, pairs, recipe)
     kept = [p for p, fit in zip(pairs, fits, strict=True) if fit]
     rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
     for row, (chosen, rejected) in zip(rows, reference[fits].tolist(), strict=True):
@@ -78,12 +87,22 @@ def train_dpo(
     )
     trainer.precompute_ref_logps = True  # they are among the columns
     use_cpu_kernels(trainer)
-    run(trainer)
+    run(trainer, along)
     save_adapter(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
         trainer.state.log_history,
         ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
     )
+
+
+def fitting_pairs(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[Pair]:
+    """Return the pairs of which both responses fit into `max_length` tokens; warn of the others as `fitting` does."""
+    return [p for p, fit in zip(pairs, _fits(policy, pairs, recipe), strict=True) if fit]
+
+
+def _fits(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[bool]:
+    longer = [(p.prompt, _longer(policy.renderer, p)) for p in pairs]
+    return fitting(policy.renderer, longer, recipe.max_length, recipe.algorithm.upper())
 
 
 def _longer(renderer: Renderer, pair: Pair) -> str:

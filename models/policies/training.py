@@ -89,9 +89,16 @@ def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: in
     return fits
 
 
-def run(trainer: Any) -> None:  # noqa: ANN401
-    """Train under a progress bar."""
-    from transformers import ProgressCallback
+def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
+    """Train under a progress bar; save the adapter as it is at equal distances on the way, one in each folder of `along`."""
+    from transformers import ProgressCallback, TrainerCallback
+
+    class Keep(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+            """Save what is due."""
+            for number, folder in enumerate(along, start=1):
+                if state.global_step == max(1, round(state.max_steps * number / (len(along) + 1))):
+                    save_adapter(trainer.model, folder)
 
     class Bar(ProgressCallback):  # type: ignore[misc]
         def on_log(self, *_: object, **__: object) -> None:
@@ -99,6 +106,7 @@ def run(trainer: Any) -> None:  # noqa: ANN401
 
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
+    trainer.add_callback(Keep)
     trainer.train()
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.loopback_judge import LoopbackJudge
 from flows.experiment import Experiment
 from flows.pages import warnings
+from flows.plan import plan
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder
 from models.ledger import Ledger
@@ -52,6 +54,12 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert report["pairs_per_query"] == report["proxy_pairs"] / 10
     assert 0 <= report["policy"]["win_rate_ci"][0] <= report["policy"]["win_rate"] <= report["policy"]["win_rate_ci"][1]
     assert math.isfinite(report["policy"]["kl"])
+    low, high = report["policy"]["lc_win_rate_ci"]
+    assert 0 < low <= report["policy"]["lc_win_rate"] <= high < 1
+    assert 0 < report["policy"]["diversity_before"] <= 1
+    page = (report_folder("tiny") / "report.md").read_text()
+    assert "(length-controlled, 2404.04475); a much longer answer gains" in page
+    assert "two answers to a prompt differ in" in page
     assert report["policy"]["kl"] != 0, "DPO moved the policy"
     assert report["oracle_simulated"] is True
     assert sum(report["scores"]["counts"]) == 80, "every response has a score in the histogram"
@@ -191,6 +199,66 @@ def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[st
     assert "format: as a list the same text scores" in page
     leaning = {**report, "evaluator": {**evaluator, "format_shift": -1.2}}
     assert any("leans on format: written as a list, the same text scores -1.20" in line for line in warnings(leaning))
+
+
+def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(tiny_settings: dict[str, Any]) -> None:
+    plain = run(tiny_settings)
+    assert plain["curve"] == []
+    assert plain["best_of"] is None
+    report = run(tiny_settings, evaluation__curve=2, evaluation__best_of=3)
+    assert report["evaluation_queries"] == 48 + 2 * 24 + 12
+    assert [point["share"] for point in report["curve"]] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    first, last = report["curve"][0], report["curve"][-1]
+    assert first["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert last["kl"] == pytest.approx(report["policy"]["kl"], rel=1e-4)
+    assert last["oracle_mean"] == pytest.approx(report["policy"]["oracle_mean_after"])
+    assert len({point["proxy_mean"] for point in report["curve"]}) == 4
+    folder = report_folder("tiny")
+    assert (folder / "optimisation.png").read_bytes()[:4] == b"\x89PNG"
+    best = report["best_of"]
+    assert 0 <= best["best_of_win_rate_low"] <= best["best_of_win_rate"] <= best["best_of_win_rate_high"] <= 1
+    assert best["best_of_kl"] == pytest.approx(math.log(3) - 2 / 3)
+    assert (
+        "of M₁'s best by the evaluator against M₁, at a KL of at most 0.43 nats" in (folder / "report.md").read_text()
+    )
+    assert executed(run(tiny_settings, evaluation__curve=2, evaluation__best_of=3)) == Counter()
+    few = {**tiny_settings["evaluation"], "max_micro_usd": 700_000, "curve": 2}
+    with pytest.raises(ValueError, match=r"the evaluation asks 96 queries, \$0.96"):
+        plan(Experiment.model_validate({**tiny_settings, "evaluation": few}))
+
+
+def test_an_expert_who_compares_decides_who_wins(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_score = run(tiny_settings)
+    compared = run(tiny_settings, evaluation__versus={"kind": "comparing", "inner": {"kind": "gold"}})
+    for name in ("win_rate", "win_rate_ci", "lc_win_rate", "tie_rate", "oracle_gain"):
+        assert compared["policy"][name] == by_score["policy"][name], "one expert, asked in two ways"
+    assert 48 < compared["evaluation_queries"] <= 48 + 24
+    assert compared["versus"]["simulated"] is True
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with LoopbackJudge() as server:
+        endpoint = {"model": "judge", "base_url": server.url, "prices": {"input": 1, "output": 1}}
+        judged = run(tiny_settings, evaluation__versus={"kind": "llm_pairs", "endpoint": endpoint})
+    assert 0 <= judged["policy"]["win_rate"] <= 1
+    assert judged["versus"] == {
+        "oracle": "a language model comparing two responses in both orders",
+        "simulated": False,
+        "order_consistency": 1.0,
+    }
+    page = (report_folder("tiny") / "report.md").read_text()
+    assert "by a language model comparing two responses in both orders; both orders agree in 100%" in page
+    with pytest.raises(ValueError, match="evaluation.versus compares two answers, and 'gold' scores single ones"):
+        run(tiny_settings, evaluation__versus={"kind": "gold"})
+
+
+@pytest.mark.parametrize("algorithm", ["kto", "orpo"])
+def test_variants_of_dpo_run_in_the_same_flow(tiny_settings: dict[str, Any], algorithm: str) -> None:
+    report = run(tiny_settings, dpo__algorithm=algorithm, evaluation__curve=1)
+    assert "reference" not in executed(report), "their trainers know their own, or have none"
+    assert report["policy"]["kl"] != 0
+    assert len(report["curve"]) == 3
 
 
 def test_the_selected_ids_do_not_depend_on_workers_or_batch_sizes(

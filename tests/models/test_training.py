@@ -12,6 +12,7 @@ from models.policies.dpo import DPO, reference_logprob, train_dpo
 from models.policies.language_model import Checkpoint
 from models.policies.sft import SFT, train_sft
 from models.policies.training import Lora, arguments
+from models.policies.variants import train_kto, train_orpo
 from models.preference import Demonstration, Pair
 
 GOOD, BAD = "warm witty superb delight", "dull boring awful mess"
@@ -99,6 +100,58 @@ def test_the_reference_is_what_trl_takes_for_it(
     torch.testing.assert_close(batch["ref_chosen_logps"], chosen, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(batch["ref_rejected_logps"], rejected, rtol=1e-4, atol=1e-4)
     assert len(seen[0].train_dataset) == len(PAIRS)
+
+
+VARIANTS = {"kto": train_kto, "orpo": train_orpo}
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("algorithm", ["kto", "orpo"])
+def test_the_variants_prefer_the_chosen_too_and_the_same_seed_gives_the_same_bytes(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, algorithm: Any, template: Any
+) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
+    recipe = DPO(algorithm=algorithm, learning_rate=5e-3, epochs=4, batch_size=4, lora=LORA)
+    for name in ("one", "other"):
+        facts = VARIANTS[algorithm](start.load(), PAIRS, recipe, folder=tmp_path / name, seed=3)
+    assert facts["pairs"] == len(PAIRS)
+    assert digest(tmp_path / "one") == digest(tmp_path / "other")
+
+    def lead(policy: Checkpoint) -> float:
+        sides = (policy.load().likelihood([(p.prompt, getattr(p, s)) for p in PAIRS]) for s in ("chosen", "rejected"))
+        chosen, rejected = (side.logprob.mean() for side in sides)
+        return float(chosen - rejected)
+
+    assert lead(Checkpoint(start.source, (tmp_path / "one",), "float32", template)) > lead(start) + 0.5
+
+
+def test_adapters_on_the_way_lie_between_the_ends_and_change_nothing(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", "plain")
+    recipe = DPO(learning_rate=5e-3, epochs=3, batch_size=4, lora=LORA)
+    reference = reference_logprob(start.shared(), PAIRS)
+    along = [tmp_path / "third", tmp_path / "two thirds"]
+    train_dpo(start.load(), PAIRS, reference, recipe, folder=tmp_path / "kept", seed=0, along=along)
+    train_dpo(start.load(), PAIRS, reference, recipe, folder=tmp_path / "plain", seed=0)
+    assert digest(tmp_path / "kept") == digest(tmp_path / "plain")
+    assert len({digest(folder) for folder in (*along, tmp_path / "kept")}) == 3
+    texts = [(p.prompt, p.rejected) for p in PAIRS]
+    falls = [
+        Checkpoint(start.source, adapters, "float32", "plain").load().likelihood(texts).logprob.mean()
+        for adapters in ((), *((folder,) for folder in (*along, tmp_path / "kept")))
+    ]
+    assert falls == sorted(falls, reverse=True)
+    train_dpo(
+        start.load(),
+        PAIRS[:2],
+        reference[:2],
+        recipe,
+        folder=tmp_path / "short",
+        seed=0,
+        along=[tmp_path / str(n) for n in range(6)],
+    )
+    assert all((tmp_path / str(n) / "adapter_model.safetensors").exists() for n in range(6)), "also in a short training"
 
 
 def test_adapters_stack_in_order(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:

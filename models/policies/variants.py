@@ -1,0 +1,77 @@
+"""What else teaches a policy by preference pairs, through TRL: KTO, which forgets who stood against whom, and ORPO."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from models.policies.cpu_kernels import use_cpu_kernels
+from models.policies.dpo import DPO, fitting_pairs
+from models.policies.language_model import LanguageModel
+from models.policies.training import arguments, metrics_of, run, save_adapter
+from models.preference import Pair
+
+
+def train_kto(
+    policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO, *, folder: Path, seed: int, along: Sequence[Path] = ()
+) -> dict[str, float]:
+    """Train by KTO (2402.01306) on every chosen response as desirable and every rejected one as undesirable.
+
+    The reference is the policy before. Saves the adapter in `folder` and returns the trainer's last metrics.
+    """
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    rows = []
+    for pair in fitting_pairs(policy, pairs, recipe):
+        for text, desirable in ((pair.chosen, True), (pair.rejected, False)):
+            rows.append(policy.renderer.row(pair.prompt, completion=text) | {"label": desirable})
+    trainer = KTOTrainer(
+        model=policy.model,
+        args=KTOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.lora.config("CAUSAL_LM"),
+    )
+    return _trained(trainer, len(rows) // 2, folder, along)
+
+
+def train_orpo(
+    policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO, *, folder: Path, seed: int, along: Sequence[Path] = ()
+) -> dict[str, float]:
+    """Train by ORPO (2403.07691): supervised on the chosen response, with `beta` times its log odds ratio to the other.
+
+    It has no reference. Saves the adapter in `folder` and returns the trainer's last metrics.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    kept = fitting_pairs(policy, pairs, recipe)
+    given = arguments(recipe, seed, len(kept))
+    given.pop("activation_checkpointing")  # not of this trainer: its own is off
+    trainer = ORPOTrainer(
+        model=policy.model,
+        args=ORPOConfig(beta=recipe.beta, max_completion_length=recipe.max_length, **given),
+        train_dataset=Dataset.from_list(
+            [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
+        ),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.lora.config("CAUSAL_LM"),
+    )
+    return _trained(trainer, len(kept), folder, along)
+
+
+def _trained(trainer: Any, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401
+    use_cpu_kernels(trainer)
+    run(trainer, along)
+    save_adapter(trainer.model, folder)
+    names = [
+        "train_loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+        "train_runtime",
+    ]
+    return {"pairs": float(pairs)} | metrics_of(trainer.state.log_history, names)

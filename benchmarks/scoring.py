@@ -81,7 +81,7 @@ def loop(policy: LanguageModel, questions: list[str], most: int) -> None:
     import torch
 
     for question in tqdm(questions, desc=f"loop of {most} tokens"):
-        ids = torch.tensor([policy.renderer.prompt_ids(question)])
+        ids = torch.tensor([policy.renderer.prompt_ids(question)], device=policy.model.device)
         with torch.inference_mode():
             policy.model.generate(
                 input_ids=ids,

@@ -90,7 +90,8 @@ def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Ans
         shuffled = steps.taught(arm, rounds.taught, rounds.prompts, rounds.first, last, shuffle=True)
         control = _scored(arm, shuffled, rounds, before.responses)
     calibration = None if rounds.gate is None else rounds.gate.calibration
-    facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration)
+    across = arm.experiment.evaluator.learns_scores  # else it has only compared, within prompts
+    facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)
     listed = _scored(arm, evaluator, rounds, reformat(before.responses).ref)
     facts |= assess_biases(before.responses, before.labels, proxy, listed)
     place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}

@@ -143,7 +143,7 @@ class Experiment(Frozen):
         if not self.evaluator.learns_pairs:
             raise ValueError(
                 f"{expert!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
-                "reward_head or generative_pairs"
+                "generative_pairs, or reward_head with loss bradley_terry"
             )
         return self
 

@@ -148,7 +148,8 @@ def _leanings(evaluator: dict[str, Any]) -> str:
     )
     if (shift := evaluator["format_shift"]) is not None:
         low, high = evaluator["format_shift_ci"]
-        told += f"; format: as a list the same text scores {shift:+.2f} [{low:+.2f}, {high:+.2f}] standard deviations"
+        interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+        told += f"; format: as a list the same text scores {shift:+.2f}{interval} standard deviations"
     if (bias := evaluator["position_bias"]) is not None:
         told += f"; place: of two equals the first wins with probability {1 / (1 + exp(-bias)):.2f}"
     return told

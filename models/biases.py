@@ -7,7 +7,10 @@ import numpy as np
 from models.metrics import Floats, Rows, agrees, within_prompt_pairs
 from models.stats import Interval, clustered_mean
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?![a-z])")  # not after "e.g."
+_FORMATTED = re.compile(r"^\s*([-*•#]|\d+[.)]|```)", re.MULTILINE)
+
+_ROUNDING = 1e-6  # a smaller spread of scores, beside them, is none
 
 
 def longer_preferred(scores: Floats, length: Floats, prompt: Rows) -> Interval:
@@ -24,9 +27,14 @@ def longer_preferred(scores: Floats, length: Floats, prompt: Rows) -> Interval:
 
 def format_shift(plain: Floats, formatted: Floats, spread: float) -> Interval:
     """Return by how many standard deviations of scores, `spread`, the same text scores higher as a list; both (N,)."""
-    if not spread:
+    if spread <= _ROUNDING * max(1.0, float(np.abs(plain).max(initial=0.0))):
         return Interval(float("nan"), float("nan"), float("nan"))
     return clustered_mean((formatted - plain) / spread, np.arange(len(plain)))
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is no list and has no headings or code."""
+    return _FORMATTED.search(text) is None
 
 
 def as_list(text: str) -> str:

@@ -10,12 +10,12 @@ Floats = NDArray[np.float64]
 _LOG_PRECISIONS = (-18.0, 18.0)
 
 
-def of_comparisons(head: Floats, differences: Floats) -> Floats:
-    """Return the curvature Σ p(1 − p) δδᵀ of Bradley–Terry's loss, (d, d), p = σ(w·δ).
+def of_comparisons(head: Floats, differences: Floats, margin: Floats | float = 0.0) -> Floats:
+    """Return the curvature Σ p(1 − p) δδᵀ of Bradley–Terry's loss, (d, d), p = σ(w·δ − margin).
 
-    `differences` δ of the states of the compared responses have the shape (n, d).
+    `differences` δ of the states of the compared responses, better less worse, have the shape (n, d), margins (n,).
     """
-    chance = expit(differences @ head)
+    chance = expit(differences @ head - margin)
     return np.asarray((differences * (chance * (1.0 - chance))[:, None]).T @ differences)
 
 

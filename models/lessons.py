@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples
 from models.levels import balanced
 from models.plugins import Frozen
-from models.preference import Judged, LeftOut
+from models.preference import Judged, LeftOut, Response
 
 Rows = NDArray[np.int64]
 
@@ -41,8 +41,8 @@ class Lessons(ABC):
     """N labels of the expert, each about one prompt."""
 
     @abstractmethod
-    def prompts(self) -> list[str]:
-        """Return the id of each label's prompt."""
+    def asked(self) -> Sequence[Response]:
+        """Return the response that each label is about, the first of two."""
 
     @abstractmethod
     def take(self, rows: Rows) -> "Lessons":
@@ -68,8 +68,8 @@ class Scores(Lessons):
     tuples: Tuples
     scores: Floats
 
-    def prompts(self) -> list[str]:  # noqa: D102
-        return [r.prompt_id for r in self.tuples.responses]
+    def asked(self) -> Sequence[Response]:  # noqa: D102
+        return self.tuples.responses
 
     def take(self, rows: Rows) -> "Scores":  # noqa: D102
         return Scores(self.tuples.take(rows), self.scores[rows])
@@ -103,8 +103,8 @@ class Comparisons(Lessons):
     second: Tuples
     preference: Floats
 
-    def prompts(self) -> list[str]:  # noqa: D102
-        return [r.prompt_id for r in self.first.responses]
+    def asked(self) -> Sequence[Response]:  # noqa: D102
+        return self.first.responses
 
     def take(self, rows: Rows) -> "Comparisons":  # noqa: D102
         return Comparisons(self.first.take(rows), self.second.take(rows), self.preference[rows])
@@ -130,10 +130,10 @@ class Comparisons(Lessons):
 def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Teaching, folds: int) -> list[LeftOut]:
     """Return what is said of each label by an evaluator that was taught with those of other prompts.
 
-    The prompts are cut into at most `folds` parts of one size, at random from the teaching's seed. A part without which
-    nothing can be taught is left out. `bench.folder` is not touched.
+    Nor with what the EFT seed has of its prompt. The prompts are cut into at most `folds` parts of one size, at random from
+    the teaching's seed. A part without which nothing can be taught is left out. `bench.folder` is not touched.
     """
-    _, prompt = np.unique(lessons.prompts(), return_inverse=True)
+    _, prompt = np.unique([r.prompt_id for r in lessons.asked()], return_inverse=True)
     count = int(prompt.max(initial=-1)) + 1
     fold = (np.random.default_rng([teaching.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
     found: list[LeftOut] = []
@@ -142,7 +142,9 @@ def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Te
         if not taught.teachable():
             continue
         with tempfile.TemporaryDirectory() as folder:
-            place = replace(bench, folder=Path(folder))
+            unseen = {r.prompt for r in left_out.asked()}
+            eft_seed = [row for row in bench.eft_seed if row.prompt not in unseen]
+            place = replace(bench, folder=Path(folder), eft_seed=eft_seed)
             taught.teach(evaluator, place, teaching)
             found += left_out.judged(evaluator, place, int(number))
     return found

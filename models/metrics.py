@@ -100,6 +100,12 @@ def agreement(
     )
 
 
+def centred(scores: Floats, prompt: Rows) -> Floats:
+    """Return scores of shape (N,) less the mean of their prompt."""
+    _, number = np.unique(prompt, return_inverse=True)
+    return scores - (np.bincount(number, scores) / np.bincount(number))[number]
+
+
 def rank_correlation(one: Floats, other: Floats) -> float:
     """Return Spearman's correlation of two arrays of shape (N,); NaN where one of them does not vary."""
     varied = len(one) > 1 and np.ptp(one) > 0 and np.ptp(other) > 0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from models.biases import as_list, format_shift, longer_preferred
+from models.biases import as_list, format_shift, is_plain, longer_preferred
 from models.preference import Label, Response, Score, usable_scores
 from tasks.caching import Product, stage
 from tasks.proxy_label import Scored
@@ -15,8 +15,9 @@ _LIST = " as a list"  # ends the id of a response that is written so
 
 @stage(version=1)
 def reformat(responses: Ref) -> Product:
-    """Return one response to each prompt, and the same one written as a list."""
-    plain = list({r.prompt_id: r for r in reversed(store().rows(responses, Response))}.values())
+    """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
+    rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
+    plain = list({r.prompt_id: r for r in reversed(rows)}.values())
     listed = [replace(r, id=r.id + _LIST, sample=-1 - r.sample, text=as_list(r.text)) for r in plain]
     return Product(ref=store().write_rows("responses", [*plain, *listed], Response))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.calibration import Calibration
 from models.length_control import length_controlled
-from models.metrics import SIMILAR_LENGTH, agreement, pair_outcomes
+from models.metrics import SIMILAR_LENGTH, agreement, centred, pair_outcomes, rank_correlation
 from models.plugins import Frozen
 from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Pick, Response, Score, usable_comparisons, usable_scores
@@ -19,14 +19,21 @@ from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
 
-@stage(version=5)
+@stage(version=6)
 def assess_evaluator(
-    responses: Ref, labels: Ref, scores: Scored, control: Scored | None, calibration: Calibration | None
+    responses: Ref,
+    labels: Ref,
+    scores: Scored,
+    control: Scored | None,
+    calibration: Calibration | None,
+    *,
+    across_prompts: bool = True,
 ) -> dict[str, float]:
     """Return the evaluator's agreement with the expert, and that of the shuffled-label control, if any, beside it.
 
     Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that. The
-    `calibration` is the gate's, of the evaluator's logits.
+    `calibration` is the gate's, of the evaluator's logits. Where scores do not compare `across_prompts`, the rank
+    correlation is with the expert's scores less their prompt's mean.
     """
     facts: dict[str, float] = {}
     asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
@@ -49,6 +56,8 @@ def assess_evaluator(
         length = np.array([float(len(r.text)) for r in rows])
         alike = clustered_mean(*pair_outcomes(*compared, length=length, length_share=SIMILAR_LENGTH))
         facts |= {f"{prefix}{name}": float(value) for name, value in found._asdict().items()}
+        if not across_prompts:
+            facts[f"{prefix}spearman"] = rank_correlation(centred(compared[0], compared[2]), compared[1])
         facts |= {f"{prefix}pair_accuracy_low": interval.low, f"{prefix}pair_accuracy_high": interval.high}
         facts |= {f"{prefix}similar_length_{name}": value for name, value in alike._asdict().items()}
     return facts

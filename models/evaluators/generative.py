@@ -17,6 +17,7 @@ from models.preference import Demonstration, Judged, Prompt
 from models.rubric import LEVELS, parse_score
 
 _LEVELS = "levels.json"
+_ANSWER_TOKENS = 128  # at least that many may be sampled
 
 
 class Generative(Judge):
@@ -52,30 +53,36 @@ class Generative(Judge):
         ]
         seed_examples = self._seed_examples(bench, len(values))
         facts = self._learn([*examples, *seed_examples], bench)
-        return facts | self._save(values, bench) | {"eft_seed": float(len(seed_examples))}
+        return facts | self._save(values, examples, bench) | {"eft_seed": float(len(seed_examples))}
 
     def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
         # the policy judges as it is, or as the EFT seed has taught it (Self-Rewarding LM, 2401.10020): levels are points
         examples = self._seed_examples(bench, LEVELS)
         facts = self._learn(examples, bench) if examples else {}
-        saved = self._save({level: float(level) for level in range(LEVELS)}, bench)
+        saved = self._save({level: float(level) for level in range(LEVELS)}, examples, bench)
         return facts | saved | {"eft_seed": float(len(examples))}
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         saved = json.loads((bench.folder / _LEVELS).read_text())
-        values = {int(level): float(value) for level, value in saved.items()}
+        values = {int(level): float(value) for level, value in saved["values"].items()}
         prompts = [bench.rubric.render(r.prompt, r.text) for r in tuples.responses]
-        return np.stack([self._read(judge, prompts, values, bench) for judge in self._judges(bench)])
+        if self.read == "expected":
+            return np.stack([self._expected(judge.load(), prompts, values, bench) for judge in self._judges(bench)])
+        generator = Transformers(max_new_tokens=saved["answer_tokens"], batch_size=self.batch_size)
+        members = np.stack(
+            [self._sampled(judge.load(), prompts, values, generator, bench.seed) for judge in self._judges(bench)]
+        )
+        # what one member could not say, the others say for it; NaN where none could
+        return np.where(np.isfinite(members), members, _mean_of_parsed(members, axis=0))
 
-    def _read(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], bench: Bench) -> Floats:
-        if self.read == "sampled":
-            return self._sampled(judge, prompts, values, bench.seed)
+    def _expected(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], bench: Bench) -> Floats:
         answers = [bench.rubric.answer(level) for level in values]
         logprob = choice_logprob(judge, prompts, answers, batch_size=self.batch_size, what="judging")
         return np.asarray(np.exp(logprob) @ np.array(list(values.values())))
 
-    def _sampled(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], seed: int) -> Floats:
-        generator = Transformers(max_new_tokens=128, batch_size=self.batch_size)
+    def _sampled(
+        self, judge: LanguageModel, prompts: list[str], values: dict[int, float], generator: Transformers, seed: int
+    ) -> Floats:
         asked = [Prompt(id=str(row), text=text) for row, text in enumerate(prompts)]
         judgements = generator.sample_from(judge, asked, samples=self.judgements, seed=seed, what="judging")
         scores = np.full((len(prompts), self.judgements), np.nan)
@@ -83,8 +90,7 @@ class Generative(Judge):
             level = parse_score(judgement.text)
             if level in values:
                 scores[int(judgement.prompt_id), judgement.sample] = values[level]
-        parsed = np.isfinite(scores)
-        return np.where(parsed.any(1), np.nansum(scores, 1) / np.maximum(parsed.sum(1), 1), np.nan)
+        return _mean_of_parsed(scores, axis=1)
 
     def _seed_examples(self, bench: Bench, levels: int) -> list[Demonstration]:
         """Return the EFT seed in as many levels as the labels have, which give the levels their value."""
@@ -92,6 +98,8 @@ class Generative(Judge):
         if not rows:
             return []
         level = levels_of(np.array([row.score for row in rows]), levels)
+        # few scores reach from the lowest level to the highest as well
+        level = np.rint(level * ((levels - 1) / max(level.max(), 1))).astype(np.int64)
         drawn = np.arange(len(rows))
         if self.eft_seed == "balanced":
             drawn = balanced(level.astype(np.float64), np.random.default_rng(bench.seed))
@@ -101,6 +109,15 @@ class Generative(Judge):
         ]
 
     @staticmethod
-    def _save(values: dict[int, float], bench: Bench) -> dict[str, float]:
-        (bench.folder / _LEVELS).write_text(json.dumps(values))
+    def _save(values: dict[int, float], taught: Sequence[Demonstration], bench: Bench) -> dict[str, float]:
+        """Save the levels' values, and how long an answer may be: as the longest that is taught, with its end."""
+        tokenizer = bench.policy.load_tokenizer()
+        longest = max((len(tokenizer(example.response)["input_ids"]) for example in taught), default=0)
+        saved = {"values": values, "answer_tokens": max(_ANSWER_TOKENS, longest + 2)}
+        (bench.folder / _LEVELS).write_text(json.dumps(saved))
         return {"levels": float(len(values))}
+
+
+def _mean_of_parsed(scores: Floats, axis: int) -> Floats:
+    parsed = np.isfinite(scores)
+    return np.where(parsed.any(axis), np.nansum(scores, axis) / np.maximum(parsed.sum(axis), 1), np.nan)

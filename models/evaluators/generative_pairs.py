@@ -56,7 +56,8 @@ class GenerativePairs(Judge):
         ]
         found = []
         for judge in self._judges(bench):
-            logprob = choice_logprob(judge, questions, [_FIRST, _SECOND], batch_size=self.batch_size, what="comparing")
+            answers = [_FIRST, _SECOND]
+            logprob = choice_logprob(judge.load(), questions, answers, batch_size=self.batch_size, what="comparing")
             logit = logprob[:, 0] - logprob[:, 1]
             found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
         return np.array(found)

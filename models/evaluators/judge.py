@@ -1,6 +1,6 @@
 """What evaluators share that are a language model answering a judging question: what is taught, and the ensemble of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from models.evaluators.base import Bench, Evaluator
 from models.policies.dropout import drop_inputs
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.language_model import Checkpoint
 from models.policies.sft import SFT, train_sft
 from models.preference import Demonstration
 from models.randomness import seed_of, stream
@@ -63,15 +63,13 @@ class Judge(Evaluator):
         seed = seed_of(bench.seed, number, "judge")
         return train_sft(self._untaught(bench).load(), examples, self.schedule, folder=folder, seed=seed)
 
-    def _judges(self, bench: Bench) -> Iterator[LanguageModel]:
-        """Yield the members, each loaded when it is asked for; the policy itself if nothing was taught."""
+    def _judges(self, bench: Bench) -> list[Checkpoint]:
+        """Return the members, to be loaded one at a time; the policy itself if nothing was taught."""
         start = self._untaught(bench)
         members = [bench.folder / _MEMBER.format(number) for number in range(self.ensemble)]
         if not members[0].exists():
-            yield start.shared()
-            return
-        for member in members:
-            yield replace(start, adapters=(*start.adapters, member)).load()
+            return [start]
+        return [replace(start, adapters=(*start.adapters, member)) for member in members]
 
     def _untaught(self, bench: Bench) -> Checkpoint:
         return bench.policy if self.start == "policy" else replace(bench.policy, adapters=())

@@ -1,11 +1,11 @@
 """A scalar head on the language model, trained with LoRA by comparisons, scores or levels, and an ensemble of such heads."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from models.calibration import temperature
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
@@ -40,10 +40,21 @@ class RewardHead(Evaluator):
     loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
     schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
     pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
-    margin: bool = Field(False, description="the better reward is to lead by the difference of the scores")
+    margin: bool = Field(
+        False, description="the better reward is to lead by the difference of the scores, in their spread"
+    )
     centring: NonNegativeFloat = Field(0.0, description="weight of (r + r')², which keeps rewards about 0 (2312.09244)")
     ensemble: PositiveInt = Field(8, description="heads on the one trained trunk")
     batch_size: PositiveInt = Field(32, description="texts at once")
+
+    @model_validator(mode="after")
+    def _of_comparisons_alone(self) -> Self:
+        if self.loss != "bradley_terry" and (self.margin or self.centring):
+            raise ValueError(
+                f"evaluator.margin and evaluator.centring are of comparisons, and evaluator.loss={self.loss} makes none: "
+                "leave them out, or set evaluator.loss to bradley_terry"
+            )
+        return self
 
     @property
     def learns_pairs(self) -> bool:  # noqa: D102
@@ -59,6 +70,7 @@ class RewardHead(Evaluator):
             drawn = _draw_pairs(np.where(fits, standard, np.nan), self.pairs_per_label * len(scores), rng)
             return self._compare(policy, tuples.responses, drawn, bench)
         kept = np.flatnonzero(fits)
+        check_trainable(scores[kept])
         return self._regress(policy, tuples.take(kept), standard[kept], bench, level=level, spread=spread)
 
     def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
@@ -93,7 +105,7 @@ class RewardHead(Evaluator):
     def _compare(
         self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, bench: Bench
     ) -> dict[str, float]:
-        """Train on comparisons and save the heads, whose rewards are logits."""
+        """Train on comparisons and save the heads, whose rewards are logits, though with a margin they lead by more."""
         from datasets import Dataset
         from trl import RewardConfig, RewardTrainer
 
@@ -116,7 +128,8 @@ class RewardHead(Evaluator):
         states = _states(trainer.model, policy, [responses[row] for row in used], self.batch_size)
         better, worse = sides.reshape(-1, 2).T
         head, _ = _head(trainer.model)
-        self._save(head, of_comparisons(head, states[better] - states[worse]), states.mean(0), bench)
+        curvature = of_comparisons(head, states[better] - states[worse], drawn.margin if self.margin else 0.0)
+        self._save(head, curvature, states.mean(0), bench)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
             trainer.state.log_history, ["train_loss", "accuracy", "margin", "train_runtime"]
         )

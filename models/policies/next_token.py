@@ -47,8 +47,8 @@ def next_logits(
     """
     import torch
 
-    shared, found = _common(encoded), np.zeros((len(encoded), len(tokens[0]) if len(tokens) else 0))
-    kept = _read(policy, shared)
+    found = np.zeros((len(encoded), len(tokens[0]) if len(tokens) else 0))
+    shared, kept = _kept(policy, _common(encoded))
     for rows, ids, mask in policy.batches([text[len(shared) :] for text in encoded], batch_size, what, pads="left"):
         cache = deepcopy(kept)
         if cache is not None:
@@ -87,15 +87,22 @@ def _common(encoded: Sequence[list[int]]) -> list[int]:
     return shared if len(shared) >= WORTH_SHARING else []
 
 
-def _read(policy: LanguageModel, ids: list[int]) -> Any:  # noqa: ANN401
-    """Return the keys and values of the ids, of one row; None of nothing."""
+def _kept(policy: LanguageModel, ids: list[int]) -> tuple[list[int], Any]:
+    """Return the ids and their keys and values, of one row; nothing where the model does not keep them all.
+
+    A layer with a sliding window counts pads, which stand between the beginning and the rest; one with a state cannot be
+    repeated. Such models read every text whole.
+    """
     import torch
+    from transformers.cache_utils import DynamicLayer
 
     if not ids:
-        return None
+        return [], None
     with torch.inference_mode():
         row = torch.tensor([ids], device=policy.model.device)
-        return policy.model(input_ids=row, use_cache=True, logits_to_keep=1).past_key_values
+        kept = policy.model(input_ids=row, use_cache=True, logits_to_keep=1).past_key_values
+    whole = kept is not None and all(type(layer) is DynamicLayer for layer in getattr(kept, "layers", [None]))
+    return (ids, kept) if whole else ([], None)
 
 
 def _undecided(policy: LanguageModel, prompt: str, answers: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:

@@ -47,7 +47,8 @@ def ordinal_head() -> Any:  # noqa: ANN401
         def __init__(self, weight: Any, thresholds: int) -> None:  # noqa: ANN401
             super().__init__()
             self.weight = torch.nn.Parameter(weight)  # no layer of its own, which an adapter would be put on
-            like = {"dtype": weight.dtype, "device": weight.device}
+            # in float32 whatever the model: steps of training are smaller than those of bfloat16
+            like = {"dtype": torch.float32, "device": weight.device}
             self.first = torch.nn.Parameter(torch.full((1,), -(thresholds - 1) / 2.0, **like))
             self.gaps = torch.nn.Parameter(
                 torch.full((thresholds - 1,), np.log(np.e - 1.0), **like)
@@ -56,7 +57,7 @@ def ordinal_head() -> Any:  # noqa: ANN401
         def forward(self, states: Any) -> Any:  # noqa: ANN401
             reward = states @ self.weight.t()
             steps = torch.cat([self.first, torch.nn.functional.softplus(self.gaps)])
-            return torch.cat([reward, steps.cumsum(0).to(reward.dtype).expand(*reward.shape[:-1], -1)], dim=-1)
+            return torch.cat([reward.float(), steps.cumsum(0).expand(*reward.shape[:-1], -1)], dim=-1)
 
     return OrdinalHead
 

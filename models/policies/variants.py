@@ -49,7 +49,7 @@ def train_orpo(
 
     kept = fitting_pairs(policy, pairs, recipe)
     given = arguments(recipe, seed, len(kept))
-    given.pop("activation_checkpointing")  # not of this trainer: its own is off
+    given["gradient_checkpointing"] = given.pop("activation_checkpointing")  # its own name for it
     trainer = ORPOTrainer(
         model=policy.model,
         args=ORPOConfig(beta=recipe.beta, max_completion_length=recipe.max_length, **given),

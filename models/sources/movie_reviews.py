@@ -66,19 +66,21 @@ class MovieReviews(PromptSource):
                 held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_from)],
                 eft_seed=[
                     Judged(shown.prompt, shown.response, s.rating)
-                    for s in (self._take("seed", self.eft_seed) if self.eft_seed else [])
+                    for s in self._take("seed", self.eft_seed, field="eft_seed")
                     for shown in [self._demonstration(s)]
                 ],
             )
         )
 
-    def _take(self, split: Split, count: int, begin: int = 0) -> list[Snippet]:
+    def _take(self, split: Split, count: int, begin: int = 0, *, field: str = "") -> list[Snippet]:
         distinct = {
             self._start(s): s for s in snippets(split) if self.min_words <= len(s.text.split()) <= self.max_words
         }
         if len(distinct) < begin + count:
             asked = begin + count
-            raise ValueError(f"the {split} split holds {len(distinct)} snippets, {asked} asked: lower prompts.{split}")
+            raise ValueError(
+                f"the {split} split holds {len(distinct)} snippets, {asked} asked: lower prompts.{field or split}"
+            )
         return list(distinct.values())[begin : begin + count]
 
     def _start(self, snippet: Snippet) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.loopback_judge import LoopbackJudge
 from flows.experiment import Experiment
-from flows.pages import warnings
+from flows.pages import to_markdown, warnings
 from flows.plan import plan
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder
@@ -197,6 +197,8 @@ def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[st
     page = (report_folder("tiny") / "report.md").read_text()
     assert "length: the longer response wins in" in page
     assert "format: as a list the same text scores" in page
+    one_prompt = {**report, "evaluator": {**evaluator, "format_shift": 0.3, "format_shift_ci": [None, None]}}
+    assert "scores +0.30 standard deviations" in to_markdown(one_prompt)
     leaning = {**report, "evaluator": {**evaluator, "format_shift": -1.2}}
     assert any("leans on format: written as a list, the same text scores -1.20" in line for line in warnings(leaning))
 
@@ -205,7 +207,7 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
     plain = run(tiny_settings)
     assert plain["curve"] == []
     assert plain["best_of"] is None
-    report = run(tiny_settings, evaluation__curve=2, evaluation__best_of=3)
+    report = run(tiny_settings, evaluation__curve=2, evaluation__best_of=3, evaluation__max_micro_usd=2_000_000)
     assert report["evaluation_queries"] == 48 + 2 * 24 + 12
     assert [point["share"] for point in report["curve"]] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     first, last = report["curve"][0], report["curve"][-1]
@@ -221,7 +223,10 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
     assert (
         "of M₁'s best by the evaluator against M₁, at a KL of at most 0.43 nats" in (folder / "report.md").read_text()
     )
-    assert executed(run(tiny_settings, evaluation__curve=2, evaluation__best_of=3)) == Counter()
+    assert (
+        executed(run(tiny_settings, evaluation__curve=2, evaluation__best_of=3, evaluation__max_micro_usd=2_000_000))
+        == Counter()
+    )
     few = {**tiny_settings["evaluation"], "max_micro_usd": 700_000, "curve": 2}
     with pytest.raises(ValueError, match=r"the evaluation asks 96 queries, \$0.96"):
         plan(Experiment.model_validate({**tiny_settings, "evaluation": few}))

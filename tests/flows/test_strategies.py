@@ -97,7 +97,7 @@ def test_what_an_expert_who_compares_cannot_do_is_said_at_once(tiny_settings: di
     pairs = {**compares, "acquisition": {"kind": "random_pairs"}}
     assert "= 40 disjoint pairs: lower labelling.queries" in refused(**pairs, queries=41, max_micro_usd=10**7)
     evaluator = {"kind": "generative"}
-    assert "'generative' learns from scores: use linear, reward_head or generative_pairs" in refused(**pairs)
+    assert "'generative' learns from scores: use linear, generative_pairs, or reward_head" in refused(**pairs)
     evaluator = {"kind": "generative_pairs"}
     assert "'gold' scores single answers, and evaluator 'generative_pairs' learns from comparisons" in refused()
     evaluator = {"kind": "generative", "eft_seed": "raw"}

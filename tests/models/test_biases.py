@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.biases import as_list, format_shift, longer_preferred
+from models.biases import as_list, format_shift, is_plain, longer_preferred
 
 
 def test_the_longer_response_wins_as_often_as_it_was_made_to() -> None:
@@ -29,7 +29,14 @@ def test_a_format_is_worth_what_it_adds() -> None:
     found = format_shift(plain, plain + 0.3 + rng.normal(scale=0.1, size=100), spread=0.5)
     assert found.low < 0.6 < found.high
     assert found.mean == pytest.approx(0.6, abs=0.05)
-    assert np.isnan(format_shift(plain, plain, spread=0.0).mean)
+    for spread in (0.0, float(np.std([0.1] * 3)), 1e-9):
+        assert np.isnan(format_shift(plain, plain + spread, spread=spread).mean), "rounding is no spread"
+
+
+@pytest.mark.parametrize("text", ["- one\n- two", "1. Mix.\n2. Bake.", "# Title\ntext", "so:\n```\nx\n```", "  * a"])
+def test_what_is_formatted_already_is_known(text: str) -> None:
+    assert not is_plain(text)
+    assert is_plain("A film - a good one. It is 3. best!")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,7 @@ def test_a_format_is_worth_what_it_adds() -> None:
         ("A fine film. It is warm! Is it?", "- **A fine film.**\n- It is warm!\n- Is it?"),
         ("  one line without an end ", "- **one line without an end**"),
         ("", ""),
+        ("It is slow, e.g. the end.", "- **It is slow, e.g. the end.**"),
     ],
 )
 def test_a_list_has_the_same_words(text: str, listed: str) -> None:

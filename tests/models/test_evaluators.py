@@ -266,6 +266,8 @@ def test_a_margin_pushes_rewards_apart_and_centring_keeps_them_about_zero(bench:
 def test_scores_and_levels_are_not_learnt_from_comparisons() -> None:
     taught = {loss: RewardHead(loss=loss).learns_pairs for loss in ("bradley_terry", "regression", "ordinal")}
     assert taught == {"bradley_terry": True, "regression": False, "ordinal": False}
+    with pytest.raises(ValueError, match="are of comparisons, and evaluator.loss=ordinal makes none"):
+        RewardHead(loss="ordinal", margin=True)
 
 
 def test_tied_labels_keep_their_order_in_levels() -> None:

@@ -1,5 +1,6 @@
 """Evaluators that answer a judging question: one pass with a shared beginning, ensembles, both orders, the EFT seed."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from models.evaluators.base import Bench, Tuples
 from models.evaluators.generative import Generative
 from models.evaluators.generative_pairs import GenerativePairs
-from models.lessons import Scores, Teaching
+from models.lessons import Scores, Teaching, cross_fit
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.policies.next_token import choice_logprob, next_logits
 from models.policies.sft import SFT, train_sft
@@ -74,6 +75,23 @@ def test_the_common_beginning_is_read_once(tiny_model: LanguageModel, monkeypatc
     encoded = [list(tiny_model.tokenizer(BEGINNING + end)["input_ids"]) for end in ("superb", "a mess", "fine")]
     next_logits(tiny_model, encoded, [[5, 9]] * 3, batch_size=1)
     assert sum(read) < len(encoded[0]) + 3 * 4
+
+
+def test_a_model_that_does_not_keep_all_it_reads_is_read_whole(tmp_path: Path, tiny_model: LanguageModel) -> None:
+    """A sliding window counts pads: what a text says would depend on its batch."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=len(tiny_model.tokenizer), sliding_window=12, num_key_value_heads=2, **sizes)
+    windowed = replace(tiny_model, model=MistralForCausalLM(config).eval())
+    texts = [BEGINNING + "superb", BEGINNING + "a mess and bad", BEGINNING + "fine and a good tale of love with charm"]
+    encoded = [list(tiny_model.tokenizer(text)["input_ids"]) for text in texts]
+    alone = [next_alone(windowed, ids)[[5, 9]].numpy() for ids in encoded]
+    for batch_size in (1, 3):
+        found = next_logits(windowed, encoded, [[5, 9]] * 3, batch_size=batch_size)
+        np.testing.assert_allclose(found, alone, atol=1e-4)
 
 
 def test_the_choice_is_between_the_answers_alone_and_by_one_token(tiny_model: LanguageModel) -> None:
@@ -163,6 +181,52 @@ def test_a_balanced_seed_has_every_level_as_often(bench: Bench) -> None:
     assert min(counts["balanced"]) > 10
 
 
+@pytest.mark.parametrize("levels", [2, 4, 6])
+def test_few_scores_of_a_seed_reach_from_the_lowest_level_to_the_highest(bench: Bench, levels: int) -> None:
+    seed = [Judged("the film is", f"word {n}", float(n % 2)) for n in range(20)]
+    examples = Generative(eft_seed="raw")._seed_examples(replace(bench, eft_seed=seed), levels)
+    assert {e.response for e in examples} == {bench.rubric.answer(0), bench.rubric.answer(levels - 1)}
+
+
+def test_the_gate_is_not_told_by_the_seed_what_it_asks(bench: Bench) -> None:
+    shown, scores = world(40, seed=0)
+    rows = [replace(r, prompt=f"{r.prompt} {r.prompt_id}") for r in shown.responses]
+    seed = [Judged(r.prompt, r.text, s) for r, s in zip(rows, scores, strict=True)]
+    seen: list[set[str]] = []
+
+    class Watching(Generative):
+        def fit(self, tuples: Tuples, scores: Any, bench: Bench) -> dict[str, float]:
+            seen.append({row.prompt for row in bench.eft_seed})
+            assert seen[-1] == {r.prompt for r in tuples.responses}
+            return {}
+
+        def members(self, tuples: Tuples, bench: Bench) -> Any:
+            assert not seen[-1] & {r.prompt for r in tuples.responses}
+            return np.zeros((1, len(tuples.responses)))
+
+    lessons = Scores(Tuples(rows), scores)
+    assert len(cross_fit(Watching(eft_seed="raw"), lessons, replace(bench, eft_seed=seed), Teaching(seed=0), 4)) == 40
+    assert len(seen) == 4
+
+
+def test_an_answer_may_be_as_long_as_the_longest_that_was_taught(bench: Bench) -> None:
+    shown, scores = world(4, seed=0)
+    evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 1}))
+    for words, least in ((3, 128), (200, 202)):
+        told = replace(shown, remarks=["warm " * words] * 4)
+        evaluator.fit(told, scores, bench)
+        assert json.loads((bench.folder / "levels.json").read_text())["answer_tokens"] >= least
+
+
+def test_what_one_member_could_not_say_the_others_say_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, scores = world(3, seed=0)
+    evaluator = Generative(read="sampled", ensemble=2, schedule=SCHEDULE.model_copy(update={"epochs": 1}))
+    evaluator.fit(shown, scores, bench)
+    said = iter([np.array([1.0, np.nan, np.nan]), np.array([2.0, 4.0, np.nan])])
+    monkeypatch.setattr(Generative, "_sampled", lambda *_: next(said))
+    np.testing.assert_array_equal(evaluator.members(shown, bench), [[1.0, 4.0, np.nan], [2.0, 4.0, np.nan]])
+
+
 def test_a_control_is_not_taught_by_the_seed_either(bench: Bench) -> None:
     rows = eft_seed(200)
     shuffled = Teaching(seed=0, shuffle=True).eft_seed(rows)
@@ -187,7 +251,7 @@ def test_the_justification_is_taught_where_it_is_to_be_sampled(bench: Bench) -> 
     told = replace(shown, remarks=["superb charm" if score > 0 else "dull mess" for score in scores])
     evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 30}))
     evaluator.fit(told, scores, bench)
-    policy = next(evaluator._judges(bench))
+    policy = evaluator._judges(bench)[0].load()
     questions = [bench.rubric.render(r.prompt, r.text) for r in shown.responses]
     remarked = [bench.rubric.answer(0, "superb charm"), bench.rubric.answer(0, "dull mess"), bench.rubric.answer(0)]
     likelihood = [policy.likelihood([(q, answer) for q in questions]).logprob.mean() for answer in remarked]

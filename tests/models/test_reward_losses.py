@@ -55,6 +55,17 @@ def test_thresholds_are_in_order_whatever_is_learnt() -> None:
     assert (found[..., 1:] == found[0, 0, 1:]).all()
 
 
+def test_thresholds_are_learnt_in_bfloat16_too() -> None:
+    head = ordinal_head()(torch.randn(1, 6, dtype=torch.bfloat16), 5)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=3e-4)
+    before = head(torch.randn(1, 6, dtype=torch.bfloat16)).detach()[0, 1:]
+    states = torch.randn(8, 6, dtype=torch.bfloat16)
+    proportional_odds(SimpleNamespace(logits=head(states)), torch.zeros(8)).backward()
+    optimiser.step()
+    after = head(states).detach()[0, 1:]
+    assert (after[0] > before[0]).all(), "all were of the lowest level: its threshold rises"
+
+
 def test_the_information_of_a_level_is_the_expected_curvature() -> None:
     rewards, thresholds, step = np.linspace(-2, 2, 5), np.array([-1.0, 0.2, 1.5]), 1e-4
     log = [np.log(chances(rewards + move * step, thresholds)) for move in (-1, 0, 1)]

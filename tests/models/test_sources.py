@@ -168,6 +168,8 @@ def test_the_ratings_of_reviews_are_an_eft_seed() -> None:
     ]
     assert all(-4 <= row.score <= 4 for row in prompts.eft_seed)
     assert len({row.score for row in prompts.eft_seed}) > 6
+    with pytest.raises(ValueError, match=r"5000 asked: lower prompts\.eft_seed"):
+        MovieReviews(eft_seed=5000).load()
 
 
 def test_duplicates_are_dropped_on_request_only(files: Files) -> None:

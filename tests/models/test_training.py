@@ -91,7 +91,7 @@ def test_the_reference_is_what_trl_takes_for_it(
     from models.policies import dpo as module
 
     seen: list[Any] = []
-    monkeypatch.setattr(module, "run", seen.append)
+    monkeypatch.setattr(module, "run", lambda trainer, *_: seen.append(trainer))
     long = Pair("p", "the film is", " ".join(["film"] * 120), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
     recipe = DPO(batch_size=8, max_length=90, lora=LORA)
     dpo(Checkpoint(tiny_checkpoint.source, (), "float32", template), [long, *PAIRS], recipe, tmp_path)

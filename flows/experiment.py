@@ -118,6 +118,7 @@ class Experiment(Frozen):
         named = [labelling.acquisition.label()]
         named += [labelling.pool] * (labelling.pool != "on_policy")
         named += ["direct"] * (self.dpo.feedback == "expert") + ["shuffled"] * labelling.shuffle_labels
+        named += [self.dpo.algorithm] * (self.dpo.algorithm != "dpo")
         return " ".join(named)
 
     @model_validator(mode="after")

@@ -244,6 +244,10 @@ def warnings(report: dict[str, Any]) -> list[str]:
             f"The books do not agree: ledger {dollars(books['ledger'])}, replies {dollars(books['replies'])} and "
             f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
         )
+    found += [
+        f"{count} rows were too long for {stage} and left out of it (named in its log): raise its max_length."
+        for stage, count in report.get("too_long", {}).items()
+    ]
     if report["prompts_over_long"]:
         found.append(f"{len(report['prompts_over_long'])} prompts were too long and set aside.")
     found.append("One run is an anecdote: compare seeds, and arms at equal budget, before concluding.")

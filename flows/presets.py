@@ -1,4 +1,4 @@
-"""The arms of the paper and its controls, as changes to an experiment."""
+"""The arms of the paper, its controls and variants, as changes to an experiment."""
 
 from typing import Any
 
@@ -19,6 +19,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced_off_policy": {"labelling.acquisition": {"kind": "random"}, "labelling.pool": "balanced_off_policy"},
     # pairs are asked about, or n tuples drawn at random would hardly hold two responses to one prompt
     "direct": {"labelling.acquisition": {"kind": "random_pairs"}, "dpo.feedback": "expert", **_NO_GATE},
+    # the proxy's pairs, learnt from otherwise
+    "kto": {"labelling.acquisition": {"kind": "random"}, "dpo.algorithm": "kto"},
+    "orpo": {"labelling.acquisition": {"kind": "random"}, "dpo.algorithm": "orpo"},
     "spin": {**_NO_QUERY, "dpo.feedback": "demonstrations"},
     "self_reward": {**_NO_QUERY, "dpo.feedback": "policy", "evaluator": {"kind": "generative"}},
     "oracle_all": {

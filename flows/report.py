@@ -110,6 +110,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "oracle_pairs": pairs["oracle"],
         "pairs_per_query": pairs["proxy"] / max(arm.queries, 1),
         "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
+        "too_long": {stage: int(facts["too_long"]) for stage, facts in arm.facts.items() if facts.get("too_long")},
         "prompts_over_long": list(findings.rounds.prompts.over_long),
         "gate": _of_the_gate(arm, findings.rounds.gate),
         "scores": _of_the_scores(arm.facts.get("proxy_label"), proxy),

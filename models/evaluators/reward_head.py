@@ -68,10 +68,11 @@ class RewardHead(Evaluator):
         standard = (scores - level) / spread
         if self.loss == "bradley_terry":
             drawn = _draw_pairs(np.where(fits, standard, np.nan), self.pairs_per_label * len(scores), rng)
-            return self._compare(policy, tuples.responses, drawn, bench)
+            return {"too_long": float((~fits).sum())} | self._compare(policy, tuples.responses, drawn, bench)
         kept = np.flatnonzero(fits)
         check_trainable(scores[kept])
-        return self._regress(policy, tuples.take(kept), standard[kept], bench, level=level, spread=spread)
+        found = self._regress(policy, tuples.take(kept), standard[kept], bench, level=level, spread=spread)
+        return {"too_long": float((~fits).sum())} | found
 
     def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
         check_decided(preference)
@@ -81,7 +82,9 @@ class RewardHead(Evaluator):
         decided = np.flatnonzero(fits[:count] & fits[count:] & (preference != 0))
         sides = np.stack([decided, decided + count], axis=1)
         pairs = np.where(preference[decided, None] > 0, sides, sides[:, ::-1])
-        return self._compare(policy, responses, _Comparisons(pairs, np.abs(preference[decided])), bench)
+        compared = _Comparisons(pairs, np.abs(preference[decided]))
+        too_long = float((~(fits[:count] & fits[count:])).sum())
+        return {"too_long": too_long} | self._compare(policy, responses, compared, bench)
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
         from peft import PeftModel

@@ -89,7 +89,7 @@ def train_dpo(
     use_cpu_kernels(trainer)
     run(trainer, along)
     save_adapter(trainer.model, folder)
-    return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
+    return {"pairs": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history,
         ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
     )

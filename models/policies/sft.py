@@ -33,6 +33,6 @@ def train_sft(
     use_cpu_kernels(trainer)
     run(trainer)
     save_adapter(trainer.model, folder)
-    return {"rows": float(len(trainer.train_dataset))} | metrics_of(
+    return {"rows": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]
     )

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from models.chat import Renderer
 from models.plugins import Frozen
 
-_STEPS_TO_WARM_UP = 10
+_STEPS_TO_WARM_UP, _NAMED = 10, 5
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
@@ -73,16 +73,16 @@ def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
 
 
 def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: int, what: str) -> list[bool]:
-    """Return which (prompt, response) texts fit into `max_length` tokens; warn of the others, by number and first text.
+    """Return which (prompt, response) texts fit into `max_length` tokens; warn of the others, by number and first texts.
 
     Left to themselves the trainers cut them or leave them out, in silence.
     """
     fits = [len(renderer.encode(prompt, response).ids) <= max_length for prompt, response in texts]
     if long := fits.count(False):
-        first = texts[fits.index(False)]
+        named = [" ".join(text)[:60] for text, fit in zip(texts, fits, strict=True) if not fit][:_NAMED]
         log.warning(
-            "%s: %d of %d rows are longer than max_length=%d tokens and were left out, such as %r",
-            *(what, long, len(texts), max_length, " ".join(first)[:60]),
+            "%s: %d of %d rows are longer than max_length=%d tokens and were left out: %s",
+            *(what, long, len(texts), max_length, named),
         )
     if not any(fits):
         raise ValueError(f"{what}: every row is longer than max_length={max_length} tokens: raise it")

@@ -22,8 +22,8 @@ def train_kto(
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    rows = []
-    for pair in fitting_pairs(policy, pairs, recipe):
+    kept, rows = fitting_pairs(policy, pairs, recipe), []
+    for pair in kept:
         for text, desirable in ((pair.chosen, True), (pair.rejected, False)):
             rows.append(policy.renderer.row(pair.prompt, completion=text) | {"label": desirable})
     trainer = KTOTrainer(
@@ -33,7 +33,7 @@ def train_kto(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    return _trained(trainer, len(rows) // 2, folder, along)
+    return _trained(trainer, len(kept), len(pairs), folder, along)
 
 
 def train_orpo(
@@ -59,10 +59,10 @@ def train_orpo(
         processing_class=policy.tokenizer,
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
-    return _trained(trainer, len(kept), folder, along)
+    return _trained(trainer, len(kept), len(pairs), folder, along)
 
 
-def _trained(trainer: Any, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401
+def _trained(trainer: Any, kept: int, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401
     use_cpu_kernels(trainer)
     run(trainer, along)
     save_adapter(trainer.model, folder)
@@ -74,4 +74,4 @@ def _trained(trainer: Any, pairs: int, folder: Path, along: Sequence[Path]) -> d
         "rewards/rejected",
         "train_runtime",
     ]
-    return {"pairs": float(pairs)} | metrics_of(trainer.state.log_history, names)
+    return {"pairs": float(kept), "too_long": float(pairs - kept)} | metrics_of(trainer.state.log_history, names)

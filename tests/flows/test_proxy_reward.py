@@ -409,10 +409,15 @@ def test_responses_that_are_all_alike_stop_the_run_and_name_the_reason(tiny_sett
 def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     pool = Path(tiny_settings["prompts"]["pool"])
     pool.write_text(pool.read_text() + "film " * 60 + "\n")
+    seed = Path(tiny_settings["prompts"]["seed"])
+    seed.write_text(seed.read_text() + json.dumps({"prompt": "the tale is", "response": "film " * 80}) + "\n")
     report = run(tiny_settings)
+    assert report["too_long"] == {"fine_tune": 1}
+    page = (report_folder("tiny") / "report.md").read_text()
+    assert "1 rows were too long for fine_tune and left out of it (named in its log): raise its max_length." in page
     assert len(report["prompts_over_long"]) == 1
     assert "(60 tokens): film film" in report["prompts_over_long"][0]
-    assert "1 prompts were too long and set aside." in (report_folder("tiny") / "report.md").read_text()
+    assert "1 prompts were too long and set aside." in page
 
 
 def test_a_model_that_changes_under_a_run_is_refused(tiny_settings: dict[str, Any]) -> None:

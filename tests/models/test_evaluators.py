@@ -263,6 +263,18 @@ def test_a_margin_pushes_rewards_apart_and_centring_keeps_them_about_zero(bench:
     assert level["centred"] < level["plain"]
 
 
+def test_labels_of_texts_too_long_to_learn_from_are_counted(bench: Bench) -> None:
+    shown, scores = world(24, seed=0)
+    long = replace(shown.responses[0], text=" ".join(["warm"] * 60))
+    given = Tuples([long, *shown.responses[1:]], shown.features)
+    short = REWARD.model_copy(update={"max_length": 40, "epochs": 1})
+    for loss in ("bradley_terry", "regression", "ordinal"):
+        assert RewardHead(schedule=short, loss=loss).fit(given, scores, bench)["too_long"] == 1
+    first, second, _, preference = comparisons(24, seed=0)
+    sides = Tuples([long, *first.responses[1:]]), second
+    assert RewardHead(schedule=short).fit_pairs(*sides, preference, bench)["too_long"] == 1
+
+
 def test_scores_and_levels_are_not_learnt_from_comparisons() -> None:
     taught = {loss: RewardHead(loss=loss).learns_pairs for loss in ("bradley_terry", "regression", "ordinal")}
     assert taught == {"bradley_terry": True, "regression": False, "ordinal": False}

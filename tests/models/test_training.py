@@ -214,7 +214,15 @@ def test_rows_too_long_to_train_on_are_counted(
         tiny_checkpoint.load(), [Demonstration("good", GOOD)] * 8 + [long], recipe, folder=tmp_path, seed=0
     )
     assert facts["rows"] == 8
-    assert "1 of 9 rows are longer than max_length" in caplog.text
+    assert facts["too_long"] == 1
+    assert "1 of 9 rows are longer than max_length=16 tokens and were left out: ['film film film" in caplog.text
+    pairs = [*PAIRS, Pair("p", long.prompt, "good", "bad", 1.0, 0.0, "proxy")]
+    recipe = DPO(max_length=40, batch_size=4, lora=LORA)
+    for number, train in enumerate((train_kto, train_orpo)):
+        told = train(tiny_checkpoint.load(), pairs, recipe, folder=tmp_path / str(number), seed=0)
+        assert (told["pairs"], told["too_long"]) == (len(PAIRS), 1)
+    told = dpo(tiny_checkpoint, pairs, recipe, tmp_path / "dpo")
+    assert (told["pairs"], told["too_long"]) == (len(PAIRS), 1)
     assert np.isfinite(facts["train_loss"])
 
 

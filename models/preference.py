@@ -187,7 +187,17 @@ class Comparison:
     won: float
 
 
-Row = TypeVar("Row", Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """What a policy got for a question of a benchmark's task, by one of its metrics."""
+
+    task: str
+    question: int
+    metric: str
+    score: float
+
+
+Row = TypeVar("Row", Graded, Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
 
 
 def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:

@@ -29,10 +29,11 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
     x, evaluator = arm.experiment, rounds.evaluator
     before, after = (_answers(arm, rounds, policy) for policy in (rounds.first, rounds.policy))
+    versus = _compared(arm, before, after)
     outcome = assess_policy(
         before.responses,
         after.responses,
-        versus=_compared(arm, before, after),
+        versus=versus,
         before_labels=before.labels,
         after_labels=after.labels,
         before_policy=rounds.first,
@@ -40,6 +41,8 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
         max_new_tokens=x.generation.max_new_tokens,
     )
     found = Findings(rounds, before.responses, before.labels, None, outcome)
+    if versus is not None:
+        found = replace(found, order_consistency=versus.order_consistency)
     if evaluator is None:
         return found
     return replace(
@@ -92,7 +95,8 @@ def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Ans
     calibration = None if rounds.gate is None else rounds.gate.calibration
     across = arm.experiment.evaluator.learns_scores  # else it has only compared, within prompts
     facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)
-    listed = _scored(arm, evaluator, rounds, reformat(before.responses).ref)
+    varied = reformat(before.responses).ref
+    listed = _scored(arm, evaluator, rounds, varied) if varied.rows else None
     facts |= assess_biases(before.responses, before.labels, proxy, listed)
     place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
     return Agreement(proxy.ref, facts | place)
@@ -111,9 +115,11 @@ def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answe
 def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answers]) -> tuple[Point, ...]:
     """Return what expert and evaluator say of the policies from M_1 on to M_2."""
     passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
+    last, kept = arm.experiment.dpo.rounds, len(rounds.along)  # those on the way are the last round's
+    shares = [0.0, *((last - 1 + number / (kept + 1)) / last for number in range(1, kept + 1)), 1.0]
     return tuple(
         Point(
-            number / (len(passed) - 1),
+            share,
             assess_point(
                 at.responses,
                 at.labels,
@@ -123,5 +129,5 @@ def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answ
                 max_new_tokens=arm.experiment.generation.max_new_tokens,
             ),
         )
-        for number, at in enumerate(passed)
+        for share, at in zip(shares, passed, strict=True)
     )

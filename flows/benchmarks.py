@@ -1,6 +1,7 @@
 """Benchmarks of a finished run: M_1 and M_2 take the same questions, and the gain has an interval over them."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 from prefect import flow
 
 from flows.export import finished
-from flows.pages import markdown_table
 from flows.report import finite, report_folder, write_text
+from flows.tables import markdown_table
 from flows.tracking import EXPERIMENT, log_metrics, open_experiment
 from models.harness import Task, check
 from models.preference import Graded
@@ -41,8 +42,11 @@ def benchmarks(run: str, tasks: Sequence[Task], batch_size: int = 8) -> list[dic
         )
         rows.append(_row(task, before, after))
     folder = report_folder(known.experiment.name)
-    write_text(folder / "benchmarks.json", json.dumps(finite(rows), indent=1))
-    write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in rows]) + "\n")
+    kept = folder / "benchmarks.json"
+    taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
+    taken |= {row["benchmark"]: row for row in finite(rows)}  # beside what was taken before
+    write_text(kept, json.dumps(list(taken.values()), indent=1))
+    write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
     open_experiment(EXPERIMENT)
     with mlflow.start_run(run_id=known.report["mlflow_run"]):
         for row in rows:
@@ -75,5 +79,6 @@ def _row(task: Task, before: Product, after: Product) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Return a row as people read it, under COLUMNS."""
     low, high = row["gain_ci"]
-    gain = f"{row['gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    interval = "" if low is None or math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"  # of one question
+    gain = f"{row['gain']:+.3f}{interval}"
     return (row["benchmark"], row["metric"], str(row["questions"]), f"{row['before']:.3f}", f"{row['after']:.3f}", gain)

@@ -64,18 +64,20 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
     )
     found = report["policy"]
     judge = report["evaluation_oracle"] + (" (simulated)" if report["evaluation_oracle_simulated"] else "")
+    versus = report.get("versus")
+    winner = judge if versus is None else versus["oracle"] + (" (simulated)" if versus["simulated"] else "")
     low, high = found["win_rate_ci"]
     lines = [
         "## Use",
         "",
         f"`{x.policy.model}` after {' and '.join(trained)} (LoRA, merged); prompts are rendered by template "
         f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, the "
-        "policy before DPO, on the held-out prompts of one task by one judge; nothing is known of its safety or of other "
-        "tasks.",
+        f"policy before {trained[-1]}, on the held-out prompts of one task by one judge; nothing is known of its safety or "
+        "of other tasks.",
         "",
         "## Evaluation",
         "",
-        f"- win rate against M_1 by {judge}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
+        f"- win rate against M_1 by {winner}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
         f"- judge's mean score: {found['oracle_mean_before']:.3f} → {found['oracle_mean_after']:.3f}",
         f"- KL to M_1: {found['kl']:.2f} nats per answer",
         "",

@@ -68,7 +68,7 @@ def _show(table: tuple[Sequence[str], Sequence[Sequence[str]]], notes: Sequence[
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from flows.pages import markdown_table
+    from flows.tables import markdown_table
 
     Console().print(Markdown(markdown_table(*table)))
     for note in notes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.compare import METRICS, dollars_of
 from flows.figures import png
-from flows.pages import STYLE, html_table, markdown_table
+from flows.tables import STYLE, html_table, markdown_table
 from models.cost import dollars
 
 _NAMES = {"agreement": "pair accuracy", "win_rate": "win rate", "gain": "gain"}
@@ -68,7 +68,7 @@ def curves(report: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    panels = figure.subplots(2, 2)
+    panels: Any = figure.subplots(2, 2)
     arms = list(dict.fromkeys(row["arm"] for row in report["rows"]))
     for line, metric in zip(panels, ("agreement", "win_rate"), strict=True):
         for axes, title, of in zip(line, ("queries", "dollars"), (lambda row: row["queries"], dollars_of), strict=True):

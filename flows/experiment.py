@@ -65,7 +65,9 @@ class Evaluation(Frozen):
     versus: Annotated[Oracle, OneOf("models.oracles")] | None = Field(
         None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
     )
-    curve: NonNegativeInt = Field(0, description="policies on DPO's way that expert and evaluator score too")
+    curve: NonNegativeInt = Field(
+        0, description="policies on DPO's way that expert and evaluator score too, where there is one"
+    )
     best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
     oracle: Annotated[Oracle, OneOf("models.oracles")] | None = Field(None, description="labelling.oracle if not given")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
@@ -78,10 +80,6 @@ class Evaluation(Frozen):
                 "compares, such as llm_pairs, or leave it out"
             )
         return self
-
-    def answers(self, prompts: int) -> int:
-        """Return how many answers to so many held-out prompts the expert scores, at most."""
-        return prompts * (self.samples * (2 + self.curve) + (self.best_of > 0))
 
 
 class Experiment(Frozen):
@@ -104,6 +102,16 @@ class Experiment(Frozen):
         return self.evaluation.oracle or self.labelling.oracle
 
     @property
+    def curve(self) -> int:
+        """How many policies on DPO's way are kept and scored: none where there is no evaluator to score them."""
+        return self.evaluation.curve if self.dpo.feedback in ("proxy", "policy") else 0
+
+    def answers(self, prompts: int) -> int:
+        """Return how many answers to so many held-out prompts the evaluation's expert scores, at most."""
+        best = self.evaluation.best_of > 0 and self.dpo.feedback in ("proxy", "policy")
+        return prompts * (self.evaluation.samples * (2 + self.curve) + best)
+
+    @property
     def simulated(self) -> bool:
         """Whether any of the experts is simulated."""
         versus = self.evaluation.versus
@@ -112,12 +120,12 @@ class Experiment(Frozen):
     @property
     def strategy(self) -> str:
         """What people call the arm: its strategy, and what is not the paper's about it."""
-        if not self.dpo.asks:
-            return {"policy": "self_reward", "demonstrations": "spin"}.get(self.dpo.feedback, "sft")
-        labelling = self.labelling
-        named = [labelling.acquisition.label()]
+        feedback, labelling = self.dpo.feedback, self.labelling
+        if feedback == "none":
+            return "sft"
+        named = [{"policy": "self_reward", "demonstrations": "spin"}.get(feedback, labelling.acquisition.label())]
         named += [labelling.pool] * (labelling.pool != "on_policy")
-        named += ["direct"] * (self.dpo.feedback == "expert") + ["shuffled"] * labelling.shuffle_labels
+        named += ["direct"] * (feedback == "expert") + ["shuffled"] * labelling.shuffle_labels
         named += [self.dpo.algorithm] * (self.dpo.algorithm != "dpo")
         return " ".join(named)
 

@@ -124,7 +124,7 @@ def _policy(run: Finished, folder: Path) -> None:
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     before = len(rounds.first.adapters)
-    trained = ["SFT"] * before + ["DPO"] * (len(rounds.policy.adapters) - before)
+    trained = ["SFT"] * before + [run.experiment.dpo.algorithm.upper()] * (len(rounds.policy.adapters) - before)
     _write(folder / "README.md", policy_card(run.experiment, run.report, trained))
 
 

@@ -66,8 +66,8 @@ def _optimisation(curve: list[dict[str, Any]]) -> bytes:
     figure, axes = _canvas(title, "KL to M₁, nats per answer", "gain, standard deviations of M₁'s scores")
     kl = [point["kl"] for point in curve]
     for whose, colour, name in (("proxy", _PROXY, "evaluator"), ("oracle", _AFTER, "expert")):
-        start, spread = curve[0][f"{whose}_mean"], curve[0][f"{whose}_std"] or 1.0
-        axes.plot(kl, [(point[f"{whose}_mean"] - start) / spread for point in curve], "o-", color=colour, label=name)
+        mean = np.array([point[f"{whose}_mean"] for point in curve], dtype=np.float64)  # None becomes NaN, a gap
+        axes.plot(kl, (mean - mean[0]) / (curve[0][f"{whose}_std"] or 1.0), "o-", color=colour, label=name)
     axes.legend(frameon=False)
     return png(figure)
 

@@ -59,7 +59,8 @@ class Point(NamedTuple):
 class Findings:
     """What the report is made of: what the rounds made, M_1's held-out answers, and what the assessments found.
 
-    `best_of` is about the best of several answers of M_1, by the evaluator; `curve` about the policies on the way to M_2.
+    `order_consistency` is that of an expert who has compared. `best_of` is about the best of several answers of M_1, by the
+    evaluator; `curve` about the policies on the way to M_2.
     """
 
     rounds: Rounds
@@ -67,6 +68,7 @@ class Findings:
     held_out_labels: Ref
     agreement: Agreement | None
     outcome: Product
+    order_consistency: float = float("nan")
     best_of: dict[str, float] | None = None
     curve: tuple[Point, ...] = ()
 

@@ -1,39 +1,15 @@
 """The report as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
 
-from collections.abc import Sequence
 from html import escape
 from math import exp
 from typing import Any
 
+from flows.tables import STYLE
 from models.cost import dollars
 from models.gate import ANY_PAIR
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1d2330}
-table{border-collapse:collapse;width:100%}
-td,th{text-align:left;vertical-align:top;padding:.3rem .7rem;border-bottom:1px solid #dde1e8}
-th{white-space:nowrap;font-weight:600}
-img{width:32%;min-width:18rem;margin:.5rem .5% 0 0}
-.note{background:#fff6dc;padding:.4rem .8rem;margin:.3rem 0}
-.wide{width:100%;max-width:60rem}
-"""
-
-
 _COLLAPSED = 0.5  # more of the scores than this being one value is a collapse
 _LEANS = 0.5  # standard deviations that a change of format may move a score
-
-
-def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells as Markdown."""
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
-
-
-def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells as HTML, escaped."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -71,12 +47,19 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
         ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
         *_of_the_diversity(policy),
-        ("evaluation", f"{report['evaluation_queries']} further queries of {judge}, which taught nothing"),
+        (
+            "evaluation",
+            f"{report['evaluation_queries']} further queries of {judge}{_versus(report)}, which taught nothing",
+        ),
         (
             "time",
             f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",
         ),
     ]
+
+
+def _versus(report: dict[str, Any]) -> str:
+    return f" and of {report['versus']['oracle']}" if report.get("versus") else ""
 
 
 def _by(report: dict[str, Any]) -> str:
@@ -105,14 +88,15 @@ def _of_the_best_of(found: dict[str, float] | None) -> list[tuple[str, str]]:
 
 
 def _of_the_diversity(policy: dict[str, Any]) -> list[tuple[str, str]]:
-    if policy.get("diversity_before") is None:
+    if policy.get("diversity_before") is None or policy["diversity_after"] is None:
         return []
     told = (
         "two answers to a prompt differ in {diversity_before:.0%} → {diversity_after:.0%} of their word pairs".format(
             **policy
         )
     )
-    return [("diversity", f"{told}; distinct-2 {policy['distinct_2_before']:.2f} → {policy['distinct_2_after']:.2f}")]
+    distinct = " → ".join(_number(policy[f"distinct_2_{when}"]) for when in ("before", "after"))
+    return [("diversity", f"{told}; distinct-2 {distinct}")]
 
 
 def _other_pairs(report: dict[str, Any]) -> str:
@@ -244,6 +228,8 @@ def warnings(report: dict[str, Any]) -> list[str]:
             f"The books do not agree: ledger {dollars(books['ledger'])}, replies {dollars(books['replies'])} and "
             f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
         )
+    if (versus := report.get("versus")) and versus["undecided"]:
+        found.append(f"{versus['undecided']} held-out comparisons were not decided, and are not in the win rate.")
     found += [
         f"{count} rows were too long for {stage} and left out of it (named in its log): raise its max_length."
         for stage, count in report.get("too_long", {}).items()

@@ -158,7 +158,7 @@ def plan(experiment: Experiment) -> Plan:
     prompts = x.prompts.load()
     tuples = len(prompts.pool) * x.generation.samples
     _check_queries(x, len(prompts.pool), len(prompts.seed))
-    held_out = x.evaluation.answers(len(prompts.held_out))
+    held_out = x.answers(len(prompts.held_out))
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)

@@ -10,9 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from flows.experiment import Experiment
-from flows.pages import markdown_table
 from flows.study import LabelEfficiency
 from flows.sweep import Sweep
+from flows.tables import markdown_table
 from models.cost import NO_CAP
 from models.plugins import Frozen, OneOf, Plugin
 

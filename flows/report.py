@@ -44,6 +44,9 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     report["books"] = {**asdict(books), "agree": books.agree}
     folder = report_folder(arm.experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
+    if (before := read_report(arm.experiment.name)) is not None and before["mlflow_run"] != arm.run_id:
+        for left in [*folder.glob("*.png"), *folder.glob("benchmarks.*")]:  # of another experiment of this name
+            left.unlink()
     figures = figure_pages(
         bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
         proxy=proxy,
@@ -92,7 +95,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "oracle_unit": x.labelling.oracle.unit,
         "evaluation_oracle": x.judge.description,
         "evaluation_oracle_simulated": x.judge.simulated,
-        "versus": _of_the_versus(x, outcome),
+        "versus": _of_the_versus(x, findings),
         "selection_seed": x.seeds.selection,
         "training_seed": x.seeds.training,
         "queries": arm.queries,
@@ -146,14 +149,15 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
     }
 
 
-def _of_the_versus(x: Experiment, outcome: dict[str, float]) -> dict[str, Any] | None:
+def _of_the_versus(x: Experiment, findings: Findings) -> dict[str, Any] | None:
     judge = x.evaluation.versus
     if judge is None:
         return None
     return {
         "oracle": judge.description,
         "simulated": judge.simulated,
-        "order_consistency": outcome["order_consistency"],
+        "order_consistency": findings.order_consistency,
+        "undecided": int(findings.outcome.facts["undecided"]),
     }
 
 
@@ -206,7 +210,7 @@ def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     scalars |= {"dollars": report["micro_usd"] / MICRO, "win_rate": report["policy"]["win_rate"]}
     accuracy = (report["evaluator"] or {}).get("pair_accuracy")
     scalars |= {"agreement": accuracy} if accuracy is not None else {}
-    scalars |= report["best_of"] or {}
+    scalars |= {name: value for name, value in (report["best_of"] or {}).items() if value is not None}
     for run in arm.stages:
         scalars |= {f"seconds.{run.name}": run.seconds, f"cached.{run.name}": float(run.cached)}
     log_metrics(scalars, step=arm.queries)

@@ -247,7 +247,7 @@ def paired(
 def aligned(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
     """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
     x = arm.experiment
-    along = x.evaluation.curve if number == x.dpo.rounds else 0
+    along = x.curve if number == x.dpo.rounds else 0
     return align(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
 
 

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from flows.pages import STYLE, html_table, markdown_table
+from flows.tables import STYLE, html_table, markdown_table
 from models.cost import MICRO, dollars
 
 _COLUMNS = ("arm", "seed", "queries", "dollars", "pair accuracy", "win rate", "gain", "KL", "state")

@@ -49,7 +49,7 @@ _SHARED: dict[str, Callable[[Experiment], str]] = {
     "embed": _until(_model, _pool, lambda x: x.embedding.digest()),
     "acquire, annotate": _until(_model, _pool, lambda x: x.embedding.digest(), _picks),
     "train_evaluator, proxy_label": _until(_model, _pool, lambda x: x.embedding.digest(), _picks, _evaluator),
-    "align": lambda x: x.model_copy(update={"name": "x", "evaluation": None}).digest(),
+    "align": lambda x: f"{x.model_copy(update={'name': 'x', 'evaluation': None}).digest()} {x.curve}",
     "evaluate": lambda x: x.model_copy(update={"name": "x"}).digest(),
 }
 

@@ -68,9 +68,10 @@ def check(tasks: Sequence[Task]) -> None:
 
 
 def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]:
-    """Return what the policy gets for each question, by the task's first metric; with its chat template, if it has one.
+    """Return what the policy gets for each question, by the task's first filter and metric.
 
-    The harness's own seeds decide which examples are shown, the same for every policy.
+    It is asked with its chat template, if it has one. The harness's own seeds decide which examples are shown, the same for
+    every policy.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -86,7 +87,8 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
     )
     rows = []
     for name, samples in sorted(found["samples"].items()):
-        for sample in samples:
+        first = samples[0]["filter"]  # one that reads the answer in two ways grades each question twice
+        for sample in (one for one in samples if one["filter"] == first):
             metric = sample["metrics"][0]
             score = sample[metric]
             rows.append(Graded(name, int(sample["doc_id"]), metric, float(score)))

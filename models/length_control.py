@@ -31,8 +31,10 @@ def length_controlled(wins: Floats, longer_by: Floats, prompt: NDArray[np.int64]
     spread = float(longer_by.std())
     columns = np.stack([np.ones(len(wins)), np.tanh(longer_by / spread) if spread else np.zeros(len(wins))], axis=1)
     found = logistic(columns, wins, np.ones((1, len(wins))))[0]
-    drawn = expit(logistic(columns, wins, resampled(prompt))[:, 0])
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    if len(np.unique(prompt)) < 2:
+        low = high = float("nan")
+    else:
+        low, high = np.quantile(expit(logistic(columns, wins, resampled(prompt))[:, 0]), [0.025, 0.975])
     return LengthControlled(Interval(float(expit(found[0])), float(low), float(high)), float(2 * found[1]))
 
 

@@ -13,7 +13,7 @@ from tasks.store import Ref, store
 _LIST = " as a list"  # ends the id of a response that is written so
 
 
-@stage(version=1)
+@stage(version=2)
 def reformat(responses: Ref) -> Product:
     """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
     rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
@@ -22,15 +22,16 @@ def reformat(responses: Ref) -> Product:
     return Product(ref=store().write_rows("responses", [*plain, *listed], Response))
 
 
-@stage(version=1)
-def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scored) -> dict[str, float]:
+@stage(version=2)
+def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scored | None) -> dict[str, float]:
     """Return how often the longer response is preferred, by the evaluator and by the expert, and what a list is worth.
 
-    Of the responses that both have scored; `reformatted` are the scores of what `reformat` has made.
+    Of the responses that both have scored; `reformatted` are the scores of what `reformat` has made, if anything.
     """
     expert = usable_scores(store().rows(labels, Label))
     proxy, varied = (
-        {s.response_id: s.score for s in store().rows(given.ref, Score)} for given in (scores, reformatted)
+        {s.response_id: s.score for s in store().rows(given.ref, Score)} if given is not None else {}
+        for given in (scores, reformatted)
     )
     rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
     length = np.array([float(len(r.text)) for r in rows])

@@ -12,7 +12,7 @@ from tasks.policy import Policy
 from tasks.store import Ref, store
 
 
-@stage(version=2)
+@stage(version=3)
 def cross_fit(
     evaluator: Evaluator,
     history: tuple[Batch, ...],

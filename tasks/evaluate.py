@@ -122,16 +122,24 @@ def assess_policy(
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
     matched = {(r.prompt_id, r.sample): r for r in second}
     said = {} if versus is None or versus.labels is None else usable_comparisons(store().rows(versus.labels, Label))
+    scored = [
+        (r, other)
+        for r in first
+        if (other := matched.get((r.prompt_id, r.sample))) and {r.id, other.id} <= scores.keys()
+    ]
     comparisons = [
         Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id], won)
-        for r in first
-        if (other := matched.get((r.prompt_id, r.sample))) is not None and r.id in scores and other.id in scores
+        for r, other in scored
         for won in _won(r, other, said if versus is not None else None, scores)
     ]
+    undecided = len(scored) - len(comparisons)
     if not comparisons:
-        raise ValueError("no held-out prompt has an expert score for both policies: check the oracle's failures")
+        judge = "evaluation.versus has decided none of the held-out comparisons, or" if versus is not None else ""
+        raise ValueError(
+            f"{judge} no held-out prompt has an expert score for both policies: check the expert's failures".strip()
+        )
     facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy, max_new_tokens)
-    facts |= _diversity(first, second) | ({} if versus is None else {"order_consistency": versus.order_consistency})
+    facts |= _diversity(first, second) | {"undecided": float(undecided)}
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 

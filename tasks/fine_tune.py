@@ -9,7 +9,7 @@ from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
 
-@stage(version=3)
+@stage(version=4)
 def fine_tune(policy: Policy, seed_examples: Ref, recipe: SFT, *, seed: int) -> Product:
     """Return the adapter trained on the seed examples."""
     examples = store().rows(seed_examples, Demonstration)

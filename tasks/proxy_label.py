@@ -20,7 +20,7 @@ class Scored(Frozen):
     facts: dict[str, float] = {}
 
 
-@stage(version=4)
+@stage(version=5)
 def proxy_label(
     evaluator: Evaluator,
     trained: Ref,

@@ -11,7 +11,7 @@ from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
 
-@stage(version=5)
+@stage(version=6)
 def train_evaluator(
     evaluator: Evaluator,
     history: tuple[Batch, ...],

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from models.chat import Encoded, Renderer
 from models.gate import Gate
@@ -36,6 +36,14 @@ class DPO(Schedule):
     rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
     feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _kto_compares_rows(self) -> Self:
+        if self.algorithm == "kto" and self.batch_size < 2:
+            raise ValueError(
+                "dpo.algorithm=kto holds the rows of a batch against one another: set dpo.batch_size to 2 or more"
+            )
+        return self
 
     @property
     def asks(self) -> bool:

@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.dpo import DPO, fitting_pairs
@@ -23,8 +26,11 @@ def train_kto(
     from trl import KTOConfig, KTOTrainer
 
     kept, rows = fitting_pairs(policy, pairs, recipe), []
-    for pair in kept:
-        for text, desirable in ((pair.chosen, True), (pair.rejected, False)):
+    order = np.random.default_rng(seed).permutation(len(kept))
+    # The trainer takes rows as they come, and answers of neighbours as answers to another prompt (its estimate of the KL):
+    # a chosen and a rejected response in turn, of pairs far from one another.
+    for one, other in zip(order, np.roll(order, len(kept) // 2), strict=True):
+        for pair, text, desirable in ((kept[one], kept[one].chosen, True), (kept[other], kept[other].rejected, False)):
             rows.append(policy.renderer.row(pair.prompt, completion=text) | {"label": desirable})
     trainer = KTOTrainer(
         model=policy.model,
@@ -56,10 +62,20 @@ def train_orpo(
         train_dataset=Dataset.from_list(
             [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
         ),
-        processing_class=policy.tokenizer,
+        processing_class=_as_rendered(policy),
         peft_config=recipe.lora.config("CAUSAL_LM"),
     )
     return _trained(trainer, len(kept), len(pairs), folder, along)
+
+
+def _as_rendered(policy: LanguageModel) -> Any:  # noqa: ANN401
+    """Return the tokenizer without a begin token where the renderer writes none: this trainer would put one first."""
+    tokenizer = policy.tokenizer
+    if tokenizer.bos_token_id is None or policy.renderer.encode("a", "b").ids[:1] == [tokenizer.bos_token_id]:
+        return tokenizer
+    plain = deepcopy(tokenizer)
+    plain.bos_token = None
+    return plain
 
 
 def _trained(trainer: Any, kept: int, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401

@@ -48,7 +48,15 @@ def folder(tmp_path: Path) -> Path:
         "generation_kwargs": {"until": ["."], "max_gen_toks": 4},
         "metric_list": [{"metric": "exact_match"}],
     }
-    for task in (choice, written):
+    twice = {
+        **written,
+        "task": "nine_twice",
+        "filter_list": [
+            {"name": "as_is", "filter": [{"function": "take_first"}]},
+            {"name": "word", "filter": [{"function": "regex", "regex_pattern": "(\\w+)"}, {"function": "take_first"}]},
+        ],
+    }
+    for task in (choice, written, twice):
         (place / f"{task['task']}.yaml").write_text(yaml.safe_dump({**common, **task}))
     return place
 
@@ -86,6 +94,10 @@ def test_what_is_written_is_graded_too(tiny_model: LanguageModel, folder: Path) 
     assert len(found) == 8
     assert {row.metric for row in found} == {"exact_match"}
     assert {row.score for row in found} <= {0.0, 1.0}
+
+
+def test_a_question_that_is_read_in_two_ways_counts_once(tiny_model: LanguageModel, folder: Path) -> None:
+    assert [row.question for row in grade(tiny_model, task("nine_twice", folder), batch_size=3)] == list(range(8))
 
 
 def test_the_named_suites_are_tasks_of_the_package() -> None:
@@ -130,7 +142,10 @@ def test_a_run_s_policies_take_the_same_questions_and_mlflow_has_the_gain(
     assert math.isclose(metrics["benchmark.nine_written.gain"], rows[1]["gain"])
     grades = sorted(Path(settings().home, "store", "grades").glob("*"))
     assert benchmarks("tiny", [task("nine_choice:1", folder)]) == rows[:1]
+    assert json.loads((report_folder("tiny") / "benchmarks.json").read_text()) == rows, "what was taken before stays"
     assert sorted(Path(settings().home, "store", "grades").glob("*")) == grades, "from the cache"
+    proxy_reward(Experiment.model_validate({**tiny_settings, "dpo": {**tiny_settings["dpo"], "beta": 0.2}}))
+    assert not (report_folder("tiny") / "benchmarks.json").exists(), "of another policy"
     with pytest.raises(ValueError, match="no run is called 'tinny'"):
         benchmarks("tinny", [task("nine_choice", folder)])
 

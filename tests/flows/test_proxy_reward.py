@@ -15,7 +15,9 @@ from flows.plan import plan
 from flows.proxy_reward import proxy_reward
 from flows.report import report_folder
 from models.ledger import Ledger
-from models.preference import Pair
+from models.preference import Label, Pair, Response, Score
+from tasks.biases import assess_biases, reformat
+from tasks.proxy_label import Scored
 from tasks.settings import settings
 from tasks.store import DamagedArtifact, Ref, store
 
@@ -251,11 +253,38 @@ def test_an_expert_who_compares_decides_who_wins(
         "oracle": "a language model comparing two responses in both orders",
         "simulated": False,
         "order_consistency": 1.0,
+        "undecided": 0,
     }
     page = (report_folder("tiny") / "report.md").read_text()
     assert "by a language model comparing two responses in both orders; both orders agree in 100%" in page
     with pytest.raises(ValueError, match="evaluation.versus compares two answers, and 'gold' scores single ones"):
         run(tiny_settings, evaluation__versus={"kind": "gold"})
+
+
+def test_what_cannot_be_measured_is_no_reason_to_fail(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    """One held-out prompt: no interval; answers of one word: no word pairs; an arm without evaluator: no curve."""
+    Path(tiny_settings["prompts"]["held_out"]).write_text("the fine tale is\n")
+    report = run(tiny_settings, evaluation__curve=1, evaluation__best_of=2, generation__max_new_tokens=1)
+    assert report["policy"]["lc_win_rate_ci"] == [None, None]
+    assert report["best_of"]["best_of_win_rate_low"] is None
+    assert (report_folder("tiny") / "report.md").exists()
+    direct = tiny_settings | {"dpo": tiny_settings["dpo"] | {"feedback": "expert"}}
+    direct["labelling"] = direct["labelling"] | {"acquisition": {"kind": "random_pairs"}}
+    planned = plan(
+        Experiment.model_validate(direct | {"evaluation": {**direct["evaluation"], "curve": 3, "best_of": 4}})
+    )
+    assert planned.evaluation_queries == 4
+
+
+def test_answers_that_are_lists_already_say_nothing_of_format(tiny_settings: dict[str, Any]) -> None:
+    prompts = Path(tiny_settings["prompts"]["held_out"]).read_text().split("\n")
+    responses = [Response(str(n), str(n), line, 0, f"- {line}", 4, -1.0) for n, line in enumerate(prompts)]
+    ref = store().write_rows("responses", responses, Response)
+    assert reformat(ref).ref.rows == 0
+    labels = store().write_rows("labels", [Label(r.id, 1.0, 0, 0, True, "labelled") for r in responses], Label)
+    scores = store().write_rows("scores", [Score(r.id, 1.0, 0.0) for r in responses], Score)
+    facts = assess_biases(ref, labels, Scored(ref=scores, members=scores), None)
+    assert math.isnan(facts["format_shift_mean"])
 
 
 @pytest.mark.parametrize("algorithm", ["kto", "orpo"])

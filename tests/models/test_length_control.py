@@ -46,6 +46,12 @@ def test_a_challenger_who_always_wins_or_loses_has_a_finite_rate(outcome: float)
     assert np.isfinite([*found.win_rate, found.length_effect]).all()
 
 
+def test_one_prompt_has_no_interval() -> None:
+    found = length_controlled(np.array([1.0, 0.0, 1.0]), np.array([3.0, 1.0, -2.0]), np.zeros(3, dtype=int))
+    assert np.isfinite(found.win_rate.mean)
+    assert np.isnan([found.win_rate.low, found.win_rate.high]).all()
+
+
 def test_answers_to_one_prompt_are_resampled_together() -> None:
     wins, longer_by, prompt = judged(150, quality=0.5, length=1.0)
     alone = length_controlled(wins, longer_by, prompt)

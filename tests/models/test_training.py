@@ -125,6 +125,40 @@ def test_the_variants_prefer_the_chosen_too_and_the_same_seed_gives_the_same_byt
     assert lead(Checkpoint(start.source, (tmp_path / "one",), "float32", template)) > lead(start) + 0.5
 
 
+def test_kto_takes_no_neighbour_of_the_same_pair_and_needs_two_rows(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models.policies import variants
+
+    seen: list[Any] = []
+    monkeypatch.setattr(variants, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    pairs = [Pair(str(n), f"the film {n} is", f"good {n}", f"bad {n}", 1.0, 0.0, "proxy") for n in range(9)]
+    train_kto(tiny_checkpoint.load(), pairs, DPO(algorithm="kto", lora=LORA), folder=tmp_path, seed=0)
+    rows = [(row["prompt_ids"], row["label"]) for row in seen[0]]
+    assert len(rows) == 18
+    assert [label for _, label in rows] == [True, False] * 9
+    assert all(one[0] != other[0] for one, other in zip(rows, [*rows[1:], rows[0]], strict=True))
+    with pytest.raises(ValueError, match="set dpo.batch_size to 2 or more"):
+        DPO(algorithm="kto", batch_size=1)
+
+
+def test_orpo_sees_what_the_policy_sees(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from models.policies import variants
+
+    seen: list[Any] = []
+    monkeypatch.setattr(variants, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    model = tiny_checkpoint.load()
+    model.tokenizer.bos_token = "<unk>"
+    train_orpo(replace(model), PAIRS[:2], DPO(algorithm="orpo", lora=LORA), folder=tmp_path, seed=0)
+    ours = model.renderer.encode(PAIRS[0].prompt, PAIRS[0].chosen)
+    assert model.tokenizer.bos_token == "<unk>", "the policy's own tokenizer stays as it is"
+    assert seen[0][0]["chosen_input_ids"] == ours.ids
+
+
 def test_adapters_on_the_way_lie_between_the_ends_and_change_nothing(
     tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

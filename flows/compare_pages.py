@@ -1,6 +1,7 @@
 """A comparison as people read it: table, notes and pictures, from the same dictionary."""
 
 import math
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -68,10 +69,12 @@ def curves(report: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
-    panels: Any = figure.subplots(2, 2)
+    panels = figure.subplots(2, 2)
+    budgets: list[tuple[str, Callable[[dict[str, Any]], float]]]
+    budgets = [("queries", lambda row: float(row["queries"])), ("dollars", dollars_of)]
     arms = list(dict.fromkeys(row["arm"] for row in report["rows"]))
     for line, metric in zip(panels, ("agreement", "win_rate"), strict=True):
-        for axes, title, of in zip(line, ("queries", "dollars"), (lambda row: row["queries"], dollars_of), strict=True):
+        for axes, (title, of) in zip(line, budgets, strict=True):
             for number, arm in enumerate(arms):
                 points = sorted((row for row in report["rows"] if row["arm"] == arm), key=of)
                 points = [row for row in points if math.isfinite(row[metric][0])]

@@ -81,17 +81,21 @@ def _compared(arm: Arm, before: _Answers, after: _Answers) -> Versus | None:
 
 
 def _scored(arm: Arm, evaluator: Product, rounds: Rounds, responses: Ref) -> Scored:
-    features = steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
-    return steps.scored(arm, evaluator.ref, responses, features, rounds.first)
+    return steps.scored(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
+
+
+def _features(arm: Arm, rounds: Rounds, responses: Ref) -> Ref | None:
+    return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
 
 
 def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> Agreement:
     """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
-    proxy, control = _scored(arm, evaluator, rounds, before.responses), None
+    first, features, control = rounds.first, _features(arm, rounds, before.responses), None
+    proxy = steps.scored(arm, evaluator.ref, before.responses, features, first)
     if rounds.taught:
         last = arm.experiment.dpo.rounds
-        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, rounds.first, last, shuffle=True)
-        control = _scored(arm, shuffled, rounds, before.responses)
+        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, first, last, shuffle=True)
+        control = steps.scored(arm, shuffled.ref, before.responses, features, first)
     calibration = None if rounds.gate is None else rounds.gate.calibration
     across = arm.experiment.evaluator.learns_scores  # else it has only compared, within prompts
     facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -29,7 +30,6 @@ from models.rubric import LEVELS, Rubric, RubricName
 from models.sources.movie_reviews import MovieReviews
 
 ANSWER_TOKENS, SCORE_TOKENS = 64, 5
-RUBRICS: dict[str, RubricName] = {"additive": "additive", "warmth": "warmth"}
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=192, help="tuples to score")
     parser.add_argument("--loop-rows", type=int, default=24, help="of these, by the loops")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rubric", choices=sorted(RUBRICS), default="additive")
+    parser.add_argument("--rubric", choices=get_args(RubricName), default="additive")
     given = parser.parse_args()
-    rubric = Rubric(name=RUBRICS[given.rubric])
+    rubric = Rubric.model_validate({"name": given.rubric})
     shown = MovieReviews(seed=given.rows).load().seed
     questions = [rubric.render(d.prompt, d.response) for d in shown]
     policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load()

@@ -40,9 +40,8 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
         after_policy=rounds.policy,
         max_new_tokens=x.generation.max_new_tokens,
     )
-    found = Findings(rounds, before.responses, before.labels, None, outcome)
-    if versus is not None:
-        found = replace(found, order_consistency=versus.order_consistency)
+    consistency = math.nan if versus is None else versus.order_consistency
+    found = Findings(rounds, before.responses, before.labels, None, outcome, consistency)
     if evaluator is None:
         return found
     return replace(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from models.calibration import Calibration, Method, cross_calibrated
-from models.metrics import agrees, calibration_error, coverage_risk, untied_pairs
+from models.metrics import agrees, calibration_error, coverage_risk, numbered, untied_pairs
 from models.plugins import Frozen
 from models.preference import LeftOut
 from models.stats import jackknife_mean
@@ -157,7 +157,7 @@ def evidence_of(rows: Sequence[LeftOut]) -> Evidence:
     also asks which prompt is answered better.
     """
     rows = [row for row in rows if math.isfinite(row.proxy)]
-    _, prompt = np.unique([row.prompt_id for row in rows], return_inverse=True)
+    prompt = numbered([row.prompt_id for row in rows])
     fold = np.array([row.fold for row in rows], dtype=np.int64)
     proxy, expert = (np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in ("proxy", "expert"))
     if any(row.against for row in rows):

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def check(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.folder is not None and not task.folder.is_dir():
             raise ValueError(f"{task.folder} is no folder of task files: check --tasks-from")
-        if not _manager(task).match_tasks([task.name]):
+        if not _manager(task.folder).match_tasks([task.name]):
             raise ValueError(
                 f"lm-evaluation-harness has no task {task.name!r}: `lm-eval ls tasks` lists them, --tasks-from adds yours"
             )
@@ -81,7 +82,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
         tasks=[task.name],
         num_fewshot=task.shots,
         limit=task.limit or None,
-        task_manager=_manager(task),
+        task_manager=_manager(task.folder),
         apply_chat_template=policy.template == "chat",
         bootstrap_iters=0,  # the interval is ours, paired over questions
     )
@@ -98,7 +99,9 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
     return rows
 
 
-def _manager(task: Task) -> Any:  # noqa: ANN401
+@cache
+def _manager(folder: Path | None) -> Any:  # noqa: ANN401
+    """Return the index of the package's tasks, and the folder's: thousands of files are read for it."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=None if task.folder is None else str(task.folder))
+    return TaskManager(include_path=None if folder is None else str(folder))

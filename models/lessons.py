@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples
 from models.levels import balanced
+from models.metrics import numbered
 from models.plugins import Frozen
 from models.preference import Judged, LeftOut, Response
 
@@ -133,7 +134,7 @@ def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Te
     Nor with what the EFT seed has of its prompt. The prompts are cut into at most `folds` parts of one size, at random from
     the teaching's seed. A part without which nothing can be taught is left out. `bench.folder` is not touched.
     """
-    _, prompt = np.unique([r.prompt_id for r in lessons.asked()], return_inverse=True)
+    prompt = numbered([r.prompt_id for r in lessons.asked()])
     count = int(prompt.max(initial=-1)) + 1
     fold = (np.random.default_rng([teaching.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
     found: list[LeftOut] = []

@@ -1,6 +1,6 @@
 """Agreement of an evaluator with the expert, and of one policy with another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,11 @@ class Agreement(NamedTuple):
     calibration_error: float
     pairs: int
     tuples: int
+
+
+def numbered(names: Sequence[str]) -> Rows:
+    """Return N names, such as those of prompts, as numbers from 0 in the order of the alphabet, shape (N,)."""
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:

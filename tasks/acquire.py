@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.pairwise import PairAcquisition
+from models.metrics import numbered
 from models.oracles.base import Oracle
 from models.preference import Label, Pick, Response
 from models.randomness import stream
@@ -79,7 +80,7 @@ def _pool(
     for row, response in enumerate(responses):
         repeated[row] = (response.prompt_id, response.text) in seen
         seen.add((response.prompt_id, response.text))
-    _, prompt = np.unique([r.prompt_id for r in responses], return_inverse=True)
+    prompt = numbered([r.prompt_id for r in responses])
     scores = store().matrix(members).astype(np.float64) if members is not None else None
     unparsed: NDArray[np.bool_] = np.zeros(len(responses), dtype=bool)
     if scores is not None:
@@ -89,7 +90,7 @@ def _pool(
     logprob = np.array([r.logprob for r in responses])
     return Pool(
         ids=[r.id for r in responses],
-        prompt=prompt.astype(np.int64),
+        prompt=prompt,
         unavailable=labelled | repeated | unparsed,
         labelled=labelled,
         vectors=store().matrix(vectors) if vectors is not None else None,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from models.biases import as_list, format_shift, is_plain, longer_preferred
+from models.metrics import numbered
 from models.preference import Label, Response, Score, usable_scores
 from tasks.caching import Product, stage
 from tasks.proxy_label import Scored
@@ -35,10 +36,10 @@ def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scor
     )
     rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
     length = np.array([float(len(r.text)) for r in rows])
-    _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
+    prompt = numbered([r.prompt_id for r in rows])
     facts: dict[str, float] = {}
     for whose, known in (("", proxy), ("_by_expert", expert)):
-        found = longer_preferred(np.array([known[r.id] for r in rows]), length, prompt.astype(np.int64))
+        found = longer_preferred(np.array([known[r.id] for r in rows]), length, prompt)
         facts |= {f"longer_preferred{whose}_{name}": value for name, value in found._asdict().items()}
     both = [plain for plain in varied if plain + _LIST in varied]
     shift = format_shift(

@@ -7,7 +7,7 @@ import numpy as np
 
 from models.calibration import Calibration
 from models.length_control import length_controlled
-from models.metrics import SIMILAR_LENGTH, agreement, centred, pair_outcomes, rank_correlation
+from models.metrics import SIMILAR_LENGTH, agreement, centred, numbered, pair_outcomes, rank_correlation
 from models.plugins import Frozen
 from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Pick, Response, Score, usable_comparisons, usable_scores
@@ -44,11 +44,11 @@ def assess_evaluator(
         temperature = given.facts["temperature"]
         proxy = {s.response_id: s.score / temperature for s in store().rows(given.ref, Score)}
         rows = [r for r in asked if r.id in proxy and r.id in expert]
-        _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
+        prompt = numbered([r.prompt_id for r in rows])
         compared = (
             np.array([expert[r.id] for r in rows]),
             np.array([proxy[r.id] for r in rows]),
-            prompt.astype(np.int64),
+            prompt,
         )
         known = None if calibration is None or prefix else calibration.probability
         found = agreement(*compared, known)
@@ -158,8 +158,7 @@ def _won(
 def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
     old = np.array([c.before_score for c in comparisons])
     new = np.array([c.after_score for c in comparisons])
-    _, prompt = np.unique([c.prompt_id for c in comparisons], return_inverse=True)
-    prompt = prompt.astype(np.int64)
+    prompt = numbered([c.prompt_id for c in comparisons])
     won, longer_by = (
         np.array([c.won for c in comparisons]),
         np.array([float(len(c.after) - len(c.before)) for c in comparisons]),
@@ -206,7 +205,7 @@ def _diversity(first: list[Response], second: list[Response]) -> dict[str, float
     words = min(sum(len(r.text.split()) for r in rows) for rows in (first, second))
     facts: dict[str, float] = {}
     for when, rows in (("before", first), ("after", second)):
-        texts, (_, prompt) = [r.text for r in rows], np.unique([r.prompt_id for r in rows], return_inverse=True)
-        facts[f"diversity_{when}"] = apart(texts, prompt.astype(np.int64)).mean
+        texts = [r.text for r in rows]
+        facts[f"diversity_{when}"] = apart(texts, numbered([r.prompt_id for r in rows])).mean
         facts[f"distinct_2_{when}"] = distinct_bigrams(texts, words)
     return facts

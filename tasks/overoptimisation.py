@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.metrics import win_rate
+from models.metrics import numbered, win_rate
 from models.preference import Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
@@ -35,10 +35,10 @@ def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: R
         (chosen[r.prompt_id], r) for r in store().rows(before, Response) if r.prompt_id in chosen and r.id in scores
     ]
     new, old = (np.array([scores[pair[side].id] for pair in pairs]) for side in (0, 1))
-    _, prompt = np.unique([r.prompt_id for r, _ in pairs], return_inverse=True)
+    prompt = numbered([r.prompt_id for r, _ in pairs])
     facts = {"best_of": float(count), "best_of_kl": float(np.log(count) - (count - 1) / count)}
     for name, values in (("win_rate", win_rate(new, old)), ("gain", new - old)):
-        found = clustered_mean(values, prompt.astype(np.int64))
+        found = clustered_mean(values, prompt)
         facts |= {f"best_of_{name}{end}": value for end, value in zip(("", "_low", "_high"), found, strict=True)}
     return facts
 

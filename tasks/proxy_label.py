@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.evaluators.base import Bench, Evaluator, Tuples
-from models.metrics import concentration
+from models.metrics import concentration, numbered
 from models.plugins import Frozen
 from models.preference import Response, Score
 from models.rubric import Rubric
@@ -40,7 +40,7 @@ def proxy_label(
     temperature = evaluator.temperature(bench)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
-    _, prompt = np.unique([r.prompt_id for r in rows], return_inverse=True)
+    prompt = numbered([r.prompt_id for r in rows])
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members / temperature
@@ -50,7 +50,7 @@ def proxy_label(
         "score_mean": float(np.nanmean(mean)),
         "temperature": temperature,
         "score_std": float(np.nanstd(mean)),
-        **concentration(mean[parsed], prompt[parsed].astype(np.int64))._asdict(),
+        **concentration(mean[parsed], prompt[parsed])._asdict(),
         **evaluator.findings(members, tuples),
     }
     return Scored(ref=store().write_rows("scores", scores, Score), members=out.ref, facts=facts)

@@ -11,6 +11,7 @@ from models.embedding import View
 from models.evaluators.base import Evaluator
 from models.generators.base import response_id
 from models.label_efficiency import Point, Recording, learning_curve
+from models.metrics import numbered
 from models.oracles.replay import Replay
 from models.plugins import Frozen
 from models.preference import Label, Prompt, Response, text_hash
@@ -79,10 +80,10 @@ def curve(
     """Return the agreement with the expert after each budget; a seed fixes the split, the first batch and every draw."""
     tuples = store().rows(recorded.responses, Response)
     labels = store().rows(recorded.labels, Label)
-    _, prompt = np.unique([r.prompt_id for r in tuples], return_inverse=True)
+    prompt = numbered([r.prompt_id for r in tuples])
     recording = Recording(
         responses=tuples,
-        prompt=prompt.astype(np.int64),
+        prompt=prompt,
         scores=np.array([label.score for label in labels]),
         micro_usd=np.array([label.micro_usd for label in labels], dtype=np.int64),
         vectors={view: store().matrix(ref) for view, ref in views},

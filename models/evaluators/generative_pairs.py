@@ -6,7 +6,7 @@ import numpy as np
 
 from models.evaluators.base import Bench, Floats, Tuples, check_decided
 from models.evaluators.judge import Judge
-from models.metrics import within_prompt_pairs
+from models.metrics import Rows, numbered, within_prompt_pairs
 from models.policies.next_token import choice_logprob
 from models.preference import Demonstration
 
@@ -72,7 +72,7 @@ class GenerativePairs(Judge):
         return {"position_bias": float(((members[::2] - members[1::2])[:, compared] / 2 * k / (k - 1)).mean())}
 
 
-def _prompts(tuples: Tuples) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Floats]:
+def _prompts(tuples: Tuples) -> tuple[Rows, Floats]:
     """Return each response's prompt by number, and how many responses that prompt has."""
-    _, prompt, count = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True, return_counts=True)
-    return prompt.astype(np.int64), count[prompt].astype(np.float64)
+    prompt = numbered([r.prompt_id for r in tuples.responses])
+    return prompt, np.bincount(prompt)[prompt].astype(np.float64)

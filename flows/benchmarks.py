@@ -9,38 +9,70 @@ from typing import Any
 import numpy as np
 from prefect import flow
 
+from flows.contest import Contest, contested
 from flows.export import finished
+from flows.ranking import NAME as REWARDBENCH
+from flows.ranking import Ranking, ranked
 from flows.report import finite, report_folder, write_text
 from flows.tables import markdown_table
 from flows.tracking import EXPERIMENT, log_metrics, open_experiment
 from models.harness import Task, check
 from models.preference import Graded
-from models.stats import clustered_mean
+from models.stats import Interval, averaged, clustered_mean
+from tasks.alpaca_eval import AT_EQUAL_LENGTH, RAW
 from tasks.benchmark import benchmark
 from tasks.caching import Product
 from tasks.store import store
 
 COLUMNS = ("benchmark", "metric", "questions", "M₁", "M₂", "gain")
+AVERAGE = "average"
+SUITES: dict[str, tuple[str, ...]] = {
+    "paper": (RAW, "mmlu:5", "mmlu:0"),
+    "alpaca_eval": (RAW,),
+    "mmlu": ("mmlu:0", "mmlu:5"),
+    "bbh": ("bbh",),
+    "ifeval": ("ifeval",),
+    REWARDBENCH: (REWARDBENCH,),
+    "all": (RAW, "mmlu:0", "mmlu:5", "bbh", "ifeval"),
+}
 
 
 @flow(name="benchmarks", flow_run_name="{run}")
-def benchmarks(run: str, tasks: Sequence[Task], batch_size: int = 8) -> list[dict[str, Any]]:
-    """Return a row for each task, and log them to the run in MLflow and to its report's folder.
+def benchmarks(
+    run: str,
+    tasks: Sequence[Task],
+    *,
+    contest: Contest | None = None,
+    ranking: Ranking | None = None,
+    average: bool = False,
+    batch_size: int = 8,
+) -> list[dict[str, Any]]:
+    """Return a row for each benchmark, and log them to the run in MLflow and to its report's folder.
 
-    `run` is a finished run's name or MLflow id. What was graded before comes from the cache. Raises ValueError, before
-    anything runs, if there is no such run or task.
+    `run` is a finished run's name or MLflow id. `average` adds the mean of the gains, as the paper reports it, the win rate
+    being the length-controlled one where there is one. What was graded before comes from the cache, what was judged from the
+    ledger. Raises ValueError, before anything runs or is bought, if there is no such run, task or judge.
     """
     import mlflow
 
     known = finished(run)
     check(tasks)
-    rows = []
+    if contest is not None:
+        contest.check()
+    if ranking is not None:
+        ranking.check(known)
+    policies = (known.rounds.first, known.rounds.policy)
+    rows = (
+        [] if contest is None else [_row(name, *graded) for name, graded in contested(known, policies, contest).items()]
+    )
     for task in tasks:
-        before, after = (
-            benchmark(policy, task, identity=task.identity(), batch_size=batch_size)
-            for policy in (known.rounds.first, known.rounds.policy)
-        )
-        rows.append(_row(task, before, after))
+        identity = task.identity()
+        graded = [benchmark(policy, task, identity=identity, batch_size=batch_size) for policy in policies]
+        rows.append(_row(task.label(), *graded))
+    if ranking is not None:
+        rows.append(ranked(known, ranking, batch_size))
+    if average:
+        rows.append(_average(rows))
     folder = report_folder(known.experiment.name)
     kept = folder / "benchmarks.json"
     taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
@@ -58,19 +90,40 @@ def benchmarks(run: str, tasks: Sequence[Task], batch_size: int = 8) -> list[dic
     return rows
 
 
-def _row(task: Task, before: Product, after: Product) -> dict[str, Any]:
-    first, second = (store().rows(graded.ref, Graded) for graded in (before, after))
-    if [(row.task, row.question) for row in first] != [(row.task, row.question) for row in second]:
-        raise ValueError(f"benchmark {task.label()} asked M_1 and M_2 different questions: clear the cache of one")
-    gain = clustered_mean(
-        np.array([b.score - a.score for a, b in zip(first, second, strict=True)]), np.arange(len(first))
+def _row(name: str, before: Product, after: Product) -> dict[str, Any]:
+    """Return what both policies get for the questions that both have a grade for."""
+    first, second = (
+        {(row.task, row.question): row for row in store().rows(graded.ref, Graded)} for graded in (before, after)
     )
+    shared = [question for question in first if question in second]
+    if not shared:
+        raise ValueError(f"benchmark {name} has no question that both policies have a grade for")
+    old, new = (np.array([rows[question].score for question in shared]) for rows in (first, second))
+    gain = clustered_mean(new - old, np.arange(len(shared)))
     return {
-        "benchmark": task.label(),
-        "metric": ", ".join(sorted({row.metric for row in first})),
-        "questions": len(first),
-        "before": before.facts["mean"],
-        "after": after.facts["mean"],
+        "benchmark": name,
+        "metric": ", ".join(sorted({first[question].metric for question in shared})),
+        "questions": len(shared),
+        "left_out": len(first.keys() | second.keys()) - len(shared),
+        "before": float(old.mean()),
+        "after": float(new.mean()),
+        "gain": gain.mean,
+        "gain_ci": [gain.low, gain.high],
+    }
+
+
+def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the paper's row: the mean over benchmarks, each of the same weight."""
+    names = {row["benchmark"] for row in rows}
+    rows = [row for row in rows if not (row["benchmark"] == RAW and AT_EQUAL_LENGTH in names)]
+    gain = averaged([Interval(row["gain"], *row["gain_ci"]) for row in rows])
+    return {
+        "benchmark": AVERAGE,
+        "metric": f"mean of {', '.join(row['benchmark'] for row in rows)}",
+        "questions": sum(row["questions"] for row in rows),
+        "left_out": sum(row["left_out"] for row in rows),
+        "before": float(np.mean([row["before"] for row in rows])),
+        "after": float(np.mean([row["after"] for row in rows])),
         "gain": gain.mean,
         "gain_ci": [gain.low, gain.high],
     }
@@ -81,4 +134,6 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     low, high = row["gain_ci"]
     interval = "" if low is None or math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"  # of one question
     gain = f"{row['gain']:+.3f}{interval}"
-    return (row["benchmark"], row["metric"], str(row["questions"]), f"{row['before']:.3f}", f"{row['after']:.3f}", gain)
+    left_out = f" ({row['left_out']} left out)" if row.get("left_out") else ""  # older rows do not say
+    questions = f"{row['questions']}{left_out}"
+    return (row["benchmark"], row["metric"], questions, f"{row['before']:.3f}", f"{row['after']:.3f}", gain)

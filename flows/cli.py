@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows import cli_bench, cli_checks, cli_labels, cli_sweep
+from flows import cli_bench, cli_checks, cli_evaluate, cli_labels, cli_sweep
 from flows.terminal import Overrides, UserError, table
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
 app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
 app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
+app.command("evaluate", epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")(cli_evaluate.evaluate)
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 
@@ -121,36 +122,6 @@ def export(
         typer.echo(f"{folder.name:12}{folder}")
     for link in exporting.push(run, folders, push) if push else []:
         typer.echo(f"pushed      {link}")
-
-
-@app.command(epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")
-def evaluate(
-    name: Annotated[str, typer.Argument(help="The run's name.")],
-    *,
-    suite: Annotated[str, typer.Option(help="mmlu (0 and 5 shots), bbh, ifeval, or all of them.")] = "",
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:SHOTS]", help="A task of lm-evaluation-harness; may be repeated.")
-    ] = None,
-    tasks_from: Annotated[Path | None, typer.Option(help="A folder of task files of your own.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Questions to a task at most; 0: all.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
-) -> None:
-    """Let a finished run's M_1 and M_2 take benchmarks, and log them to its MLflow run. Nothing is bought."""
-    from flows.environment import prepare
-
-    prepare()
-    from flows.benchmarks import COLUMNS, benchmarks, cells
-    from models.harness import SUITES, Task
-
-    if suite and suite not in SUITES:
-        raise UserError(f"no suite {suite!r}: there are {', '.join(SUITES)}")
-    named = [*SUITES.get(suite, ()), *(task or [])]
-    if not named:
-        raise UserError(f"name what to take: --suite {'|'.join(SUITES)}, or --task NAME[:SHOTS]")
-    tasks = [Task.parse(text, limit=limit, folder=tasks_from) for text in named]
-    rows = benchmarks(name, tasks, batch_size=batch_size)
-    for row in (COLUMNS, *map(cells, rows)):
-        typer.echo("  ".join(f"{cell:14}" for cell in row).rstrip())
 
 
 @app.command(epilog="Example: `ninefold reference > docs/configuration.md`")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from flows.cli_labels import open_ledger
-from flows.terminal import UserError
+from flows.terminal import UserError, agree
 
 if TYPE_CHECKING:
     from models.stats import Interval
@@ -88,17 +88,9 @@ def _check(
     typer.echo(
         f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
     )
-    if not (yes or _confirmed()):
-        raise UserError("not confirmed, so nothing was bought: --yes answers where nobody can be asked")
+    agree(yes=yes)
     named = occasion or date.today().isoformat()
     return check(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
-
-
-def _confirmed() -> bool:
-    try:
-        return typer.confirm("go on?")
-    except typer.Abort:  # no terminal
-        return False
 
 
 def _interval(found: "Interval") -> str:

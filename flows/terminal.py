@@ -1,4 +1,4 @@
-"""What the commands share: an error of the user's making, changes to a parameter file, and a table."""
+"""What the commands share: an error of the user's making, changes to a parameter file, a table, and a question."""
 
 from typing import Annotated
 
@@ -23,3 +23,13 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     for name, value in rows:
         grid.add_row(name, value)
     Console().print(grid)
+
+
+def agree(*, yes: bool) -> None:
+    """Ask whether to buy what was said; raise UserError if the answer is no, or nobody can be asked."""
+    try:
+        agreed = yes or typer.confirm("go on?")
+    except typer.Abort:  # no terminal
+        agreed = False
+    if not agreed:
+        raise UserError("not confirmed, so nothing was bought: --yes answers where nobody can be asked")

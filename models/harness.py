@@ -14,12 +14,6 @@ from models.policies.language_model import LanguageModel
 from models.preference import Graded
 
 PACKAGE = "lm-eval"
-SUITES: dict[str, tuple[str, ...]] = {
-    "mmlu": ("mmlu:0", "mmlu:5"),
-    "bbh": ("bbh",),
-    "ifeval": ("ifeval",),
-    "all": ("mmlu:0", "mmlu:5", "bbh", "ifeval"),
-}
 _NAMED = re.compile(r"^(?P<name>[\w.-]+)(?::(?P<shots>\d+))?$")
 
 

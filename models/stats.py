@@ -1,5 +1,6 @@
 """Intervals over whole prompts, because responses to one prompt are not independent: the bootstrap and the jackknife."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,14 @@ def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0)
     means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def averaged(parts: Sequence[Interval]) -> Interval:
+    """Return the mean of independent estimates; the halves of its interval are theirs in quadrature."""
+    means, lows, highs = np.array(parts).T
+    below, above = (float(np.sqrt(np.square(end - means).sum()) / len(parts)) for end in (lows, highs))
+    mean = float(means.mean())
+    return Interval(mean, mean - below, mean + above)
 
 
 def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0) -> Floats:

@@ -1,6 +1,7 @@
 """Load the prompts, set over-long ones aside by name, and store the sets."""
 
 import logging
+from collections.abc import Sequence
 
 from models.chat import Renderer
 from models.plugins import Frozen
@@ -28,24 +29,8 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
     """Return the stored sets; `inputs` digests the files read, so that an edited file is loaded anew."""
     del inputs
     prompts = source.load()
-    checkpoint = policy.checkpoint()
-    renderer = Renderer(checkpoint.load_tokenizer(), checkpoint.template)
-    over_long: list[str] = []
-
-    def short(prompt: Prompt) -> bool:
-        tokens = len(renderer.prompt_ids(prompt.text))
-        if tokens > max_prompt_tokens:
-            over_long.append(f"{prompt.id} ({tokens} tokens): {prompt.text[:60]}")
-        return tokens <= max_prompt_tokens
-
-    pool, held_out = [p for p in prompts.pool if short(p)], [p for p in prompts.held_out if short(p)]
-    if over_long:
-        log.warning(
-            "%d prompts pass %d tokens and were set aside: %s",
-            len(over_long),
-            max_prompt_tokens,
-            over_long[:5],
-        )
+    pool, long_in_pool = set_aside(prompts.pool, policy, max_prompt_tokens)
+    held_out, long_held_out = set_aside(prompts.held_out, policy, max_prompt_tokens)
     if not pool or not held_out:
         raise ValueError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
     return PromptSets(
@@ -53,5 +38,25 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
         pool=store().write_rows("prompts", pool, Prompt),
         held_out=store().write_rows("prompts", held_out, Prompt),
         eft_seed=store().write_rows("eft_seed", prompts.eft_seed, Judged) if prompts.eft_seed else None,
-        over_long=tuple(over_long),
+        over_long=(*long_in_pool, *long_held_out),
     )
+
+
+def set_aside(
+    prompts: Sequence[Prompt], policy: Policy, max_prompt_tokens: int
+) -> tuple[list[Prompt], tuple[str, ...]]:
+    """Return the prompts of at most `max_prompt_tokens`, and a line about each that is longer."""
+    checkpoint = policy.checkpoint()
+    renderer = Renderer(checkpoint.load_tokenizer(), checkpoint.template)
+    kept, over_long = [], []
+    for prompt in prompts:
+        tokens = len(renderer.prompt_ids(prompt.text))
+        if tokens <= max_prompt_tokens:
+            kept.append(prompt)
+        else:
+            over_long.append(f"{prompt.id} ({tokens} tokens): {prompt.text[:60]}")
+    if over_long:
+        log.warning(
+            "%d prompts pass %d tokens and were set aside: %s", len(over_long), max_prompt_tokens, over_long[:5]
+        )
+    return kept, tuple(over_long)

@@ -18,6 +18,7 @@ class Settings(BaseSettings):
     mlflow: str | None = Field(None, description="MLflow tracking URI")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
+    rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")
     threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
 
     @property

@@ -65,6 +65,7 @@ class Evaluator(Plugin):
     feature_view: ClassVar[View | None] = None
     learns_scores: ClassVar[bool] = True
     judges_untaught: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
 
     @property
     def learns_pairs(self) -> bool:
@@ -102,6 +103,10 @@ class Evaluator(Plugin):
         """Return what the members' scores of these tuples say of the evaluator's habits, by name: facts for reports."""
         del members, tuples
         return {}
+
+    def write_classifier(self, folder: Path, bench: Bench) -> None:
+        """Write a sequence classifier that ranks as the mean of the members does; only where `classifies`."""
+        raise NotImplementedError
 
     def temperature(self, bench: Bench) -> float:
         """Return T such that σ((score_i − score_j)/T) is the probability that the expert prefers i; 1 for logits."""

@@ -1,7 +1,8 @@
 """A scalar head on the language model, trained with LoRA by comparisons, scores or levels, and an ensemble of such heads."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decid
 from models.last_layer import draw_heads, of_comparisons, of_texts
 from models.levels import levels_of
 from models.metrics import numbered
+from models.policies.classifier import save_classifier
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
 from models.policies.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
@@ -36,6 +38,8 @@ class RewardHead(Evaluator):
     `ordinal`: levels 0…5 of the scores, cut at their quantiles. Members are heads drawn from the Laplace approximation
     around the trained one, on its trunk (models/last_layer.py).
     """
+
+    classifies: ClassVar[bool] = True
 
     kind: Literal["reward_head"] = "reward_head"
     loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
@@ -88,14 +92,13 @@ class RewardHead(Evaluator):
         return {"too_long": too_long} | self._compare(policy, responses, compared, bench)
 
     def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
-        from peft import PeftModel
-        from safetensors.numpy import load_file
-
-        policy, saved = bench.policy.load(), load_file(bench.folder / _HEADS)
-        start = _with_head(policy, bench.seed, int(saved["thresholds"]))
-        model = PeftModel.from_pretrained(start, bench.folder / _ADAPTER, use_safetensors=True).eval()
+        model, policy, saved = _trained(bench)
         states = _states(model, policy, tuples.responses, self.batch_size)
         return np.asarray(saved["heads"] @ states.T + saved["offsets"][:, None])
+
+    def write_classifier(self, folder: Path, bench: Bench) -> None:  # noqa: D102
+        model, policy, saved = _trained(bench)
+        save_classifier(model.merge_and_unload(), saved["heads"].mean(0), policy, folder)
 
     def temperature(self, bench: Bench) -> float:  # noqa: D102
         from safetensors.numpy import load_file
@@ -210,6 +213,16 @@ class RewardHead(Evaluator):
             "temperature": np.array(temperature * spread),
         }
         save_file(saved, bench.folder / _HEADS)
+
+
+def _trained(bench: Bench) -> tuple[Any, LanguageModel, dict[str, Any]]:
+    """Return the trained trunk, its policy, and what the heads are."""
+    from peft import PeftModel
+    from safetensors.numpy import load_file
+
+    policy, saved = bench.policy.load(), load_file(bench.folder / _HEADS)
+    start = _with_head(policy, bench.seed, int(saved["thresholds"]))
+    return PeftModel.from_pretrained(start, bench.folder / _ADAPTER, use_safetensors=True).eval(), policy, saved
 
 
 def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> _Comparisons:

@@ -347,3 +347,35 @@ def test_bradley_terry_needs_no_table_of_all_pairs(bench: Bench) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6000**2 * 2
+
+
+CLASSIFIERS = [e for e in EVALUATORS if e.classifies]
+
+
+@pytest.mark.parametrize("template", ["plain", "chat"])
+@pytest.mark.parametrize("evaluator", CLASSIFIERS, ids=lambda e: f"{e.loss}-{e.margin}")
+def test_the_classifier_it_writes_ranks_as_it_does(
+    evaluator: Evaluator, template: Any, bench: Bench, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    bench = replace(bench, policy=replace(bench.policy, template=template))
+    teach(evaluator, 24, bench)
+    unseen, _ = world(12, seed=1)
+    folder = tmp_path / "classifier"
+    evaluator.write_classifier(folder, bench)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    logits = []
+    for row in unseen.responses:
+        turns = [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.text}]
+        ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            logits.append(float(model(input_ids=ids).logits[0, 0]))
+    ours = evaluator.members(unseen, bench).mean(0)
+    np.testing.assert_allclose(np.array(logits) - np.mean(logits), ours - ours.mean(), atol=2e-3)
+
+
+def test_what_is_no_classifier_writes_none(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError):
+        Linear().write_classifier(tmp_path / "none", bench)

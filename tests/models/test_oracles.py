@@ -11,6 +11,7 @@ from benchmarks.loopback_judge import LoopbackJudge
 from models.chat_api import Endpoint
 from models.cost import Prices
 from models.oracles import gold
+from models.oracles.alpaca_eval import AlpacaEval
 from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict, pair_text
 from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
@@ -31,6 +32,12 @@ def table(folder: Path, *, label: str = "0.7") -> Path:
     return path
 
 
+def reference(folder: Path) -> Path:
+    path = folder / "reference.json"
+    path.write_text('[{"instruction": "the film is", "output": "a mess"}]')
+    return path
+
+
 def experts(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
     replay = Replay(path=table(folder), price_column="usd")
     model = Endpoint(model="judge", base_url=url, prices=Prices(input=150_000, output=600_000))
@@ -41,6 +48,7 @@ def experts(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
         Comparing(inner=Gold(), temperature=0.5),
         LLMJudge(endpoint=model),
         LLMPairs(endpoint=model),
+        AlpacaEval(endpoint=model, reference=reference(folder)),
     ]
 
 
@@ -60,7 +68,7 @@ def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
     assert {type(expert) for expert in experts(tmp_path)} | {RewardModel, Human} == registered
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_every_expert_keeps_the_contract(
     tmp_path: Path, number: int, judge_server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

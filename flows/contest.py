@@ -1,0 +1,85 @@
+"""AlpacaEval 2 of a finished run: both policies' answers against a reference's, judged through the ledger."""
+
+from collections.abc import Sequence
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from flows.export import Finished
+from models.alpaca_eval import answers, difficulties_file, installed, reference_file
+from models.cost import NO_CAP, MicroUsd
+from models.downloads import remembered_sha256
+from models.oracles.alpaca_eval import AlpacaEval
+from models.oracles.base import Expected, a_token_to_four_bytes
+from models.plugins import Frozen, digest_of
+from models.randomness import seed_of
+from models.rubric import Rubric
+from tasks.alpaca_eval import AT_EQUAL_LENGTH, RAW, grade_answers, instructions
+from tasks.annotate import Purchase, annotate
+from tasks.caching import Product
+from tasks.generate import generate
+from tasks.policy import Policy
+
+
+class Contest(Frozen):
+    """AlpacaEval 2: who judges, how many instructions (0: all), and the most that both policies' judgements may cost."""
+
+    judge: AlpacaEval = AlpacaEval()
+    limit: NonNegativeInt = Field(0, description="instructions at most; 0: all")
+    max_micro_usd: MicroUsd = Field(description="micro-dollars that both policies' judgements may cost")
+    workers: PositiveInt = Field(8, description="concurrent queries; does not change the result")
+
+    def check(self) -> None:
+        """Raise ValueError, before anything is bought, if the package, the reference, the judge or its key is not there."""
+        self.judge.check()
+        if self.judge.reference is None:
+            difficulties_file()
+
+    def expected(self) -> tuple[int, Expected]:
+        """Return how many judgements two policies need, and their usual price if answers are as long as the reference's."""
+        asked = answers(reference_file(self.judge.reference))[: self.limit or None]
+        total = Expected(0)
+        for instruction, output in asked:
+            total = total.plus(self.judge.expected(instruction, output, a_token_to_four_bytes).times(2))
+        return 2 * len(asked), total
+
+
+def contested(known: Finished, policies: Sequence[Policy], contest: Contest) -> dict[str, list[Product]]:
+    """Return the policies' grades by benchmark: as they stand, and at equal length if the reference is the published one.
+
+    Raises ValueError where the money does not cover every judgement; what was bought is kept.
+    """
+    judge, generation = contest.judge, known.experiment.generation
+    path = reference_file(judge.reference)
+    content, fingerprint = remembered_sha256(path), judge.fingerprint()
+    asked = instructions(
+        path,
+        content=content,
+        policy=policies[0],
+        max_prompt_tokens=known.experiment.policy.max_prompt_tokens,
+        limit=contest.limit,
+    )
+    seed = seed_of(known.experiment.seeds.training, 0, "alpaca_eval")  # the same random numbers for every policy
+    answered = [generate(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
+    left, judged = contest.max_micro_usd, []
+    for responses in answered:
+        purchase = Purchase(
+            responses=responses,
+            picks=None,
+            oracle=judge,
+            fingerprint=fingerprint,
+            rubric=Rubric(),
+            account=digest_of(["alpaca_eval", fingerprint, responses.sha256, left]),
+            max_queries=responses.rows or 0,
+            max_micro_usd=left,
+            max_tokens=NO_CAP,
+        )
+        labels = annotate(purchase, workers=contest.workers)
+        left -= int(labels.facts["micro_usd"])
+        judged.append((responses, labels.ref))
+    at_equal_length = {RAW: False} | ({AT_EQUAL_LENGTH: True} if judge.reference is None else {})
+    return {
+        name: [
+            grade_answers(*each, path, content=content, package=installed(), at_equal_length=level) for each in judged
+        ]
+        for name, level in at_equal_length.items()
+    }

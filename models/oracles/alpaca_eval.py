@@ -1,0 +1,123 @@
+"""AlpacaEval 2's judge as the expert: how likely a response beats a reference's answer to the same instruction."""
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from models import alpaca_eval
+from models.chat_api import Endpoint, Reply, most_tokens, most_tokens_sent
+from models.cost import MicroUsd, Prices
+from models.downloads import remembered_sha256
+from models.event_loop import run
+from models.oracles.base import Counter, Expected, Oracle, Verdict
+from models.oracles.llm_judge import Calls
+from models.plugins import digest_of
+from models.rubric import Rubric
+
+
+class AlpacaEval(Oracle):
+    """P(the response is better than the reference's), in [0, 1], by the prompt, the order and the reader of `annotator`.
+
+    The package decides how many tokens are asked for and at which temperature, the endpoint who answers. The rubric plays no
+    part. A reply that the package cannot read is quarantined with its text. Source: 2404.04475.
+    """
+
+    description: ClassVar[str] = "AlpacaEval 2's judge: a response against a reference's answer"
+
+    kind: Literal["alpaca_eval"] = "alpaca_eval"
+    endpoint: Endpoint = Field(
+        Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000)),
+        description="who answers; AlpacaEval 2's judge if not given",
+    )
+    annotator: str = Field(alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one")
+    reference: Path | None = Field(
+        None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
+    )
+
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+        del rubric
+        reference, calls = self._answer(prompt), Calls(self._judge)
+        if response == reference:
+            return calls.verdict(0.5, self._frame, [0.5])
+
+        def complete(messages: list[dict[str, str]]) -> alpaca_eval.Completion:
+            options = {"top_logprobs": self._called["top_logprobs"]} if self._called.get("logprobs") else {}
+            reply = run(calls.ask(list(messages), **options))
+            assert reply is not None  # noqa: S101 - a query of one call raises what befell it
+            return _completion(reply)
+
+        preferred = alpaca_eval.preference(self.annotator, prompt, reference, response, complete)
+        return calls.verdict(preferred, self._frame, [None if math.isnan(preferred) else preferred])
+
+    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self._judge.most(self._most_sent(prompt, response)).micro_usd
+
+    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        return self._judge.most(self._most_sent(prompt, response)).tokens
+
+    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+        sent = "".join([alpaca_eval.frame(self.annotator), prompt, self._answer(prompt), response])
+        return self._judge.expected([{"content": sent}], count, output_tokens=self._judge.max_tokens)
+
+    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.paced(queries, tokens)
+
+    def identity(self) -> list[Any]:  # noqa: D102
+        reference = alpaca_eval.reference_file(self.reference)
+        return [self._judge.identity(), self._frame, alpaca_eval.installed(), remembered_sha256(reference)]
+
+    def check(self) -> None:  # noqa: D102
+        self.endpoint.check()
+        alpaca_eval.answers(alpaca_eval.reference_file(self.reference))
+        alpaca_eval.reads(self.annotator)
+
+    @cached_property
+    def _called(self) -> dict[str, Any]:
+        return alpaca_eval.reads(self.annotator)
+
+    @cached_property
+    def _judge(self) -> Endpoint:
+        told: dict[str, Any] = {
+            name: self._called[name] for name in ("max_tokens", "temperature") if name in self._called
+        }
+        return self.endpoint.model_copy(update=told)
+
+    @cached_property
+    def _frame(self) -> str:
+        """The digest of what the judge is sent around the texts, and how it is called and read."""
+        return digest_of([alpaca_eval.frame(self.annotator), self._called, alpaca_eval.reader(self.annotator)])
+
+    @cached_property
+    def _answers(self) -> dict[str, str]:
+        found = alpaca_eval.answers(alpaca_eval.reference_file(self.reference))
+        return {answer.instruction: answer.output for answer in reversed(found)}  # the first of two counts
+
+    def _answer(self, prompt: str) -> str:
+        try:
+            return self._answers[prompt]
+        except KeyError as error:
+            raise ValueError(f"the reference has no answer to {prompt[:60]!r}: ask about its instructions") from error
+
+    def _most_sent(self, prompt: str, response: str) -> int:
+        around = most_tokens_sent([{"content": alpaca_eval.frame(self.annotator)}] * 2)  # more than its messages' marks
+        return around + most_tokens(prompt + self._answer(prompt) + response)
+
+
+def _completion(reply: Reply) -> alpaca_eval.Completion:
+    """Return a reply in the form that the package's readers know."""
+    said = [
+        {
+            "token": token,
+            "logprob": _log(alternatives.get(token, 0.0)),
+            "top_logprobs": [{"token": other, "logprob": _log(p), "bytes": None} for other, p in alternatives.items()],
+        }
+        for token, alternatives in reply.alternatives
+    ]
+    return {"text": reply.text, "logprobs": {"content": said}}
+
+
+def _log(p: float) -> float:
+    return math.log(p) if p else -math.inf

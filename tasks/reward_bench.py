@@ -1,0 +1,58 @@
+"""RewardBench as a stage: the evaluator, as a classifier, orders pairs whose better answer is known."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import InstanceOf
+
+from models.evaluators.base import Bench, Evaluator
+from models.plugins import Frozen
+from models.preference import Graded
+from models.reward_bench import contrasts, grade, weights
+from models.rubric import Rubric
+from tasks.caching import Product, stage
+from tasks.policy import Policy
+from tasks.store import Ref, store
+
+
+class Trained(Frozen):
+    """An evaluator, what it has learnt, and on which policy."""
+
+    evaluator: InstanceOf[Evaluator]
+    learnt: Ref
+    policy: Policy
+    rubric: Rubric
+
+
+class Ranked(Product):
+    """Graded rows, one for each pair, and the weight of each in the score."""
+
+    weights: tuple[float, ...]
+
+
+@stage(version=1, ignore=["program", "pairs", "batch_size"])
+def reward_bench(trained: Trained, pairs: Path | None, *, content: str, program: Path, batch_size: int) -> Ranked:
+    """Return what RewardBench's `program` says of the evaluator; `content` digests the pairs, None being RewardBench's own.
+
+    Facts: how many texts are longer than the model reads, and were cut.
+    """
+    del content
+    given, checkpoint = contrasts(pairs), trained.policy.checkpoint()
+    bench = Bench(checkpoint, trained.rubric, store().folder(trained.learnt), seed=0)
+    model = checkpoint.shared()
+    longest = int(model.model.config.get_text_config().max_position_embeddings)
+    lengths = np.array(
+        [len(model.renderer.encode(p.prompt, text).ids) for p in given for text in (p.chosen, p.rejected)]
+    )
+    rows = grade(
+        program,
+        lambda folder: trained.evaluator.write_classifier(folder, bench),
+        given,
+        batch_size=batch_size,
+        max_length=longest,
+    )
+    return Ranked(
+        ref=store().write_rows("grades", rows, Graded),
+        facts={"truncated": float((lengths > longest).sum())},
+        weights=tuple(weights(program, given).tolist()),
+    )

@@ -41,6 +41,13 @@ class Task(Frozen):
         """Return the name, and the shots if they are given."""
         return self.name if self.shots is None else f"{self.name}:{self.shots}"
 
+    def manager(self) -> Any:  # noqa: ANN401
+        """Return an index that has this task, if there is one: the folder's alone where that is enough."""
+        # a group, or a tag, may be of tasks that the folder has not
+        if self.folder is not None and self.name in (alone := _manager(self.folder, package=False)).all_subtasks:
+            return alone
+        return _manager(self.folder, package=True)
+
     def identity(self) -> str:
         """Return a digest of what an answer depends on, the files of the folder and the package's version included."""
         files = [] if self.folder is None else sorted(file for file in self.folder.rglob("*") if file.is_file())
@@ -56,7 +63,7 @@ def check(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.folder is not None and not task.folder.is_dir():
             raise ValueError(f"{task.folder} is no folder of task files: check --tasks-from")
-        if not _manager(task.folder).match_tasks([task.name]):
+        if not task.manager().match_tasks([task.name]):
             raise ValueError(
                 f"lm-evaluation-harness has no task {task.name!r}: `lm-eval ls tasks` lists them, --tasks-from adds yours"
             )
@@ -76,7 +83,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
         tasks=[task.name],
         num_fewshot=task.shots,
         limit=task.limit or None,
-        task_manager=_manager(task.folder),
+        task_manager=task.manager(),
         apply_chat_template=policy.template == "chat",
         bootstrap_iters=0,  # the interval is ours, paired over questions
     )
@@ -94,8 +101,8 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
 
 
 @cache
-def _manager(folder: Path | None) -> Any:  # noqa: ANN401
-    """Return the index of the package's tasks, and the folder's: thousands of files are read for it."""
+def _manager(folder: Path | None, *, package: bool) -> Any:  # noqa: ANN401
+    """Return the index of the folder's tasks, and the `package`'s: thousands of files are read for it."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=None if folder is None else str(folder))
+    return TaskManager(include_path=None if folder is None else str(folder), include_defaults=package)

@@ -13,7 +13,7 @@ from flows.experiment import Experiment
 from flows.proxy_reward import proxy_reward
 from flows.ranking import NAME
 from flows.report import report_folder
-from models.harness import Task, check, grade
+from models.harness import Task, _manager, check, grade
 from models.policies.language_model import Checkpoint, LanguageModel
 from tasks.alpaca_eval import RAW
 from tasks.settings import settings
@@ -105,6 +105,14 @@ def test_a_question_that_is_read_in_two_ways_counts_once(tiny_model: LanguageMod
 def test_the_named_suites_are_tasks_of_the_package() -> None:
     named = {name for names in SUITES.values() for name in names} - {RAW, NAME}
     check([Task.parse(name, limit=0, folder=None) for name in named])
+
+
+def test_a_group_in_the_folder_may_be_of_the_package_s_tasks(folder: Path) -> None:
+    assert not task("nine_choice", folder).manager().match_tasks(["mmlu"]), "the package's need not be read"
+    (folder / "nine_group.yaml").write_text(yaml.safe_dump({"group": "nine_group", "task": ["nine_choice", "ifeval"]}))
+    _manager.cache_clear()
+    manager = task("nine_group", folder).manager()
+    assert manager.match_tasks(["nine_group", "ifeval"]) == ["ifeval", "nine_group"]
 
 
 def test_what_is_no_task_is_refused(folder: Path) -> None:

@@ -187,8 +187,7 @@ def open_experiment(name: str) -> str:
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
     if mlflow.get_experiment_by_name(name) is None:
-        location = None if settings().mlflow else (settings().home.absolute() / "mlflow").as_uri()
-        mlflow.create_experiment(name, artifact_location=location)
+        mlflow.create_experiment(name, artifact_location=settings().mlflow_artifacts)
     return str(mlflow.set_experiment(name).experiment_id)
 
 

@@ -20,8 +20,8 @@ from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
 from models.plugins import Frozen, digest_of
-from tasks.locks import ProcessLocks
-from tasks.settings import settings
+from tasks.locks import StageLocks
+from tasks.results import result_options
 from tasks.store import DamagedArtifact, Ref, store
 
 log = logging.getLogger(__name__)
@@ -149,13 +149,16 @@ class Stage(Generic[P, R]):
         """Run the stage, or return its result from an earlier run with the same key."""
         started = time.monotonic()
         log.log(self.level, "▶ %s", self.name)
-        task = self.task.with_options(refresh_cache=True) if _anew(self.name) else self.task
-        state: Any = task(*args, return_state=True, **kwargs)
+        options = result_options()
+        task = self.task.with_options(**options) if options else self.task
+        state: Any = (task.with_options(refresh_cache=True) if _anew(self.name) else task)(
+            *args, return_state=True, **kwargs
+        )
         result: R = state.result()
         cached = state.name == "Cached"
         if cached and (damage := _damage(result)):
             log.warning("%s: %s; computing it again", self.name, damage)
-            state = self.task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
+            state = task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
             result, cached = state.result(), False
         run = StageRun(self.name, cached, time.monotonic() - started)
         log.log(self.level, "✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
@@ -177,7 +180,7 @@ def stage(
             version=version,
             ignore=tuple(ignore),
             isolation_level=IsolationLevel.SERIALIZABLE,
-            lock_manager=ProcessLocks(lambda: settings().prefect_home / "locks"),
+            lock_manager=StageLocks(),
         )
         task = Task(
             fn=function,

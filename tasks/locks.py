@@ -1,23 +1,95 @@
-"""A lock per cache key that the operating system frees when its holder dies, so that kill -9 blocks nobody."""
+"""A lock per cache key that is free when its holder dies, so that kill -9 blocks nobody: on one machine, or on many."""
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
+import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+from tasks.settings import settings
 
-class ProcessLocks:
-    """Prefect's lock manager on `flock`: identical concurrent tasks compute once, across threads and processes.
+_POLL_SECONDS = 0.05
+# A holder whose machine is gone, or cut off, is found out within a minute and a half.
+_SESSION = "SET tcp_keepalives_idle = 30", "SET tcp_keepalives_interval = 15", "SET tcp_keepalives_count = 4"
+
+
+class KeyLock(Protocol):
+    """One lock; `acquire` waits at most `timeout` seconds (negative: for ever) and raises Timeout."""
+
+    def acquire(self, timeout: float) -> object: ...  # noqa: D102
+
+    def release(self) -> None: ...  # noqa: D102
+
+
+class AdvisoryLock:
+    """A lock of a PostgreSQL session: the server frees it when the connection of its holder ends, however it ends."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._engine = _sessions(url)
+        self._number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], signed=True)
+        self._session: sa.Connection | None = None
+
+    def acquire(self, timeout: float) -> None:
+        """Take the lock in a session of its own; raise Timeout if it is not free within `timeout` seconds."""
+        session = self._engine.connect()
+        try:
+            for statement in _SESSION:
+                session.exec_driver_sql(statement)
+            if timeout < 0:
+                session.execute(sa.select(sa.func.pg_advisory_lock(self._number)))
+            else:
+                self._try(session, time.monotonic() + timeout)
+        except BaseException:
+            session.close()
+            raise
+        self._session = session
+
+    def release(self) -> None:
+        """Free the lock by ending its session."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _try(self, session: sa.Connection, deadline: float) -> None:
+        while not session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))):
+            if time.monotonic() >= deadline:
+                raise Timeout(str(self._number))
+            time.sleep(_POLL_SECONDS)
+
+
+def stage_lock(key: str) -> KeyLock:
+    """Return the lock of a key: in the ledger's PostgreSQL where stages are shared with other machines, else a file's."""
+    if settings().shares_stages:
+        return AdvisoryLock(settings().ledger_url, key)
+    return file_lock(settings().prefect_home / "locks", key)
+
+
+def file_lock(folder: Path, key: str) -> KeyLock:
+    """Return the lock of a key among the processes of this machine: `flock`, which ends with its holder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.lock", thread_local=False)
+
+
+@lru_cache(maxsize=2)
+def _sessions(url: str) -> sa.Engine:
+    return sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+
+
+class StageLocks:
+    """Prefect's lock manager: identical concurrent tasks compute once, across threads, processes and machines.
 
     (Prefect's own file locks are files that outlive a killed holder.) `hold_timeout` has no meaning here.
     """
 
-    def __init__(self, folder: Callable[[], Path]) -> None:
-        self._folder = folder  # asked late: stages are declared before the settings are known
-        self._held: dict[str, tuple[str, FileLock]] = {}
+    def __init__(self, lock_of: Callable[[str], KeyLock] = stage_lock) -> None:
+        self._lock = lock_of  # asked late: stages are declared before the settings are known
+        self._held: dict[str, tuple[str, KeyLock]] = {}
         self._guard = Lock()
 
     def acquire_lock(
@@ -75,9 +147,3 @@ class ProcessLocks:
     async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
         """Wait for the lock without blocking the event loop."""
         return await asyncio.to_thread(self.wait_for_lock, key, timeout)
-
-    def _lock(self, key: str) -> FileLock:
-        folder = self._folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(key.encode()).hexdigest()[:40]
-        return FileLock(folder / f"{name}.lock", thread_local=False)

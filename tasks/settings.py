@@ -27,6 +27,21 @@ class Settings(BaseSettings):
         return self.store or str(self.home.absolute() / "store")
 
     @property
+    def shares_store(self) -> bool:
+        """Whether the artifact store is on another machine, where other processes see it too."""
+        return "://" in self.store_url and not self.store_url.startswith(("file://", "local://"))
+
+    @property
+    def shares_stages(self) -> bool:
+        """Whether other machines may compute the same stages: store and ledger are both where they see them."""
+        return self.shares_store and self.ledger_url.startswith("postgresql")
+
+    @property
+    def results_url(self) -> str:
+        """Return where the results of stages lie, which are small and name artifacts."""
+        return f"{self.store_url.rstrip('/')}/results" if self.shares_store else str(self.prefect_home / "storage")
+
+    @property
     def cache(self) -> Path:
         """Return the folder of local copies and of artifacts being written."""
         return self.home.absolute() / "cache"
@@ -40,6 +55,15 @@ class Settings(BaseSettings):
     def mlflow_uri(self) -> str:
         """Return MLflow's tracking URI."""
         return self.mlflow or f"sqlite:///{self.home.absolute() / 'mlflow.sqlite'}"
+
+    @property
+    def mlflow_artifacts(self) -> str | None:
+        """Return where MLflow's artifacts lie; None where a server decides."""
+        if self.mlflow_is_remote:
+            return None
+        return (
+            f"{self.store_url.rstrip('/')}/mlflow" if self.shares_store else (self.home.absolute() / "mlflow").as_uri()
+        )
 
     @property
     def mlflow_is_remote(self) -> bool:

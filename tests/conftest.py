@@ -112,6 +112,32 @@ def new_database(postgres: Any) -> Callable[[], str]:
     return make
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback; yields the URL of a bucket, and sets the environment that clients look at."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "planted-s3-id",
+        "AWS_SECRET_ACCESS_KEY": "planted-s3-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client("s3").create_bucket(Bucket="ninefold")
+    yield "s3://ninefold"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> str:
+    """An empty place on it."""
+    return f"{s3_server}/{uuid4().hex}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new database: SQLite, and a real PostgreSQL server."""

@@ -1,7 +1,5 @@
 """The cache: what is in a key and what is not; one computation for identical tasks; failures and damage never served."""
 
-import multiprocessing
-import os
 import time
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from models.generators.hf import Transformers
 from models.preference import Prompt
 from models.sources.files import Files
 from tasks.caching import Product, identity, stage, stage_runs
-from tasks.locks import ProcessLocks
 from tasks.policy import Policy
 from tasks.store import store
 
@@ -104,34 +101,6 @@ def test_runs_are_collected_with_their_source() -> None:
 def test_a_value_without_identity_is_refused() -> None:
     with pytest.raises(TypeError, match="a stage was given a object, which has no stable identity"):
         identity(object())
-
-
-def _hold(folder: str, started: str, seconds: float) -> None:
-    locks = ProcessLocks(lambda: Path(folder))
-    assert locks.acquire_lock("key", "child")
-    Path(started).write_text("held")
-    time.sleep(seconds)
-    os._exit(0)  # dies holding it
-
-
-def test_a_lock_is_freed_by_the_death_of_its_holder(tmp_path: Path) -> None:
-    started = tmp_path / "started"
-    child = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(tmp_path / "locks"), str(started), 60))
-    child.start()
-    while not started.exists():
-        time.sleep(0.05)
-    locks = ProcessLocks(lambda: tmp_path / "locks")
-    assert locks.is_locked("key")
-    assert not locks.acquire_lock("key", "parent", acquire_timeout=0.1)
-    child.kill()
-    child.join()
-    assert locks.acquire_lock("key", "parent", acquire_timeout=5)
-    assert locks.is_lock_holder("key", "parent")
-    assert not locks.is_lock_holder("key", "another")
-    with pytest.raises(ValueError, match="another does not hold the lock"):
-        locks.release_lock("key", "another")
-    locks.release_lock("key", "parent")
-    assert not locks.is_locked("key")
 
 
 @stage(version=1)

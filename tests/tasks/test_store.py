@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -99,16 +100,31 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(store: Store, tmp_path
         store.folder(ref)
 
 
-def test_any_fsspec_store_will_do(tmp_path: Path) -> None:
-    import uuid
-
-    store = Store(f"memory://{uuid.uuid4().hex}", tmp_path / "cache")
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_any_fsspec_store_will_do(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = f"memory://{uuid4().hex}" if kind == "memory" else request.getfixturevalue("s3")
+    store = Store(url, tmp_path / "cache")
     ref = store.write_rows("prompts", ROWS, Prompt)
     assert store.rows(ref, Prompt) == ROWS
+    folder = tmp_path / "adapter"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "weights.safetensors").write_bytes(b"w" * 1000)
+    kept = store.write_folder("adapters", folder)
+
+    def anew(name: str) -> Store:
+        return Store(url, tmp_path / name)
+
+    assert anew("another machine's").rows(ref, Prompt) == ROWS
+    assert (anew("another's").folder(kept) / "sub" / "weights.safetensors").read_bytes() == b"w" * 1000
+    assert not [name for name in store.fs.find(store.root) if "/." in name], "nothing half-written is left"
     store.fs.pipe_file(f"{store.root}/{ref.uri}", b"damaged")
-    fresh = Store(f"memory://{store.root.strip('/')}", tmp_path / "other-cache")
-    with pytest.raises(DamagedArtifact):
-        fresh.rows(ref, Prompt)
+    with pytest.raises(DamagedArtifact, match="is damaged"):
+        anew("a third").rows(ref, Prompt)
+    store.fs.rm_file(f"{store.root}/{ref.uri}")
+    with pytest.raises(DamagedArtifact, match="is missing"):
+        anew("a fourth").rows(ref, Prompt)
+    assert anew("a fourth").write_rows("prompts", ROWS, Prompt) == ref, "writing it again repairs it"
+    assert anew("a fifth").rows(ref, Prompt) == ROWS
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path: Path) -> None:

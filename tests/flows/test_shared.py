@@ -1,0 +1,127 @@
+"""One experiment on many machines: object store, PostgreSQL and Prefect's server shared by URL, homes that share no disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from benchmarks.loopback_judge import LoopbackJudge
+from models.ledger import Ledger
+from tests.processes import answers, free_port, without_prefect
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-planted-0123456789abcdef"
+Machine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackJudge]:
+    with LoopbackJudge(faults={"rate_limit": 0.05, "error": 0.05}) as judge:
+        yield judge
+
+
+@pytest.fixture
+def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge) -> Path:
+    endpoint = {
+        "model": "judge",
+        "base_url": server.url,
+        "key_env": "NINEFOLD_TEST_KEY",
+        "prices": {"input": 1_000_000, "output": 2_000_000},
+    }
+    tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
+    path = tmp_path / "judged.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    return path
+
+
+@pytest.fixture
+def prefect_on_postgresql(new_database: Callable[[], str], tmp_path: Path) -> Iterator[str]:
+    """Prefect's server with its database on PostgreSQL; yields its API."""
+    url = new_database().replace("postgresql+psycopg://", "postgresql+asyncpg://")
+    port = free_port()
+    environment = without_prefect() | {
+        "PREFECT_HOME": str(tmp_path / "prefect-server"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "prefect.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        answers(f"http://127.0.0.1:{port}/api/health", 180)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def shared(s3: str, new_database: Callable[[], str], prefect_on_postgresql: str) -> dict[str, str]:
+    """The environment that makes the embedded installation a shared one; nothing else changes."""
+    return without_prefect() | {
+        "NINEFOLD_STORE": s3,
+        "NINEFOLD_LEDGER": new_database(),
+        "NINEFOLD_MLFLOW": new_database(),
+        "NINEFOLD_TEST_KEY": KEY,
+        "PREFECT_API_URL": prefect_on_postgresql,
+    }
+
+
+def ninefold(*arguments: str, home: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT,
+        env=environment | {"NINEFOLD_HOME": str(home), "NINEFOLD_TEST_KEY": KEY},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def report_of(home: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((home / "reports/tiny/report.json").read_text())
+    return found
+
+
+def picks_of(home: Path) -> list[str]:
+    return list(pd.read_parquet(home / "reports/tiny/acquisition.parquet").response_id)
+
+
+def test_another_machine_finds_every_stage_and_buys_nothing(
+    judged: Path, server: LoopbackJudge, shared: dict[str, str], tmp_path: Path, s3: str
+) -> None:
+    embedded, first, second = (tmp_path / name for name in ("embedded", "first", "second"))
+    alone = ninefold("run", str(judged), home=embedded, environment=without_prefect())
+    assert alone.returncode == 0, alone.stderr
+    calls = server.served["reply"]
+    done = ninefold("run", str(judged), home=first, environment=shared)
+    assert done.returncode == 0, done.stderr
+    assert server.served["reply"] == 2 * calls, "another ledger, another purchase"
+    assert picks_of(first) == picks_of(embedded)
+    assert report_of(first)["policy"] == report_of(embedded)["policy"], "where it is kept changes nothing"
+
+    again = ninefold("run", str(judged), home=second, environment=shared)
+    assert again.returncode == 0, again.stderr
+    assert server.served["reply"] == 2 * calls
+    assert all(stage["cached"] for stage in report_of(second)["stages"])
+    assert picks_of(second) == picks_of(first)
+    assert not [f for f in (first / "store", second / "store", second / "ledger.sqlite") if f.exists()]
+    rows = list(Ledger(shared["NINEFOLD_LEDGER"]).rows())
+    assert len({(row["prompt"], row["response"]) for row in rows}) == len(rows), "each question once"
+
+    import boto3
+
+    listed = boto3.client("s3").list_objects_v2(Bucket="ninefold", Prefix=s3.removeprefix("s3://ninefold/"))
+    folders = {item["Key"].split("/")[1] for item in listed["Contents"]}
+    assert {"results", "responses", "labels", "mlflow"} <= folders
+    secrets = KEY, os.environ["AWS_SECRET_ACCESS_KEY"]
+    for place in (first, second):
+        held = b"".join(f.read_bytes() for f in place.rglob("*") if f.is_file())
+        assert not [secret for secret in secrets if secret.encode() in held]

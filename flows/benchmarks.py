@@ -36,6 +36,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "all": (RAW, "mmlu:0", "mmlu:5", "bbh", "ifeval"),
 }
 
+_AVERAGED = {*SUITES["paper"], AT_EQUAL_LENGTH}
+
 
 @flow(name="benchmarks", flow_run_name="{run}")
 def benchmarks(
@@ -49,7 +51,7 @@ def benchmarks(
 ) -> list[dict[str, Any]]:
     """Return a row for each benchmark, and log them to the run in MLflow and to its report's folder.
 
-    `run` is a finished run's name or MLflow id. `average` adds the mean of the gains, as the paper reports it, the win rate
+    `run` is a finished run's name or MLflow id. `average` adds the mean of the gains of the paper's benchmarks, the win rate
     being the length-controlled one where there is one. What was graded before comes from the cache, what was judged from the
     ledger. Raises ValueError, before anything runs or is bought, if there is no such run, task or judge.
     """
@@ -62,20 +64,24 @@ def benchmarks(
     if ranking is not None:
         ranking.check(known)
     policies = (known.rounds.first, known.rounds.policy)
-    rows = (
-        [] if contest is None else [_row(name, *graded) for name, graded in contested(known, policies, contest).items()]
-    )
+    rows: list[dict[str, Any]] = []
+    if contest is not None:
+        graded, over_long = contested(known, policies, contest)
+        told = {"judge": contest.judge.endpoint.model, "limit": contest.limit}
+        rows = [_row(each.name, each.before, each.after, each.reach, over_long) | told for each in graded]
     for task in tasks:
         identity = task.identity()
-        graded = [benchmark(policy, task, identity=identity, batch_size=batch_size) for policy in policies]
-        rows.append(_row(task.label(), *graded))
-    if ranking is not None:
-        rows.append(ranked(known, ranking, batch_size))
+        before, after = (benchmark(policy, task, identity=identity, batch_size=batch_size) for policy in policies)
+        rows.append(_row(task.label(), before, after) | {"limit": task.limit})
     if average:
         rows.append(_average(rows))
+    if ranking is not None:
+        rows.append(ranked(known, ranking, batch_size))
     folder = report_folder(known.experiment.name)
     kept = folder / "benchmarks.json"
     taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
+    for stale in _stale({row["benchmark"] for row in rows}):
+        taken.pop(stale, None)
     taken |= {row["benchmark"]: row for row in finite(rows)}  # beside what was taken before
     write_text(kept, json.dumps(list(taken.values()), indent=1))
     write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
@@ -90,8 +96,16 @@ def benchmarks(
     return rows
 
 
-def _row(name: str, before: Product, after: Product) -> dict[str, Any]:
-    """Return what both policies get for the questions that both have a grade for."""
+def _stale(new: set[str]) -> set[str]:
+    """Return the rows that new ones, having replaced a part of them, make untrue."""
+    of_contest = {AT_EQUAL_LENGTH} if RAW in new else set()
+    return (of_contest | ({AVERAGE} if new & _AVERAGED else set())) - new
+
+
+def _row(
+    name: str, before: Product, after: Product, reach: tuple[float, float] | None = None, too_long: int = 0
+) -> dict[str, Any]:
+    """Return what both policies get for the questions that both have a grade for; `too_long` of them were not asked."""
     first, second = (
         {(row.task, row.question): row for row in store().rows(graded.ref, Graded)} for graded in (before, after)
     )
@@ -100,11 +114,13 @@ def _row(name: str, before: Product, after: Product) -> dict[str, Any]:
         raise ValueError(f"benchmark {name} has no question that both policies have a grade for")
     old, new = (np.array([rows[question].score for question in shared]) for rows in (first, second))
     gain = clustered_mean(new - old, np.arange(len(shared)))
+    if reach is not None:
+        gain = Interval(gain.mean, gain.mean - reach[0], gain.mean + reach[1])
     return {
         "benchmark": name,
         "metric": ", ".join(sorted({first[question].metric for question in shared})),
         "questions": len(shared),
-        "left_out": len(first.keys() | second.keys()) - len(shared),
+        "left_out": len(first.keys() | second.keys()) - len(shared) + too_long,
         "before": float(old.mean()),
         "after": float(new.mean()),
         "gain": gain.mean,
@@ -115,8 +131,11 @@ def _row(name: str, before: Product, after: Product) -> dict[str, Any]:
 def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the paper's row: the mean over benchmarks, each of the same weight."""
     names = {row["benchmark"] for row in rows}
-    rows = [row for row in rows if not (row["benchmark"] == RAW and AT_EQUAL_LENGTH in names)]
-    gain = averaged([Interval(row["gain"], *row["gain_ci"]) for row in rows])
+    counted = _AVERAGED - ({RAW} if AT_EQUAL_LENGTH in names else set())
+    rows = [row for row in rows if row["benchmark"] in counted]
+    gain = averaged(
+        [Interval(row["gain"], *row["gain_ci"]) for row in rows], [row["benchmark"].partition(":")[0] for row in rows]
+    )
     return {
         "benchmark": AVERAGE,
         "metric": f"mean of {', '.join(row['benchmark'] for row in rows)}",

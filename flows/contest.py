@@ -1,6 +1,6 @@
 """AlpacaEval 2 of a finished run: both policies' answers against a reference's, judged through the ledger."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -13,7 +13,14 @@ from models.oracles.base import Expected, a_token_to_four_bytes
 from models.plugins import Frozen, digest_of
 from models.randomness import seed_of
 from models.rubric import Rubric
-from tasks.alpaca_eval import AT_EQUAL_LENGTH, RAW, grade_answers, instructions
+from tasks.alpaca_eval import (
+    AT_EQUAL_LENGTH,
+    RAW,
+    Judgements,
+    grade_answers,
+    instructions,
+    spread_at_equal_length,
+)
 from tasks.annotate import Purchase, annotate
 from tasks.caching import Product
 from tasks.generate import generate
@@ -33,6 +40,10 @@ class Contest(Frozen):
         self.judge.check()
         if self.judge.reference is None:
             difficulties_file()
+            if self.limit == 1:
+                raise ValueError(
+                    "limit=1 leaves the length control nothing to compare: ask about two instructions or more"
+                )
 
     def expected(self) -> tuple[int, Expected]:
         """Return how many judgements two policies need, and their usual price if answers are as long as the reference's."""
@@ -43,8 +54,20 @@ class Contest(Frozen):
         return 2 * len(asked), total
 
 
-def contested(known: Finished, policies: Sequence[Policy], contest: Contest) -> dict[str, list[Product]]:
-    """Return the policies' grades by benchmark: as they stand, and at equal length if the reference is the published one.
+class Graded(NamedTuple):
+    """What both policies got in a benchmark, and how far the interval of their gain reaches below and above it.
+
+    Without `reach` the interval is that over questions.
+    """
+
+    name: str
+    before: Product
+    after: Product
+    reach: tuple[float, float] | None = None
+
+
+def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest) -> tuple[list[Graded], int]:
+    """Return the policies' grades, as they stand and, by the published reference, at equal length; and who was left out.
 
     Raises ValueError where the money does not cover every judgement; what was bought is kept.
     """
@@ -69,17 +92,19 @@ def contested(known: Finished, policies: Sequence[Policy], contest: Contest) -> 
             fingerprint=fingerprint,
             rubric=Rubric(),
             account=digest_of(["alpaca_eval", fingerprint, responses.sha256, left]),
-            max_queries=responses.rows or 0,
+            max_queries=NO_CAP,  # a lost reply is asked for again: money is the cap
             max_micro_usd=left,
             max_tokens=NO_CAP,
         )
         labels = annotate(purchase, workers=contest.workers)
         left -= int(labels.facts["micro_usd"])
-        judged.append((responses, labels.ref))
-    at_equal_length = {RAW: False} | ({AT_EQUAL_LENGTH: True} if judge.reference is None else {})
-    return {
-        name: [
-            grade_answers(*each, path, content=content, package=installed(), at_equal_length=level) for each in judged
-        ]
-        for name, level in at_equal_length.items()
-    }
+        judged.append(Judgements(responses=responses, labels=labels.ref))
+    package = installed()
+    raw = [grade_answers(each, path, content=content, package=package, at_equal_length=False) for each in judged]
+    found = [Graded(RAW, raw[0], raw[1])]
+    if judge.reference is None:
+        content = digest_of([content, remembered_sha256(difficulties_file())])
+        level = [grade_answers(each, path, content=content, package=package, at_equal_length=True) for each in judged]
+        reach = spread_at_equal_length(judged[0], judged[1], path, content=content)
+        found.append(Graded(AT_EQUAL_LENGTH, level[0], level[1], (reach["below"], reach["above"])))
+    return found, len(asked.over_long)

@@ -9,8 +9,8 @@ from pydantic import Field
 from flows.export import Finished
 from models.plugins import Frozen, digest_of
 from models.preference import Graded
-from models.reward_bench import command, contrasts
-from models.stats import clustered_mean
+from models.reward_bench import command, contrasts, version_of
+from models.stats import weighted_mean
 from tasks.reward_bench import Trained, reward_bench
 from tasks.settings import settings
 from tasks.store import store
@@ -35,7 +35,7 @@ class Ranking(Frozen):
                 f"RewardBench's command takes sequence classifiers, and evaluator {known.experiment.evaluator.label()!r} is "
                 "none: use reward_head"
             )
-        command(settings().rewardbench)
+        version_of(command(settings().rewardbench))
         contrasts(self.pairs)
 
 
@@ -43,18 +43,19 @@ def ranked(known: Finished, ranking: Ranking, batch_size: int) -> dict[str, Any]
     """Return the row of the evaluator's accuracy, chance in the place of M_1."""
     assert known.rounds.evaluator is not None  # noqa: S101 - `check` has seen to it
     x, rounds = known.experiment, known.rounds
+    program = command(settings().rewardbench)
     found = reward_bench(
         Trained(
             evaluator=x.evaluator, learnt=known.rounds.evaluator.ref, policy=rounds.first, rubric=x.labelling.rubric
         ),
         ranking.pairs,
         content=digest_of(contrasts(ranking.pairs)),
-        program=command(settings().rewardbench),
+        program=program,
+        version=version_of(program),
         batch_size=batch_size,
     )
     rows = store().rows(found.ref, Graded)
-    right = np.array([row.score for row in rows]) * np.array(found.weights)
-    accuracy = clustered_mean(right, np.arange(len(rows)))
+    accuracy = weighted_mean(np.array([row.score for row in rows]), np.array(found.weights))
     return {
         "benchmark": NAME,
         "metric": "the evaluator's accuracy, beside chance",

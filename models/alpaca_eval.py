@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -86,6 +87,14 @@ def _answers(path: Path, _sha256: str) -> tuple[Answer, ...]:
     return found
 
 
+def difficulties() -> NDArray[np.float64]:
+    """Return how hard each instruction is, in logits, by its place."""
+    import pandas as pd
+
+    table = pd.read_csv(difficulties_file()).drop_duplicates("index").set_index("index")
+    return np.array(table["instruction_difficulty"].sort_index(), dtype=float)
+
+
 def reads(annotator: str) -> dict[str, Any]:
     """Return with what a configuration of the package calls its judge.
 
@@ -96,6 +105,8 @@ def reads(annotator: str) -> dict[str, Any]:
         raise ValueError(
             f"annotator {annotator!r} calls its judge with {beyond}, which is not supported: try {ANNOTATOR}"
         )
+    if not single.prompt_template.lstrip().startswith(_MARKS[0]):
+        raise ValueError(f"annotator {annotator!r} is not for a chat model: try {ANNOTATOR}")
     if single.batch_size != 1:
         raise ValueError(f"annotator {annotator!r} asks about {single.batch_size} at once: try {ANNOTATOR}")
     return called
@@ -109,7 +120,11 @@ def frame(annotator: str) -> str:
 def reader(annotator: str) -> list[Any]:
     """Return how a configuration reads its judge's reply: the parser's name, its options, the part of the reply."""
     single = _single(annotator)
-    return [single.fn_completion_parser.func.__name__, single.fn_completion_parser.keywords, single.completion_key]
+    parser = single.fn_completion_parser
+    options = json.loads(
+        json.dumps(parser.keywords, default=lambda pattern: pattern.pattern)
+    )  # compiled where it was used
+    return [parser.func.__name__, options, single.completion_key]
 
 
 def preference(
@@ -141,9 +156,14 @@ def length_controlled(annotations: Sequence[Annotation]) -> NDArray[np.float64]:
     """Return P(the policy's answer is better) at equal length for each instruction, by the package's regression.
 
     Its mean is the published length-controlled win rate. The instructions are AlpacaEval 2's: their difficulties are known
-    by their places.
+    by their places. Raises ValueError if all answers are longer by the same.
     """
     import pandas as pd
+
+    if len({len(a.output) - len(a.reference) for a in annotations}) < 2:
+        raise ValueError(
+            f"the length control knows nothing of {len(annotations)} judgements of one length: ask about more"
+        )
     from alpaca_eval.metrics import get_length_controlled_winrate
 
     table = pd.DataFrame(
@@ -163,18 +183,22 @@ def length_controlled(annotations: Sequence[Annotation]) -> NDArray[np.float64]:
 
 
 def _unmarked(text: str) -> str:
-    for mark in _MARKS:
-        text = text.replace(mark, "")
+    while any(mark in text for mark in _MARKS):  # what is left of one may make another
+        for mark in _MARKS:
+            text = text.replace(mark, "")
     return text
 
 
 @lru_cache(maxsize=4)
 def _single(annotator: str) -> Any:  # noqa: ANN401
     installed()
-    level = logging.root.level
+    level, environment = logging.root.level, dict(os.environ)
     from alpaca_eval.annotators import PairwiseAnnotator
 
-    logging.root.setLevel(level)  # the package sets it when it is imported, for every library
+    # the package sets the level for every library when it is imported, and reads a .env file of some folder above it
+    logging.root.setLevel(level)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
     try:
         pool = PairwiseAnnotator(annotators_config=annotator, caching_path=None).annotators
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -38,6 +38,26 @@ def length_controlled(wins: Floats, longer_by: Floats, prompt: NDArray[np.int64]
     return LengthControlled(Interval(float(expit(found[0])), float(low), float(high)), float(2 * found[1]))
 
 
+def gain_at_equal_length(wins: Floats, longer_by: Floats, difficulty: Floats) -> Interval:
+    """Return the second policy's win rate at equal length less the first's, with the interval over instructions.
+
+    `wins` and `longer_by` have shape (2, N), `difficulty` (N,), of N instructions: logit p = θ + φ tanh(Δ/s) + γ d for each
+    policy, both refitted to every resample, for what they predict varies far less than what they are fitted to.
+    """
+    count = len(difficulty)
+    weights = np.concatenate([np.ones((1, count)), resampled(np.arange(count))])  # first as they are
+    rates = []
+    for won, longer in zip(wins, longer_by, strict=True):
+        spread = float(longer.std())
+        bend = np.tanh(longer / spread) if spread else np.zeros(count)
+        found = logistic(np.stack([np.ones(count), bend, difficulty], axis=1), won, weights)
+        level = expit(found[:, :1] + found[:, 2:] * difficulty)
+        rates.append((weights * level).sum(axis=1) / weights.sum(axis=1))
+    gain = rates[1] - rates[0]
+    low, high = np.quantile(gain[1:], [0.025, 0.975])
+    return Interval(float(gain[0]), float(low), float(high))
+
+
 def logistic(columns: Floats, outcome: Floats, weights: Floats) -> Floats:
     """Return the coefficients, (R, p), of R logistic regressions on `columns` (N, p), whose rows weigh `weights` (R, N).
 

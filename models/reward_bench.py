@@ -30,6 +30,7 @@ if not torch.cuda.is_available():
 from rewardbench.rewardbench import main
 main()
 """
+_VERSION = "from importlib.metadata import version; print(version('rewardbench'))"
 _WEIGHTS = "import json; from rewardbench.constants import *; print(json.dumps([EXAMPLE_COUNTS, SUBSET_MAPPING]))"
 
 
@@ -74,7 +75,15 @@ def command(named: Path | None) -> Path:
     if found is None or not Path(found).is_file():
         missing = "is not on the path" if named is None else f"is not at {named}"
         raise ValueError(f"RewardBench's command {missing}: {_INSTALL}")
-    return Path(found).absolute()
+    program = Path(found).resolve()  # a link to it has another Python beside it
+    if not program.with_name("python").is_file():
+        raise ValueError(f"RewardBench's command at {found} has no Python beside it: {_INSTALL}")
+    return program
+
+
+def version_of(program: Path) -> str:
+    """Return the version of the command's package; raise ValueError if its Python has none."""
+    return _run(program, _VERSION, [], Path.cwd()).strip()
 
 
 def grade(

@@ -41,12 +41,27 @@ def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0)
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def averaged(parts: Sequence[Interval]) -> Interval:
-    """Return the mean of independent estimates; the halves of its interval are theirs in quadrature."""
+def averaged(parts: Sequence[Interval], family: Sequence[str]) -> Interval:
+    """Return the mean of estimates, of which those of one `family` may be of the same questions.
+
+    The halves of its interval are theirs, added within a family, as if they moved together, and in quadrature between
+    families, which are independent.
+    """
     means, lows, highs = np.array(parts).T
-    below, above = (float(np.sqrt(np.square(end - means).sum()) / len(parts)) for end in (lows, highs))
+    _, number = np.unique(np.array(family), return_inverse=True)
+    below, above = (
+        float(np.sqrt(np.square(np.bincount(number, weights=np.abs(end - means))).sum()) / len(parts))
+        for end in (lows, highs)
+    )
     mean = float(means.mean())
     return Interval(mean, mean - below, mean + above)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> Interval:
+    """Return Σ w v / Σ w of independent rows, both of shape (n,), and its percentile-bootstrap interval."""
+    drawn = resampled(np.arange(len(values))) * weights
+    low, high = np.quantile(drawn @ values / drawn.sum(axis=1), [0.025, 0.975])
+    return Interval(float(weights @ values / weights.sum()), float(low), float(high))
 
 
 def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0) -> Floats:

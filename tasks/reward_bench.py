@@ -14,6 +14,8 @@ from tasks.caching import Product, stage
 from tasks.policy import Policy
 from tasks.store import Ref, store
 
+_LONGEST = 4096  # tokens of a model that does not say
+
 
 class Trained(Frozen):
     """An evaluator, what it has learnt, and on which policy."""
@@ -31,16 +33,19 @@ class Ranked(Product):
 
 
 @stage(version=1, ignore=["program", "pairs", "batch_size"])
-def reward_bench(trained: Trained, pairs: Path | None, *, content: str, program: Path, batch_size: int) -> Ranked:
-    """Return what RewardBench's `program` says of the evaluator; `content` digests the pairs, None being RewardBench's own.
+def reward_bench(
+    trained: Trained, pairs: Path | None, *, content: str, program: Path, version: str, batch_size: int
+) -> Ranked:
+    """Return what RewardBench's `program` of a `version` says of the evaluator; `content` digests the pairs (None: its own).
 
     Facts: how many texts are longer than the model reads, and were cut.
     """
-    del content
+    del content, version
     given, checkpoint = contrasts(pairs), trained.policy.checkpoint()
     bench = Bench(checkpoint, trained.rubric, store().folder(trained.learnt), seed=0)
+    weighs = weights(program, given)  # a subset that it does not know is refused before hours of scoring
     model = checkpoint.shared()
-    longest = int(model.model.config.get_text_config().max_position_embeddings)
+    longest = int(getattr(model.model.config.get_text_config(), "max_position_embeddings", _LONGEST))
     lengths = np.array(
         [len(model.renderer.encode(p.prompt, text).ids) for p in given for text in (p.chosen, p.rejected)]
     )
@@ -54,5 +59,5 @@ def reward_bench(trained: Trained, pairs: Path | None, *, content: str, program:
     return Ranked(
         ref=store().write_rows("grades", rows, Graded),
         facts={"truncated": float((lengths > longest).sum())},
-        weights=tuple(weights(program, given).tolist()),
+        weights=tuple(weighs.tolist()),
     )

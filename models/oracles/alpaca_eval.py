@@ -12,10 +12,12 @@ from models.chat_api import Endpoint, Reply, most_tokens, most_tokens_sent
 from models.cost import MicroUsd, Prices
 from models.downloads import remembered_sha256
 from models.event_loop import run
-from models.oracles.base import Counter, Expected, Oracle, Verdict
+from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
 from models.oracles.llm_judge import Calls
 from models.plugins import digest_of
 from models.rubric import Rubric
+
+_PUBLISHED = Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000))
 
 
 class AlpacaEval(Oracle):
@@ -28,10 +30,7 @@ class AlpacaEval(Oracle):
     description: ClassVar[str] = "AlpacaEval 2's judge: a response against a reference's answer"
 
     kind: Literal["alpaca_eval"] = "alpaca_eval"
-    endpoint: Endpoint = Field(
-        Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000)),
-        description="who answers; AlpacaEval 2's judge if not given",
-    )
+    endpoint: Endpoint = Field(_PUBLISHED, description="who answers; AlpacaEval 2's judge if not given")
     annotator: str = Field(alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one")
     reference: Path | None = Field(
         None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
@@ -44,12 +43,19 @@ class AlpacaEval(Oracle):
             return calls.verdict(0.5, self._frame, [0.5])
 
         def complete(messages: list[dict[str, str]]) -> alpaca_eval.Completion:
-            options = {"top_logprobs": self._called["top_logprobs"]} if self._called.get("logprobs") else {}
+            options = {"top_logprobs": self._called.get("top_logprobs", 5)} if self._called.get("logprobs") else {}
             reply = run(calls.ask(list(messages), **options))
             assert reply is not None  # noqa: S101 - a query of one call raises what befell it
             return _completion(reply)
 
-        preferred = alpaca_eval.preference(self.annotator, prompt, reference, response, complete)
+        try:
+            preferred = alpaca_eval.preference(self.annotator, prompt, reference, response, complete)
+        except (UnpaidFailure, LostReply, InterruptedError):
+            raise
+        except Exception:
+            if not calls.replies:
+                raise
+            preferred = math.nan  # paid for, and the package does not take it: kept, to be looked at
         return calls.verdict(preferred, self._frame, [None if math.isnan(preferred) else preferred])
 
     def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
@@ -72,7 +78,9 @@ class AlpacaEval(Oracle):
     def check(self) -> None:  # noqa: D102
         self.endpoint.check()
         alpaca_eval.answers(alpaca_eval.reference_file(self.reference))
-        alpaca_eval.reads(self.annotator)
+        made_for = alpaca_eval.reads(self.annotator).get("model_name")
+        if self.endpoint == _PUBLISHED and made_for != _PUBLISHED.model:
+            raise ValueError(f"annotator {self.annotator!r} is made for {made_for}: name the judge's endpoint")
 
     @cached_property
     def _called(self) -> dict[str, Any]:

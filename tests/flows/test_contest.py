@@ -46,7 +46,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def server() -> Iterator[LoopbackJudge]:
-    with LoopbackJudge(faults={"rate_limit": 0.1}) as judge:
+    with LoopbackJudge(faults={"rate_limit": 0.1, "drop": 0.15}, hang=5.0) as judge:
         yield judge
 
 
@@ -113,9 +113,9 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
         benchmarks("tiny", [], contest=contest_at(server, reference, max_micro_usd=too_little))
     bought = server.served["reply"]
     assert 0 < bought < 20
-    task = Task.parse("mmlu:1", limit=0, folder=mmlu)
+    task = Task.parse("mmlu:5", limit=0, folder=mmlu)
     rows = benchmarks("tiny", [task], contest=contest_at(server, reference), average=True)
-    assert [row["benchmark"] for row in rows] == ["alpaca_eval", "mmlu:1", "average"]
+    assert [row["benchmark"] for row in rows] == ["alpaca_eval", "mmlu:5", "average"]
     raw, accuracy, average = rows
     assert raw["metric"] == "win rate", "at equal length only where the instructions' difficulties are known"
     assert raw["questions"] == 10
@@ -125,10 +125,10 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     assert average["before"] == pytest.approx((raw["before"] + accuracy["before"]) / 2)
     assert average["gain"] == pytest.approx((raw["gain"] + accuracy["gain"]) / 2)
     assert average["gain_ci"][0] <= average["gain"] <= average["gain_ci"][1]
-    assert average["metric"] == "mean of alpaca_eval, mmlu:1"
+    assert average["metric"] == "mean of alpaca_eval, mmlu:5"
     # the ledger has each answer once, and the first attempt's are among them
     calls = server.served["reply"]
-    assert calls <= 20
+    assert calls <= 20, "each answer once, whatever was lost on the way"
     assert benchmarks("tiny", [task], contest=contest_at(server, reference), average=True) == rows
     assert server.served["reply"] == calls
     mlflow.set_tracking_uri(settings().mlflow_uri)
@@ -137,6 +137,9 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     assert metrics["benchmark.average.m2"] == pytest.approx(average["after"])
     kept = json.loads((report_folder("tiny") / "benchmarks.json").read_text())
     assert kept == rows
+    benchmarks("tiny", [Task.parse("mmlu:5", limit=4, folder=mmlu)])
+    left = json.loads((report_folder("tiny") / "benchmarks.json").read_text())
+    assert [row["benchmark"] for row in left] == ["alpaca_eval", "mmlu:5"], "the average was of another"
 
 
 def hub_cache(folder: Path, reference: Path) -> Path:
@@ -212,6 +215,7 @@ def test_the_paper_s_suite_is_one_command_that_asks_before_it_buys(
     level = rows["alpaca_eval:lc"]
     assert level["metric"] == "length-controlled win rate"
     assert 0 < level["before"] < 1
+    assert level["gain_ci"][0] < level["gain"] < level["gain_ci"][1] or level["gain"] == 0
     averaged = ("alpaca_eval:lc", "mmlu:5", "mmlu:0")
     assert rows["average"]["after"] == pytest.approx(np.mean([rows[name]["after"] for name in averaged]))
 
@@ -222,6 +226,10 @@ def test_what_is_missing_is_said_before_anything_is_bought(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="alpaca_eval_gpt4_baseline.json of the hub's dataset"):
         Contest(judge=AlpacaEval(), max_micro_usd=1).check()
+    one = Contest(judge=AlpacaEval(), max_micro_usd=1, limit=1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache(tmp_path / "hub", reference)))
+    with pytest.raises(ValueError, match="limit=1 leaves the length control nothing to compare"):
+        one.check()
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="is not set: export the key"):
         contest_at(server, reference).check()

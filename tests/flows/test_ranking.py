@@ -15,7 +15,7 @@ from flows.proxy_reward import proxy_reward
 from flows.ranking import Ranking
 from models.evaluators.base import Bench, Tuples
 from models.preference import Response
-from models.reward_bench import Contrast, command, contrasts, weights
+from models.reward_bench import Contrast, _run, command, contrasts, weights
 from tasks.settings import settings
 from tasks.store import store
 
@@ -54,6 +54,8 @@ def rewarding(tiny_settings: dict[str, Any]) -> dict[str, Any]:
 def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pairs: Path) -> None:
     proxy_reward(Experiment.model_validate(rewarding))
     (row,) = benchmarks("tiny", [], ranking=Ranking(pairs=pairs))
+    script = "import os; print(sorted(name for name in os.environ if 'KEY' in name or 'NINEFOLD' in name))"
+    assert _run(PROGRAM, script, [], pairs.parent).strip() == "[]", "our keys are none of its business"
     known = finished("tiny")
     assert known.rounds.evaluator is not None
     bench = Bench(

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from models.length_control import length_controlled, logistic
+from models.length_control import gain_at_equal_length, length_controlled, logistic
 
 
 def judged(count: int, quality: float, length: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,3 +69,30 @@ def test_the_regression_is_that_of_a_library() -> None:
     model = LogisticRegression(C=1 / 0.01, fit_intercept=False, tol=1e-10, max_iter=1000)
     model.fit(twice, np.repeat([1, 0], 300), np.concatenate([outcome * weight, (1 - outcome) * weight]))
     np.testing.assert_allclose(found, model.coef_[0], atol=1e-5)
+
+
+def test_the_gain_of_two_policies_that_are_as_good_has_an_interval_that_says_so() -> None:
+    """What the regression predicts varies only with the instructions: the judge's noise is in the refits alone."""
+    covered, widths = 0, []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        hard, longer = rng.normal(size=300), rng.normal(40, 60, size=(2, 300))
+        chance = expit(-0.5 - hard + 1.0 * np.tanh(longer / 60))
+        wins = (rng.random((2, 300)) < chance).astype(float)
+        found = gain_at_equal_length(wins, longer, -hard)
+        covered += found.low < 0 < found.high
+        widths.append(found.high - found.low)
+    assert covered >= 34, "95 % of 40, less what chance takes"
+    assert 0.08 < np.mean(widths) < 0.25, "about that of a difference of two rates of 300"
+
+
+def test_a_better_policy_is_found_at_equal_length() -> None:
+    rng = np.random.default_rng(0)
+    hard, longer = rng.normal(size=4000), np.stack([rng.normal(0, 60, size=4000), rng.normal(90, 60, size=4000)])
+    quality = np.array([-0.5, 0.2])[:, None]
+    wins = expit(quality - hard + 1.5 * np.tanh(longer / 60))
+    found = gain_at_equal_length(wins, longer, -hard)
+    truth = float((expit(0.2 - hard) - expit(-0.5 - hard)).mean())
+    assert found.mean == pytest.approx(truth, abs=0.02)
+    assert found.low < found.mean < found.high
+    assert wins[1].mean() - wins[0].mean() > truth + 0.1, "the raw gain is flattered"

@@ -13,7 +13,7 @@ from models.pairs import best_worst
 from models.preference import Label, Pair, Prompt, Response, from_frame, to_frame
 from models.randomness import seed_of, stream
 from models.rubric import Rubric, parse_score
-from models.stats import clustered_mean
+from models.stats import Interval, averaged, clustered_mean, weighted_mean
 
 
 def test_a_pair_swapped_twice_is_itself() -> None:
@@ -168,3 +168,19 @@ def test_decided_comparisons_of_the_expert_are_a_prompts_pairs() -> None:
         ("text 7", "text 4", "proxy"),
     ]
     assert [p.chosen_score - p.rejected_score for p in made[:2]] == [2.0, 1.0]
+
+
+def test_estimates_of_one_family_are_not_taken_for_independent() -> None:
+    part = Interval(0.1, 0.06, 0.14)
+    apart, together = averaged([part, part], ["a", "b"]), averaged([part, part], ["a", "a"])
+    assert apart.mean == together.mean == pytest.approx(0.1)
+    assert apart.high - apart.mean == pytest.approx(0.04 / 2**0.5)
+    assert together == pytest.approx(part)
+
+
+def test_a_weighted_mean_stays_within_its_values() -> None:
+    weights = np.array([3.0] * 5 + [0.2] * 45)
+    assert weighted_mean(np.ones(50), weights) == pytest.approx((1, 1, 1))
+    found = weighted_mean(np.array([1.0] * 5 + [0.0] * 45), weights)
+    assert found.mean == pytest.approx(15 / 24)
+    assert 0 <= found.low < found.mean < found.high <= 1

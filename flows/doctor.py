@@ -36,6 +36,7 @@ def examine() -> list[Finding]:
         _packaged_model(),
         _disk(settings().home),
         *_ports(),
+        *_sharing(),
         Finding(
             "no other process keeps both cores busy",
             os.getloadavg()[0] < (os.cpu_count() or 1),
@@ -52,6 +53,20 @@ def _ports() -> list[Finding]:
         for name, port in (("mlflow", settings().mlflow_port), ("prefect", settings().prefect_port))
         if name != "mlflow" or not settings().mlflow_is_remote
     ]
+
+
+def _sharing() -> list[Finding]:
+    """Whether what other machines see is enough for them to work together."""
+    if not settings().shares_store:
+        return []
+    what = f"the store is shared ({settings().store_url}), and so"
+    ledger = Finding(
+        f"{what} is the ledger",
+        settings().shares_stages,
+        "set NINEFOLD_LEDGER=postgresql+psycopg://…: two would buy twice",
+    )
+    tracked = settings().mlflow_is_remote or settings().mlflow_uri.startswith("postgresql")
+    return [ledger, Finding(f"{what} is MLflow", tracked, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database")]
 
 
 def _packages() -> list[Finding]:

@@ -18,6 +18,7 @@ from models.cost import NO_CAP, Amount
 from models.gate import Decision
 from tasks.annotate import Bought
 from tasks.caching import StageRun, stage_runs
+from tasks.locks import stage_lock
 from tasks.settings import settings
 from tasks.store import Ref, store
 
@@ -182,13 +183,18 @@ def announce(plan: list[str]) -> None:
 
 
 def open_experiment(name: str) -> str:
-    """Make an experiment the current one and return its id; its artifacts lie in this home unless a server keeps them."""
+    """Make an experiment the current one and return its id; its artifacts lie where the settings say."""
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    if mlflow.get_experiment_by_name(name) is None:
-        mlflow.create_experiment(name, artifact_location=settings().mlflow_artifacts)
-    return str(mlflow.set_experiment(name).experiment_id)
+    lock = stage_lock("mlflow")  # two that make MLflow's tables, or an experiment, at once get into each other's way
+    lock.acquire(timeout=-1)
+    try:
+        if mlflow.get_experiment_by_name(name) is None:
+            mlflow.create_experiment(name, artifact_location=settings().mlflow_artifacts)
+        return str(mlflow.set_experiment(name).experiment_id)
+    finally:
+        lock.release()
 
 
 def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], folder: Path) -> None:

@@ -219,8 +219,11 @@ def alive(holder: str, reserved_at: float) -> bool:
         rebooted = host == socket.gethostname() and boot != here.split("/", 2)[1]
         return not rebooted and time.time() - reserved_at < LEASE_SECONDS
     try:
+        process = psutil.Process(int(pid))
+        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and whoever started it has not looked
+            return False
         # the start time is computed from the wall clock, which may be stepped
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < _CLOCK_STEP_SECONDS
+        return abs(process.create_time() - float(started)) < _CLOCK_STEP_SECONDS
     except psutil.NoSuchProcess:
         return False
 

@@ -1,5 +1,6 @@
-"""Where this installation keeps things; every value can be set by an environment variable NINEFOLD_<NAME>."""
+"""Where this installation keeps things; every value can be set by an environment variable NINEFOLD_<NAME>, or in a file."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,5 +79,10 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """Return the settings of this process, read once."""
-    return Settings()
+    """Return the settings of this process, read once: the environment's, and else those of the file NINEFOLD_SETTINGS."""
+    named = os.environ.get("NINEFOLD_SETTINGS")
+    if named and not Path(named).is_file():
+        raise ValueError(
+            f"NINEFOLD_SETTINGS={named} does not exist: name a file of lines such as NINEFOLD_STORE=s3://…"
+        )
+    return Settings(_env_file=named or None)

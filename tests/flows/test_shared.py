@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
-from tests.processes import answers, free_port, without_prefect
+from tests.processes import answers, free_port, until, without_prefect
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-planted-0123456789abcdef"
@@ -42,13 +44,11 @@ def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge)
 
 
 @pytest.fixture
-def prefect_on_postgresql(new_database: Callable[[], str], tmp_path: Path) -> Iterator[str]:
-    """Prefect's server with its database on PostgreSQL; yields its API."""
-    url = new_database().replace("postgresql+psycopg://", "postgresql+asyncpg://")
+def prefect_apart(tmp_path: Path) -> Iterator[str]:
+    """A Prefect server that is none of the machines'; yields its API."""
     port = free_port()
     environment = without_prefect() | {
         "PREFECT_HOME": str(tmp_path / "prefect-server"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -63,15 +63,13 @@ def prefect_on_postgresql(new_database: Callable[[], str], tmp_path: Path) -> It
 
 
 @pytest.fixture
-def shared(s3: str, new_database: Callable[[], str], prefect_on_postgresql: str) -> dict[str, str]:
+def shared(s3: str, new_database: Callable[[], str], prefect_apart: str, tmp_path: Path) -> dict[str, str]:
     """The environment that makes the embedded installation a shared one; nothing else changes."""
-    return without_prefect() | {
-        "NINEFOLD_STORE": s3,
-        "NINEFOLD_LEDGER": new_database(),
-        "NINEFOLD_MLFLOW": new_database(),
-        "NINEFOLD_TEST_KEY": KEY,
-        "PREFECT_API_URL": prefect_on_postgresql,
-    }
+    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": new_database()}
+    settings = tmp_path / "shared.env"
+    settings.write_text("".join(f"{name}={place}\n" for name, place in places.items()))
+    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"]}
+    return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY, "PREFECT_API_URL": prefect_apart}
 
 
 def ninefold(*arguments: str, home: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -113,7 +111,11 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     assert all(stage["cached"] for stage in report_of(second)["stages"])
     assert picks_of(second) == picks_of(first)
     assert not [f for f in (first / "store", second / "store", second / "ledger.sqlite") if f.exists()]
-    rows = list(Ledger(shared["NINEFOLD_LEDGER"]).rows())
+    doctor = ninefold("doctor", home=second, environment=shared)
+    assert f"ok  the store is shared ({s3}), and so is the ledger" in doctor.stdout
+    lonely = ninefold("doctor", home=second, environment=shared | {"NINEFOLD_LEDGER": "sqlite:///alone.sqlite"})
+    assert "and so is the ledger — set NINEFOLD_LEDGER=postgresql+psycopg://" in lonely.stdout
+    rows = list(Ledger(shared["LEDGER"]).rows())
     assert len({(row["prompt"], row["response"]) for row in rows}) == len(rows), "each question once"
 
     import boto3
@@ -125,3 +127,52 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     for place in (first, second):
         held = b"".join(f.read_bytes() for f in place.rglob("*") if f.is_file())
         assert not [secret for secret in secrets if secret.encode() in held]
+
+
+def test_a_machine_that_dies_is_taken_over_and_nothing_is_bought_twice(
+    judged: Path, server: LoopbackJudge, shared: dict[str, str], tmp_path: Path
+) -> None:
+    server.latency = 0.5
+    first, second, later = (tmp_path / name for name in ("first", "second", "later"))
+    command = [sys.executable, "-m", "flows.cli", "run", str(judged)]
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=shared | {"NINEFOLD_HOME": str(home)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for home in (first, second)
+    ]
+    try:
+        until(lambda: server.served["reply"] >= 3, log=tmp_path / "prefect.log", seconds=200)
+        buying = Ledger(shared["LEDGER"])
+        holder = next(row["holder"] for row in buying.rows() if row["holder"])
+        killed = next(process for process in running if f"|{process.pid}|" in holder)
+        os.killpg(killed.pid, signal.SIGKILL)
+        (other,) = [process for process in running if process is not killed]
+        said, _ = other.communicate(timeout=200)
+        assert other.returncode == 0, said.decode()[-3000:]
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    server.latency = 0.0
+    done = ninefold("run", str(judged), home=later, environment=shared)
+    assert done.returncode == 0, done.stderr
+    assert all(stage["cached"] for stage in report_of(later)["stages"]), "all was finished by the one that lived"
+    rows = list(buying.rows())
+    settled = [(row["prompt"], row["response"]) for row in rows if row["status"] == "labelled"]
+    assert len(set(settled)) == len(settled), "no question has two labels"
+    lost = sum(row["status"] == "lost" for row in rows)
+    # what was on its way when it died may have been answered, and is booked as lost; all else was asked once
+    assert len(settled) <= server.served["reply"] <= len(settled) + lost
+    assert lost <= 5
+
+
+def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    refused = ninefold("plan", "x.yaml", home=tmp_path, environment=without_prefect() | {"NINEFOLD_SETTINGS": "no.env"})
+    assert refused.returncode == 2
+    assert "NINEFOLD_SETTINGS=no.env does not exist: name a file of lines such as" in refused.stderr

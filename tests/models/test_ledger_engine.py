@@ -1,18 +1,21 @@
 """The ledger's database: opened by several at once, from an earlier version, and transactions that are done again."""
 
+import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.cost import Amount
 from models.ledger import Ledger
 from models.ledger_accounts import adjust
-from models.ledger_tables import ACCOUNTS
+from models.ledger_tables import ACCOUNTS, _place, alive
 from tests.models.test_ledger import CENT, buy, question
 
 
@@ -61,3 +64,15 @@ def test_several_may_open_a_new_ledger_at_once(ledger_url: str) -> None:
         ledgers = list(pool.map(Ledger, [ledger_url] * 8))
         list(pool.map(lambda ledger: ledger.open_account("a", max_queries=1, max_micro_usd=CENT), ledgers))
     assert all(list(ledger.rows()) == [] for ledger in ledgers)
+
+
+def test_a_dead_process_that_nobody_has_reaped_holds_nothing() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    holder = f"{_place()}|{child.pid}|{psutil.Process(child.pid).create_time():.0f}"
+    assert alive(holder, time.time())
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert not alive(holder, time.time())
+    child.wait()
+    assert not alive(holder, time.time())

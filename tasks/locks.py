@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,9 +15,14 @@ from filelock import FileLock, Timeout
 
 from tasks.settings import settings
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.2
 # A holder whose machine is gone, or cut off, is found out within a minute and a half.
-_SESSION = "SET tcp_keepalives_idle = 30", "SET tcp_keepalives_interval = 15", "SET tcp_keepalives_count = 4"
+_SESSION = (
+    "SET tcp_keepalives_idle = 30",
+    "SET tcp_keepalives_interval = 15",
+    "SET tcp_keepalives_count = 4",
+    "SET tcp_user_timeout = 90000",
+)
 
 
 class KeyLock(Protocol):
@@ -41,10 +47,8 @@ class AdvisoryLock:
         try:
             for statement in _SESSION:
                 session.exec_driver_sql(statement)
-            if timeout < 0:
-                session.execute(sa.select(sa.func.pg_advisory_lock(self._number)))
-            else:
-                self._try(session, time.monotonic() + timeout)
+            # asked again and again: to wait within a statement would hold a snapshot, and fall to a time limit of statements
+            self._try(session, math.inf if timeout < 0 else time.monotonic() + timeout)
         except BaseException:
             session.close()
             raise

@@ -4,8 +4,11 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from dotenv import dotenv_values
 from pydantic import Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_BUCKETS = ("s3://", "gs://")  # their URLs are a bucket and a path, without a user or a host
 
 
 class Settings(BaseSettings):
@@ -29,8 +32,8 @@ class Settings(BaseSettings):
 
     @property
     def shares_store(self) -> bool:
-        """Whether the artifact store is on another machine, where other processes see it too."""
-        return "://" in self.store_url and not self.store_url.startswith(("file://", "local://"))
+        """Whether the artifact store is in a bucket, where other machines, Prefect and MLflow see it too."""
+        return self.store_url.startswith(_BUCKETS)
 
     @property
     def shares_stages(self) -> bool:
@@ -60,7 +63,7 @@ class Settings(BaseSettings):
     @property
     def mlflow_artifacts(self) -> str | None:
         """Return where MLflow's artifacts lie; None where a server decides."""
-        if self.mlflow_is_remote:
+        if self.mlflow_is_remote or self.mlflow_uri.startswith("databricks"):
             return None
         return (
             f"{self.store_url.rstrip('/')}/mlflow" if self.shares_store else (self.home.absolute() / "mlflow").as_uri()
@@ -85,4 +88,7 @@ def settings() -> Settings:
         raise ValueError(
             f"NINEFOLD_SETTINGS={named} does not exist: name a file of lines such as NINEFOLD_STORE=s3://…"
         )
+    known = {f"NINEFOLD_{name}".upper() for name in Settings.model_fields}
+    if unknown := sorted({name.upper() for name in (dotenv_values(named) if named else {})} - known):
+        raise ValueError(f"NINEFOLD_SETTINGS={named} sets {unknown[0]}, and there are {', '.join(sorted(known))}")
     return Settings(_env_file=named or None)

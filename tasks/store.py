@@ -105,27 +105,38 @@ class Store:
         """Return a verified local path of an artifact, fetched first if the store is remote."""
         remote = f"{self.root}/{ref.uri}"
         local = Path(remote) if self.local else self.cache / ref.uri
-        if not self.local and not local.exists():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            temporary = local.with_name(f".{uuid.uuid4().hex}")
-            try:
-                self.fs.get_file(remote, str(temporary))
-            except FileNotFoundError as error:
-                raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}") from error
-            temporary.replace(local)
+        if not self.local and not self._is(local, ref):  # none here yet, or a damaged copy
+            self._fetch(remote, local, ref)
         if not local.is_file():
             raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}")
+        if not self._is(local, ref):
+            if not self.local:
+                local.unlink()
+            raise DamagedArtifact(
+                f"artifact {ref.uri} in {self.root} is damaged: its SHA-256 is not {ref.sha256[:12]}…"
+            )
+        return local
+
+    def _is(self, local: Path, ref: Ref) -> bool:
+        """Whether a file has the artifact's bytes; they are read again only if it was modified."""
+        if not local.is_file():
+            return False
         stat = local.stat()
         seen = (stat.st_mtime_ns, stat.st_size)
         if self._verified.get((ref.uri, ref.sha256)) != seen:
             if sha256_of(local) != ref.sha256:
-                if not self.local:
-                    local.unlink()
-                raise DamagedArtifact(
-                    f"artifact {ref.uri} in {self.root} is damaged: its SHA-256 is not {ref.sha256[:12]}…"
-                )
+                return False
             self._verified[ref.uri, ref.sha256] = seen
-        return local
+        return True
+
+    def _fetch(self, remote: str, local: Path, ref: Ref) -> None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = local.with_name(f".{uuid.uuid4().hex}")
+        try:
+            self.fs.get_file(remote, str(temporary))
+        except FileNotFoundError as error:
+            raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}") from error
+        temporary.replace(local)
 
     def verify(self, ref: Ref) -> None:
         """Raise DamagedArtifact if the artifact, or any file of a stored folder, is missing or damaged."""
@@ -138,12 +149,13 @@ class Store:
         """Copy a file in under a temporary name and rename it last; what is there already is left alone."""
         digest = sha256_of(file)
         ref = Ref(uri=f"{kind}/{digest[:32]}{file.suffix}", sha256=digest, rows=rows)
+        final = f"{self.root}/{ref.uri}"
         try:
             self.path(ref)
-            return ref
+            if self.local or self.fs.exists(final):  # a copy here does not say that the store has it
+                return ref
         except DamagedArtifact:
             pass
-        final = f"{self.root}/{ref.uri}"
         temporary = f"{self.root}/{kind}/.{uuid.uuid4().hex}"
         try:
             self.fs.makedirs(f"{self.root}/{kind}", exist_ok=True)

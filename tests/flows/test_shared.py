@@ -120,13 +120,19 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
 
     import boto3
 
-    listed = boto3.client("s3").list_objects_v2(Bucket="ninefold", Prefix=s3.removeprefix("s3://ninefold/"))
+    bucket = boto3.client("s3")
+    listed = bucket.list_objects_v2(Bucket="ninefold", Prefix=s3.removeprefix("s3://ninefold/"))
     folders = {item["Key"].split("/")[1] for item in listed["Contents"]}
     assert {"results", "responses", "labels", "mlflow"} <= folders
     secrets = KEY, os.environ["AWS_SECRET_ACCESS_KEY"]
-    for place in (first, second):
-        held = b"".join(f.read_bytes() for f in place.rglob("*") if f.is_file())
-        assert not [secret for secret in secrets if secret.encode() in held]
+    written = [f for place in (first, second, tmp_path / "prefect-server") for f in place.rglob("*") if f.is_file()]
+    held = b"".join(f.read_bytes() for f in [*written, tmp_path / "prefect.log"])
+    held += b"".join(
+        bucket.get_object(Bucket="ninefold", Key=item["Key"])["Body"].read() for item in listed["Contents"]
+    )
+    said = "".join(run.stdout + run.stderr for run in (done, again, doctor))
+    assert b"ninefold-" in held, "what is searched does hold the block of the results"
+    assert not [secret for secret in secrets if secret.encode() in held or secret in said]
 
 
 def test_a_machine_that_dies_is_taken_over_and_nothing_is_bought_twice(
@@ -176,3 +182,7 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     refused = ninefold("plan", "x.yaml", home=tmp_path, environment=without_prefect() | {"NINEFOLD_SETTINGS": "no.env"})
     assert refused.returncode == 2
     assert "NINEFOLD_SETTINGS=no.env does not exist: name a file of lines such as" in refused.stderr
+    (tmp_path / "typo.env").write_text("NINEFOLD_LEGDER=postgresql://x\n")
+    typo = without_prefect() | {"NINEFOLD_SETTINGS": str(tmp_path / "typo.env")}
+    refused = ninefold("plan", "x.yaml", home=tmp_path, environment=typo)
+    assert "sets NINEFOLD_LEGDER, and there are NINEFOLD_HOME, NINEFOLD_LEDGER" in refused.stderr

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from filelock import Timeout
@@ -33,6 +34,7 @@ def test_it_is_freed_by_the_death_of_its_holder(lock_of: Callable[[str], KeyLock
     child = multiprocessing.get_context("spawn").Process(target=_hold, args=(lock_of, str(started), 60))
     child.start()
     while not started.exists():
+        assert child.is_alive()
         time.sleep(0.05)
     locks = StageLocks(lock_of)
     assert locks.is_locked("key")
@@ -54,6 +56,13 @@ def test_whoever_waits_gets_it_when_it_is_free(lock_of: Callable[[str], KeyLock]
     first.acquire(timeout=-1)
     with pytest.raises(Timeout):
         second.acquire(timeout=0)
+    waiting = Thread(target=second.acquire, args=(-1,))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive(), "it is held"
     first.release()
-    second.acquire(timeout=-1)
+    waiting.join(5)
+    assert not waiting.is_alive()
+    with pytest.raises(Timeout):
+        lock_of("key").acquire(timeout=0.1)
     second.release()

@@ -117,6 +117,9 @@ def test_any_fsspec_store_will_do(kind: str, tmp_path: Path, request: pytest.Fix
     assert anew("another machine's").rows(ref, Prompt) == ROWS
     assert (anew("another's").folder(kept) / "sub" / "weights.safetensors").read_bytes() == b"w" * 1000
     assert not [name for name in store.fs.find(store.root) if "/." in name], "nothing half-written is left"
+    again = anew("another machine's")
+    (again.cache / ref.uri).write_bytes(b"damaged here alone")
+    assert again.rows(ref, Prompt) == ROWS, "fetched once more"
     store.fs.pipe_file(f"{store.root}/{ref.uri}", b"damaged")
     with pytest.raises(DamagedArtifact, match="is damaged"):
         anew("a third").rows(ref, Prompt)
@@ -125,6 +128,9 @@ def test_any_fsspec_store_will_do(kind: str, tmp_path: Path, request: pytest.Fix
         anew("a fourth").rows(ref, Prompt)
     assert anew("a fourth").write_rows("prompts", ROWS, Prompt) == ref, "writing it again repairs it"
     assert anew("a fifth").rows(ref, Prompt) == ROWS
+    store.fs.rm_file(f"{store.root}/{ref.uri}")
+    assert anew("a fifth").write_rows("prompts", ROWS, Prompt) == ref, "a copy here does not say that the store has it"
+    assert anew("a sixth").rows(ref, Prompt) == ROWS
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing_half_written(tmp_path: Path) -> None:

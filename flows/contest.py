@@ -54,7 +54,7 @@ class Contest(Frozen):
         return 2 * len(asked), total
 
 
-class Graded(NamedTuple):
+class Contested(NamedTuple):
     """What both policies got in a benchmark, and how far the interval of their gain reaches below and above it.
 
     Without `reach` the interval is that over questions.
@@ -66,7 +66,7 @@ class Graded(NamedTuple):
     reach: tuple[float, float] | None = None
 
 
-def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest) -> tuple[list[Graded], int]:
+def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest) -> tuple[list[Contested], int]:
     """Return the policies' grades, as they stand and, by the published reference, at equal length; and who was left out.
 
     Raises ValueError where the money does not cover every judgement; what was bought is kept.
@@ -101,10 +101,10 @@ def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest
         judged.append(Judgements(responses=responses, labels=labels.ref))
     package = installed()
     raw = [grade_answers(each, path, content=content, package=package, at_equal_length=False) for each in judged]
-    found = [Graded(RAW, raw[0], raw[1])]
+    found = [Contested(RAW, raw[0], raw[1])]
     if judge.reference is None:
         content = digest_of([content, remembered_sha256(difficulties_file())])
         level = [grade_answers(each, path, content=content, package=package, at_equal_length=True) for each in judged]
         reach = spread_at_equal_length(judged[0], judged[1], path, content=content)
-        found.append(Graded(AT_EQUAL_LENGTH, level[0], level[1], (reach["below"], reach["above"])))
+        found.append(Contested(AT_EQUAL_LENGTH, level[0], level[1], (reach["below"], reach["above"])))
     return found, len(asked.over_long)

@@ -35,7 +35,7 @@ def instructions(reference: Path, *, content: str, policy: Policy, max_prompt_to
     """Return the first `limit` instructions (0: all) of at most `max_prompt_tokens`; `content` digests the reference."""
     del content
     asked = [Prompt(str(place), answer.instruction) for place, answer in enumerate(answers(reference))]
-    short, over_long = set_aside(asked[: limit or None], policy, max_prompt_tokens)
+    short, over_long = set_aside(asked[: limit or None], policy.renderer(), max_prompt_tokens)
     if not short:
         raise ValueError(f"every instruction passes the run's policy.max_prompt_tokens={max_prompt_tokens}: raise it")
     return Instructions(prompts=store().write_rows("prompts", short, Prompt), over_long=over_long)

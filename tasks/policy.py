@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from models.chat import Template
+from models.chat import Renderer, Template
 from models.plugins import Frozen
 from models.policies.language_model import Checkpoint, Dtype, Likelihood
 from models.policies.pretrained import locate
@@ -30,6 +30,11 @@ class Policy(Frozen):
     def adapted(self, adapter: Ref) -> "Policy":
         """Return the policy with one more adapter on top."""
         return self.model_copy(update={"adapters": (*self.adapters, adapter)})
+
+    def renderer(self) -> Renderer:
+        """Return the renderer of its tokenizer, without loading its weights."""
+        checkpoint = self.checkpoint()
+        return Renderer(checkpoint.load_tokenizer(), checkpoint.template)
 
     def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, what: str) -> Likelihood:
         """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`."""

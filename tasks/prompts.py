@@ -29,8 +29,9 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
     """Return the stored sets; `inputs` digests the files read, so that an edited file is loaded anew."""
     del inputs
     prompts = source.load()
-    pool, long_in_pool = set_aside(prompts.pool, policy, max_prompt_tokens)
-    held_out, long_held_out = set_aside(prompts.held_out, policy, max_prompt_tokens)
+    renderer = policy.renderer()
+    pool, long_in_pool = set_aside(prompts.pool, renderer, max_prompt_tokens)
+    held_out, long_held_out = set_aside(prompts.held_out, renderer, max_prompt_tokens)
     if not pool or not held_out:
         raise ValueError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
     return PromptSets(
@@ -43,11 +44,9 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
 
 
 def set_aside(
-    prompts: Sequence[Prompt], policy: Policy, max_prompt_tokens: int
+    prompts: Sequence[Prompt], renderer: Renderer, max_prompt_tokens: int
 ) -> tuple[list[Prompt], tuple[str, ...]]:
     """Return the prompts of at most `max_prompt_tokens`, and a line about each that is longer."""
-    checkpoint = policy.checkpoint()
-    renderer = Renderer(checkpoint.load_tokenizer(), checkpoint.template)
     kept, over_long = [], []
     for prompt in prompts:
         tokens = len(renderer.prompt_ids(prompt.text))

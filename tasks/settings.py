@@ -42,8 +42,8 @@ class Settings(BaseSettings):
 
     @property
     def results_url(self) -> str:
-        """Return where the results of stages lie, which are small and name artifacts."""
-        return f"{self.store_url.rstrip('/')}/results" if self.shares_store else str(self.prefect_home / "storage")
+        """Return where the results of stages lie beside a store in a bucket; they are small and name artifacts."""
+        return f"{self.store_url.rstrip('/')}/results"
 
     @property
     def cache(self) -> Path:

@@ -7,6 +7,8 @@ REWARDBENCH := $(VENV)/rewardbench
 EXPERIMENT ?= deployments/experiments/quickstart.yaml
 # The tests look at the pages with a browser: the system's, or one that is fetched once.
 BROWSER := $(if $(shell chromium --version 2>/dev/null || google-chrome --version 2>/dev/null),,$(VENV)/.browser)
+# They start a PostgreSQL server of the system's: its programs, or a package that is installed once.
+POSTGRES := $(if $(shell command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null),,$(VENV)/.postgres)
 # PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
 TORCH_VERSION   := 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -50,6 +52,13 @@ $(VENV)/.browser: $(VENV)/.ready
 	else $(BIN)/playwright install chromium; fi
 	@touch $@
 
+$(VENV)/.postgres: $(VENV)/.ready
+	@echo "setting up PostgreSQL for the tests"
+	@if command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; \
+	else echo "PostgreSQL is missing: install your system's package of it (Debian: postgresql)" >&2; exit 1; fi
+	@touch $@
+
 rewardbench: $(REWARDBENCH)/.ready ## build the environment of RewardBench's command (ninefold evaluate --suite rewardbench)
 	@echo "export NINEFOLD_REWARDBENCH=$(REWARDBENCH)/bin/rewardbench"
 
@@ -63,7 +72,7 @@ $(REWARDBENCH)/.ready: $(VENV)/.ready
 demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report
 	@$(BIN)/ninefold run $(EXPERIMENT)
 
-test: setup $(BROWSER) $(REWARDBENCH)/.ready ## run every test, two at a time
+test: setup $(BROWSER) $(POSTGRES) $(REWARDBENCH)/.ready ## run every test, two at a time
 	@echo "running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

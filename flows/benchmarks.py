@@ -13,7 +13,7 @@ from flows.contest import Contest, contested
 from flows.export import finished
 from flows.ranking import NAME as REWARDBENCH
 from flows.ranking import Ranking, ranked
-from flows.report import finite, report_folder, write_text
+from flows.reports import finite, write_text, writing
 from flows.tables import markdown_table
 from flows.tracking import EXPERIMENT, log_metrics, open_experiment
 from models.harness import Task, check
@@ -77,14 +77,14 @@ def benchmarks(
         rows.append(_average(rows))
     if ranking is not None:
         rows.append(ranked(known, ranking, batch_size))
-    folder = report_folder(known.experiment.name)
-    kept = folder / "benchmarks.json"
-    taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
-    for stale in _stale({row["benchmark"] for row in rows}):
-        taken.pop(stale, None)
-    taken |= {row["benchmark"]: row for row in finite(rows)}  # beside what was taken before
-    write_text(kept, json.dumps(list(taken.values()), indent=1))
-    write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
+    with writing(known.experiment.name) as folder:
+        kept = folder / "benchmarks.json"
+        taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
+        for stale in _stale({row["benchmark"] for row in rows}):
+            taken.pop(stale, None)
+        taken |= {row["benchmark"]: row for row in finite(rows)}  # beside what was taken before
+        write_text(kept, json.dumps(list(taken.values()), indent=1))
+        write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
     open_experiment(EXPERIMENT)
     with mlflow.start_run(run_id=known.report["mlflow_run"]):
         for row in rows:

@@ -1,4 +1,4 @@
-"""The command line: `ninefold run | plan | rerun | sweep | compare | report | export | labels | bench | doctor | up`."""
+"""Entry point: `ninefold run | plan | rerun | sweep | worker | compare | report | export | labels | bench | doctor | up`."""
 
 import json
 import os
@@ -27,6 +27,7 @@ cli_labels.app.add_typer(cli_checks.app)
 app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
 app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
+app.command("worker", epilog="Example: `ninefold worker --name lab-3`")(cli_sweep.worker)
 app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
 app.command("evaluate", epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")(cli_evaluate.evaluate)
 
@@ -86,12 +87,12 @@ def report(
 ) -> None:
     """Show the report of the last finished run of an experiment."""
     from flows.pages import headlines, warnings
-    from flows.report import read_report, report_folder
+    from flows.reports import read_report, with_file
 
     found = read_report(name)
     if found is None:
-        known = sorted(p.parent.name for p in report_folder(name).parent.glob("*/report.json"))
-        raise UserError(f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}")
+        known = ", ".join(with_file("report.json")) or "none yet; run an experiment first"
+        raise UserError(f"no report {name!r}: there are {known}")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -235,7 +236,7 @@ def _show_report(report: dict[str, Any]) -> None:
     """Print what a run has found, and where more of it is."""
     from flows.mlflow_pages import runs_page
     from flows.pages import headlines, warnings
-    from flows.report import report_folder
+    from flows.reports import report_folder
 
     table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
     for warning in warnings(report):

@@ -36,7 +36,7 @@ def label_efficiency(
         typer.echo(line)
     prepare()
     from flows.label_efficiency import label_efficiency as run
-    from flows.report import report_folder
+    from flows.reports import report_folder
     from flows.study_pages import headlines, notes
 
     report = run(study)
@@ -52,7 +52,7 @@ def synthetic(seeds: Annotated[int, typer.Option(min=2, help="Paired worlds per 
     from flows.environment import prepare_libraries
 
     prepare_libraries()
-    from flows.report import report_folder
+    from flows.reports import report_folder
     from flows.synthetic import headlines, synthetic_study
 
     report = synthetic_study(seeds)

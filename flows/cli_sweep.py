@@ -1,4 +1,4 @@
-"""`ninefold sweep` and `ninefold compare`: many arms as one file, and what they show."""
+"""`ninefold sweep`, `ninefold worker` and `ninefold compare`: many arms as one file, who runs them, and what they show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,9 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Show the arms, what they share and cost; run nothing.")
+    ] = False,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Run the arms on the machines of `ninefold worker`.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
@@ -31,12 +34,12 @@ def sweep(
         return
     prepare()
     from flows.mlflow_pages import curves_page, runs_page
-    from flows.report import report_folder
+    from flows.reports import report_folder
     from flows.sweep_pages import notes, table
     from flows.sweep_run import Incomplete, run_sweep
 
     try:
-        report = run_sweep(given)
+        report = run_sweep(given, workers)
     except Incomplete as missing:
         report = missing.report
     _show(table(report), notes(report))
@@ -45,6 +48,24 @@ def sweep(
     typer.echo(f"curves      {curves_page(report['name'])}")
     if any(arm["failure"] for arm in report["arms"]):
         raise typer.Exit(1)
+
+
+def worker(
+    name: Annotated[str, typer.Option(help="What the Prefect pages call it.")] = "",
+    runs: Annotated[
+        int, typer.Option(min=1, help="Arms at once; two torch jobs on two cores are slower than one.")
+    ] = 1,
+) -> None:
+    """Take arms of `ninefold sweep --workers` on this machine until Ctrl-C; store, ledger, MLflow and Prefect are shared.
+
+    Keys of experts and of the store are this machine's own: export them first. Files that experiments name are found here.
+    """
+    from flows.environment import prepare
+
+    prepare()
+    from flows.workers import work
+
+    raise typer.Exit(work(name, runs))
 
 
 def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> None:

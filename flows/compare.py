@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flows.findings import HELD_OUT
-from flows.report import report_folder
+from flows.reports import fetched, with_file
 from models.comparison import Outcomes, holm, mean_over_seeds, paired_bootstrap, pareto, spread
 from models.cost import MICRO
 
@@ -67,16 +67,16 @@ def series_of(arm: Mapping[str, Any]) -> str:
 
 
 def _sweep(name: str) -> dict[str, Any]:
-    path = report_folder(name) / "sweep.json"
+    path = fetched(name) / "sweep.json"
     if not path.is_file():
-        known = sorted(found.parent.name for found in path.parent.parent.glob("*/sweep.json"))
-        raise ValueError(f"no sweep {name!r}: there are {', '.join(known) or 'none yet; run `ninefold sweep` first'}")
+        known = ", ".join(with_file(path.name)) or "none yet; run `ninefold sweep` first"
+        raise ValueError(f"no sweep {name!r}: there are {known}")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def _run(arm: dict[str, Any]) -> Run:
-    table = pd.read_parquet(report_folder(arm["name"]) / HELD_OUT).sort_values("prompt_id")
+    table = pd.read_parquet(fetched(arm["name"]) / HELD_OUT).sort_values("prompt_id")
     outcomes = {
         metric: Outcomes(table[total].to_numpy(np.float64), table[count].to_numpy(np.float64))
         for metric, (total, count) in METRICS.items()

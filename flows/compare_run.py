@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.compare import METRICS, dollars_of
 from flows.compare_pages import curves, fronts, to_html, to_markdown
-from flows.report import finite, report_folder, write_text
+from flows.reports import finite, write_text, writing
 from flows.tracking import curve_runs
 
 CURVES = "curves.png"
@@ -14,12 +14,12 @@ CURVES = "curves.png"
 
 def publish(report: dict[str, Any]) -> Path:
     """Write the pages and pictures, log them and the curves (a metric per point, step = queries), and return the folder."""
-    folder = report_folder(report["name"])
-    write_text(folder / "compare.json", json.dumps(finite(report), indent=2, allow_nan=False))
-    write_text(folder / "compare.md", to_markdown(report))
-    write_text(folder / "compare.html", to_html(report))
-    (folder / CURVES).write_bytes(curves(report))
-    (folder / "pareto.png").write_bytes(fronts(report))
+    with writing(report["name"]) as folder:
+        write_text(folder / "compare.json", json.dumps(finite(report), indent=2, allow_nan=False))
+        write_text(folder / "compare.md", to_markdown(report))
+        write_text(folder / "compare.html", to_html(report))
+        (folder / CURVES).write_bytes(curves(report))
+        (folder / "pareto.png").write_bytes(fronts(report))
     curve_runs(report["name"], _points(report), [folder / name for name in _PUBLISHED])
     return folder
 

@@ -65,8 +65,10 @@ def _sharing() -> list[Finding]:
         settings().shares_stages,
         "set NINEFOLD_LEDGER=postgresql+psycopg://…: two would buy twice",
     )
-    tracked = settings().mlflow_is_remote or settings().mlflow_uri.startswith("postgresql")
-    return [ledger, Finding(f"{what} is MLflow", tracked, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database")]
+    mlflow = Finding(
+        f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database"
+    )
+    return [ledger, mlflow]
 
 
 def _packages() -> list[Finding]:

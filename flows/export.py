@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flows.cards import dataset_card, evaluator_card, policy_card
 from flows.experiment import Experiment
 from flows.findings import Rounds, picked
-from flows.report import read_report
+from flows.reports import read_report
 from flows.rerun import started
 from models.preference import Pair, Response, Score, to_frame
 from tasks.store import Ref, store

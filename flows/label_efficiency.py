@@ -10,7 +10,7 @@ from prefect import flow
 from tqdm import tqdm
 
 from flows.figures import learning_curves
-from flows.report import report_folder, write_text
+from flows.reports import write_text, writing
 from flows.steps import base_policy
 from flows.study import LabelEfficiency, StudyArm
 from flows.study_pages import to_html, to_markdown
@@ -129,11 +129,10 @@ def _interval(found: Interval) -> list[float | None]:
 
 
 def _write(study: LabelEfficiency, report: dict[str, Any]) -> None:
-    folder = report_folder(study.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "curves.png").write_bytes(learning_curves(report))
-    write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
-    write_text(folder / "report.md", to_markdown(report))
-    write_text(folder / "report.html", to_html(report))
+    with writing(study.name) as folder:
+        (folder / "curves.png").write_bytes(learning_curves(report))
+        write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
+        write_text(folder / "report.md", to_markdown(report))
+        write_text(folder / "report.html", to_html(report))
     params = {"evaluator": study.evaluator.label(), "seeds": study.seeds, "budget": study.budgets[-1]}
     study_run(study.name, report["arms"], params, folder)

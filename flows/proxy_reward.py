@@ -15,6 +15,7 @@ from flows.experiment import Experiment
 from flows.findings import Rounds
 from flows.report import write_report
 from flows.tracking import arm_run
+from flows.workers import living
 from tasks.align import reference
 from tasks.caching import restarting
 from tasks.history import Batch
@@ -32,7 +33,7 @@ def proxy_reward(
     if one is named. Raises AtChance where the gate stops the run.
     """
     x = experiment
-    with arm_run(experiment, sweep) as arm, restarting(restart_from):
+    with living(), arm_run(experiment, sweep) as arm, restarting(restart_from):
         base = steps.base_policy(x.policy)  # M_0
         prompts = load_prompts(
             x.prompts,

@@ -15,13 +15,13 @@ from flows.figures import figure_pages
 from flows.findings import HELD_OUT, Agreement, Findings, both_scored, pairs_of, per_prompt, picked
 from flows.pages import to_html, to_markdown
 from flows.reconciliation import reconcile
+from flows.reports import finite, read_report, write_text, writing
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.cost import MICRO
 from models.gate import Decision
 from models.metrics import Floats
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
 from tasks.history import labels_of
-from tasks.settings import settings
 from tasks.store import store
 
 _SAMPLES, _BINS = 8, 24
@@ -42,11 +42,6 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     _log_metrics(arm, report)
     books = reconcile(arm)
     report["books"] = {**asdict(books), "agree": books.agree}
-    folder = report_folder(arm.experiment.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    if (before := read_report(arm.experiment.name)) is not None and before["mlflow_run"] != arm.run_id:
-        for left in [*folder.glob("*.png"), *folder.glob("benchmarks.*")]:  # of another experiment of this name
-            left.unlink()
     figures = figure_pages(
         bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
         proxy=proxy,
@@ -54,27 +49,20 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
         comparisons=comparisons,
         report=report,
     )
-    for name, picture in figures.items():
-        (folder / f"{name}.png").write_bytes(picture)
-    write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
-    write_text(folder / "report.md", to_markdown(report))
-    write_text(folder / "report.html", to_html(report, list(figures)))
-    picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
-    per_prompt(findings, comparisons).to_parquet(folder / HELD_OUT, index=False)
-    _log(arm, findings, comparisons, folder)
+    before = read_report(arm.experiment.name)
+    with writing(arm.experiment.name) as folder:
+        if before is not None and before["mlflow_run"] != arm.run_id:
+            for left in [*folder.glob("*.png"), *folder.glob("benchmarks.*")]:  # of another experiment of this name
+                left.unlink()
+        for name, picture in figures.items():
+            (folder / f"{name}.png").write_bytes(picture)
+        write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
+        write_text(folder / "report.md", to_markdown(report))
+        write_text(folder / "report.html", to_html(report, list(figures)))
+        picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
+        per_prompt(findings, comparisons).to_parquet(folder / HELD_OUT, index=False)
+        _log(arm, findings, comparisons, folder)
     return report
-
-
-def read_report(name: str) -> dict[str, Any] | None:
-    """Return the report of the last finished run of a name; None if there is none."""
-    path = report_folder(name) / "report.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
-
-
-def report_folder(name: str) -> Path:
-    """Return where the report of an experiment lies."""
-    return settings().home / "reports" / name
 
 
 def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
@@ -240,19 +228,3 @@ def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], folder: Pa
     if rounds.policy.adapters:
         adapter = rounds.policy.adapters[-1]
         register(f"{name}-policy", adapter, arm.run_id, store().folder(adapter))
-
-
-def finite(value: Any) -> Any:  # noqa: ANN401
-    """Return the value with None for NaN, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

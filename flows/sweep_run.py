@@ -1,11 +1,11 @@
-"""Run a sweep: one arm after another through one cache and one ledger; what fails is told, and leaves the others whole."""
+"""Run a sweep through one cache and one ledger, here or on workers; what fails is told, and leaves the others whole."""
 
 import json
 import logging
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import pandas as pd
@@ -14,20 +14,25 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 
 from flows.compare import compare
 from flows.compare_run import CURVES, publish
+from flows.conductor import on_workers
 from flows.config import or_file
 from flows.experiment import Experiment
 from flows.mlflow_pages import curves_page
 from flows.proxy_reward import proxy_reward
-from flows.report import read_report, report_folder, write_text
+from flows.reports import read_report, write_text, writing
 from flows.sweep import Arm, Sweep
 from flows.sweep_pages import notes, rows_of, to_html, to_markdown
 from flows.sweep_plan import plan_sweep
 from flows.tracking import announce
+from flows.workers import check_shared
 from models.cost import dollars
 from models.ledger import Ledger
 from tasks.settings import settings
 
 log = logging.getLogger(__name__)
+
+
+Ended = dict[str, Any] | str  # an arm's report, or why there is none
 
 
 class Incomplete(RuntimeError):
@@ -39,12 +44,15 @@ class Incomplete(RuntimeError):
 
 
 @flow(name="sweep", flow_run_name="{sweep.name}")
-def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
+def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)], workers: bool = False) -> dict[str, Any]:
     """Run every arm, compare them, and return the sweep's report (also written to the reports folder).
 
-    The sweep may be given as a file. Its table and learning curves are shown on the flow run's page. Raises Incomplete, when
-    all of that is done, if an arm fails; the next execution of the same sweep runs what is missing.
+    The sweep may be given as a file. Arms run here, one after another, or on the machines of `ninefold worker`. The
+    sweep's table and learning curves are shown on the flow run's page. Raises Incomplete, when all of that is done, if an
+    arm fails; the next execution of the same sweep runs what is missing.
     """
+    if workers:
+        check_shared()
     started, planned = time.monotonic(), plan_sweep(sweep)
     announce(planned.lines())
     reports: dict[str, dict[str, Any]] = {}
@@ -57,14 +65,15 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
         done = {name: found for name, found in (earlier | reports).items() if name not in failures}
         return _report(sweep, arms, done, failures) | known | {"executed": executed(reports.values())}
 
-    for number, arm in enumerate(arms, start=1):
-        name = arm.experiment.name
-        log.info("arm %d of %d: %s", number, len(arms), name)
-        try:
-            reports[name] = proxy_reward(arm.experiment, sweep=sweep.name)
-        except Exception as error:  # the other arms are worth having
-            failures[name] = f"{type(error).__name__}: {error}"
-            log.warning("arm %s failed: %s", name, failures[name])
+    experiments = [arm.experiment for arm in arms]
+    for number, (experiment, ended) in enumerate((_on_workers if workers else _here)(experiments, sweep.name), start=1):
+        name = experiment.name
+        if isinstance(ended, str):
+            failures[name] = ended
+            log.warning("arm %s failed: %s", name, ended)
+        else:
+            reports[name] = ended
+            log.info("arm %d of %d is done: %s", number, len(arms), name)
         report = told()
         _write(report)
     try:
@@ -76,6 +85,23 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)]) -> dict[str, Any]:
     if failures:
         raise Incomplete(report)
     return report
+
+
+def _here(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
+    for number, experiment in enumerate(experiments, start=1):
+        log.info("arm %d of %d: %s", number, len(experiments), experiment.name)
+        ended: Ended
+        try:
+            ended = proxy_reward(experiment, sweep=sweep)
+        except Exception as error:  # the other arms are worth having
+            ended = f"{type(error).__name__}: {error}"
+        yield experiment, ended
+
+
+def _on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
+    for experiment, failure in on_workers(experiments, sweep):
+        elsewhere = "it has finished, but not with the files that it names here: give all machines the same"
+        yield experiment, failure or _report_of(experiment) or elsewhere
 
 
 def _report_of(experiment: Experiment) -> dict[str, Any] | None:
@@ -119,12 +145,11 @@ def _report(
 
 
 def _write(report: dict[str, Any]) -> None:
-    folder = report_folder(report["name"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
-    write_text(folder / "sweep.md", to_markdown(report))
-    write_text(folder / "sweep.html", to_html(report))
-    pd.DataFrame(rows_of(report)).to_csv(folder / "sweep.csv", index=False)
+    with writing(report["name"]) as folder:
+        write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
+        write_text(folder / "sweep.md", to_markdown(report))
+        write_text(folder / "sweep.html", to_html(report))
+        pd.DataFrame(rows_of(report)).to_csv(folder / "sweep.csv", index=False)
 
 
 def _show(report: dict[str, Any]) -> None:

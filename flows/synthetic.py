@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flows.report import report_folder, write_text
+from flows.reports import write_text, writing
 from models.acquisition.bald import Bald
 from models.acquisition.base import Acquisition
 from models.acquisition.coreset import CoresetEFT
@@ -62,9 +62,8 @@ def synthetic_study(seeds: int) -> dict[str, Any]:
                 rows.append(_row(regime, name, regret))
     report = {"name": "synthetic", "seeds": seeds, "budgets": list(BUDGETS), "rows": rows}
     report["seconds"] = time.monotonic() - started
-    folder = report_folder("synthetic")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.json", json.dumps(report, indent=2))
+    with writing("synthetic") as folder:
+        write_text(folder / "report.json", json.dumps(report, indent=2))
     return report
 
 

@@ -18,7 +18,7 @@ from models.cost import NO_CAP, Amount
 from models.gate import Decision
 from tasks.annotate import Bought
 from tasks.caching import StageRun, stage_runs
-from tasks.locks import stage_lock
+from tasks.locks import holding, stage_lock
 from tasks.settings import settings
 from tasks.store import Ref, store
 
@@ -187,14 +187,12 @@ def open_experiment(name: str) -> str:
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    lock = stage_lock("mlflow")  # two that make MLflow's tables, or an experiment, at once get into each other's way
-    lock.acquire(timeout=-1)
-    try:
+    with holding(
+        stage_lock("mlflow")
+    ):  # two that make MLflow's tables, or an experiment, at once get in each other's way
         if mlflow.get_experiment_by_name(name) is None:
             mlflow.create_experiment(name, artifact_location=settings().mlflow_artifacts)
         return str(mlflow.set_experiment(name).experiment_id)
-    finally:
-        lock.release()
 
 
 def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], folder: Path) -> None:

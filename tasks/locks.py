@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -31,6 +32,16 @@ class KeyLock(Protocol):
     def acquire(self, timeout: float) -> object: ...  # noqa: D102
 
     def release(self) -> None: ...  # noqa: D102
+
+
+@contextmanager
+def holding(lock: KeyLock) -> Iterator[None]:
+    """Hold a lock, waited for however long it takes, while the block runs."""
+    lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class AdvisoryLock:

@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         return self.shares_store and self.ledger_url.startswith("postgresql")
 
     @property
+    def shares_mlflow(self) -> bool:
+        """Whether other machines see the same MLflow: a server, or a database of one."""
+        return self.mlflow_is_remote or self.mlflow_uri.startswith(("postgresql", "mysql", "mssql", "databricks"))
+
+    @property
     def results_url(self) -> str:
         """Return where the results of stages lie beside a store in a bucket; they are small and name artifacts."""
         return f"{self.store_url.rstrip('/')}/results"

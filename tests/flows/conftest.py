@@ -1,10 +1,17 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from benchmarks.loopback_judge import LoopbackJudge
+from tests.postgres import Postgres
+from tests.processes import KEY, answers, free_port, without_prefect
 
 WORDS = ["film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "mess"]
 KINDS = ["warm", "witty", "dull", "boring", "good", "bad", "fresh", "tired", "clever", "silly"]
@@ -63,3 +70,58 @@ def tiny_file(tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_settings))
     return path
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackJudge]:
+    with LoopbackJudge(faults={"rate_limit": 0.05, "error": 0.05}) as judge:
+        yield judge
+
+
+@pytest.fixture
+def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge) -> Path:
+    endpoint = {
+        "model": "judge",
+        "base_url": server.url,
+        "key_env": "NINEFOLD_TEST_KEY",
+        "prices": {"input": 1_000_000, "output": 2_000_000},
+    }
+    tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
+    path = tmp_path / "judged.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    return path
+
+
+@pytest.fixture
+def prefect_database(postgres: Postgres) -> str:
+    return postgres.new_database()
+
+
+@pytest.fixture
+def prefect_apart(tmp_path: Path, postgres: Postgres, prefect_database: str) -> Iterator[str]:
+    """A Prefect server that is none of the machines', its own database on PostgreSQL; yields its API."""
+    port = free_port()
+    environment = without_prefect() | {
+        "PREFECT_HOME": str(tmp_path / "prefect-server"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": postgres.url(prefect_database, driver="asyncpg"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "prefect.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        answers(f"http://127.0.0.1:{port}/api/health", 180)
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def shared(s3: str, new_database: Callable[[], str], prefect_apart: str, tmp_path: Path) -> dict[str, str]:
+    """The environment that makes the embedded installation a shared one; nothing else changes."""
+    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": new_database()}
+    settings = tmp_path / "shared.env"
+    settings.write_text("".join(f"{name}={place}\n" for name, place in places.items()))
+    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"]}
+    return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY, "PREFECT_API_URL": prefect_apart}

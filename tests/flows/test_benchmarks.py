@@ -12,7 +12,7 @@ from flows.benchmarks import SUITES, benchmarks
 from flows.experiment import Experiment
 from flows.proxy_reward import proxy_reward
 from flows.ranking import NAME
-from flows.report import report_folder
+from flows.reports import report_folder
 from models.harness import Task, _manager, check, grade
 from models.policies.language_model import Checkpoint, LanguageModel
 from tasks.alpaca_eval import RAW

@@ -10,7 +10,7 @@ import pytest
 from flows.compare import compare
 from flows.compare_pages import notes, table
 from flows.compare_run import publish
-from flows.report import report_folder
+from flows.reports import report_folder
 from flows.sweep import Sweep
 from flows.sweep_run import run_sweep
 from flows.tracking import SWEEPS

@@ -19,7 +19,7 @@ from flows.contest import Contest
 from flows.experiment import Experiment
 from flows.export import finished
 from flows.proxy_reward import proxy_reward
-from flows.report import report_folder
+from flows.reports import report_folder
 from models.chat_api import Endpoint, close_clients
 from models.cost import Prices
 from models.harness import Task

@@ -10,7 +10,7 @@ import pytest
 from flows.experiment import Experiment
 from flows.plan import plan
 from flows.proxy_reward import proxy_reward
-from flows.report import report_folder
+from flows.reports import report_folder
 from flows.tracking import Arm
 from models.gate import AtChance
 from models.preference import LeftOut, Pick

@@ -11,7 +11,7 @@ import yaml
 
 from flows.config import load
 from flows.label_efficiency import label_efficiency
-from flows.report import report_folder
+from flows.reports import report_folder
 from flows.study import LabelEfficiency
 from flows.study_pages import headlines, notes
 from tasks.caching import stage_runs

@@ -13,7 +13,7 @@ from flows.experiment import Experiment
 from flows.pages import to_markdown, warnings
 from flows.plan import plan
 from flows.proxy_reward import proxy_reward
-from flows.report import report_folder
+from flows.reports import report_folder
 from models.ledger import Ledger
 from models.preference import Label, Pair, Response, Score
 from tasks.biases import assess_biases, reformat

@@ -5,82 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
-import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
-from tests.processes import answers, free_port, until, without_prefect
-
-ROOT = Path(__file__).parents[2]
-KEY = "sk-planted-0123456789abcdef"
-Machine = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def server() -> Iterator[LoopbackJudge]:
-    with LoopbackJudge(faults={"rate_limit": 0.05, "error": 0.05}) as judge:
-        yield judge
-
-
-@pytest.fixture
-def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge) -> Path:
-    endpoint = {
-        "model": "judge",
-        "base_url": server.url,
-        "key_env": "NINEFOLD_TEST_KEY",
-        "prices": {"input": 1_000_000, "output": 2_000_000},
-    }
-    tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
-    path = tmp_path / "judged.yaml"
-    path.write_text(yaml.safe_dump(tiny_settings))
-    return path
-
-
-@pytest.fixture
-def prefect_apart(tmp_path: Path) -> Iterator[str]:
-    """A Prefect server that is none of the machines'; yields its API."""
-    port = free_port()
-    environment = without_prefect() | {
-        "PREFECT_HOME": str(tmp_path / "prefect-server"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "prefect.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        answers(f"http://127.0.0.1:{port}/api/health", 180)
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.fixture
-def shared(s3: str, new_database: Callable[[], str], prefect_apart: str, tmp_path: Path) -> dict[str, str]:
-    """The environment that makes the embedded installation a shared one; nothing else changes."""
-    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": new_database()}
-    settings = tmp_path / "shared.env"
-    settings.write_text("".join(f"{name}={place}\n" for name, place in places.items()))
-    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"]}
-    return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY, "PREFECT_API_URL": prefect_apart}
-
-
-def ninefold(*arguments: str, home: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT,
-        env=environment | {"NINEFOLD_HOME": str(home), "NINEFOLD_TEST_KEY": KEY},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.postgres import Postgres
+from tests.processes import KEY, ROOT, ninefold, until, without_prefect
 
 
 def report_of(home: Path) -> dict[str, Any]:
@@ -93,10 +27,16 @@ def picks_of(home: Path) -> list[str]:
 
 
 def test_another_machine_finds_every_stage_and_buys_nothing(
-    judged: Path, server: LoopbackJudge, shared: dict[str, str], tmp_path: Path, s3: str
+    judged: Path,
+    server: LoopbackJudge,
+    shared: dict[str, str],
+    tmp_path: Path,
+    s3: str,
+    postgres: Postgres,
+    prefect_database: str,
 ) -> None:
     embedded, first, second = (tmp_path / name for name in ("embedded", "first", "second"))
-    alone = ninefold("run", str(judged), home=embedded, environment=without_prefect())
+    alone = ninefold("run", str(judged), home=embedded, environment=without_prefect() | {"NINEFOLD_TEST_KEY": KEY})
     assert alone.returncode == 0, alone.stderr
     calls = server.served["reply"]
     done = ninefold("run", str(judged), home=first, environment=shared)
@@ -126,7 +66,8 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     assert {"results", "responses", "labels", "mlflow"} <= folders
     secrets = KEY, os.environ["AWS_SECRET_ACCESS_KEY"]
     written = [f for place in (first, second, tmp_path / "prefect-server") for f in place.rglob("*") if f.is_file()]
-    held = b"".join(f.read_bytes() for f in [*written, tmp_path / "prefect.log"])
+    held = postgres.dump(prefect_database)
+    held += b"".join(f.read_bytes() for f in [*written, tmp_path / "prefect.log"])
     held += b"".join(
         bucket.get_object(Bucket="ninefold", Key=item["Key"])["Body"].read() for item in listed["Contents"]
     )

@@ -9,7 +9,7 @@ import pytest
 from flows.experiment import Experiment
 from flows.plan import plan
 from flows.proxy_reward import proxy_reward
-from flows.report import report_folder
+from flows.reports import report_folder
 from models.ledger import Ledger
 from models.oracles import gold
 from tasks.settings import settings

@@ -10,7 +10,7 @@ import yaml
 
 from flows.config import load
 from flows.presets import PRESETS
-from flows.report import report_folder
+from flows.reports import report_folder
 from flows.sweep import Sweep, expand
 from flows.sweep_pages import notes, rows_of, to_markdown
 from flows.sweep_plan import plan_sweep

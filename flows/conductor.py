@@ -1,0 +1,175 @@
+"""Hand the arms of a sweep out to workers, see which finish, and give what a dead worker had begun to another."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+
+from filelock import Timeout
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.states import Cancelled, Crashed
+
+from flows.experiment import Experiment
+from flows.workers import POOL, arms_deployment, life_of
+
+log = logging.getLogger(__name__)
+
+_POLL = 2.0  # seconds
+_GRACE = 30.0  # seconds that a run may be called running while its process does not hold its lock
+_CLAIMED = 300.0  # seconds that a worker may take to start what it has taken
+_LONELY = 60.0  # seconds between reminders that nobody works
+_ATTEMPTS = 3
+_GOING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+
+
+class Outcome(NamedTuple):
+    """What became of an arm: "" if it finished, else why not."""
+
+    experiment: Experiment
+    failure: str
+
+
+@dataclass
+class _Handed:
+    """An arm that some worker has, or will have."""
+
+    experiment: Experiment
+    run: FlowRun
+    attempts: int = 1
+    suspect_since: float | None = None  # since when its process has not been seen to live
+    told: str = ""
+
+
+def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[Outcome]:
+    """Yield what became of each arm, as they end; runs of the same arm that are under way are joined.
+
+    An arm whose process died is handed out again, at most twice. On Ctrl-C arms that nobody has taken are taken back;
+    those that run go on, and the same sweep joins them.
+    """
+    with get_client(sync_client=True) as client:
+        deployment = arms_deployment(client)
+        under_way = _under_way(client, deployment)
+        handed = []
+        for experiment in experiments:
+            joined = under_way.get(_tag(experiment))
+            handed.append(_Handed(experiment, joined or _hand_out(deployment, experiment, sweep)))
+        log.info("%d arms for the workers of pool %s", len(handed), POOL)
+        try:
+            yield from _conduct(client, deployment, handed, sweep)
+        except (KeyboardInterrupt, GeneratorExit):
+            for arm in handed:
+                if arm.run.state is not None and arm.run.state.is_scheduled():
+                    client.set_flow_run_state(arm.run.id, Cancelled(message="the sweep was stopped"))
+            raise
+
+
+def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed], sweep: str) -> Iterator[Outcome]:
+    left, reminded = list(handed), time.monotonic()
+    while left:
+        runs = {run.id: run for run in _read(client, {"id": {"any_": [arm.run.id for arm in left]}})}
+        for arm in list(left):
+            arm.run = runs.get(arm.run.id, arm.run)
+            died = _died(arm)
+            if died:
+                client.set_flow_run_state(arm.run.id, Crashed(message=died), force=True)
+            if (outcome := _outcome(arm, died)) is not None:
+                left.remove(arm)
+                yield outcome
+            elif died or _state(arm.run) == "CRASHED":
+                log.warning("%s: %s; it is handed out again", arm.experiment.name, died or "its process died")
+                arm.run = _hand_out(deployment, arm.experiment, sweep)
+                arm.attempts, arm.suspect_since = arm.attempts + 1, None
+            _tell(arm)
+        if time.monotonic() - reminded > _LONELY and not any(_state(arm.run) in ("PENDING", "RUNNING") for arm in left):
+            reminded = time.monotonic()
+            log.warning(
+                "nobody works on the %d arms left: `ninefold worker` on any machine that shares them", len(left)
+            )
+        if left:
+            time.sleep(_POLL)
+
+
+def _outcome(arm: _Handed, died: str) -> Outcome | None:
+    """Return what became of an arm; None while it is under way, or is to be handed out again."""
+    state, x = _state(arm.run), arm.experiment
+    if state == "COMPLETED":
+        return Outcome(x, "")
+    if state in ("FAILED", "CANCELLED"):
+        said = arm.run.state.message if arm.run.state is not None else None
+        return Outcome(x, f"{state.lower()} on a worker: {said or 'see the run in the Prefect pages'}")
+    if (died or state == "CRASHED") and arm.attempts == _ATTEMPTS:
+        return Outcome(x, f"{died or 'its process died'}, {_ATTEMPTS} times")
+    return None
+
+
+def _died(arm: _Handed) -> str:
+    """Return how an arm's process is known to have died without a word; "" if it is not."""
+    state, now = _state(arm.run), time.monotonic()
+    gone = state == "PENDING" or (state == "RUNNING" and not _lives(arm.run.id))
+    if not gone:
+        arm.suspect_since = None
+        return ""
+    if arm.suspect_since is None:
+        arm.suspect_since = now
+    patience = _CLAIMED if state == "PENDING" else _GRACE
+    if now - arm.suspect_since < patience:
+        return ""
+    return "the worker that took it has not started it" if state == "PENDING" else "the process that ran it has died"
+
+
+def _lives(run: UUID) -> bool:
+    life = life_of(run)
+    try:
+        life.acquire(timeout=0)
+    except Timeout:
+        return True
+    life.release()
+    return False
+
+
+def _tell(arm: _Handed) -> None:
+    state = _state(arm.run)
+    if state != arm.told and state in ("RUNNING", "PAUSED"):
+        log.info("%s: %s", arm.experiment.name, {"RUNNING": "a worker runs it"}.get(state, "waits for people"))
+    arm.told = state
+
+
+def _state(run: FlowRun) -> str:
+    return "SCHEDULED" if run.state is None else str(run.state.type.value)
+
+
+def _tag(experiment: Experiment) -> str:
+    return f"arm:{experiment.digest()}"
+
+
+def _hand_out(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
+    run: FlowRun = run_deployment(  # type: ignore[assignment]  # a coroutine where the caller is one
+        deployment,
+        parameters={"experiment": experiment.model_dump(mode="json"), "sweep": sweep},
+        flow_run_name=experiment.name,
+        tags=["ninefold", _tag(experiment)],
+        timeout=0,
+    )
+    return run
+
+
+def _under_way(client: SyncPrefectClient, deployment: UUID) -> dict[str, FlowRun]:
+    """Return the deployment's runs that have not ended, by their arm's tag."""
+    runs = _read(client, {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(_GOING)}}})
+    return {tag: run for run in runs for tag in run.tags if tag.startswith("arm:")}
+
+
+def _read(client: SyncPrefectClient, wanted: dict[str, object]) -> list[FlowRun]:
+    """Return all runs that a filter lets through; Prefect gives 200 at a time."""
+    found: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted), limit=200, offset=len(found))
+        found += page
+        if len(page) < 200:
+            return found

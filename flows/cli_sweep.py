@@ -23,6 +23,11 @@ def sweep(
     from flows.environment import prepare, prepare_libraries
 
     prepare_libraries()
+    if workers and not only_plan:
+        prepare()
+        from flows.workers import check_shared
+
+        check_shared()
     from flows.config import load
     from flows.sweep import Sweep
     from flows.sweep_plan import plan_sweep

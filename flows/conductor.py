@@ -21,7 +21,7 @@ from flows.workers import POOL, arms_deployment, life_of
 log = logging.getLogger(__name__)
 
 _POLL = 2.0  # seconds
-_GRACE = 30.0  # seconds that a run may be called running while its process does not hold its lock
+_GRACE = 20.0  # seconds that a run may be called running while its process does not hold its lock
 _CLAIMED = 300.0  # seconds that a worker may take to start what it has taken
 _LONELY = 60.0  # seconds between reminders that nobody works
 _ATTEMPTS = 3
@@ -78,11 +78,13 @@ def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed],
             died = _died(arm)
             if died:
                 client.set_flow_run_state(arm.run.id, Crashed(message=died), force=True)
+            elif _state(arm.run) == "CRASHED":
+                died = _said(arm.run)
             if (outcome := _outcome(arm, died)) is not None:
                 left.remove(arm)
                 yield outcome
-            elif died or _state(arm.run) == "CRASHED":
-                log.warning("%s: %s; it is handed out again", arm.experiment.name, died or "its process died")
+            elif died:
+                log.warning("%s: %s; it is handed out again", arm.experiment.name, died)
                 arm.run = _hand_out(deployment, arm.experiment, sweep)
                 arm.attempts, arm.suspect_since = arm.attempts + 1, None
             _tell(arm)
@@ -101,10 +103,9 @@ def _outcome(arm: _Handed, died: str) -> Outcome | None:
     if state == "COMPLETED":
         return Outcome(x, "")
     if state in ("FAILED", "CANCELLED"):
-        said = arm.run.state.message if arm.run.state is not None else None
-        return Outcome(x, f"{state.lower()} on a worker: {said or 'see the run in the Prefect pages'}")
-    if (died or state == "CRASHED") and arm.attempts == _ATTEMPTS:
-        return Outcome(x, f"{died or 'its process died'}, {_ATTEMPTS} times")
+        return Outcome(x, f"{state.lower()} on a worker: {_said(arm.run)}")
+    if died and arm.attempts == _ATTEMPTS:
+        return Outcome(x, f"handed out {_ATTEMPTS} times, and at last: {died}")
     return None
 
 
@@ -142,6 +143,10 @@ def _tell(arm: _Handed) -> None:
 
 def _state(run: FlowRun) -> str:
     return "SCHEDULED" if run.state is None else str(run.state.type.value)
+
+
+def _said(run: FlowRun) -> str:
+    return (run.state.message if run.state is not None else None) or "see the run in the Prefect pages"
 
 
 def _tag(experiment: Experiment) -> str:

@@ -73,7 +73,7 @@ def arms_deployment(client: "SyncPrefectClient") -> UUID:
         entrypoint="flows.proxy_reward.proxy_reward",
         work_pool_name=POOL,
         # resolved by the worker that takes the run
-        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": f"{{{{ {_FOLDER} }}}}"}}],
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": f"{{{{ ${_FOLDER} }}}}"}}],
         parameter_openapi_schema={},
         enforce_parameter_schema=False,  # the worker checks: a plugin may be newer than the deployment
         tags=["ninefold"],

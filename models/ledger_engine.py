@@ -48,11 +48,24 @@ def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
 
 
 def open_engine(url: str) -> Engine:
-    """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables."""
+    """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables.
+
+    Raises ConnectionError naming the place, without its password, where no server answers.
+    """
     parsed = sa.make_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
     engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True)
-    with engine.begin() as connection:
+    try:
+        connection = engine.connect()
+    except sa.exc.OperationalError as error:
+        if embedded:
+            raise
+        said = " ".join(str(error.orig).split())
+        raise ConnectionError(
+            f"the ledger {parsed.render_as_string(hide_password=True)} does not let us in: {said} Start its server, or set "
+            "NINEFOLD_LEDGER"
+        ) from error
+    with connection, connection.begin():
         if not embedded:  # two that make the tables at once would get into each other's way
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
         METADATA.create_all(connection)

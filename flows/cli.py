@@ -28,6 +28,7 @@ app.add_typer(cli_labels.app, name="labels")
 app.add_typer(cli_bench.app, name="bench")
 app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
 app.command("worker", epilog="Example: `ninefold worker --name lab-3`")(cli_sweep.worker)
+app.command("prepare", epilog="Example: `NINEFOLD_SETTINGS=owner.env ninefold prepare`")(cli_sweep.prepare_shared)
 app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
 app.command("evaluate", epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")(cli_evaluate.evaluate)
 

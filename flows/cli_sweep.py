@@ -60,6 +60,9 @@ def worker(
     runs: Annotated[
         int, typer.Option(min=1, help="Arms at once; two torch jobs on two cores are slower than one.")
     ] = 1,
+    health_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Answer http://127.0.0.1:PORT/health while it works; 0: do not.")
+    ] = 0,
 ) -> None:
     """Take arms of `ninefold sweep --workers` on this machine until Ctrl-C; store, ledger, MLflow and Prefect are shared.
 
@@ -70,7 +73,22 @@ def worker(
     prepare()
     from flows.workers import work
 
-    raise typer.Exit(work(name, runs))
+    raise typer.Exit(work(name, runs, health_port))
+
+
+def prepare_shared() -> None:
+    """Make what machines share, where it is missing: the bucket, and the ledger's tables, by a role that owns them."""
+    from flows.environment import prepare_libraries
+
+    prepare_libraries()
+    from models.ledger import Ledger
+    from tasks.settings import settings
+    from tasks.store import store
+
+    store().make_root()
+    typer.echo(f"store   {settings().store_url}")
+    Ledger(settings().ledger_url)
+    typer.echo(f"ledger  {settings().ledger_url.rpartition('@')[2]}")
 
 
 def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> None:

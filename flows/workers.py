@@ -37,10 +37,11 @@ def check_shared() -> None:
         raise ValueError("workers need a Prefect server that all of them see: set PREFECT_API_URL=http://…/api")
 
 
-def work(name: str, runs: int) -> int:
+def work(name: str, runs: int, health_port: int = 0) -> int:
     """Take arms until Ctrl-C, `runs` at a time, and return Prefect's exit status; raise ValueError as `check_shared`.
 
-    Relative paths in experiments are relative to the folder where the worker was started.
+    Where a port is given, http://127.0.0.1:PORT/health says whether the worker still polls. Relative paths in experiments
+    are relative to the folder where the worker was started.
     """
     from prefect import get_client
 
@@ -52,6 +53,9 @@ def work(name: str, runs: int) -> int:
     here = {_FOLDER: str(Path.cwd()), "NINEFOLD_HOME": str(settings().home.absolute())}
     if file := os.environ.get("NINEFOLD_SETTINGS"):
         here["NINEFOLD_SETTINGS"] = str(Path(file).absolute())
+    if health_port:
+        command += ["--with-healthcheck"]
+        here |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     talking = {"PREFECT_LOGGING_LEVEL": "INFO"}
     process = subprocess.Popen(command, env=os.environ | here | talking)
     while True:

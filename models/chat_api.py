@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
+from models.addresses import check_address, check_key_name
 from models.cost import Amount, Prices
 from models.event_loop import run, unless_stopped
 from models.oracles.base import Counter, Expected, LostReply, RefusedCall, UnpaidFailure
@@ -76,6 +77,11 @@ class Endpoint(Frozen):
             )
         return url
 
+    @field_validator("key_env")
+    @classmethod
+    def _of_an_expert(cls, name: str) -> str:
+        return check_key_name(name)
+
     def identity(self) -> dict[str, Any]:
         """Return what a reply depends on: not the limits, the patience or the name of the key."""
         return self.model_dump(mode="json", exclude=set(self.execution_fields))
@@ -96,7 +102,8 @@ class Endpoint(Frozen):
         return max(60.0 * number / limit if limit else 0.0 for number, limit in rates)
 
     def check(self) -> None:
-        """Raise ValueError if there is no key, before anything is bought."""
+        """Raise ValueError if there is no key, or the server is where none may be, before anything is bought."""
+        check_address(self.base_url)
         if not os.environ.get(self.key_env):
             raise ValueError(f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it")
 

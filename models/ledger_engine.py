@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 _MAKING_TABLES = 0x9F01D  # any number of our own
 _AGAIN = {"40P01", "40001"}  # PostgreSQL: given up to end a deadlock, or because it could not be put in an order
+_MAY_NOT = "42501"  # PostgreSQL: insufficient privilege
 _ATTEMPTS = 10
 
 
@@ -50,7 +51,8 @@ def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
 def open_engine(url: str) -> Engine:
     """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables.
 
-    Raises ConnectionError naming the place, without its password, where no server answers.
+    Raises ConnectionError naming the place, without its password, where no server answers, and PermissionError where tables
+    are missing and the role may not make them.
     """
     parsed = sa.make_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
@@ -65,11 +67,19 @@ def open_engine(url: str) -> Engine:
             f"the ledger {parsed.render_as_string(hide_password=True)} does not let us in: {said} Start its server, or set "
             "NINEFOLD_LEDGER"
         ) from error
-    with connection, connection.begin():
-        if not embedded:  # two that make the tables at once would get into each other's way
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
-        METADATA.create_all(connection)
-        _add_columns(connection)
+    try:
+        with connection, connection.begin():
+            if not embedded:  # two that make the tables at once would get into each other's way
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+            METADATA.create_all(connection)
+            _add_columns(connection)
+    except sa.exc.ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
+            raise
+        raise PermissionError(
+            f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables, and {parsed.username} may not make "
+            "them: `ninefold prepare` with NINEFOLD_LEDGER of the role that owns it"
+        ) from error
     return engine
 
 

@@ -94,6 +94,23 @@ class Question:
         return {**named, "prompt": self.prompt, "response": self.response}
 
 
+# Nobody deletes what has been asked, by accident or otherwise; only what was never sent is taken back.
+sa.event.listen(
+    QUERIES,
+    "after_create",
+    sa.DDL(  # type: ignore[no-untyped-call]
+        """
+        CREATE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF OLD.status <> 'reserved' THEN
+                RAISE EXCEPTION 'query %% is %%, and kept: it may have been paid for', OLD.id, OLD.status;
+            END IF;
+            RETURN OLD;
+        END $$;
+        CREATE TRIGGER ninefold_keep BEFORE DELETE ON queries FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
+        """
+    ).execute_if(dialect="postgresql"),
+)
+
 CHARGES = sa.Table(
     "charges",
     METADATA,

@@ -1,13 +1,72 @@
 """Where Prefect keeps the results of stages: in this home, or beside a store that other machines see too."""
 
+import json
+import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prefect.filesystems import RemoteFileSystem
 
 from models.plugins import digest_of
 from tasks.settings import settings
 
-if TYPE_CHECKING:
-    from prefect.filesystems import RemoteFileSystem
+log = logging.getLogger(__name__)
+
+_OURS = ("models.", "tasks.", "flows.")  # packages of the classes that results are made of
+
+
+class UntrustedResult(ValueError):
+    """A shared result asks to be read in a way that would run code which is not this project's."""
+
+
+class SharedResults(RemoteFileSystem):
+    """Prefect's results in a bucket, read with less trust: Prefect itself unpickles whatever a record says is pickled."""
+
+    _block_type_name = "Ninefold results"
+    _block_type_slug = "ninefold-results"
+
+    async def aread_path(self, path: str) -> bytes:
+        """Return a record that `checked` lets through."""
+        return checked(await super().aread_path(path), path)
+
+    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]  # Prefect declares its coroutine
+        """Return a record that `checked` lets through; Prefect says with `_sync` which of the two it calls."""
+        with self.filesystem.open(self._resolve_path(path), "rb") as file:
+            return checked(file.read(), path)
+
+
+def checked(record: bytes, path: str) -> bytes:
+    """Return a record of a result if it is JSON of this project's classes only; else raise UntrustedResult naming it."""
+
+    def trusted(value: dict[str, Any]) -> dict[str, Any]:
+        if "__exc_type__" in value or not str(value.get("__class__", _OURS[0])).startswith(_OURS):
+            raise _refusal(path, f"holds a {value.get('__class__', 'an exception')}")
+        return value
+
+    try:
+        content = json.loads(record)
+        serializer = content["metadata"]["serializer"]
+        result = content["result"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refusal(path, "is no record of Prefect's") from error
+    if serializer.get("type") != "json" or serializer.get("jsonlib", "json") != "json" or _decoder(serializer):
+        raise _refusal(path, f"wants to be read as {serializer.get('type')}")
+    json.loads(result if isinstance(result, str) else json.dumps(result), object_hook=trusted)
+    return record
+
+
+def _decoder(serializer: dict[str, Any]) -> bool:
+    """Whether a record names a decoder that is not Prefect's own."""
+    return serializer.get("object_decoder") not in (None, "prefect.serializers.prefect_json_object_decoder")
+
+
+def _refusal(path: str, what: str) -> UntrustedResult:
+    refusal = UntrustedResult(
+        f"result {path} in {settings().results_url} {what}: this project has not written it so, and computes it again. Find "
+        "out who may write there"
+    )
+    log.warning("%s", refusal)  # Prefect takes what cannot be read for what is not there, and says nothing
+    return refusal
 
 
 def result_options() -> dict[str, Any]:
@@ -16,20 +75,19 @@ def result_options() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _shared(url: str) -> "RemoteFileSystem":
+def _shared(url: str) -> SharedResults:
     """Return Prefect's block for a URL, made on its server if it is not there; it holds no key: fsspec finds its own."""
     from prefect.exceptions import ObjectAlreadyExists
-    from prefect.filesystems import RemoteFileSystem
 
     name = f"ninefold-{digest_of(url)}"
     block: Any
     try:
-        block = RemoteFileSystem.load(name)
+        block = SharedResults.load(name)
     except ValueError:
-        block = RemoteFileSystem(basepath=url)
+        block = SharedResults(basepath=url)
         try:
             block.save(name)
         except (ObjectAlreadyExists, ValueError):  # another process was first
-            block = RemoteFileSystem.load(name)
-    assert isinstance(block, RemoteFileSystem)  # noqa: S101 - not a coroutine: stages are called from synchronous flows
+            block = SharedResults.load(name)
+    assert isinstance(block, SharedResults)  # noqa: S101 - not a coroutine: stages are called from synchronous flows
     return block

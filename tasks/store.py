@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
 from models.downloads import sha256_of
 from models.plugins import Frozen
@@ -31,8 +32,8 @@ class Ref(Frozen):
     A folder's Ref names a manifest, which lists each file with its own SHA-256.
     """
 
-    uri: str
-    sha256: str
+    uri: str = Field(pattern=r"^\w[\w-]*/[0-9a-f]{32}(\.\w+)?$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rows: int | None = None
 
 
@@ -48,6 +49,10 @@ class Store:
         self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self.cache = cache
         self._verified: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def make_root(self) -> None:
+        """Make the store's place, with its bucket, if it is not there."""
+        self.fs.makedirs(self.root if self.local else self.root.partition("/")[0], exist_ok=True)
 
     def write_rows(self, kind: str, rows: Sequence[Row], cls: type[Row]) -> Ref:
         """Store a table of dataclass rows as Parquet."""

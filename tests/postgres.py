@@ -1,4 +1,4 @@
-"""A real PostgreSQL server beside the tests, of the system's packages, on a socket of its own."""
+"""A real PostgreSQL server beside the tests, of the system's packages, on a socket and a port of its own."""
 
 import os
 import shutil
@@ -12,25 +12,33 @@ from uuid import uuid4
 
 import psycopg
 
+from tests.processes import free_port
+
 
 class Postgres:
-    """A running server, by the folder of its socket; whoever connects as one of its roles is believed."""
+    """A running server: at its socket every role is believed, at its port on 127.0.0.1 it needs a password."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
 
     def url(self, database: str, *, role: str = "postgres", driver: str = "psycopg") -> str:
         """Return the SQLAlchemy URL of a database."""
-        return f"postgresql+{driver}://{role}@/{database}?host={self.folder}"
+        return f"postgresql+{driver}://{role}@/{database}?host={self.folder}&port={self.port}"
 
     def execute(self, statement: str, *, database: str = "postgres") -> None:
-        with psycopg.connect(f"host={self.folder} user=postgres dbname={database}", autocommit=True) as connection:
+        with psycopg.connect(self.url(database).replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute(statement.encode())
+
+    def script(self, file: Path, environment: dict[str, str]) -> None:
+        """Run a shell script whose psql is a superuser's."""
+        here = {"PGHOST": str(self.folder), "PGPORT": str(self.port), "POSTGRES_USER": "postgres"}
+        done = subprocess.run(["sh", str(file)], env=os.environ | here | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def dump(self, database: str) -> bytes:
         """Return all that a database holds, as text."""
-        command = ["pg_dump", f"--host={self.folder}", "--username=postgres", "--inserts", database]
-        return subprocess.run([_program(command[0]), *command[1:]], capture_output=True, check=True).stdout
+        command = [_program("pg_dump"), "--inserts", self.url(database).replace("+psycopg", "")]
+        return subprocess.run(command, capture_output=True, check=True).stdout
 
     def new_database(self) -> str:
         """Make an empty database and return its name."""
@@ -54,11 +62,15 @@ def running() -> Iterator[Postgres]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     try:
-        command("initdb", "--pgdata", str(data), "--username=postgres", "--auth=trust", "--no-sync")
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
+        command(
+            "initdb", "--pgdata", str(data), "--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256"
+        )
+        port = free_port()
+        settings = f"port={port} unix_socket_directories={folder} fsync=off max_connections=200"
+        options = " ".join(f"-c {setting}" for setting in f"listen_addresses=127.0.0.1 {settings}".split())
         command("pg_ctl", "start", "--wait", "-D", str(data), "-o", options, "-l", str(folder / "log"))
         try:
-            yield Postgres(folder)
+            yield Postgres(folder, port)
         finally:
             command("pg_ctl", "stop", "-D", str(data), "--mode=immediate")
     finally:

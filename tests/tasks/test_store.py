@@ -92,10 +92,11 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(store: Store, tmp_path
 
     inner = store.write_rows("prompts", ROWS, Prompt)
     manifest = json.dumps({"../../escaped": inner.model_dump()}).encode()
-    path = Path(store.root) / "adapters" / "evil.json"
+    digest = hashlib.sha256(manifest).hexdigest()
+    ref = Ref(uri=f"adapters/{digest[:32]}.json", sha256=digest)
+    path = Path(store.root) / ref.uri
     path.parent.mkdir(parents=True)
     path.write_bytes(manifest)
-    ref = Ref(uri="adapters/evil.json", sha256=hashlib.sha256(manifest).hexdigest())
     with pytest.raises(DamagedArtifact, match="names a file outside its folder"):
         store.folder(ref)
 
@@ -173,3 +174,30 @@ except OSError as error:
     finally:
         if mounted:
             subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "../secrets/" + "a" * 32,
+        "/etc/passwd",
+        "rows/../../etc/passwd",
+        "rows/" + "a" * 32 + "/../x",
+        "s3://b/" + "a" * 32,
+    ],
+)
+def test_a_reference_names_nothing_outside_the_store(uri: str) -> None:
+    with pytest.raises(ValueError, match="uri"):
+        Ref(uri=uri, sha256="0" * 64)
+
+
+def test_a_name_means_the_last_thing_said_and_is_no_path(store: Store) -> None:
+    first, second = (store.write_rows("prompts", ROWS[:n], Prompt) for n in (1, 2))
+    assert store.meant("reports", "tiny") is None
+    for ref in (first, second):
+        store.let("reports", "tiny.s0", ref)
+        assert store.meant("reports", "tiny.s0") == ref
+    assert store.names("reports") == ["tiny.s0"]
+    for name in ("../x", "a/b", ".hidden", ""):
+        with pytest.raises(ValueError, match="is no name"):
+            store.let("reports", name, first)

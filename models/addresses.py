@@ -1,0 +1,58 @@
+"""Which servers an expert may be at: whoever may start a run must not make a worker ask what only the worker can reach."""
+
+import ipaddress
+import os
+import re
+import socket
+from urllib.parse import urlsplit
+
+ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that experts' must begin with
+_OTHERS = re.compile(r"^(AWS|AZURE|GOOGLE|GCP|PREFECT|MLFLOW|POSTGRES|PG|NINEFOLD_(STORE|LEDGER|MLFLOW|SETTINGS))")
+
+
+def check_key_name(name: str) -> str:
+    """Return the name of the variable that holds an expert's key; raise ValueError if it holds what is not for experts."""
+    if _OTHERS.match(name) or not name.endswith(("_KEY", "_TOKEN")):
+        raise ValueError(
+            f"key_env={name} is no expert's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none of "
+            "the store's, the databases' or the servers' own"
+        )
+    return name
+
+
+def check_address(url: str) -> None:
+    """Raise ValueError if an expert must not be asked at a URL, by where its host is now.
+
+    Never link-local addresses, where clouds keep a machine's credentials; without encryption only this machine and private
+    networks. Where NINEFOLD_ENDPOINTS is set, nothing that does not begin with one of its URLs.
+    """
+    allowed = os.environ.get(ALLOWED, "").split()
+    if allowed and not any(_within(url, prefix) for prefix in allowed):
+        raise ValueError(f"base_url={url} is not among the servers that {ALLOWED} allows: {', '.join(allowed)}")
+    parts = urlsplit(url)
+    for address in _addresses(parts.hostname or ""):
+        if address.is_link_local or address.is_multicast or address.is_unspecified:
+            raise ValueError(f"base_url={url} is at {address}, where no expert is: it is a machine's own network's")
+        if parts.scheme == "http" and not address.is_private:
+            raise ValueError(
+                f"base_url={url} would send key and questions unencrypted to {address}, outside of private networks: use "
+                "https://"
+            )
+
+
+def _within(url: str, prefix: str) -> bool:
+    """Whether a URL is a server's or lies under its path: not a host or a path that only begins alike."""
+    ours, theirs = urlsplit(url), urlsplit(prefix)
+    path = theirs.path.rstrip("/")
+    same = (ours.scheme, ours.hostname, ours.port) == (theirs.scheme, theirs.hostname, theirs.port)
+    return same and ".." not in ours.path and (ours.path.rstrip("/") == path or ours.path.startswith(f"{path}/"))
+
+
+def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Return where a host is; nowhere if nobody knows, which the call will say."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    return [getattr(address, "ipv4_mapped", None) or address for address in addresses]

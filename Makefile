@@ -18,7 +18,7 @@ EXTRAS ?= quickstart,dev
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rewardbench demo test check chaos format up clean
+.PHONY: help setup rewardbench demo test check audit chaos format up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -80,11 +80,19 @@ test: setup $(BROWSER) $(POSTGRES) $(REWARDBENCH)/.ready ## run every test, two 
 	@echo "running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: setup ## format, lint, types and import rules
+check: setup audit ## format, lint, types, import rules and known weaknesses of dependencies
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: $(VENV)/audit/.ready ## ask PyPI's advisories about what is installed
+	@$(BIN)/python .ci/audit.py $(VENV)/audit/bin/pip-audit $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+
+$(VENV)/audit/.ready: $(VENV)/.ready
+	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet "pip-audit>=2.9,<3"
+	@touch $@
 
 chaos: setup ## buy labels through faults and random kill -9s, then hold the ledger against the server's own log
 	@$(BIN)/python benchmarks/chaos.py

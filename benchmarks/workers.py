@@ -50,12 +50,12 @@ def main() -> None:
             folder = Path(scratch) / f"{workers}"
             _write(folder, judge.url, given.queries)
             found = _sweep(folder, workers, postgres, f"{bucket}/{uuid4().hex}")
-            waiting = ARMS * given.queries * given.latency
-            found |= {"workers": workers, "least": waiting / min(workers, ARMS)}
+            # arms share some of their questions
+            found |= {"workers": workers, "least": found["labels"] * given.latency / min(workers, ARMS)}
             rows.append(found)
             print(
                 f"{workers} workers: labels in {found['labelling']:.0f} s (the least: {found['least']:.0f} s), the sweep in "
-                f"{found['sweep']:.0f} s, {rows[0]['labelling'] / found['labelling']:.2f} × one worker",
+                f"{found['sweep']:.0f} s, {rows[0]['sweep'] / found['sweep']:.2f} × the first",
                 flush=True,
             )
     print(json.dumps(rows))

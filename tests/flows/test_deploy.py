@@ -46,9 +46,9 @@ def filled(value: Any, environment: dict[str, str]) -> Any:
         name, rule, rest = match.groups()
         given = environment.get(name, "")
         assert given or rule != ":?", f"{name}: {rest}"
-        return (rest if given else "") if rule == ":+" else given or (rest if rule == ":-" else "")
+        return given or rest
 
-    return re.sub(r"\$\{(\w+)(:[-?+])?([^}]*)\}", replace, value)
+    return re.sub(r"\$\{(\w+)(:[-?])([^}]*)\}", replace, value)
 
 
 @pytest.fixture(scope="module")

@@ -218,7 +218,7 @@ class Ledger:
         """
 
         def work(connection: Connection) -> int:
-            reserved = connection.execute(sa.select(QUERIES).where(QUERIES.c.status == "reserved")).mappings().all()
+            reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
             dead = [row for row in reserved if not tables.alive(row["holder"], row["reserved_at"])]
             for row in dead:
                 if row["paid_on_loss"]:

@@ -72,7 +72,7 @@ def open_engine(url: str) -> Engine:
             if not embedded:  # two that make the tables at once would get into each other's way
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
             METADATA.create_all(connection)
-            _add_columns(connection)
+            _bring_up_to_date(connection)
     except sa.exc.ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
             raise
@@ -83,14 +83,16 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def _add_columns(connection: Connection) -> None:
-    """Give tables that an earlier version has made the columns they lack; what is in them stays."""
+def _bring_up_to_date(connection: Connection) -> None:
+    """Give tables that an earlier version has made the columns and indexes they lack; what is in them stays."""
     for table in METADATA.sorted_tables:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
                 specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _sqlite(url: sa.URL) -> Engine:

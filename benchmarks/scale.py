@@ -1,0 +1,284 @@
+"""What happens at size: a ledger of ten million rows, selections among a million tuples, a sweep of thousands of arms.
+
+    python benchmarks/scale.py ledger       # PostgreSQL and SQLite; labels a second, empty and full, in the same run
+    python benchmarks/scale.py selection    # seconds and memory of each strategy, each in a process of its own
+    python benchmarks/scale.py scheduler    # arms handed to Prefect on PostgreSQL, and what looking after them costs
+
+All of it runs on this machine and nothing is extrapolated: docs/scale.md does that. Every part ends in a line of JSON.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.postgres import running
+from tests.processes import ROOT, answers, free_port, without_prefect
+
+_BATCH, _BATCHES = 64, 40  # what as many calls in flight settle and reserve at once
+_PATIENCE = 240  # seconds for one selection
+_STRATEGIES: dict[str, dict[str, Any]] = {
+    "random": {"kind": "random"},
+    "margin (expected)": {"kind": "margin"},
+    "least_confidence": {"kind": "least_confidence"},
+    "entropy": {"kind": "predictive_entropy"},
+    "ensemble_variance": {"kind": "ensemble_variance"},
+    "coreset_eft": {"kind": "coreset_eft"},
+    "hybrid": {"kind": "hybrid"},
+    "badge": {"kind": "badge"},
+    "typiclust": {"kind": "typiclust"},
+    "max_herding": {"kind": "max_herding"},
+}
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["ledger", "selection", "scheduler", "one-selection"])
+    parser.add_argument("--rows", type=int, default=10_000_000, help="of the ledger")
+    parser.add_argument("--pool", type=int, default=1_000_000, help="tuples to select among")
+    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--queries", type=int, default=1_000, help="to select")
+    parser.add_argument("--arms", type=int, default=2_000)
+    parser.add_argument("--strategy", default="", help="of one selection")
+    parser.add_argument("--folder", type=Path, help="with the pool of one selection")
+    given = parser.parse_args()
+    if given.part == "one-selection":
+        print(json.dumps(_select(given.folder, given.strategy, given.queries)))
+    else:
+        print(json.dumps({"ledger": _ledgers, "selection": _selections, "scheduler": _scheduler}[given.part](given)))
+
+
+def _ledgers(given: argparse.Namespace) -> list[dict[str, Any]]:
+    with running() as postgres, tempfile.TemporaryDirectory() as folder:
+        places = {"postgresql": postgres.url(postgres.new_database()), "sqlite": f"sqlite:///{folder}/ledger.sqlite"}
+        return [_ledger(name, url, given.rows) for name, url in places.items()]
+
+
+def _ledger(name: str, url: str, rows: int) -> dict[str, Any]:
+    """Measure a ledger while it is empty, fill it, and measure it again."""
+    from models.ledger import Ledger
+
+    ledger = Ledger(url)
+    empty = _rates(ledger, "empty")
+    started = time.monotonic()
+    _fill(ledger.engine, rows)
+    filled = time.monotonic() - started
+    full = _rates(ledger, "full")
+    size = _bytes(ledger.engine)
+    found = {
+        "database": name,
+        "rows": rows,
+        "empty": empty,
+        "full": full,
+        "bytes_per_row": size / rows,
+        "filled": filled,
+    }
+    print(
+        f"{name}: {rows:,} rows in {filled:.0f} s, {size / rows:.0f} bytes each; labels a second {empty['labels']:.0f} → "
+        f"{full['labels']:.0f}; open {full['open']:.2f} s, recover {full['recover']:.3f} s, owned labels a second "
+        f"{full['owned']:.0f}",
+        flush=True,
+    )
+    return found
+
+
+def _fill(engine: sa.Engine, rows: int) -> None:
+    """Write labelled rows with texts of a realistic length, as the database makes them fastest."""
+    number, hashed, text = {
+        "postgresql": ("generate_series(1, :n) AS i", "md5(i::text)", "repeat(md5((i % 1000)::text), {0})"),
+        "sqlite": (
+            "(WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < :n) SELECT i FROM c)",
+            "printf('%032d', i)",
+            "substr(printf('%0500d', i % 1000), 1, 32 * {0})",
+        ),
+    }[engine.dialect.name]
+    statement = f"""
+        INSERT INTO queries (oracle, criterion, prompt_hash, response_hash, status, score, raw, tokens, micro_usd, seconds,
+                             prompt, response, account, paid_on_loss, reserved_at, settled_at)
+        SELECT 'judge', 'rubric', {hashed}, {hashed}, 'labelled', i % 6, 'Score: 3', 600, 150, 0.8,
+               {text.format(4)}, {text.format(10)}, 'account-' || (i % 200), true, 1.7e9 + i, 1.7e9 + i
+        FROM {number}
+    """  # noqa: S608 - of constants
+    with engine.begin() as connection:
+        connection.execute(sa.text(statement), {"n": rows})
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE queries")
+
+
+def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
+    """Return labels a second through `exchange`, new ones and owned ones, and the seconds of opening and recovering."""
+    from models.cost import Amount
+    from models.ledger import Ledger
+    from models.ledger_entries import Order, Reservation, Settlement
+    from models.ledger_tables import Question
+
+    def asked(batch: int) -> list[Order]:
+        made = [Question("judge", account, f"prompt {batch} " * 12, f"response {n} " * 40) for n in range(_BATCH)]
+        return [Order(question, Amount(1_000, 1_000), True) for question in made]
+
+    ledger.open_account(account, max_queries=10**9, max_micro_usd=10**12)
+    done: list[Settlement] = []
+    started = time.monotonic()
+    for batch in range(_BATCHES):
+        _, outcomes = ledger.exchange(account, done, asked(batch))
+        assert all(isinstance(outcome, Reservation) for outcome in outcomes)  # noqa: S101
+        done = [
+            Settlement(outcome, status="labelled", score=3.0, raw="Score: 3", tokens=600, micro_usd=150, seconds=0.8)
+            for outcome in outcomes
+            if isinstance(outcome, Reservation)
+        ]
+    ledger.exchange(account, done, [])
+    bought = time.monotonic() - started
+    again = f"{account}, again"
+    ledger.open_account(again, max_queries=10**9, max_micro_usd=10**12)
+    started = time.monotonic()
+    for batch in range(_BATCHES):
+        ledger.exchange(again, [], asked(batch))
+    owned = time.monotonic() - started
+    calls = _BATCH * _BATCHES
+    opened = _seconds(lambda: Ledger(str(ledger.engine.url.render_as_string(hide_password=False))))
+    return {
+        "labels": calls / bought,
+        "owned": calls / owned,
+        "open": opened,
+        "recover": _seconds(ledger.recover),
+        "spent": _seconds(lambda: ledger.spent(account)),
+    }
+
+
+def _bytes(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            return Path(str(engine.url.database)).stat().st_size
+        return int(connection.scalar(sa.text("SELECT pg_total_relation_size('queries')")))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def _selections(given: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        vectors = np.lib.format.open_memmap(
+            f"{folder}/vectors.npy", mode="w+", dtype=np.float32, shape=(given.pool, given.dimensions)
+        )
+        for start in range(0, given.pool, 100_000):  # written without holding it
+            stop = min(start + 100_000, given.pool)
+            vectors[start:stop] = rng.standard_normal((stop - start, given.dimensions), dtype=np.float32)
+        vectors.flush()
+        for name in _STRATEGIES:
+            command = [sys.executable, __file__, "one-selection", "--folder", folder, "--strategy", name]
+            try:
+                done = subprocess.run(
+                    [*command, "--queries", str(given.queries)], capture_output=True, text=True, timeout=_PATIENCE
+                )
+                row = json.loads(done.stdout) if not done.returncode else {"failed": done.stderr.strip()[-200:]}
+            except subprocess.TimeoutExpired:
+                row = {"failed": f"more than {_PATIENCE} s"}
+            found.append({"strategy": name} | row)
+            said = row.get("failed") or f"{row['seconds']:.1f} s, {row['gib']:.1f} GiB at most"
+            print(f"{name}: {given.queries:,} of {given.pool:,} in {said}", flush=True)
+    return found
+
+
+def _select(folder: Path, name: str, queries: int) -> dict[str, float]:
+    """Return the seconds of one selection and the most memory that it took, the pool's own arrays included."""
+    from pydantic import TypeAdapter
+
+    from models.acquisition.base import Acquisition, Pool
+    from models.plugins import OneOf
+
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    size, rng = len(vectors), np.random.default_rng(1)
+    plugin = next(p for p in OneOf("models.acquisition").plugins(Acquisition) if _kind(p) == _STRATEGIES[name]["kind"])
+    strategy: Acquisition = TypeAdapter(plugin).validate_python(_STRATEGIES[name])
+    pool = Pool(
+        ids=[f"r{number:08}" for number in range(size)],
+        prompt=np.arange(size, dtype=np.int64) // 8,
+        unavailable=np.zeros(size, dtype=np.bool_),
+        labelled=np.zeros(size, dtype=np.bool_),
+        vectors=vectors,
+        logprob=-rng.random(size) * 100,
+        tokens=rng.integers(20, 200, size),
+        reference_logprob=-rng.random(size) * 100,
+        scores=rng.normal(3.0, 1.0, (8, size)),
+        cost=np.ones(size),
+        money=float(queries),
+    )
+    started = time.monotonic()
+    picks = strategy.select(pool, queries, np.random.default_rng(2))
+    seconds = time.monotonic() - started
+    assert len({pick.response_id for pick in picks}) == queries  # noqa: S101
+    return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def _kind(plugin: Any) -> str:  # noqa: ANN401
+    return str(plugin.model_fields["kind"].default)
+
+
+def _scheduler(given: argparse.Namespace) -> dict[str, float]:
+    """Return what handing arms to Prefect's server costs, and what one look at all of them does."""
+    with running() as postgres, ExitStack() as up, tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        database = postgres.url(postgres.new_database(), driver="asyncpg")
+        places = {"PREFECT_HOME": folder, "PREFECT_API_DATABASE_CONNECTION_URL": database}
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        with Path(folder, "log").open("wb") as log:
+            server = subprocess.Popen(command, env=without_prefect() | places, stdout=log, stderr=log)
+        up.callback(server.wait)
+        up.callback(server.terminate)
+        answers(f"http://127.0.0.1:{port}/api/health", 180)
+        done = subprocess.run(
+            [sys.executable, "-c", _HAND_OUT, str(given.arms)],
+            env=without_prefect() | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": folder},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise ChildProcessError(done.stderr[-3000:])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{given.arms:,} arms: {found['per_second']:.0f} handed out a second, one look at all {found['look']:.2f} s")
+    return found
+
+
+_HAND_OUT = """
+import json, sys, time
+from prefect import get_client
+from flows.conductor import _hand_out, _read
+from flows.config import load
+from flows.experiment import Experiment
+from flows.workers import arms_deployment
+from pathlib import Path
+x, arms = load(Experiment, Path("deployments/experiments/quickstart.yaml")), int(sys.argv[1])
+with get_client(sync_client=True) as client:
+    deployment = arms_deployment(client)
+    started = time.monotonic()
+    runs = [_hand_out(deployment, x.model_copy(update={"name": f"arm-{n}"}), "sweep") for n in range(arms)]
+    handed = time.monotonic() - started
+    started = time.monotonic()
+    assert len(_read(client, {"id": {"any_": [run.id for run in runs]}})) == arms
+    print(json.dumps({"arms": arms, "per_second": arms / handed, "look": time.monotonic() - started}))
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
+import sqlalchemy as sa
 from packaging.requirements import Requirement
 
 from flows.servers import port_taken, servers
@@ -68,7 +69,26 @@ def _sharing() -> list[Finding]:
     mlflow = Finding(
         f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database"
     )
-    return [ledger, mlflow]
+    return [ledger, mlflow, *_old_places(what)]
+
+
+def _old_places(what: str) -> list[Finding]:
+    """Whether MLflow's database knows experiments whose artifacts lie on one machine: it keeps what it was first told."""
+    if settings().mlflow_is_remote or not settings().shares_mlflow:
+        return []
+    known = sa.text("SELECT name, artifact_location FROM experiments WHERE name LIKE 'ninefold%' ORDER BY name")
+    try:
+        with sa.create_engine(settings().mlflow_uri, poolclass=sa.NullPool).connect() as connection:
+            places = connection.execute(known).all()
+    except sa.exc.OperationalError as error:
+        return [Finding(f"{what} is MLflow's database", False, " ".join(str(error.orig).split()))]
+    except sa.exc.ProgrammingError:  # it has no tables yet
+        return []
+    local = [f"{name} ({place})" for name, place in places if place.startswith(("file:", "/"))]
+    remedy = (
+        f"artifacts of {', '.join(local)} stay there: rename them in MLflow, and new ones are made beside the store"
+    )
+    return [Finding(f"{what} are the artifacts of MLflow's experiments", not local, remedy)]
 
 
 def _packages() -> list[Finding]:

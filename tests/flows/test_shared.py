@@ -53,6 +53,7 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     assert not [f for f in (first / "store", second / "store", second / "ledger.sqlite") if f.exists()]
     doctor = ninefold("doctor", home=second, environment=shared)
     assert f"ok  the store is shared ({s3}), and so is the ledger" in doctor.stdout
+    assert f"ok  the store is shared ({s3}), and so are the artifacts of MLflow's experiments" in doctor.stdout
     lonely = ninefold("doctor", home=second, environment=shared | {"NINEFOLD_LEDGER": "sqlite:///alone.sqlite"})
     assert "and so is the ledger — set NINEFOLD_LEDGER=postgresql+psycopg://" in lonely.stdout
     rows = list(Ledger(shared["LEDGER"]).rows())
@@ -117,6 +118,19 @@ def test_a_machine_that_dies_is_taken_over_and_nothing_is_bought_twice(
     # what was on its way when it died may have been answered, and is booked as lost; all else was asked once
     assert len(settled) <= server.served["reply"] <= len(settled) + lost
     assert lost <= 5
+
+
+def test_doctor_names_what_mlflow_has_kept_on_one_machine(
+    new_database: Callable[[], str], s3: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    database = new_database()
+    MlflowClient(database).create_experiment("ninefold", artifact_location="file:///home/somebody/mlflow")
+    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": database}
+    told = ninefold("doctor", home=tmp_path, environment=without_prefect() | places)
+    assert told.returncode == 1
+    assert "artifacts of ninefold (file:///home/somebody/mlflow) stay there: rename them in MLflow" in told.stdout
 
 
 def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:

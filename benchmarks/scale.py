@@ -1,6 +1,6 @@
 """What happens at size: a ledger of ten million rows, selections among a million tuples, a sweep of thousands of arms.
 
-    python benchmarks/scale.py ledger       # PostgreSQL and SQLite; labels a second, empty and full, in the same run
+    python benchmarks/scale.py ledger       # on PostgreSQL: labels a second, empty and full, in the same run
     python benchmarks/scale.py selection    # seconds and memory of each strategy, each in a process of its own
     python benchmarks/scale.py scheduler    # arms handed to Prefect on PostgreSQL, and what looking after them costs
 
@@ -58,28 +58,24 @@ def main() -> None:
     if given.part == "one-selection":
         print(json.dumps(_select(given.folder, given.strategy, given.queries)))
     else:
-        print(json.dumps({"ledger": _ledgers, "selection": _selections, "scheduler": _scheduler}[given.part](given)))
+        print(json.dumps({"ledger": _ledger, "selection": _selections, "scheduler": _scheduler}[given.part](given)))
 
 
-def _ledgers(given: argparse.Namespace) -> list[dict[str, Any]]:
-    with running() as postgres, tempfile.TemporaryDirectory() as folder:
-        places = {"postgresql": postgres.url(postgres.new_database()), "sqlite": f"sqlite:///{folder}/ledger.sqlite"}
-        return [_ledger(name, url, given.rows) for name, url in places.items()]
-
-
-def _ledger(name: str, url: str, rows: int) -> dict[str, Any]:
-    """Measure a ledger while it is empty, fill it, and measure it again."""
+def _ledger(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure a ledger on PostgreSQL while it is empty, fill it, and measure it again."""
     from models.ledger import Ledger
 
-    ledger = Ledger(url)
-    empty = _rates(ledger, "empty")
-    started = time.monotonic()
-    _fill(ledger.engine, rows)
-    filled = time.monotonic() - started
-    full = _rates(ledger, "full")
-    size = _bytes(ledger.engine)
+    rows = given.rows
+    with running() as postgres:
+        ledger = Ledger(postgres.url(postgres.new_database()))
+        empty = _rates(ledger, "empty")
+        started = time.monotonic()
+        _fill(ledger.engine, rows)
+        filled = time.monotonic() - started
+        full = _rates(ledger, "full")
+        with ledger.engine.connect() as connection:
+            size = int(connection.scalar(sa.text("SELECT pg_total_relation_size('queries')")) or 0)
     found = {
-        "database": name,
         "rows": rows,
         "empty": empty,
         "full": full,
@@ -87,7 +83,7 @@ def _ledger(name: str, url: str, rows: int) -> dict[str, Any]:
         "filled": filled,
     }
     print(
-        f"{name}: {rows:,} rows in {filled:.0f} s, {size / rows:.0f} bytes each; labels a second {empty['labels']:.0f} → "
+        f"{rows:,} rows in {filled:.0f} s, {size / rows:.0f} bytes each; labels a second {empty['labels']:.0f} → "
         f"{full['labels']:.0f}; open {full['open']:.2f} s, recover {full['recover']:.3f} s, owned labels a second "
         f"{full['owned']:.0f}",
         flush=True,
@@ -97,26 +93,18 @@ def _ledger(name: str, url: str, rows: int) -> dict[str, Any]:
 
 def _fill(engine: sa.Engine, rows: int) -> None:
     """Write labelled rows with texts of a realistic length, as the database makes them fastest."""
-    number, hashed, text = {
-        "postgresql": ("generate_series(1, :n) AS i", "md5(i::text)", "repeat(md5((i % 1000)::text), {0})"),
-        "sqlite": (
-            "(WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < :n) SELECT i FROM c)",
-            "printf('%032d', i)",
-            "substr(printf('%0500d', i % 1000), 1, 32 * {0})",
-        ),
-    }[engine.dialect.name]
-    statement = f"""
+    statement = """
         INSERT INTO queries (oracle, criterion, prompt_hash, response_hash, status, score, raw, tokens, micro_usd, seconds,
                              prompt, response, account, paid_on_loss, reserved_at, settled_at)
-        SELECT 'judge', 'rubric', {hashed}, {hashed}, 'labelled', i % 6, 'Score: 3', 600, 150, 0.8,
-               {text.format(4)}, {text.format(10)}, 'account-' || (i % 200), true, 1.7e9 + i, 1.7e9 + i
-        FROM {number}
-    """  # noqa: S608 - of constants
+        SELECT 'judge', 'rubric', md5(i::text), md5(i::text), 'labelled', i % 6, 'Score: 3', 600, 150, 0.8,
+               repeat(md5((i % 1000)::text), 4), repeat(md5((i % 1000)::text), 10), 'account-' || (i % 200), true,
+               1.7e9 + i, 1.7e9 + i
+        FROM generate_series(1, :n) AS i
+    """
     with engine.begin() as connection:
         connection.execute(sa.text(statement), {"n": rows})
-    if engine.dialect.name == "postgresql":
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM ANALYZE queries")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE queries")
 
 
 def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
@@ -158,13 +146,6 @@ def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
         "recover": _seconds(ledger.recover),
         "spent": _seconds(lambda: ledger.spent(account)),
     }
-
-
-def _bytes(engine: sa.Engine) -> int:
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            return Path(str(engine.url.database)).stat().st_size
-        return int(connection.scalar(sa.text("SELECT pg_total_relation_size('queries')")))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from filelock import Timeout
 from prefect import get_client
@@ -14,9 +14,11 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.states import Cancelled, Crashed
+from sqlalchemy.exc import OperationalError
 
 from flows.experiment import Experiment
 from flows.workers import POOL, arms_deployment, life_of
+from tasks.locks import holding, stage_lock
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,8 @@ _GRACE = 20.0  # seconds that a run may be called running while its process does
 _CLAIMED = 300.0  # seconds that a worker may take to start what it has taken
 _LONELY = 60.0  # seconds between reminders that nobody works
 _ATTEMPTS = 3
-_GOING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+_GOING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
+_STOPPED = "the sweep was stopped"
 
 
 class Outcome(NamedTuple):
@@ -41,6 +44,7 @@ class _Handed:
 
     experiment: Experiment
     run: FlowRun
+    mine: bool  # handed out here, and not joined
     attempts: int = 1
     suspect_since: float | None = None  # since when its process has not been seen to live
     told: str = ""
@@ -54,18 +58,16 @@ def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[Outcom
     """
     with get_client(sync_client=True) as client:
         deployment = arms_deployment(client)
-        under_way = _under_way(client, deployment)
-        handed = []
-        for experiment in experiments:
-            joined = under_way.get(_tag(experiment))
-            handed.append(_Handed(experiment, joined or _hand_out(deployment, experiment, sweep)))
-        log.info("%d arms for the workers of pool %s", len(handed), POOL)
+        handed: list[_Handed] = []
         try:
+            for experiment in experiments:
+                handed.append(_Handed(experiment, *_joined_or_handed_out(client, deployment, experiment, sweep)))
+            log.info("%d arms for the workers of pool %s", len(handed), POOL)
             yield from _conduct(client, deployment, handed, sweep)
         except (KeyboardInterrupt, GeneratorExit):
             for arm in handed:
-                if arm.run.state is not None and arm.run.state.is_scheduled():
-                    client.set_flow_run_state(arm.run.id, Cancelled(message="the sweep was stopped"))
+                if arm.mine and _state(client.read_flow_run(arm.run.id)) == "SCHEDULED":
+                    client.set_flow_run_state(arm.run.id, Cancelled(message=_STOPPED))
             raise
 
 
@@ -77,18 +79,21 @@ def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed],
             arm.run = runs.get(arm.run.id, arm.run)
             died = _died(arm)
             if died:
-                client.set_flow_run_state(arm.run.id, Crashed(message=died), force=True)
-            elif _state(arm.run) == "CRASHED":
+                end = Cancelled if _state(arm.run) == "CANCELLING" else Crashed
+                client.set_flow_run_state(arm.run.id, end(message=died))  # refused if it has ended meanwhile
+                continue  # what it says now is seen in the next round
+            if _state(arm.run) == "CRASHED" or _said(arm.run) == _STOPPED:  # by another who had joined it
                 died = _said(arm.run)
             if (outcome := _outcome(arm, died)) is not None:
                 left.remove(arm)
                 yield outcome
             elif died:
                 log.warning("%s: %s; it is handed out again", arm.experiment.name, died)
-                arm.run = _hand_out(deployment, arm.experiment, sweep)
+                arm.run, arm.mine = _joined_or_handed_out(client, deployment, arm.experiment, sweep)
                 arm.attempts, arm.suspect_since = arm.attempts + 1, None
             _tell(arm)
-        if time.monotonic() - reminded > _LONELY and not any(_state(arm.run) in ("PENDING", "RUNNING") for arm in left):
+        states = {_state(arm.run) for arm in left}
+        if time.monotonic() - reminded > _LONELY and "SCHEDULED" in states and not states & {"PENDING", "RUNNING"}:
             reminded = time.monotonic()
             log.warning(
                 "nobody works on the %d arms left: `ninefold worker` on any machine that shares them", len(left)
@@ -102,7 +107,7 @@ def _outcome(arm: _Handed, died: str) -> Outcome | None:
     state, x = _state(arm.run), arm.experiment
     if state == "COMPLETED":
         return Outcome(x, "")
-    if state in ("FAILED", "CANCELLED"):
+    if state in ("FAILED", "CANCELLED") and not died:
         return Outcome(x, f"{state.lower()} on a worker: {_said(arm.run)}")
     if died and arm.attempts == _ATTEMPTS:
         return Outcome(x, f"handed out {_ATTEMPTS} times, and at last: {died}")
@@ -112,7 +117,9 @@ def _outcome(arm: _Handed, died: str) -> Outcome | None:
 def _died(arm: _Handed) -> str:
     """Return how an arm's process is known to have died without a word; "" if it is not."""
     state, now = _state(arm.run), time.monotonic()
-    gone = state == "PENDING" or (state == "RUNNING" and not _lives(arm.run.id))
+    # Kubernetes says that it still looks for a place, or fetches the image
+    claimed = state == "PENDING" and arm.run.state is not None and arm.run.state.name != "InfrastructurePending"
+    gone = claimed or (state in ("RUNNING", "CANCELLING") and not _lives(arm.run.id))
     if not gone:
         arm.suspect_since = None
         return ""
@@ -128,7 +135,7 @@ def _lives(run: UUID) -> bool:
     life = life_of(run)
     try:
         life.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, OperationalError):  # a database that is not there says nothing of a run
         return True
     life.release()
     return False
@@ -153,6 +160,23 @@ def _tag(experiment: Experiment) -> str:
     return f"arm:{experiment.digest()}"
 
 
+def _joined_or_handed_out(
+    client: SyncPrefectClient, deployment: UUID, experiment: Experiment, sweep: str
+) -> tuple[FlowRun, bool]:
+    """Return the run of an arm that is under way, or a new one, and whether it is new; two conductors make only one."""
+    with holding(stage_lock(_tag(experiment))):
+        going = {"any_": list(_GOING)}
+        found = _read(
+            client,
+            {
+                "deployment_id": {"any_": [deployment]},
+                "state": {"type": going},
+                "tags": {"all_": [_tag(experiment)]},
+            },
+        )
+        return (found[0], False) if found else (_hand_out(deployment, experiment, sweep), True)
+
+
 def _hand_out(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
     run: FlowRun = run_deployment(  # type: ignore[assignment]  # a coroutine where the caller is one
         deployment,
@@ -160,14 +184,10 @@ def _hand_out(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
         flow_run_name=experiment.name,
         tags=["ninefold", _tag(experiment)],
         timeout=0,
+        as_subflow=False,  # Prefect suspends no subflow, and arms may wait for people
+        idempotency_key=str(uuid4()),  # its client may ask twice
     )
     return run
-
-
-def _under_way(client: SyncPrefectClient, deployment: UUID) -> dict[str, FlowRun]:
-    """Return the deployment's runs that have not ended, by their arm's tag."""
-    runs = _read(client, {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(_GOING)}}})
-    return {tag: run for run in runs for tag in run.tags if tag.startswith("arm:")}
 
 
 def _read(client: SyncPrefectClient, wanted: dict[str, object]) -> list[FlowRun]:

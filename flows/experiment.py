@@ -18,7 +18,7 @@ from models.generators.hf import Transformers
 from models.oracles.base import Oracle
 from models.plugins import Frozen, OneOf
 from models.policies.dpo import DPO
-from models.policies.language_model import Dtype
+from models.policies.dtypes import ChosenDtype
 from models.policies.sft import SFT
 from models.rubric import Rubric
 from models.sources.base import PromptSource
@@ -36,7 +36,11 @@ class PolicyConfig(Frozen):
 
     model: str = Field(description="packaged, a local directory, or a hub id `org/name@revision`")
     template: Template = Field("chat", description="the tokenizer's chat template, or the texts as they are")
-    dtype: Dtype = Field("bfloat16", description="of the weights")
+    dtype: ChosenDtype = Field(
+        "auto",
+        validate_default=True,
+        description="of the weights; auto: bfloat16 where a GPU or the processor computes it",
+    )
     max_prompt_tokens: PositiveInt = Field(512, description="longer prompts are set aside and named")
     sft: SFT = SFT()
 

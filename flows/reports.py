@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.downloads import sha256_of
-from tasks.locks import file_lock, holding
+from tasks.locks import holding, stage_lock
 from tasks.settings import settings
 from tasks.store import store
 
@@ -70,10 +70,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _guarded(name: str) -> Any:  # noqa: ANN401
-    """Keep other processes of this home from a shared report's folder: what is fetched replaces what is there."""
-    if not settings().shares_store:
-        return nullcontext()
-    return holding(file_lock(settings().prefect_home / "locks", f"report {name}"))
+    """Keep everybody else from a shared report: what is fetched replaces what is there, and the last to write is right."""
+    return holding(stage_lock(f"report {name}")) if settings().shares_store else nullcontext()
 
 
 def _newest(name: str) -> Path:

@@ -1,23 +1,36 @@
 """Workers: on any machine that shares store and ledger, a process that takes arms of sweeps and runs them one by one."""
 
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tasks.locks import KeyLock, holding, stage_lock
+import psutil
+import sqlalchemy as sa
+from filelock import Timeout
+
+from tasks.locks import AdvisoryLock, KeyLock, holding, stage_lock
 from tasks.settings import settings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+log = logging.getLogger(__name__)
+
 POOL = "ninefold-arms"
 _FLOW, _DEPLOYMENT = "proxy-reward", "arm"
 _FOLDER = "NINEFOLD_WORKER_FOLDER"  # of a worker: where its runs look for the files that experiments name
+_ENGINE = "prefect.engine"
+_PATIENCE = 100.0  # seconds that runs have to end
+_PULSE = 5.0  # seconds
 
 
 def check_shared() -> None:
@@ -57,10 +70,32 @@ def work(name: str, runs: int, health_port: int = 0) -> int:
         command += ["--with-healthcheck"]
         here |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     talking = {"PREFECT_LOGGING_LEVEL": "INFO"}
-    process = subprocess.Popen(command, env=os.environ | here | talking)
-    while True:
-        with suppress(KeyboardInterrupt):  # Prefect's worker has been told too, and ends its run in good order
-            return process.wait()
+    # in a session of its own: Ctrl-C is for this process, which lets the runs end before the worker does
+    process = subprocess.Popen(command, env=os.environ | here | talking, start_new_session=True)
+    told: list[int] = []
+    for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(polite, lambda number, _: told.append(number))
+    while process.poll() is None and not told:
+        time.sleep(0.2)
+    if process.poll() is None:
+        _end(psutil.Process(process.pid))
+    return process.wait()
+
+
+def _end(worker: psutil.Process) -> None:
+    """Tell a worker's runs to end, wait until they have booked what is on its way, and then end the worker.
+
+    Told itself, Prefect's worker would kill them at once; it is held still meanwhile, so that it takes no other either.
+    """
+    log.warning("stopping: what is on its way is booked first")
+    worker.suspend()
+    runs = [run for run in worker.children(recursive=True) if not run.children() or _ENGINE in " ".join(run.cmdline())]
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    psutil.wait_procs(runs, timeout=_PATIENCE)
+    worker.resume()
+    worker.send_signal(signal.SIGINT)
 
 
 def arms_deployment(client: "SyncPrefectClient") -> UUID:
@@ -94,5 +129,24 @@ def living() -> Iterator[None]:
     """Let whoever has handed this flow run out know that its process lives, while the block runs."""
     from prefect.runtime import deployment, flow_run
 
-    with holding(life_of(flow_run.id)) if deployment.id is not None else nullcontext():
+    if deployment.id is None:
         yield
+        return
+    life, over = life_of(flow_run.id), Event()
+    pulse = Thread(target=_beat, args=(life, over), name="living", daemon=True)
+    with holding(life):
+        pulse.start()
+        try:
+            yield
+        finally:
+            over.set()
+            pulse.join()
+
+
+def _beat(life: KeyLock, over: Event) -> None:
+    """Take the lock again when the database has lost it, as when it was started anew."""
+    while not over.wait(_PULSE):
+        if isinstance(life, AdvisoryLock) and life.lost():
+            life.release()
+            with suppress(sa.exc.OperationalError, Timeout):  # it is not back yet
+                life.acquire(timeout=_PULSE)

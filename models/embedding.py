@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
-from models.policies.language_model import Dtype, LanguageModel, Pooling
+from models.policies.dtypes import Dtype
+from models.policies.language_model import LanguageModel, Pooling
 from models.preference import Response
 from models.rubric import Rubric
 

@@ -5,7 +5,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -68,8 +68,16 @@ class AdvisoryLock:
     def release(self) -> None:
         """Free the lock by ending its session."""
         if self._session is not None:
-            self._session.close()
+            with suppress(sa.exc.DBAPIError):  # it has ended already
+                self._session.close()
             self._session = None
+
+    def lost(self) -> bool:
+        """Whether the session has ended by itself, as when the server was started anew; the lock is then free."""
+        try:
+            return self._session is None or self._session.scalar(sa.select(1)) != 1
+        except sa.exc.DBAPIError:
+            return True
 
     def _try(self, session: sa.Connection, deadline: float) -> None:
         while not session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))):

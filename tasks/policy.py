@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from models.chat import Renderer, Template
 from models.plugins import Frozen
-from models.policies.language_model import Checkpoint, Dtype, Likelihood
+from models.policies.dtypes import Dtype
+from models.policies.language_model import Checkpoint, Likelihood
 from models.policies.pretrained import locate
 from models.preference import Response
 from tasks.store import Ref, store

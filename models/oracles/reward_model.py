@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from models.chat import Renderer, Template
 from models.cost import MicroUsd
 from models.oracles.base import Oracle, Verdict
-from models.policies.language_model import Dtype
+from models.policies.dtypes import Dtype
 from models.policies.pretrained import check_reference, locate
 from models.rubric import Rubric
 

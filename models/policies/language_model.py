@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.chat import Encoded, Renderer, Template
+from models.policies.dtypes import Dtype
 from models.policies.head import is_plain
 from models.policies.head import logprob as head_logprob
 
 Floats = NDArray[np.float32]
-Dtype = Literal["bfloat16", "float32"]
 Pooling = Literal["mean", "last"]
 
 

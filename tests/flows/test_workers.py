@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -44,12 +45,15 @@ class Machine:
         )
 
     def run(self, *arguments: str) -> str:
+        """Run a command and return what it says."""
+        before = len(self.said())
         process = self.start(*arguments)
         assert process.wait(400) == 0, self.said()
-        return self.said()
+        return self.said()[before:]
 
     def said(self) -> str:
-        return (self.folder / "log").read_text()
+        log = self.folder / "log"
+        return log.read_text() if log.exists() else ""
 
     @contextmanager
     def working(self) -> Iterator[psutil.Process]:
@@ -95,6 +99,11 @@ def found(machine: Machine) -> dict[str, Any]:
     return {arm["name"]: ({key: arm["report"][key] for key in kept}, picks[arm["name"]]) for arm in sweep["arms"]}
 
 
+def runs_of(worker: psutil.Process) -> list[psutil.Process]:
+    """Return the processes of the arms that a worker runs."""
+    return [child for child in worker.children(recursive=True) if "prefect.engine" in " ".join(child.cmdline())]
+
+
 def nobody_asks(ledger: Ledger) -> bool:
     """Whether an arm has its labels, and no question is on its way."""
     status = Counter(row["status"] for row in ledger.rows())
@@ -131,8 +140,7 @@ def test_workers_finish_a_sweep_though_one_is_killed(
         try:
             ledger = Ledger(shared["LEDGER"])
             # what is on its way when its asker dies is paid for, answered or not: the arm would have fewer labels
-            busy = processes[0].children
-            until(lambda: nobody_asks(ledger) and busy(), log=conductor.folder / "log", seconds=200)
+            until(lambda: nobody_asks(ledger) and runs_of(processes[0]), log=conductor.folder / "log", seconds=200)
             kill(processes[0].pid)
             assert sweep.wait(400) == 0, conductor.said() + "".join(machine.said() for machine in workers)
         finally:
@@ -158,6 +166,34 @@ def test_workers_finish_a_sweep_though_one_is_killed(
     elsewhere.run("sweep", "small.yaml")
     assert json.loads((elsewhere.home / "reports/small/sweep.json").read_text())["executed"] == {}
     assert server.served["reply"] == calls
+
+
+def test_a_worker_that_is_told_to_stop_books_what_is_on_its_way(
+    new_machine: Callable[[str, dict[str, str]], Machine], server: LoopbackJudge, shared: dict[str, str]
+) -> None:
+    server.latency = 2.0
+    conductor, first, second = (new_machine(name, shared) for name in ("conductor", "one", "two"))
+    ledger = Ledger(shared["LEDGER"])
+    only = ("--set", "seeds=[0]")
+    with first.working() as worker:
+        sweep = conductor.start("sweep", "small.yaml", "--workers", *only)
+        try:
+            until(lambda: list(ledger.rows(status="reserved")), log=conductor.folder / "log", seconds=200)
+            worker.send_signal(signal.SIGTERM)
+            until(
+                lambda: not psutil.pid_exists(worker.pid) or worker.status() == "zombie",
+                log=first.folder / "log",
+                seconds=60,
+            )
+            rows = Counter(row["status"] for row in ledger.rows())
+            assert rows.keys() == {"labelled"}, f"{rows}: {first.said()[-4000:]}"
+            assert not [p for p in psutil.process_iter(["environ"]) if f"{first.folder}" in str(p.info["environ"])]
+            server.latency = 0.0
+            with second.working():
+                assert sweep.wait(300) == 0, conductor.said() + second.said()
+        finally:
+            kill(sweep.pid)
+    assert len(list(ledger.rows())) == server.served["reply"], "each question once"
 
 
 def test_what_workers_would_not_share_is_named(new_machine: Callable[[str, dict[str, str]], Machine], s3: str) -> None:

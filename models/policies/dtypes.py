@@ -1,0 +1,38 @@
+"""In which numbers a model computes, and which of them this machine is fast at."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+Dtype = Literal["bfloat16", "float32"]
+
+_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls what x86 and Arm processors have for it
+
+
+def native_dtype(processor: str | None = None, *, gpu: bool | None = None) -> Dtype:
+    """Return bfloat16 where a GPU or the processor computes in it, else float32.
+
+    A processor that has no such instructions is made to by the library: a training step of the packaged model took 64 s
+    instead of 2.4 s. `processor` is Linux's description of it; where there is none, bfloat16 is taken to be fine.
+    """
+    if gpu if gpu is not None else Path("/proc/driver/nvidia/version").exists():
+        return "bfloat16"
+    described = Path("/proc/cpuinfo")
+    if processor is None:
+        processor = described.read_text() if described.exists() else ""
+    flags = {
+        flag
+        for line in processor.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.split()
+    }
+    return "bfloat16" if not flags or flags & _FLAGS else "float32"
+
+
+def _chosen(given: Any) -> Any:  # noqa: ANN401
+    return native_dtype() if given == "auto" else given
+
+
+# `auto` is decided where the parameters are read, and what is decided is what is recorded
+ChosenDtype = Annotated[Dtype, BeforeValidator(_chosen, json_schema_input_type=Literal["auto", "bfloat16", "float32"])]

@@ -7,7 +7,10 @@ import socket
 from urllib.parse import urlsplit
 
 ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that experts' must begin with
-_OTHERS = re.compile(r"^(AWS|AZURE|GOOGLE|GCP|PREFECT|MLFLOW|POSTGRES|PG|NINEFOLD_(STORE|LEDGER|MLFLOW|SETTINGS))")
+_CREDENTIALS = ipaddress.ip_network("fd00:ec2::/32")  # AWS's, by IPv6
+_OTHERS = re.compile(
+    r"^(AWS|AZURE|DATABRICKS|GOOGLE|GCP|PREFECT|MLFLOW|POSTGRES|PG|NINEFOLD_(STORE|LEDGER|MLFLOW|SETTINGS))"
+)
 
 
 def check_key_name(name: str) -> str:
@@ -31,7 +34,8 @@ def check_address(url: str) -> None:
         raise ValueError(f"base_url={url} is not among the servers that {ALLOWED} allows: {', '.join(allowed)}")
     parts = urlsplit(url)
     for address in _addresses(parts.hostname or ""):
-        if address.is_link_local or address.is_multicast or address.is_unspecified:
+        kept = address.version == 6 and address in _CREDENTIALS
+        if kept or address.is_link_local or address.is_multicast or address.is_unspecified:
             raise ValueError(f"base_url={url} is at {address}, where no expert is: it is a machine's own network's")
         if parts.scheme == "http" and not address.is_private:
             raise ValueError(

@@ -220,7 +220,8 @@ def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
             base_url=endpoint.base_url,
             timeout=endpoint.timeout,
             max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back
-            http_client=openai.DefaultAioHttpClient(),  # half the time per call of the default
+            # half the time per call of the default; where a server sends us to has not been checked
+            http_client=openai.DefaultAioHttpClient(follow_redirects=False),
         )
     return _clients[endpoint]
 

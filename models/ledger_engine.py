@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from models.ledger_tables import METADATA, QUERIES
+from models.ledger_tables import KEEPING, METADATA, QUERIES
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _bring_up_to_date(connection: Connection) -> None:
-    """Give tables that an earlier version has made the columns and indexes they lack; what is in them stays."""
+    """Give tables, new ones or an earlier version's, what they lack: columns, indexes, a guard; what is in them stays."""
     for table in METADATA.sorted_tables:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.columns:
@@ -93,6 +93,12 @@ def _bring_up_to_date(connection: Connection) -> None:
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
         for index in table.indexes:
             index.create(connection, checkfirst=True)
+    if connection.dialect.name == "postgresql":
+        known = connection.scalar(
+            sa.text("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'queries'::regclass AND NOT tgisinternal")
+        )
+        if not known:
+            connection.execute(sa.text(KEEPING))
 
 
 def _sqlite(url: sa.URL) -> Engine:

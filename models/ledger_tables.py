@@ -98,22 +98,22 @@ class Question:
         return {**named, "prompt": self.prompt, "response": self.response}
 
 
-# Nobody deletes what has been asked, by accident or otherwise; only what was never sent is taken back.
-sa.event.listen(
-    QUERIES,
-    "after_create",
-    sa.DDL(  # type: ignore[no-untyped-call]
-        """
-        CREATE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF OLD.status <> 'reserved' THEN
-                RAISE EXCEPTION 'query %% is %%, and kept: it may have been paid for', OLD.id, OLD.status;
+# PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back.
+KEEPING = """
+    CREATE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_OP = 'UPDATE' THEN
+            IF OLD.status IN ('labelled', 'quarantined') AND NEW.status <> OLD.status THEN
+                RAISE EXCEPTION 'query % is %, and stays so: it was paid for', OLD.id, OLD.status;
             END IF;
-            RETURN OLD;
-        END $$;
-        CREATE TRIGGER ninefold_keep BEFORE DELETE ON queries FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
-        """
-    ).execute_if(dialect="postgresql"),
-)
+            RETURN NEW;
+        END IF;
+        IF OLD.status <> 'reserved' THEN
+            RAISE EXCEPTION 'query % is %, and kept: it may have been paid for', OLD.id, OLD.status;
+        END IF;
+        RETURN OLD;
+    END $$;
+    CREATE TRIGGER ninefold_keep BEFORE DELETE OR UPDATE OF status ON queries FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
+"""
 
 CHARGES = sa.Table(
     "charges",

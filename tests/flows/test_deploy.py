@@ -156,6 +156,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
     with LoopbackJudge(key=KEY) as judge, ExitStack() as up:
         endpoint = {"model": "judge", "base_url": judge.url, "key_env": "OPENAI_API_KEY"}
         endpoint |= {"prices": {"input": 1_000_000, "output": 2_000_000}}
+        host.services["worker"]["environment"]["NINEFOLD_ENDPOINTS"] = judge.url
         tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_settings))
         sweep = {"name": "small", "base": "base.yaml", "presets": ["random"], "max_micro_usd": 100_000_000}
@@ -173,6 +174,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
     engine = sa.create_engine(worker)
     for statement, rule in (
         ("DELETE FROM queries", "query 1 is labelled, and kept"),
+        ("UPDATE queries SET status = 'reserved'", "query 1 is labelled, and stays so"),
         ("DROP TABLE queries", "must be owner of table queries"),
         ("TRUNCATE queries CASCADE", "permission denied"),
         ("CREATE TABLE mine (x int)", "permission denied for schema public"),
@@ -187,8 +189,11 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
 def test_the_image_holds_what_its_build_needs_and_nothing_more() -> None:
     dockerfile = (DEPLOYMENTS / "Dockerfile").read_text()
     copied = {name for line in re.findall(r"COPY .*? (\S.*) \S+$", dockerfile, re.M) for name in line.split()}
-    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert copied == allowed
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert copied == {line[1:] for line in ignored if line.startswith("!")}
+    assert {"deployments/.env*", "deployments/work"} <= set(ignored[ignored.index("!deployments") :]), (
+        "no secrets in it"
+    )
     assert {"flows", "tasks", "models", "pyproject.toml", "Makefile"} <= copied
     for target in ("cpu", "cuda"):
         assert f"RUN make setup TORCH={target} EXTRAS=" in dockerfile

@@ -53,6 +53,7 @@ def test_experts_servers_pass(url: str) -> None:
         ("http://169.254.169.254/latest", "is at 169.254.169.254, where no expert is"),
         ("https://sly.example/v1", "is at 169.254.169.254"),
         ("http://[fe80::1]/v1", "is at fe80::1"),
+        ("http://[fd00:ec2::254]/latest", "is at fd00:ec2::254"),
         ("http://[::ffff:169.254.169.254]/v1", "is at 169.254.169.254"),
         ("http://0.0.0.0/v1", "is at 0.0.0.0"),
         ("http://api.lab.example/v1", f"unencrypted to {PUBLIC}"),

@@ -44,6 +44,11 @@ def test_prefect_itself_would_run_what_a_record_holds(tmp_path: Path) -> None:
         (json.dumps({"__class__": "subprocess.Popen", "data": ["true"]}), "holds a subprocess.Popen"),
         (json.dumps({"a": [{"__class__": "os.system", "data": "true"}]}), "holds a os.system"),
         ({"__class__": "os.system", "data": "true"}, "holds a os.system"),
+        (json.dumps({"__class__": "flows.reports.write_text", "data": ["x", "y"]}), "holds a flows.reports.write_text"),
+        (
+            json.dumps({"__class__": "tasks.results.RemoteFileSystem", "data": {}}),
+            "holds a tasks.results.RemoteFileSystem",
+        ),
         (json.dumps({"__exc_type__": "SystemExit", "message": "0"}), "holds a an exception"),
     ],
 )
@@ -54,7 +59,15 @@ def test_only_this_projects_classes_are_made(result: object, what: str) -> None:
 
 @pytest.mark.parametrize(
     "held",
-    [b"\x80\x04.", b"[]", b"{}", record("1", type="compressed/pickle"), record("1", object_decoder="os.system")],
+    [
+        b"\x80\x04.",
+        b"[]",
+        b"{}",
+        record("1", type="compressed/pickle"),
+        record("1", object_decoder="os.system"),
+        # of an older form, which goes before what is beside it
+        json.dumps(json.loads(record("1")) | {"serializer": {"type": "pickle"}, "data": "gASVAAAA"}).encode(),
+    ],
 )
 def test_nothing_else_is_a_record(held: bytes) -> None:
     with pytest.raises(UntrustedResult):

@@ -93,9 +93,19 @@ def _end(worker: psutil.Process) -> None:
     for run in runs:
         with suppress(psutil.NoSuchProcess):
             run.terminate()
-    psutil.wait_procs(runs, timeout=_PATIENCE)
+    deadline = time.monotonic() + _PATIENCE
+    while any(map(_works, runs)) and time.monotonic() < deadline:
+        time.sleep(0.2)
     worker.resume()
     worker.send_signal(signal.SIGINT)
+
+
+def _works(run: psutil.Process) -> bool:
+    """Whether a process has not ended; its parent, held still, does not look at one that has."""
+    try:
+        return run.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def arms_deployment(client: "SyncPrefectClient") -> UUID:

@@ -70,15 +70,17 @@ def work(name: str, runs: int, health_port: int = 0) -> int:
         command += ["--with-healthcheck"]
         here |= {"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(health_port)}
     talking = {"PREFECT_LOGGING_LEVEL": "INFO"}
-    # in a session of its own: Ctrl-C is for this process, which lets the runs end before the worker does
-    process = subprocess.Popen(command, env=os.environ | here | talking, start_new_session=True)
     told: list[int] = []
     for polite in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(polite, lambda number, _: told.append(number))
+        if signal.getsignal(polite) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(polite, lambda number, _: told.append(number))
+    # in a session of its own: Ctrl-C is for this process, which lets the runs end before the worker does
+    process = subprocess.Popen(command, env=os.environ | here | talking, start_new_session=True)
     while process.poll() is None and not told:
         time.sleep(0.2)
     if process.poll() is None:
-        _end(psutil.Process(process.pid))
+        with suppress(psutil.NoSuchProcess):
+            _end(psutil.Process(process.pid))
     return process.wait()
 
 
@@ -89,22 +91,24 @@ def _end(worker: psutil.Process) -> None:
     """
     log.warning("stopping: what is on its way is booked first")
     worker.suspend()
-    runs = [run for run in worker.children(recursive=True) if not run.children() or _ENGINE in " ".join(run.cmdline())]
-    for run in runs:
-        with suppress(psutil.NoSuchProcess):
-            run.terminate()
-    deadline = time.monotonic() + _PATIENCE
-    while any(map(_works, runs)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    worker.resume()
-    worker.send_signal(signal.SIGINT)
-
-
-def _works(run: psutil.Process) -> bool:
-    """Whether a process has not ended; its parent, held still, does not look at one that has."""
     try:
-        return run.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        runs = [child for child in worker.children(recursive=True) if _is_run(child)]
+        for run in runs:
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
+        deadline = time.monotonic() + _PATIENCE
+        while any(map(_is_run, runs)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    finally:
+        worker.resume()
+        worker.send_signal(signal.SIGINT)
+
+
+def _is_run(process: psutil.Process) -> bool:
+    """Whether a process is a run that has not ended; its parent, held still, does not look at one that has."""
+    try:
+        return _ENGINE in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 
 

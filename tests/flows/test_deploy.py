@@ -173,8 +173,8 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
 
     engine = sa.create_engine(worker)
     for statement, rule in (
-        ("DELETE FROM queries", "query 1 is labelled, and kept"),
-        ("UPDATE queries SET status = 'reserved'", "query 1 is labelled, and stays so"),
+        ("DELETE FROM queries", r"query \d+ is labelled, and kept"),
+        ("UPDATE queries SET status = 'reserved'", r"query \d+ is labelled, and stays so"),
         ("DROP TABLE queries", "must be owner of table queries"),
         ("TRUNCATE queries CASCADE", "permission denied"),
         ("CREATE TABLE mine (x int)", "permission denied for schema public"),

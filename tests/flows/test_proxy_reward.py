@@ -457,4 +457,4 @@ def test_a_model_that_changes_under_a_run_is_refused(tiny_settings: dict[str, An
     with pytest.raises(ValueError, match="has changed since this run began"):
         policy.model_copy(update={"weights": "directory-0"}).checkpoint()
     with pytest.raises(DamagedArtifact):
-        policy.adapted(Ref(uri="adapters/none.json", sha256="0")).checkpoint()
+        policy.adapted(Ref(uri=f"adapters/{'0' * 32}.json", sha256="0" * 64)).checkpoint()

@@ -15,9 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -25,22 +24,14 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.postgres import running
-from tests.processes import ROOT, answers, free_port, without_prefect
+from tests.processes import ROOT, prefect_server, without_prefect
 
 _BATCH, _BATCHES = 64, 40  # what as many calls in flight settle and reserve at once
 _PATIENCE = 240  # seconds for one selection
-_STRATEGIES: dict[str, dict[str, Any]] = {
-    "random": {"kind": "random"},
-    "margin (expected)": {"kind": "margin"},
-    "least_confidence": {"kind": "least_confidence"},
-    "entropy": {"kind": "predictive_entropy"},
-    "ensemble_variance": {"kind": "ensemble_variance"},
-    "coreset_eft": {"kind": "coreset_eft"},
-    "hybrid": {"kind": "hybrid"},
-    "badge": {"kind": "badge"},
-    "typiclust": {"kind": "typiclust"},
-    "max_herding": {"kind": "max_herding"},
-}
+_STRATEGIES = (  # by kind
+    *("random", "margin", "least_confidence", "predictive_entropy", "ensemble_variance", "coreset_eft", "hybrid"),
+    *("badge", "typiclust", "max_herding"),
+)
 
 
 def main() -> None:
@@ -180,7 +171,7 @@ def _selections(given: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def _select(folder: Path, name: str, queries: int) -> dict[str, float]:
+def _select(folder: Path, kind: str, queries: int) -> dict[str, float]:
     """Return the seconds of one selection and the most memory that it took, the pool's own arrays included."""
     from pydantic import TypeAdapter
 
@@ -189,8 +180,7 @@ def _select(folder: Path, name: str, queries: int) -> dict[str, float]:
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     size, rng = len(vectors), np.random.default_rng(1)
-    plugin = next(p for p in OneOf("models.acquisition").plugins(Acquisition) if _kind(p) == _STRATEGIES[name]["kind"])
-    strategy: Acquisition = TypeAdapter(plugin).validate_python(_STRATEGIES[name])
+    strategy = TypeAdapter(Annotated[Acquisition, OneOf("models.acquisition")]).validate_python({"kind": kind})
     pool = Pool(
         ids=[f"r{number:08}" for number in range(size)],
         prompt=np.arange(size, dtype=np.int64) // 8,
@@ -211,29 +201,18 @@ def _select(folder: Path, name: str, queries: int) -> dict[str, float]:
     return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def _kind(plugin: Any) -> str:  # noqa: ANN401
-    return str(plugin.model_fields["kind"].default)
-
-
 def _scheduler(given: argparse.Namespace) -> dict[str, float]:
     """Return what handing arms to Prefect's server costs, and what one look at all of them does."""
-    with running() as postgres, ExitStack() as up, tempfile.TemporaryDirectory() as folder:
-        port = free_port()
+    with running() as postgres, tempfile.TemporaryDirectory() as folder:
         database = postgres.url(postgres.new_database(), driver="asyncpg")
-        places = {"PREFECT_HOME": folder, "PREFECT_API_DATABASE_CONNECTION_URL": database}
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        with Path(folder, "log").open("wb") as log:
-            server = subprocess.Popen(command, env=without_prefect() | places, stdout=log, stderr=log)
-        up.callback(server.wait)
-        up.callback(server.terminate)
-        answers(f"http://127.0.0.1:{port}/api/health", 180)
-        done = subprocess.run(
-            [sys.executable, "-c", _HAND_OUT, str(given.arms)],
-            env=without_prefect() | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": folder},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        with prefect_server(database, Path(folder)) as api:
+            done = subprocess.run(
+                [sys.executable, "-c", _HAND_OUT, str(given.arms)],
+                env=without_prefect() | {"PREFECT_API_URL": api, "PREFECT_HOME": folder},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
     if done.returncode:
         raise ChildProcessError(done.stderr[-3000:])
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

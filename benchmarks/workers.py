@@ -9,12 +9,11 @@ workers. The last line is JSON. A quarter of an hour on two cores.
 import argparse
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
 from tests.postgres import Postgres, running
-from tests.processes import ROOT, answers, free_port, without_prefect
+from tests.processes import ROOT, prefect_server, s3_server, without_prefect
 from tests.tiny_model import write_tiny_model
 
 ARMS = 4
@@ -44,8 +43,9 @@ def main() -> None:
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with ExitStack() as up, tempfile.TemporaryDirectory() as scratch:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         judge = up.enter_context(LoopbackJudge(latency=given.latency))
-        postgres, bucket = up.enter_context(running()), up.enter_context(_bucket())
+        postgres, bucket = up.enter_context(running()), up.enter_context(s3_server("x", "x"))
         for workers in given.workers:
             folder = Path(scratch) / f"{workers}"
             _write(folder, judge.url, given.queries)
@@ -64,7 +64,8 @@ def main() -> None:
 def _sweep(folder: Path, workers: int, postgres: Postgres, store: str) -> dict[str, float]:
     """Return the seconds of the whole sweep, and from its first question to the last label that teaches."""
     ledger = postgres.url(postgres.new_database())
-    with _prefect(folder, postgres) as api, ExitStack() as working:
+    database = postgres.url(postgres.new_database(), driver="asyncpg")
+    with prefect_server(database, folder) as api, ExitStack() as working:
         environment = without_prefect() | {
             "NINEFOLD_STORE": store,
             "NINEFOLD_LEDGER": ledger,
@@ -139,51 +140,14 @@ def _ninefold(
     folder: Path, name: str, environment: dict[str, str], *arguments: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-m", "flows.cli", *arguments]
-    yield from _running(command, folder, name, environment | {"NINEFOLD_HOME": f"home-{name}"})
-
-
-@contextmanager
-def _prefect(folder: Path, postgres: Postgres) -> Iterator[str]:
-    port = free_port()
-    database = postgres.url(postgres.new_database(), driver="asyncpg")
-    environment = without_prefect() | {
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": database,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    for _ in _running(command, folder, "prefect-server", environment):
-        answers(f"http://127.0.0.1:{port}/api/health", 180)
-        yield f"http://127.0.0.1:{port}/api"
-
-
-def _running(
-    command: Sequence[str], folder: Path, name: str, environment: dict[str, str]
-) -> Iterator["subprocess.Popen[bytes]"]:
+    places = environment | {"NINEFOLD_HOME": f"home-{name}"}
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=places, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
         process.terminate()
         process.wait()
-
-
-@contextmanager
-def _bucket() -> Iterator[str]:
-    """Start an S3 server on loopback, and set the environment that its clients look at."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys}
-    boto3.client("s3").create_bucket(Bucket="ninefold")
-    yield "s3://ninefold"
-    server.stop()
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def _lives(run: UUID) -> bool:
 def _tell(arm: _Handed) -> None:
     state = _state(arm.run)
     if state != arm.told and state in ("RUNNING", "PAUSED"):
-        log.info("%s: %s", arm.experiment.name, {"RUNNING": "a worker runs it"}.get(state, "waits for people"))
+        log.info("%s: %s", arm.experiment.name, "a worker runs it" if state == "RUNNING" else "waits for people")
     arm.told = state
 
 

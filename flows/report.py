@@ -15,7 +15,7 @@ from flows.figures import figure_pages
 from flows.findings import HELD_OUT, Agreement, Findings, both_scored, pairs_of, per_prompt, picked
 from flows.pages import to_html, to_markdown
 from flows.reconciliation import reconcile
-from flows.reports import finite, read_report, write_text, writing
+from flows.reports import finite, report_in, write_text, writing
 from flows.tracking import Arm, log_dataset, log_metrics, register
 from models.cost import MICRO
 from models.gate import Decision
@@ -49,9 +49,8 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
         comparisons=comparisons,
         report=report,
     )
-    before = read_report(arm.experiment.name)
     with writing(arm.experiment.name) as folder:
-        if before is not None and before["mlflow_run"] != arm.run_id:
+        if (before := report_in(folder)) is not None and before["mlflow_run"] != arm.run_id:
             for left in [*folder.glob("*.png"), *folder.glob("benchmarks.*")]:  # of another experiment of this name
                 left.unlink()
         for name, picture in figures.items():

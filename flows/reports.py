@@ -40,7 +40,12 @@ def writing(name: str) -> Iterator[Path]:
 
 def read_report(name: str) -> dict[str, Any] | None:
     """Return the report of the last finished run of a name; None if there is none."""
-    path = fetched(name) / "report.json"
+    return report_in(fetched(name))
+
+
+def report_in(folder: Path) -> dict[str, Any] | None:
+    """Return the report that a folder holds; None if there is none."""
+    path = folder / "report.json"
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found
 
@@ -80,13 +85,12 @@ def _newest(name: str) -> Path:
     ref = store().meant(_SHARED, name) if settings().shares_store else None
     if ref is None:
         return folder
-    source = store().folder(ref)
-    names = set(store().files(ref))
-    for path in [path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in names]:
+    source, files = store().folder(ref), store().files(ref)
+    for path in [path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in files]:
         path.unlink()
-    for file in names:
+    for file, entry in files.items():
         path = folder / file
-        if not path.is_file() or sha256_of(path) != sha256_of(source / file):
+        if not path.is_file() or sha256_of(path) != entry.sha256:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}")
             shutil.copyfile(source / file, temporary)

@@ -18,6 +18,7 @@ import pytest
 
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Response
+from tests import processes
 from tests.postgres import Postgres, running
 from tests.tiny_model import write_tiny_model
 
@@ -66,22 +67,9 @@ def new_database(postgres: Postgres) -> Callable[[], str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """A real S3 server on loopback; yields the URL of a bucket, and sets the environment that clients look at."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "planted-s3-id",
-        "AWS_SECRET_ACCESS_KEY": "planted-s3-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    boto3.client("s3").create_bucket(Bucket="ninefold")
-    yield "s3://ninefold"
-    server.stop()
+    """A real S3 server on loopback: the URL of a bucket."""
+    with processes.s3_server("planted-s3-id", "planted-s3-secret") as bucket:
+        yield bucket
 
 
 @pytest.fixture

@@ -59,17 +59,53 @@ def answers(url: str, seconds: float) -> bytes:
 
 
 @contextmanager
-def serving(command: list[str], port: int, *, log: Path, environment: Mapping[str, str]) -> Iterator[str]:
+def serving(
+    command: list[str], port: int, *, log: Path, environment: Mapping[str, str], health: str = "/health"
+) -> Iterator[str]:
     """Run a server, yield its URL when it is healthy, and end it."""
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
-        answers(f"{url}/health", 180)
+        answers(f"{url}{health}", 180)
         yield url
     finally:
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def prefect_server(database: str, folder: Path) -> Iterator[str]:
+    """Run a Prefect server with its database at a URL, and yield its API; it logs to `prefect.log` in the folder."""
+    port = free_port()
+    environment = without_prefect() | {
+        "PREFECT_HOME": str(folder / "prefect-server"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": database,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with serving(command, port, log=folder / "prefect.log", environment=environment, health="/api/health") as url:
+        yield f"{url}/api"
+
+
+@contextmanager
+def s3_server(key: str, secret: str) -> Iterator[str]:
+    """Run an S3 server on loopback; yields the URL of a bucket, and sets the environment that clients look at."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client("s3").create_bucket(Bucket="ninefold")
+    yield "s3://ninefold"
+    server.stop()
 
 
 def until(true: Callable[[], Any], *, log: Path, seconds: float) -> Any:

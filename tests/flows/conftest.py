@@ -1,7 +1,5 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from tests.postgres import Postgres
-from tests.processes import KEY, answers, free_port, without_prefect
+from tests.processes import KEY, prefect_server, without_prefect
 
 WORDS = ["film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "mess"]
 KINDS = ["warm", "witty", "dull", "boring", "good", "bad", "fresh", "tired", "clever", "silly"]
@@ -100,21 +98,8 @@ def prefect_database(postgres: Postgres) -> str:
 @pytest.fixture
 def prefect_apart(tmp_path: Path, postgres: Postgres, prefect_database: str) -> Iterator[str]:
     """A Prefect server that is none of the machines', its own database on PostgreSQL; yields its API."""
-    port = free_port()
-    environment = without_prefect() | {
-        "PREFECT_HOME": str(tmp_path / "prefect-server"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": postgres.url(prefect_database, driver="asyncpg"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (tmp_path / "prefect.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        answers(f"http://127.0.0.1:{port}/api/health", 180)
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with prefect_server(postgres.url(prefect_database, driver="asyncpg"), tmp_path) as api:
+        yield api
 
 
 @pytest.fixture

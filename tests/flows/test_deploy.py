@@ -191,7 +191,7 @@ def test_the_image_holds_what_its_build_needs_and_nothing_more() -> None:
     copied = {name for line in re.findall(r"COPY .*? (\S.*) \S+$", dockerfile, re.M) for name in line.split()}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert copied == {line[1:] for line in ignored if line.startswith("!")}
-    assert {"deployments/.env*", "deployments/work"} <= set(ignored[ignored.index("!deployments") :]), (
+    assert {"deployments/.env*", "deployments/files"} <= set(ignored[ignored.index("!deployments") :]), (
         "no secrets in it"
     )
     assert {"flows", "tasks", "models", "pyproject.toml", "Makefile"} <= copied
@@ -220,5 +220,5 @@ def test_kubernetes_jobs_hold_secrets_by_name_and_what_a_run_may_use() -> None:
     assert container["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": 1}
     assert container["securityContext"]["runAsNonRoot"]
     assert pod["automountServiceAccountToken"] is False
-    assert job.env["NINEFOLD_WORKER_FOLDER"] == "/work/files"
+    assert job.env["NINEFOLD_WORKER_FOLDER"] == "/srv/ninefold/files"
     assert "{{" not in json.dumps(job.job_manifest), "nothing is left to fill in"

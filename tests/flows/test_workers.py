@@ -160,7 +160,9 @@ def test_workers_finish_a_sweep_though_one_is_killed(
         len({(row["prompt"], row["response"]) for row in rows}) == len(rows) == server.served["reply"] - asked == asked
     )
     computed = completed(shared["PREFECT_API_URL"])
-    assert {stage: computed[stage] for stage in once} == once, "what arms share is computed once"
+    assert not Counter(once) - computed
+    # Prefect notes that a stage has ended before it keeps the result: killed in between, that one is computed again
+    assert (computed - Counter(once)).total() <= 1, f"what arms share is computed once, not {computed}"
 
     calls = server.served["reply"]
     elsewhere.run("sweep", "small.yaml")

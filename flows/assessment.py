@@ -10,7 +10,7 @@ from flows.tracking import Arm
 from tasks.biases import assess_biases, reformat
 from tasks.caching import Product
 from tasks.evaluate import Versus, assess_evaluator, assess_policy, contests
-from tasks.generate import generate
+from tasks.generate import generated
 from tasks.overoptimisation import assess_best_of, assess_point, best_of
 from tasks.policy import Policy
 from tasks.proxy_label import Scored
@@ -55,7 +55,7 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
 def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
     """Sample with the same random numbers for every policy: what differs is the policy."""
     x = arm.experiment
-    responses = generate(
+    responses = generated(
         policy,
         rounds.prompts.held_out,
         x.generation,
@@ -109,7 +109,7 @@ def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answe
     """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
     x, count = arm.experiment, arm.experiment.evaluation.best_of
     seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
-    drawn = generate(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
+    drawn = generated(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
     best = best_of(drawn, _scored(arm, evaluator, rounds, drawn).ref).ref
     labels = arm.measure(steps.asked(arm, best, None, arm.evaluation_left))
     return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)

@@ -23,7 +23,7 @@ from tasks.alpaca_eval import (
 )
 from tasks.annotate import Purchase, annotate
 from tasks.caching import Product
-from tasks.generate import generate
+from tasks.generate import generated
 from tasks.policy import Policy
 
 
@@ -82,7 +82,7 @@ def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest
         limit=contest.limit,
     )
     seed = seed_of(known.experiment.seeds.training, 0, "alpaca_eval")  # the same random numbers for every policy
-    answered = [generate(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
+    answered = [generated(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
     left, judged = contest.max_micro_usd, []
     for responses in answered:
         purchase = Purchase(

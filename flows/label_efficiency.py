@@ -19,7 +19,7 @@ from models.label_efficiency import Point
 from models.learning_curves import area, saving
 from models.rubric import Rubric
 from models.stats import Interval, clustered_mean, paired_difference
-from tasks.embed import embed
+from tasks.embed import embedded
 from tasks.recording import Curve, Recorded, ViewRef, curve, load_recording
 
 Floats = NDArray[np.float64]
@@ -71,17 +71,10 @@ def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
     policy = base_policy(study.policy) if study.policy and study.embedding.needs_policy else None
     found = []
     for view in study.views():
-        product = embed(
-            recorded.responses,
-            study.embedding,
-            view=view,
-            encoder=study.embedding.digest_inputs(),
-            rubric=Rubric(),
-            policy=policy,
-        )
-        found.append(ViewRef(view, product.ref))
+        vectors = embedded(recorded.responses, study.embedding, view=view, rubric=Rubric(), policy=policy)
+        found.append(ViewRef(view, vectors))
         if view == "response":
-            found.append(ViewRef("evaluation", product.ref))
+            found.append(ViewRef("evaluation", vectors))
     return tuple(found)
 
 

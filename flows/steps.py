@@ -22,15 +22,15 @@ from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product
 from tasks.cross_fit import cross_fit
 from tasks.demonstrations import off_policy, self_play
-from tasks.embed import embed
+from tasks.embed import embedded
 from tasks.fine_tune import fine_tune
-from tasks.generate import generate
+from tasks.generate import generated
 from tasks.history import Batch
 from tasks.likelihood import likelihood
 from tasks.pair import doubts, pair
 from tasks.policy import Policy
 from tasks.prompts import PromptSets
-from tasks.proxy_label import Scored, proxy_label
+from tasks.proxy_label import Scored, proxy_labelled
 from tasks.store import Ref, store
 from tasks.train_evaluator import train_evaluator
 
@@ -65,7 +65,7 @@ def fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
 def sampled(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> Product:
     """Return the policy's responses to the prompts."""
     generation = arm.experiment.generation
-    return generate(
+    return generated(
         policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, number, "generate")
     )
 
@@ -76,10 +76,7 @@ def view_of(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref |
         return None
     embedding = arm.experiment.embedding
     policy = first if embedding.needs_policy else None
-    encoder = embedding.digest_inputs()
-    return embed(
-        responses, embedding, view=view, encoder=encoder, rubric=arm.experiment.labelling.rubric, policy=policy
-    ).ref
+    return embedded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
 
 
 def pool_of(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
@@ -190,7 +187,7 @@ def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Poli
 
 def scored(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
     """Return the evaluator's scores of the responses."""
-    return proxy_label(
+    return proxy_labelled(
         arm.experiment.evaluator,
         trained,
         responses,

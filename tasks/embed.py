@@ -1,6 +1,7 @@
 """Embed a pool in one view: float32, memory-mapped, written in shards; equal texts are encoded once."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -9,8 +10,22 @@ from models.embedding import Embedding, Shard, View, texts_of
 from models.preference import Response
 from models.rubric import Rubric
 from tasks.caching import Product, stage
+from tasks.cluster import elsewhere
 from tasks.policy import Policy
+from tasks.settings import settings
+from tasks.shards import in_shards, join_matrices
 from tasks.store import Ref, store
+
+
+def embedded(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Ref:
+    """Return what `embed` does, in shards where the responses are many."""
+    encoder = embedding.digest_inputs()
+
+    def of(shard: Ref) -> Ref:
+        return embed(shard, embedding, view=view, encoder=encoder, rubric=rubric, policy=policy).ref
+
+    made = in_shards(of, responses, rows=settings().shard, what="embedding")
+    return made[0] if len(made) == 1 else join_matrices(tuple(made), axis=0).ref
 
 
 @stage(version=1)
@@ -22,6 +37,10 @@ def embed(
     `encoder` digests the encoder's own weights.
     """
     del encoder
+    return elsewhere(partial(_embed, responses, embedding, view=view, rubric=rubric, policy=policy))
+
+
+def _embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Product:
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))
     model = policy.checkpoint().shared() if policy is not None else None

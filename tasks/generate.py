@@ -1,19 +1,37 @@
 """Sample responses from a policy: the on-policy pool, and the held-out answers."""
 
 import time
+from functools import partial
 
 import numpy as np
 
 from models.generators.base import Generator
 from models.preference import Prompt, Response
 from tasks.caching import Product, stage
+from tasks.cluster import elsewhere
 from tasks.policy import Policy
+from tasks.settings import settings
+from tasks.shards import in_shards, joined
 from tasks.store import Ref, store
+
+
+def generated(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+    """Return what `generate` does, in shards where the prompts are many."""
+
+    def of(shard: Ref) -> Product:
+        return generate(policy, shard, generator, samples=samples, seed=seed)
+
+    rows = max(1, settings().shard // samples)
+    return joined(in_shards(of, prompts, rows=rows, what="generating"), summed="responses")
 
 
 @stage(version=1)
 def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
     """Return `samples` responses per prompt, ordered by prompt and sample."""
+    return elsewhere(partial(_sample, policy, prompts, generator, samples=samples, seed=seed), gpus=generator.gpus)
+
+
+def _sample(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
     started = time.monotonic()
     responses = generator.sample(
         policy.checkpoint(),

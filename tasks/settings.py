@@ -23,6 +23,13 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")
+    ray: str | None = Field(
+        None, description="address of a Ray cluster that generates, embeds and scores: auto, HOST:PORT"
+    )
+    ray_cpus: PositiveInt = Field(1, description="processors of a node that one shard takes")
+    shard: PositiveInt = Field(
+        2048, description="responses that are generated, embedded or scored at once, and then kept"
+    )
     threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
 
     @property

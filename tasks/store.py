@@ -7,14 +7,17 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -64,6 +67,19 @@ class Store:
     def rows(self, ref: Ref, cls: type[Row]) -> list[Row]:
         """Return the rows of a table; raise DamagedArtifact if it is missing or damaged."""
         return from_frame(pd.read_parquet(self.path(ref)), cls)
+
+    def write_tables(self, kind: str, tables: Iterable[pa.Table]) -> Ref:
+        """Store tables of the same columns as one, without holding them all; there must be one."""
+        tables = iter(tables)
+        first = next(tables)
+        rows = 0
+        with self._scratch() as folder:
+            path = folder / "table.parquet"
+            with pq.ParquetWriter(path, first.schema) as writer:
+                for table in chain([first], tables):
+                    writer.write_table(table)
+                    rows += table.num_rows
+            return self._put(kind, path, rows)
 
     @contextmanager
     def new_matrix(self, kind: str, shape: tuple[int, int]) -> Iterator["MatrixWriter"]:
@@ -199,6 +215,10 @@ class Store:
             return Ref.model_validate_json(self.fs.cat_file(f"{self.root}/names/{place}/{_safe(name)}.json"))
         except FileNotFoundError:
             return None
+
+    def forget(self, place: str, name: str) -> None:
+        """Let a name mean nothing again."""
+        self.fs.rm_file(f"{self.root}/names/{place}/{_safe(name)}.json")
 
     def names(self, place: str) -> list[str]:
         """Return the names that mean something."""

@@ -83,14 +83,12 @@ class Generative(Judge):
     def _sampled(
         self, judge: LanguageModel, prompts: list[str], values: dict[int, float], generator: Transformers, seed: int
     ) -> Floats:
-        asked = [Prompt(id=str(row), text=text) for row, text in enumerate(prompts)]
+        # numbered by its own text, a judgement is the same whatever else is judged
+        asked = [Prompt.of(text) for text in prompts]
         judgements = generator.sample_from(judge, asked, samples=self.judgements, seed=seed, what="judging")
-        scores = np.full((len(prompts), self.judgements), np.nan)
-        for judgement in judgements:
-            level = parse_score(judgement.text)
-            if level in values:
-                scores[int(judgement.prompt_id), judgement.sample] = values[level]
-        return _mean_of_parsed(scores, axis=1)
+        levels = [parse_score(judgement.text) for judgement in judgements]
+        scores = np.array([values.get(level, np.nan) if level is not None else np.nan for level in levels])
+        return _mean_of_parsed(scores.reshape(len(prompts), self.judgements), axis=1)
 
     def _seed_examples(self, bench: Bench, levels: int) -> list[Demonstration]:
         """Return the EFT seed in as many levels as the labels have, which give the levels their value."""

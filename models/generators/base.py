@@ -24,6 +24,11 @@ class Generator(Plugin):
     max_new_tokens: PositiveInt = Field(512, description="tokens of a response at most")
     batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
 
+    @property
+    def gpus(self) -> int:
+        """Return how many GPUs of one machine it computes on, where there are any."""
+        return 1
+
     def sample(
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:

@@ -1,0 +1,157 @@
+"""Where the work of a stage is done: in this process, or on whichever node of a Ray cluster has room for it."""
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
+
+from tasks.settings import settings
+from tasks.store import Ref, store
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_MOST_AT_ONCE = 32  # shards that one process waits for: each holds a lock
+_LOST_NODES = 3  # that a shard outlives
+_ALIKE = ("ninefold", "torch", "transformers")  # packages whose versions decide results
+_PROBES, _PROBE_SECONDS = "probes", 120.0
+
+
+def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
+    """Return what the work returns, done on the settings' Ray cluster; here where there is none.
+
+    `gpus` are those that it takes of a cluster that has any. A node that is lost is replaced by another, an OSError (the
+    store, the network) is tried again there; other errors are raised here as they are.
+    """
+    return work() if settings().ray is None else _cluster().run(work, gpus)
+
+
+def room() -> int:
+    """Return how many shards to ask for at once: one here, and on a cluster some more than it has room for now."""
+    return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)
+
+
+def check_cluster() -> None:
+    """Raise ValueError if the settings name a Ray cluster that is not there, or that does not see what this process sees."""
+    if settings().ray is not None:
+        _cluster()
+
+
+class _Seen(NamedTuple):
+    """What a node knows: the host, whether it finds in its store what was put there, and the versions that it runs."""
+
+    host: str
+    store: str
+    found: bool
+    versions: dict[str, str]
+
+
+class _Cluster:
+    """A Ray cluster that this process is connected to."""
+
+    def __init__(self, address: str) -> None:
+        if find_spec("ray") is None:
+            raise ValueError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        self._ray = ray
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"NINEFOLD_RAY={address}: no Ray cluster answers there ({error}): start one (ray start --head) or unset it"
+            ) from error
+        self._call = ray.remote(max_calls=0)(_call)  # a process keeps its model, on a GPU too
+        self._check()
+
+    def run(self, work: "partial[Any]", gpus: int) -> Any:  # noqa: ANN401
+        options = self._share(gpus) | {"max_retries": _LOST_NODES, "retry_exceptions": [OSError]}
+        task = self._call.options(name=work.func.__name__.strip("_"), **options).remote(work)
+        try:
+            return self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # as it was raised there, and not as Ray's
+        except BaseException:
+            self._ray.cancel(task, force=True)
+            raise
+
+    def slots(self) -> int:
+        """Return how many shards the cluster has room for."""
+        has, share = self._ray.cluster_resources(), self._share(1)
+        resource, each = ("GPU", share["num_gpus"]) if share["num_gpus"] else ("CPU", share["num_cpus"])
+        return max(1, int(has.get(resource, 1) // each))
+
+    def _share(self, gpus: int) -> dict[str, int]:
+        """Return what of a node one shard takes."""
+        has = self._ray.cluster_resources()
+        return {"num_cpus": settings().ray_cpus, "num_gpus": gpus if has.get("GPU") else 0}
+
+    def _check(self) -> None:
+        """Raise ValueError naming the first node that would compute something else, or could not reach what it needs."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        name, here = uuid4().hex, {package: version(package) for package in _ALIKE}
+        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        store().make_root()
+        store().let(_PROBES, name, Ref(uri=f"{_PROBES}/{name}", sha256=2 * name))
+        try:
+            asked = [
+                self._ray.remote(_seen)
+                .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+                .remote(name)
+                for node in nodes
+            ]
+            answers: list[_Seen] = self._ray.get(asked, timeout=_PROBE_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            raise ValueError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
+        finally:
+            store().forget(_PROBES, name)
+        for seen in answers:
+            if not seen.found:
+                raise ValueError(
+                    f"Ray node {seen.host} keeps its artifacts in {seen.store}, and this process in {settings().store_url}: "
+                    "start its Ray with the same NINEFOLD_STORE"
+                )
+            if seen.versions != here:
+                raise ValueError(
+                    f"Ray node {seen.host} runs {_named(seen.versions)}, and this process {_named(here)}: install the same"
+                )
+        log.info("Ray cluster of %d nodes, room for %d shards at once", len(nodes), self.slots())
+
+
+def _call(work: "partial[Any]") -> Any:  # noqa: ANN401
+    """Do the work on a node."""
+    return work()
+
+
+def _seen(name: str) -> _Seen:
+    """Look about on a node."""
+    import socket
+
+    try:
+        found = store().meant(_PROBES, name) is not None
+    except OSError:
+        found = False
+    return _Seen(socket.gethostname(), settings().store_url, found, {package: version(package) for package in _ALIKE})
+
+
+def _named(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in versions.items())
+
+
+@lru_cache(maxsize=1)
+def _connected(address: str) -> _Cluster:
+    return _Cluster(address)
+
+
+def _cluster() -> _Cluster:
+    address = settings().ray
+    if address is None:
+        raise ValueError("no Ray cluster is set: NINEFOLD_RAY=auto, HOST:PORT or ray://HOST:PORT")
+    return _connected(address)

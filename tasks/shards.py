@@ -1,0 +1,125 @@
+"""Work over many rows in shards: each is a run of a stage on its own, so that what is done is not done again."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from models.plugins import Frozen
+from tasks.caching import Product, stage
+from tasks.cluster import room
+from tasks.store import Ref, store
+
+R = TypeVar("R")
+
+_OF_A_PROMPT = "prompt_id"  # rows of one prompt stay together
+
+
+class Cut(Frozen):
+    """A table's rows in tables of their own, in order."""
+
+    shards: tuple[Ref, ...]
+
+
+class SomeFailed(RuntimeError):
+    """Shards of a stage failed; the others are kept."""
+
+
+def in_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str) -> list[R]:
+    """Return what a stage makes of each shard of a table, in order: of at least `rows` rows, and of whole prompts.
+
+    One after another here, or as many at once as a Ray cluster has room for. Where some fail the others are finished first,
+    and are not computed again when the same is asked for; raises SomeFailed, from the first failure.
+    """
+    if (table.rows or 0) <= rows:
+        return [stage_of(table)]
+    shards = cut(table, rows=rows).shards
+    with (
+        tqdm(total=len(shards), desc=what, unit="shard") as bar,
+        ThreadPoolExecutor(min(room(), len(shards)), thread_name_prefix="shard") as threads,
+    ):
+        futures = [threads.submit(copy_context().run, stage_of, shard) for shard in shards]
+        try:
+            for future in futures:
+                future.add_done_callback(lambda _: bar.update())
+            return _finished(futures, what)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _finished(futures: Sequence["Future[R]"], what: str) -> list[R]:
+    failed = [error for future in futures if (error := future.exception()) is not None]
+    if failed:
+        raise SomeFailed(
+            f"{what}: {len(failed)} of {len(futures)} shards failed, the others are kept and are not computed again; the "
+            f"first: {failed[0]}"
+        ) from failed[0]
+    return [future.result() for future in futures]
+
+
+@stage(version=1)
+def cut(table: Ref, *, rows: int) -> Cut:
+    """Return a table in shards of at least `rows` rows, none of which parts the responses to a prompt."""
+    with pq.ParquetFile(store().path(table)) as file:
+        return Cut(shards=tuple(store().write_tables("shards", [piece]) for piece in _pieces(file, rows)))
+
+
+def _pieces(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
+    pending = file.schema_arrow.empty_table()
+    for batch in file.iter_batches(batch_size=rows):
+        pending = pa.concat_tables([pending, pa.Table.from_batches([batch])])
+        while (end := _end(pending, rows)) is not None:
+            yield pending.slice(0, end)
+            pending = pending.slice(end)
+    if pending.num_rows:
+        yield pending
+
+
+def _end(pending: pa.Table, rows: int) -> int | None:
+    """Return where the first shard of a table ends; None if that is not seen yet."""
+    if pending.num_rows <= rows:
+        return None
+    if _OF_A_PROMPT not in pending.column_names:
+        return rows
+    prompt = pending.column(_OF_A_PROMPT).slice(rows - 1).to_numpy()
+    others = np.flatnonzero(prompt[1:] != prompt[:-1])
+    return rows + int(others[0]) if len(others) else None
+
+
+@stage(version=1)
+def join_tables(tables: tuple[Ref, ...]) -> Product:
+    """Return the rows of all tables as one."""
+    return Product(ref=store().write_tables("joined", (pq.read_table(store().path(table)) for table in tables)))
+
+
+@stage(version=1)
+def join_matrices(matrices: tuple[Ref, ...], *, axis: int) -> Product:
+    """Return matrices beside each other, along their rows (0) or their columns (1)."""
+    parts = [store().matrix(matrix) for matrix in matrices]
+    ends = np.cumsum([part.shape[axis] for part in parts])
+    shape = (int(ends[-1]), parts[0].shape[1]) if axis == 0 else (parts[0].shape[0], int(ends[-1]))
+    with store().new_matrix("joined", shape) as whole:
+        for part, end in zip(parts, ends, strict=True):
+            place = slice(int(end) - part.shape[axis], int(end))
+            whole.values[(place, slice(None)) if axis == 0 else (slice(None), place)] = part
+    return Product(ref=whole.ref)
+
+
+def joined(parts: Sequence[Product], *, summed: str) -> Product:
+    """Return tables with their facts as one: a count is summed, and all else averaged over what it counts."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = join_tables(tuple(part.ref for part in parts))
+    return Product(ref=whole.ref, facts=_facts([part.facts for part in parts], summed))
+
+
+def _facts(each: Sequence[Mapping[str, Any]], summed: str) -> dict[str, float]:
+    counts = [facts[summed] for facts in each]
+    mean = {name: float(np.average([facts[name] for facts in each], weights=counts)) for name in each[0]}
+    return mean | {summed: float(sum(counts))}

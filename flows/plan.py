@@ -1,17 +1,17 @@
 """What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
+from flows.asking import Asking, asking_of, check_caps, expected_of, most_of
 from flows.experiment import Experiment
-from models.cost import NO_CAP, Amount, dollars
+from models.cost import NO_CAP, dollars
 from models.gate import ANY_PAIR
-from models.ledger_engine import seconds_of
-from models.oracles.base import Counter, Expected, Oracle, a_token_to_four_bytes, pair_text
+from models.oracles.base import a_token_to_four_bytes
 from models.policies.pretrained import PACKAGED, check_reference, tokenizer_at_hand
-from models.preference import Prompt
+from tasks.cluster import check_cluster
 from tasks.settings import settings
 
 # Seconds on two cores with bf16 instructions, measured with the packaged model and texts of about 22 tokens.
@@ -22,8 +22,6 @@ _SECONDS_PER_SCORED_TEXT = 0.02
 _START_SECONDS = 40.0
 
 _CHARACTERS_PER_TOKEN = 4
-_SOME_PROMPTS = 50
-_ENOUGH_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -33,25 +31,6 @@ class Step:
     stage: str
     work: str
     seconds: float
-
-
-class Range(NamedTuple):
-    """What is expected, and between which bounds it lies."""
-
-    low: float
-    usual: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Asking:
-    """What the budget's queries take: micro-dollars, tokens (0 where none are counted), seconds; and how it is known."""
-
-    micro_usd: Range
-    tokens: Range
-    seconds: Range
-    counted_by: str
-    timed_by: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,7 @@ class Plan:
     evaluation_queries: int
     evaluation_micro_usd: int
     pairs: int
+    cluster: str = ""
 
     @property
     def seconds(self) -> float:
@@ -93,7 +73,16 @@ class Plan:
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
             self._pairs(),
+            *self._shards(),
         ]
+
+    def _shards(self) -> list[str]:
+        size = settings().shard
+        if not self.cluster and self.pool_tuples <= size:
+            return []
+        count = math.ceil(self.pool_tuples / size)
+        where = self.cluster or "one after another on this machine"
+        return [f"shards     the pool's responses in {count}, of {min(size, self.pool_tuples):,} and more, {where}"]
 
     def _gate(self) -> list[str]:
         gate = self.experiment.dpo.gate
@@ -153,6 +142,7 @@ def plan(experiment: Experiment) -> Plan:
     x.embedding.check()
     x.labelling.oracle.check()
     x.judge.check()
+    cluster = check_cluster()
     if x.evaluation.versus:
         x.evaluation.versus.check()
     prompts = x.prompts.load()
@@ -162,14 +152,14 @@ def plan(experiment: Experiment) -> Plan:
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)
-    least, each = (_expected(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
-    most = _most(x.labelling.oracle, prompts.pool, longest)
+    least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
+    most = most_of(x.labelling.oracle, prompts.pool, longest)
     if x.dpo.asks:
-        _check_caps(x, most)
+        check_caps(x, most)
     compared = len(prompts.held_out) * x.evaluation.samples
     judges = [(x.judge, held_out), *([(x.evaluation.versus, compared)] if x.evaluation.versus else [])]
     evaluation_cost = sum(
-        queries * _expected(judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
+        queries * expected_of(judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
         for judge, queries in judges
     )
     evaluation_queries = sum(queries for _, queries in judges)
@@ -183,12 +173,13 @@ def plan(experiment: Experiment) -> Plan:
         steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
-        asking=_asking(
+        asking=asking_of(
             x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
         ),
         evaluation_queries=evaluation_queries,
         evaluation_micro_usd=evaluation_cost,
         pairs=_pairs(x, len(prompts.pool), len(prompts.seed)),
+        cluster=cluster,
     )
 
 
@@ -221,63 +212,6 @@ def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
             f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
             f"{x.dpo.rounds} rounds = {most} {kind}: lower labelling.queries or add prompts"
         )
-
-
-def _check_caps(x: Experiment, most: Amount) -> None:
-    """Raise ValueError if a cap does not pay for one query, or is on what this expert does not count."""
-    caps = x.labelling
-    if most.micro_usd > caps.max_micro_usd:
-        raise ValueError(
-            f"labelling.max_micro_usd={caps.max_micro_usd} does not pay for one query at {most.micro_usd}: raise it"
-        )
-    if caps.max_tokens != NO_CAP and not most.tokens:
-        raise ValueError(
-            f"labelling.max_tokens={caps.max_tokens}, and expert {caps.oracle.label()!r} is not billed by the token: "
-            "leave it out"
-        )
-    if most.tokens > caps.max_tokens:
-        raise ValueError(
-            f"labelling.max_tokens={caps.max_tokens} does not pay for one query of up to {most.tokens} tokens: raise it"
-        )
-
-
-def _some(pool: list[Prompt]) -> list[str]:
-    return [prompt.text for prompt in pool[:_SOME_PROMPTS]]
-
-
-def _asked(oracle: Oracle, length: int) -> str:
-    """Return what is asked about an answer of so many characters."""
-    text = ("word " * (length // 5 + 1))[:length]
-    return pair_text(text, text)[0] if oracle.unit == "pair" else text
-
-
-def _expected(oracle: Oracle, pool: list[Prompt], length: int, count: Counter) -> Expected:
-    """Return what one query usually takes about an answer of so many characters: a mean over some prompts."""
-    asked = _asked(oracle, length)
-    micro_usd, tokens, seconds = np.mean([oracle.expected(p, asked, count) for p in _some(pool)], axis=0)
-    return Expected(round(micro_usd), round(tokens), seconds)
-
-
-def _most(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
-    """Return the most that one query about such an answer may take, of some prompts."""
-    asked = _asked(oracle, length)
-    return Amount(*(max(most(p, asked) for p in _some(pool)) for most in (oracle.ceiling, oracle.most_tokens)))
-
-
-def _asking(x: Experiment, least: Expected, usual: Expected, most: Amount, counted_by: str) -> Asking:
-    caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
-    seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
-    timed_by = "a call's time is assumed"
-    if len(known) >= _ENOUGH_TIMES:
-        seconds, timed_by = Range(*np.quantile(known, (0.1, 0.5, 0.9))), f"as its last {len(known)} answers took"
-    paced = caps.oracle.paced(caps.queries, caps.queries * most.tokens)
-    return Asking(
-        micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in (least, usual, most))),
-        tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in (least, usual, most))),
-        seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),
-        counted_by=counted_by,
-        timed_by=timed_by,
-    )
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:

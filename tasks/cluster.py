@@ -2,24 +2,24 @@
 
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from tasks.settings import settings
 from tasks.store import Ref, store
-
-log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 _MOST_AT_ONCE = 32  # shards that one process waits for: each holds a lock
 _LOST_NODES = 3  # that a shard outlives
 _ALIKE = ("ninefold", "torch", "transformers")  # packages whose versions decide results
-_PROBES, _PROBE_SECONDS = "probes", 120.0
+_PROBES, _PROBE_SECONDS, _CONNECT_SECONDS = "probes", 120.0, 10.0
 
 
 def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
@@ -36,10 +36,19 @@ def room() -> int:
     return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)
 
 
-def check_cluster() -> None:
-    """Raise ValueError if the settings name a Ray cluster that is not there, or that does not see what this process sees."""
+def check_cluster() -> str:
+    """Return what there is of a Ray cluster, for people; "" without one.
+
+    Raises ValueError if the settings name one that is not there, or whose nodes do not see what this process sees.
+    """
+    return "" if settings().ray is None else _cluster().described()
+
+
+def let_go() -> None:
+    """Give up all that is under way on the cluster; whoever waits for it is told."""
     if settings().ray is not None:
-        _cluster()
+        _cluster().leave()
+        _connected.cache_clear()
 
 
 class _Seen(NamedTuple):
@@ -62,8 +71,9 @@ class _Cluster:
 
         self._ray = ray
         try:
+            _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"NINEFOLD_RAY={address}: no Ray cluster answers there ({error}): start one (ray start --head) or unset it"
             ) from error
@@ -80,6 +90,15 @@ class _Cluster:
         except BaseException:
             self._ray.cancel(task, force=True)
             raise
+
+    def described(self) -> str:
+        """Return how large the cluster is."""
+        nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
+        return f"on the Ray cluster at {settings().ray}: {nodes} nodes, room for {self.slots()} at once"
+
+    def leave(self) -> None:
+        """End the connection, and with it this process's work there."""
+        self._ray.shutdown()
 
     def slots(self) -> int:
         """Return how many shards the cluster has room for."""
@@ -122,7 +141,13 @@ class _Cluster:
                 raise ValueError(
                     f"Ray node {seen.host} runs {_named(seen.versions)}, and this process {_named(here)}: install the same"
                 )
-        log.info("Ray cluster of %d nodes, room for %d shards at once", len(nodes), self.slots())
+
+
+def _answers(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT: Ray itself would go on asking for minutes."""
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
 
 def _call(work: "partial[Any]") -> Any:  # noqa: ANN401
@@ -132,8 +157,6 @@ def _call(work: "partial[Any]") -> Any:  # noqa: ANN401
 
 def _seen(name: str) -> _Seen:
     """Look about on a node."""
-    import socket
-
     try:
         found = store().meant(_PROBES, name) is not None
     except OSError:

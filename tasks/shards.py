@@ -1,7 +1,8 @@
 """Work over many rows in shards: each is a run of a stage on its own, so that what is done is not done again."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -12,8 +13,10 @@ from tqdm import tqdm
 
 from models.plugins import Frozen
 from tasks.caching import Product, stage
-from tasks.cluster import room
+from tasks.cluster import let_go, room
 from tasks.store import Ref, store
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -26,41 +29,43 @@ class Cut(Frozen):
     shards: tuple[Ref, ...]
 
 
-class SomeFailed(RuntimeError):
-    """Shards of a stage failed; the others are kept."""
-
-
 def in_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str) -> list[R]:
     """Return what a stage makes of each shard of a table, in order: of at least `rows` rows, and of whole prompts.
 
-    One after another here, or as many at once as a Ray cluster has room for. Where some fail the others are finished first,
-    and are not computed again when the same is asked for; raises SomeFailed, from the first failure.
+    One after another here, or as many at once as a Ray cluster has room for. Where one fails, what has begun is finished,
+    the rest is not begun, and its error is raised; the same asked for again computes only what is missing.
     """
     if (table.rows or 0) <= rows:
         return [stage_of(table)]
     shards = cut(table, rows=rows).shards
-    with (
-        tqdm(total=len(shards), desc=what, unit="shard") as bar,
-        ThreadPoolExecutor(min(room(), len(shards)), thread_name_prefix="shard") as threads,
-    ):
-        futures = [threads.submit(copy_context().run, stage_of, shard) for shard in shards]
+    at_once = min(room(), len(shards))
+    with tqdm(total=len(shards), desc=what, unit="shard") as bar:
+        if at_once == 1:
+            return [_counted(stage_of(shard), bar) for shard in shards]
+        return _at_once(stage_of, shards, bar, at_once)
+
+
+def _counted(made: R, bar: "tqdm[Any]") -> R:
+    bar.update()
+    return made
+
+
+def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: "tqdm[Any]", threads: int) -> list[R]:
+    with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
+        futures = [pool.submit(copy_context().run, stage_of, shard) for shard in shards]
+        for future in futures:
+            future.add_done_callback(lambda _: bar.update())
         try:
-            for future in futures:
-                future.add_done_callback(lambda _: bar.update())
-            return _finished(futures, what)
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:  # Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            let_go()  # those who wait for the cluster would go on waiting
             raise
-
-
-def _finished(futures: Sequence["Future[R]"], what: str) -> list[R]:
-    failed = [error for future in futures if (error := future.exception()) is not None]
-    if failed:
-        raise SomeFailed(
-            f"{what}: {len(failed)} of {len(futures)} shards failed, the others are kept and are not computed again; the "
-            f"first: {failed[0]}"
-        ) from failed[0]
-    return [future.result() for future in futures]
+        pool.shutdown(cancel_futures=True)
+        done = [future for future in futures if not future.cancelled() and future.exception() is None]
+        if len(done) < len(futures):
+            log.warning("%d of %d shards are done and kept; the others are left", len(done), len(futures))
+        return [future.result() for future in futures if not future.cancelled()]
 
 
 @stage(version=1)

@@ -1,0 +1,132 @@
+"""A Ray cluster of two nodes, each with a home of its own, does the work of a run, though one of them is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from tests.processes import ROOT, free_port, until, without_prefect
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def node(folder: Path, environment: dict[str, str], *where: str) -> psutil.Process:
+    """Start a node of one processor that keeps nothing but in its folder and in the store."""
+    folder.mkdir()
+    own = environment | {"NINEFOLD_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        RAY,
+        "start",
+        *where,
+        "--num-cpus",
+        "1",
+        "--num-gpus",
+        "0",
+        "--object-store-memory",
+        "80000000",
+        "--block",
+    ]
+    with (folder / "log").open("w") as log:
+        return psutil.Process(
+            subprocess.Popen(
+                command, cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            ).pid
+        )
+
+
+def kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):  # killed already
+        for each in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait(30)
+
+
+@contextmanager
+def cluster(folder: Path, environments: list[dict[str, str]]) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Yield the address of a cluster of as many nodes, and their processes; they listen on 127.0.0.1 alone."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    at = ["--node-ip-address", "127.0.0.1"]
+    head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", f"/tmp/ray-{os.getpid()}"]
+    nodes = [node(folder / "head", environments[0], *head, *at)]
+    try:
+        until(lambda: "Ray runtime started" in (folder / "head/log").read_text(), log=folder / "head/log", seconds=60)
+        for number, environment in enumerate(environments[1:], start=1):
+            place = folder / f"node{number}"
+            nodes.append(node(place, environment, "--address", address, *at))
+            until(lambda: "Ray runtime started" in (place / "log").read_text(), log=place / "log", seconds=60)  # noqa: B023
+        yield address, nodes
+    finally:
+        for one in reversed(nodes):
+            kill(one)
+
+
+def found(home: Path) -> dict[str, Any]:
+    report = json.loads((home / "reports/tiny/report.json").read_text())
+    picks = list(pd.read_parquet(home / "reports/tiny/acquisition.parquet").response_id)
+    return {key: report[key] for key in ("queries", "micro_usd", "pairs", "evaluator", "policy")} | {"picks": picks}
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether a node is at work on a shard of generation."""
+    return any("ray::sample" in " ".join(child.cmdline()) for child in process.children(recursive=True))
+
+
+@pytest.fixture
+def machine(s3: str, tmp_path: Path, tiny_settings: dict[str, Any]) -> Callable[..., "subprocess.Popen[bytes]"]:
+    """Return how to start a command on a machine of its own that shares the store."""
+    tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "schedule": tiny_settings["dpo"]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
+
+    def start(home: Path, **more: str) -> "subprocess.Popen[bytes]":
+        environment = without_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
+        environment |= {"NINEFOLD_SHARD": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
+        command = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "tiny.yaml")]
+        home.mkdir()
+        with (home / "log").open("w") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    return start
+
+
+def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
+    machine: Callable[..., "subprocess.Popen[bytes]"], s3: str, tmp_path: Path
+) -> None:
+    assert machine(tmp_path / "alone").wait(300) == 0, (tmp_path / "alone/log").read_text()[-4000:]
+    shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver"}
+    with cluster(tmp_path, [shared, shared]) as (address, nodes):
+        run = machine(tmp_path / "driver", NINEFOLD_RAY=address)
+        log = tmp_path / "driver/log"
+        try:
+            until(lambda: works(nodes[1]) or run.poll() is not None, log=log, seconds=120)
+            kill(nodes[1])
+            assert run.wait(300) == 0, log.read_text()[-6000:]
+        finally:
+            run.kill()
+    assert found(tmp_path / "driver") == found(tmp_path / "alone")
+    assert f"in 5, of 16 and more, on the Ray cluster at {address}: 2 nodes, room for 2 at once" in log.read_text()
+    assert list((tmp_path / "head/home").iterdir()), "the nodes did the work"
+
+
+def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(
+    machine: Callable[..., "subprocess.Popen[bytes]"], s3: str, tmp_path: Path
+) -> None:
+    with cluster(tmp_path, [without_prefect() | {"NINEFOLD_STORE": f"{s3}/another"}]) as (address, _):
+        refused = machine(tmp_path / "driver", NINEFOLD_RAY=address)
+        assert refused.wait(120) == 2
+    said = (tmp_path / "driver/log").read_text()
+    assert f"keeps its artifacts in {s3}/another" in " ".join(said.split())
+    assert not (tmp_path / "driver/ledger.sqlite").exists()
+    gone = machine(tmp_path / "later", NINEFOLD_RAY=address)
+    assert gone.wait(120) == 2
+    assert "no Ray cluster answers there" in " ".join((tmp_path / "later/log").read_text().split())

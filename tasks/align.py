@@ -6,6 +6,7 @@ from models.policies.dpo import DPO, reference_logprob, train_dpo
 from models.policies.variants import train_kto, train_orpo
 from models.preference import Pair
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
@@ -13,6 +14,7 @@ _VARIANTS = {"kto": train_kto, "orpo": train_orpo}
 
 
 @stage(version=1)
+@on_device()
 def reference(policy: Policy, pairs: Ref) -> Product:
     """Return the log-probabilities of each pair's chosen and rejected response under M_r, shape (N, 2), in nats.
 
@@ -31,6 +33,7 @@ class Aligned(Product):
 
 
 @stage(version=4)
+@on_device()
 def align(policy: Policy, pairs: Ref, reference: Ref | None, recipe: DPO, *, seed: int, along: int = 0) -> Aligned:
     """Return the adapter trained on the pairs, and as many on the way to it as `along` says, at equal distances.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from tasks.devices import on_device
 from tasks.settings import settings
 from tasks.store import Ref, store
 
@@ -28,7 +29,11 @@ def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
     `gpus` are those that it takes of a cluster that has any. A node that is lost is replaced by another, an OSError (the
     store, the network) is tried again there; other errors are raised here as they are.
     """
-    return work() if settings().ray is None else _cluster().run(work, gpus)
+    if settings().ray is not None:
+        done: R = _cluster().run(work, gpus)
+        return done
+    with on_device():
+        return work()
 
 
 def room() -> int:

@@ -7,12 +7,14 @@ from models.evaluators.base import Bench, Evaluator
 from models.preference import LeftOut
 from models.rubric import Rubric
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.history import Batch, judged, lessons_of
 from tasks.policy import Policy
 from tasks.store import Ref, store
 
 
 @stage(version=3)
+@on_device()
 def cross_fit(
     evaluator: Evaluator,
     history: tuple[Batch, ...],

@@ -14,6 +14,7 @@ from models.preference import Comparison, Label, Pick, Response, Score, usable_c
 from models.stats import clustered_mean
 from models.text_diversity import apart, distinct_bigrams
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.proxy_label import Scored
 from tasks.store import Ref, store
@@ -100,6 +101,7 @@ def contests(before: Ref, after: Ref) -> Contests:
 
 
 @stage(version=3)
+@on_device()
 def assess_policy(
     before: Ref,
     after: Ref,

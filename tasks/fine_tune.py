@@ -5,11 +5,13 @@ from pathlib import Path
 from models.policies.sft import SFT, train_sft
 from models.preference import Demonstration
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
 
 @stage(version=4)
+@on_device()
 def fine_tune(policy: Policy, seed_examples: Ref, recipe: SFT, *, seed: int) -> Product:
     """Return the adapter trained on the seed examples."""
     examples = store().rows(seed_examples, Demonstration)

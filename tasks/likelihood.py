@@ -4,11 +4,13 @@ import numpy as np
 
 from models.preference import Response
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.store import Ref, store
 
 
 @stage(version=1)
+@on_device()
 def likelihood(responses: Ref, policy: Policy, *, max_new_tokens: int) -> Product:
     """Return Σ log π(y_t | x, y_<t) of each response in nats, shape (N, 1), in the order of the responses.
 

@@ -6,6 +6,7 @@ from models.metrics import numbered, win_rate
 from models.preference import Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.proxy_label import Scored
 from tasks.store import Ref, store
@@ -44,6 +45,7 @@ def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: R
 
 
 @stage(version=1)
+@on_device()
 def assess_point(
     responses: Ref, labels: Ref, scores: Scored, *, first: Policy, policy: Policy, max_new_tokens: int
 ) -> dict[str, float]:

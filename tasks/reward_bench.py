@@ -11,6 +11,7 @@ from models.preference import Graded
 from models.reward_bench import contrasts, grade, weights
 from models.rubric import Rubric
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.store import Ref, store
 
@@ -33,6 +34,7 @@ class Ranked(Product):
 
 
 @stage(version=1, ignore=["program", "pairs", "batch_size"])
+@on_device()
 def reward_bench(
     trained: Trained, pairs: Path | None, *, content: str, program: Path, version: str, batch_size: int
 ) -> Ranked:

@@ -6,12 +6,14 @@ from models.evaluators.base import Bench, Evaluator
 from models.lessons import Teaching
 from models.rubric import Rubric
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.history import Batch, judged, lessons_of
 from tasks.policy import Policy
 from tasks.store import Ref, new_folder, store
 
 
 @stage(version=6)
+@on_device()
 def train_evaluator(
     evaluator: Evaluator,
     history: tuple[Batch, ...],

@@ -1,0 +1,81 @@
+"""Devices: whoever computes with a model holds a slot of the named limit, others wait, and a limit must be there."""
+
+import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import get_args
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+import flows.proxy_reward  # noqa: F401 - all stages are declared
+from tasks.caching import Stage
+from tasks.cluster import elsewhere
+from tasks.devices import on_device
+from tasks.policy import Policy
+from tasks.settings import settings
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "home")
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("NINEFOLD_DEVICE", "gpu-of-the-tests")
+    settings.cache_clear()
+    return "gpu-of-the-tests"
+
+
+def test_a_limit_that_is_not_there_is_named_and_nothing_is_computed(device: str) -> None:
+    computed: list[int] = []
+    with pytest.raises(ValueError, match=f"{device}: Prefect's server has no .*prefect gcl create {device} --limit 1"):
+        elsewhere(partial(computed.append, 1))
+    assert not computed
+
+
+def test_two_take_turns_at_a_device_of_one_slot(device: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=device, limit=1))
+    at_work: list[str] = []
+
+    def compute(name: str) -> None:
+        with on_device():
+            at_work.append(f"{name} begins")
+            time.sleep(0.5)
+            at_work.append(f"{name} ends")
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(compute, ("one", "other")))
+    first = at_work[0].split()[0]
+    assert at_work[:2] == [f"{first} begins", f"{first} ends"]
+    assert len(at_work) == 4
+
+
+def test_every_stage_that_is_given_a_policy_waits_for_a_device_or_is_placed_by_the_cluster() -> None:
+    stages = [value for module in _modules() for value in vars(module).values() if isinstance(value, Stage)]
+    given = {one.name: one for one in stages if _takes_policy(one)}
+    assert {"fine_tune", "generate", "embed", "align", "proxy_label", "train_evaluator"} <= given.keys()
+    names = {
+        name for name, one in given.items() if "@on_device()" not in _source(one) and "elsewhere(" not in _source(one)
+    }
+    assert names == {"load_prompts", "instructions"}, "they count tokens, and read no weights"
+
+
+def _modules() -> list[object]:
+    import importlib
+    import pkgutil
+
+    import tasks
+
+    return [importlib.import_module(f"tasks.{entry.name}") for entry in pkgutil.iter_modules(tasks.__path__)]
+
+
+def _takes_policy(one: "Stage[..., object]") -> bool:
+    kinds = inspect.get_annotations(inspect.unwrap(one.task.fn), eval_str=True)
+    given = [kind for name, kind in kinds.items() if name != "return"]
+    return any(Policy in (kind, *get_args(kind)) for kind in given)
+
+
+def _source(one: "Stage[..., object]") -> str:
+    return inspect.getsource(inspect.unwrap(one.task.fn))

@@ -143,6 +143,8 @@ def plan(experiment: Experiment) -> Plan:
     x.labelling.oracle.check()
     x.judge.check()
     cluster = check_cluster()
+    if not cluster:  # else it is there that texts are generated
+        x.generation.check()
     if x.evaluation.versus:
         x.evaluation.versus.check()
     prompts = x.prompts.load()

@@ -34,8 +34,7 @@ class Policy(Frozen):
 
     def renderer(self) -> Renderer:
         """Return the renderer of its tokenizer, without loading its weights."""
-        checkpoint = self.checkpoint()
-        return Renderer(checkpoint.load_tokenizer(), checkpoint.template)
+        return self.checkpoint().renderer()
 
     def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, what: str) -> Likelihood:
         """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`."""

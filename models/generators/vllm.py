@@ -1,0 +1,185 @@
+"""Generation with vLLM (2309.06180), by its own server: it pins other versions of what Ninefold is built on."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, PositiveInt
+from tqdm import tqdm
+
+from models.event_loop import run
+from models.generators.base import Generator, response_id
+from models.policies.language_model import Checkpoint, release
+from models.preference import Prompt, Response
+from models.randomness import seed_of
+
+_COMMAND = "NINEFOLD_VLLM"
+_INSTALL = f"python -m venv vllm; vllm/bin/pip install vllm, then {_COMMAND}=vllm/bin/vllm"
+_NAME = "policy"
+_STARTING, _ENDING, _ANSWERING = 1200.0, 30.0, 3600.0  # seconds
+# The server needs none of the keys that are in this process's environment.
+_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
+_PASSED_ALIKE = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_", "XDG_CACHE")
+# Ends what it has started as soon as whoever started it ends, however that ends: a GPU's memory is not to stay taken.
+_WHILE_READ = """
+import os, signal, subprocess, sys, threading
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+def watch():
+    sys.stdin.read()
+    os.killpg(server.pid, signal.SIGTERM)
+threading.Thread(target=watch, daemon=True).start()
+sys.exit(server.wait())
+"""
+
+
+class VLLM(Generator):
+    """Sample with `vllm serve`, on 127.0.0.1 while it is needed; its command is named by NINEFOLD_VLLM, or on the path.
+
+    A text depends on the seed, its prompt and its sample number; and on what it is computed beside by the rounding of
+    vLLM's kernels, which VLLM_BATCH_INVARIANT=1 takes away where they can do without. Keys and values of a prompt are
+    computed once for all of its samples (prefix caching).
+    """
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size", "tensor_parallel", "memory_share"})
+
+    kind: Literal["vllm"] = "vllm"
+    batch_size: PositiveInt = Field(256, description="requests in flight; does not enter the cache key")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that the model is spread over")
+    memory_share: float = Field(0.9, gt=0, le=1, description="of a GPU's memory that the server takes")
+
+    @property
+    def gpus(self) -> int:  # noqa: D102
+        return self.tensor_parallel
+
+    def check(self) -> None:  # noqa: D102
+        command()
+
+    def sample(  # noqa: D102
+        self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
+    ) -> list[Response]:
+        if not prompts:
+            return []
+        with tempfile.TemporaryDirectory(prefix="ninefold-vllm-") as scratch:
+            model = Path(policy.source) if not policy.adapters else policy.write_merged(Path(scratch, "model"))
+            release()
+            with self._serving(model, policy.dtype, Path(scratch, "log")) as server:
+                return run(self._all(server, policy, prompts, samples=samples, seed=seed, what=what))
+
+    @contextmanager
+    def _serving(self, model: Path, dtype: str, log: Path) -> Iterator["_Server"]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        key = secrets.token_urlsafe(24)  # who else is on this machine is not to use it
+        asked = [str(command()), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        asked += ["--served-model-name", _NAME, "--dtype", dtype, "--enable-prefix-caching"]
+        asked += ["--tensor-parallel-size", str(self.tensor_parallel)]
+        asked += ["--gpu-memory-utilization", str(self.memory_share)]
+        passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_ALIKE)}
+        passed |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _WHILE_READ, *asked],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=passed,
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(process, f"{url}/health", log)
+            yield _Server(f"{url}/v1", key)
+        finally:
+            assert process.stdin is not None  # noqa: S101 - it was asked for
+            process.stdin.close()
+            try:
+                process.wait(_ENDING)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    async def _all(
+        self,
+        server: "_Server",
+        policy: Checkpoint,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        seed: int,
+        what: str,
+    ) -> list[Response]:
+        import openai
+
+        renderer, at_once = policy.renderer(), asyncio.Semaphore(self.batch_size)
+        options = {"model": _NAME, "max_tokens": self.max_new_tokens, "temperature": self.temperature}
+        options |= {"top_p": self.top_p, "logprobs": 0, "return_token_ids": True}
+
+        async def one(client: Any, prompt: Prompt, ids: list[int], number: int) -> Response:  # noqa: ANN401
+            drawn = {"prompt": ids, "seed": seed_of(seed, number, f"generate {prompt.id}")}
+            async with at_once:
+                answer = await client.post("/completions", body=options | drawn, cast_to=object)
+            bar.update()
+            choice = answer["choices"][0]
+            text = renderer.tokenizer.decode(choice["token_ids"], skip_special_tokens=True).strip()
+            return Response(
+                id=response_id(prompt.id, number, text),
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                sample=number,
+                text=text,
+                tokens=len(choice["token_ids"]),
+                logprob=float(sum(choice["logprobs"]["token_logprobs"])),  # of the model as it is, at temperature 1
+            )
+
+        with tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
+            async with openai.AsyncOpenAI(api_key=server.key, base_url=server.url, timeout=_ANSWERING) as client:
+                asked = [
+                    one(client, prompt, renderer.prompt_ids(prompt.text), number)
+                    for prompt in prompts
+                    for number in range(samples)
+                ]
+                return list(await asyncio.gather(*asked))
+
+
+class _Server(NamedTuple):
+    url: str
+    key: str
+
+
+def command() -> Path:
+    """Return vLLM's command; raise ValueError with the remedy if there is none."""
+    named = os.environ.get(_COMMAND)
+    found = named or shutil.which("vllm")
+    if found is None or not Path(found).is_file():
+        missing = f"is not at {named}" if named else "is not on the path"
+        raise ValueError(f"generation.kind=vllm: vLLM's command {missing}: {_INSTALL}")
+    return Path(found).absolute()
+
+
+def _wait(process: "subprocess.Popen[bytes]", health: str, log: Path) -> None:
+    """Return when the server is healthy; raise RuntimeError with the end of its log if it ends or takes too long."""
+    deadline = time.monotonic() + _STARTING
+    while True:
+        try:
+            with urllib.request.urlopen(health, timeout=5):  # noqa: S310 - our own server's
+                return
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                state = f"ended ({process.returncode})" if process.poll() is not None else "is not ready"
+                said = log.read_text(errors="replace")[-2000:]
+                raise RuntimeError(
+                    f"vLLM's server {state} before it was asked anything; it said last: {said}"
+                ) from None
+        time.sleep(0.5)

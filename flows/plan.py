@@ -7,6 +7,7 @@ import numpy as np
 
 from flows.asking import Asking, asking_of, check_caps, expected_of, most_of
 from flows.experiment import Experiment
+from flows.memory import memory_lines
 from models.cost import NO_CAP, dollars
 from models.gate import ANY_PAIR
 from models.oracles.base import a_token_to_four_bytes
@@ -74,6 +75,7 @@ class Plan:
             f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
             self._pairs(),
             *self._shards(),
+            *memory_lines(x),
         ]
 
     def _shards(self) -> list[str]:

@@ -10,13 +10,18 @@ Dtype = Literal["bfloat16", "float32"]
 _FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux calls what x86 and Arm processors have for it
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU, asked without loading torch."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
 def native_dtype(processor: str | None = None, *, gpu: bool | None = None) -> Dtype:
     """Return bfloat16 where a GPU or the processor computes in it, else float32.
 
     A processor that has no such instructions is made to by the library: a training step of the packaged model took 64 s
     instead of 2.4 s. `processor` is Linux's description of it; where there is none, bfloat16 is taken to be fine.
     """
-    if gpu if gpu is not None else Path("/proc/driver/nvidia/version").exists():
+    if gpu if gpu is not None else has_gpu():
         return "bfloat16"
     described = Path("/proc/cpuinfo")
     if processor is None:

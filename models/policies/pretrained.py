@@ -58,21 +58,26 @@ def check_reference(reference: str) -> None:
         )
 
 
-def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
-    """Return what counts a text's tokens for a model; None where its tokenizer would have to be fetched or converted."""
+def folder_at_hand(reference: str) -> Path | None:
+    """Return the folder of a model that is on this machine already; None where it would be fetched or converted first."""
     from huggingface_hub import try_to_load_from_cache
 
     path = Path(reference).expanduser()
     if reference == PACKAGED:
         path = cache_folder() / _packaged_name()
     name, _, revision = reference.partition("@")
-    known = path.is_dir() or path.is_absolute() or name.count("/") != 1
-    file = (
-        path / "tokenizer.json" if known else try_to_load_from_cache(name, "tokenizer.json", revision=revision or None)
-    )
-    if not isinstance(file, Path | str) or not Path(file).is_file():
+    if path.is_dir() or path.is_absolute() or name.count("/") != 1:
+        return path if path.is_dir() else None
+    file = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
+    """Return what counts a text's tokens for a model; None where its tokenizer would have to be fetched or converted."""
+    folder = folder_at_hand(reference)
+    if folder is None or not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = _tokenizer(str(file))
+    tokenizer = _tokenizer(str(folder / "tokenizer.json"))
     return lambda text: len(tokenizer.encode(text).ids)
 
 

@@ -1,0 +1,81 @@
+"""What the largest stages take of this machine's memory, or its GPU's, as far as the model's files are here to say."""
+
+from typing import NamedTuple
+
+from flows.experiment import Experiment
+from models.policies.dtypes import has_gpu
+from models.policies.memory import Shape, generating, shape_of, training
+from models.policies.pretrained import folder_at_hand
+from models.policies.training import Schedule
+
+_PER_PAIR = 2  # texts
+
+
+class Room(NamedTuple):
+    """The memory that there is, in bytes, and whose."""
+
+    bytes: int
+    whose: str
+
+
+class Need(NamedTuple):
+    """What a stage takes at its largest, in bytes, and of how many texts and tokens at once."""
+
+    stage: str
+    bytes: int
+    work: str
+
+
+def memory_lines(x: Experiment) -> list[str]:
+    """Return the plan's line of memory, and one for each stage that may find no room; nothing if the model is not here."""
+    folder = folder_at_hand(x.policy.model)
+    shape = shape_of(folder) if folder is not None else None
+    if shape is None:
+        return []
+    room, found = _room(), needs(x, shape)
+    said = ", ".join(f"{need.stage} {_gb(need.bytes)}" for need in found)
+    return [
+        f"memory     at most {said}; {room.whose} has {_gb(room.bytes)}",
+        *(
+            f"           {need.stage} ({need.work}) may not fit: lower its batch_size, or the tokens"
+            for need in found
+            if need.bytes > room.bytes
+        ),
+    ]
+
+
+def needs(x: Experiment, shape: Shape) -> list[Need]:
+    """Return what generating and each training take."""
+    generation, dtype = x.generation, x.policy.dtype
+    tokens = x.policy.max_prompt_tokens + generation.max_new_tokens
+    sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
+    found = [Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once")]
+    schedules: list[tuple[str, Schedule, int]] = [("fine_tune", x.policy.sft, 1)]
+    judge = getattr(x.evaluator, "schedule", None)
+    if isinstance(judge, Schedule):
+        pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
+        schedules.append(("train_evaluator", judge, _PER_PAIR if pairs else 1))
+    if x.dpo.feedback != "none":
+        schedules.append(("align", x.dpo, _PER_PAIR))
+    for stage, schedule, texts in schedules:
+        rows = schedule.batch_size * texts
+        taken = training(
+            shape, dtype, rows=rows, tokens=schedule.max_length, lora=schedule.lora, head_in_pieces=not has_gpu()
+        )
+        found.append(Need(stage, taken, f"{rows} texts of {schedule.max_length} tokens at once"))
+    return found
+
+
+def _room() -> Room:
+    if has_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return Room(torch.cuda.get_device_properties(0).total_memory, "the GPU")
+    import psutil
+
+    return Room(psutil.virtual_memory().total, "this machine")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

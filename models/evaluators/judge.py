@@ -37,12 +37,16 @@ class Judge(Evaluator):
 
     @model_validator(mode="after")
     def _something_to_drop(self) -> Self:
-        if self.ensemble_by == "dropout" and not self.schedule.lora.dropout:
+        if self.ensemble_by == "dropout" and not self._dropout:
             raise ValueError(
                 "evaluator.ensemble_by=dropout drops nothing while evaluator.schedule.lora.dropout is 0: set it, to 0.1 for "
                 "example"
             )
         return self
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.schedule.lora is None else self.schedule.lora.dropout
 
     def _learn(self, examples: Sequence[Demonstration], bench: Bench) -> dict[str, float]:
         """Teach every member the examples, save them and return the trainings' mean metrics."""
@@ -51,7 +55,7 @@ class Judge(Evaluator):
             for number in range(self.ensemble):
                 rng = stream(bench.seed, number, "judge dropout")
                 member = bench.folder / _MEMBER.format(number)
-                drop_inputs(bench.folder / _TRAINED, member, self.schedule.lora.dropout, rng)
+                drop_inputs(bench.folder / _TRAINED, member, self._dropout, rng)
             return facts
         found = [
             self._train(examples, bench, number, bench.folder / _MEMBER.format(number))

@@ -54,6 +54,9 @@ class RewardHead(Evaluator):
 
     @model_validator(mode="after")
     def _of_comparisons_alone(self) -> Self:
+        self.schedule.check_lora(
+            "evaluator.schedule", "a reward head is kept with the adapter that it was trained with"
+        )
         if self.loss != "bradley_terry" and (self.margin or self.centring):
             raise ValueError(
                 f"evaluator.margin and evaluator.centring are of comparisons, and evaluator.loss={self.loss} makes none: "
@@ -128,7 +131,7 @@ class RewardHead(Evaluator):
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
-            peft_config=self.schedule.lora.config("SEQ_CLS"),
+            peft_config=self.schedule.peft("SEQ_CLS"),
         )
         self._train(trainer, bench)
         used, sides = np.unique(drawn.pairs, return_inverse=True)
@@ -158,7 +161,7 @@ class RewardHead(Evaluator):
         with torch.random.fork_rng():
             torch.manual_seed(bench.seed)
             start = _with_head(policy, bench.seed, thresholds)
-            model = get_peft_model(start, self.schedule.lora.config("SEQ_CLS"))
+            model = get_peft_model(start, self.schedule.peft("SEQ_CLS"))
         trainer = Trainer(
             model=model,
             args=RewardConfig(**arguments(self.schedule, bench.seed, len(labels)), remove_unused_columns=False),

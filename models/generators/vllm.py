@@ -39,8 +39,15 @@ server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_sess
 def watch():
     sys.stdin.read()
     os.killpg(server.pid, signal.SIGTERM)
-threading.Thread(target=watch, daemon=True).start()
-sys.exit(server.wait())
+    try:
+        server.wait(20)
+    finally:  # what it has started may not have ended with it
+        os.killpg(server.pid, signal.SIGKILL)
+watching = threading.Thread(target=watch, daemon=True)
+watching.start()
+code = server.wait()
+watching.join(25 if code < 0 else 0)
+sys.exit(code)
 """
 
 

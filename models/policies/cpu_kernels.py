@@ -23,7 +23,7 @@ _SCORES = 1 << 18  # of attention, of one head, in a batch: the plain attention 
 
 def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
     """Give the model that a trainer trains faster kernels; nothing on a GPU."""
-    model = trainer.model.get_base_model()
+    model = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
     if model.device.type != "cpu":
         return
     for layer in model.modules():

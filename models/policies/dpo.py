@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -11,14 +11,14 @@ from models.chat import Encoded, Renderer
 from models.gate import Gate
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import Floats, LanguageModel
-from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained
 from models.preference import Pair
 
 Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
 
 
 class DPO(Schedule):
-    """TRL's DPOTrainer with LoRA (2305.18290, eq. 7), or another `algorithm` on the same pairs (variants.py).
+    """TRL's DPOTrainer, on adapters or every weight (2305.18290, eq. 7), or another `algorithm` on the same pairs.
 
     `rounds` > 1 repeats from generation with the newest policy.
 
@@ -43,6 +43,8 @@ class DPO(Schedule):
             raise ValueError(
                 "dpo.algorithm=kto holds the rows of a batch against one another: set dpo.batch_size to 2 or more"
             )
+        if self.algorithm == "kto":
+            self.check_lora("dpo", "KTO's reference is the policy without its adapter")
         return self
 
     @property
@@ -74,7 +76,7 @@ def train_dpo(
     seed: int,
     along: Sequence[Path] = (),
 ) -> dict[str, float]:
-    """Train on the pairs, save the adapter in `folder` and return the trainer's last metrics; `along` is that of `run`.
+    """Train on the pairs, save what it changes in `folder` and return the trainer's last metrics; `along` is that of `run`.
 
     `reference` is what `reference_logprob` says of the policy before: it stays as it is, whatever the epoch.
     """
@@ -86,17 +88,25 @@ def train_dpo(
     rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
     for row, (chosen, rejected) in zip(rows, reference[fits].tolist(), strict=True):
         row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    trainer = DPOTrainer(
+
+    class Trainer(DPOTrainer):  # type: ignore[misc]
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ANN401
+            """Return the rows as they are: the reference is among their columns."""
+            return dataset
+
+    # without adapters the trainer would load a model for reference, unless it is to compute the columns itself
+    given = arguments(recipe, seed, len(rows)) | {"precompute_ref_log_probs": recipe.lora is None}
+    trainer = Trainer(
         model=policy.model,
-        args=DPOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
+        args=DPOConfig(beta=recipe.beta, **given),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
-        peft_config=recipe.lora.config("CAUSAL_LM"),
+        peft_config=recipe.peft("CAUSAL_LM"),
     )
     trainer.precompute_ref_logps = True  # they are among the columns
     use_cpu_kernels(trainer)
     run(trainer, along)
-    save_adapter(trainer.model, folder)
+    save_trained(trainer.model, folder)
     return {"pairs": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history,
         ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],

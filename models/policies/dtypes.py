@@ -1,5 +1,6 @@
 """In which numbers a model computes, and which of them this machine is fast at."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,19 @@ def native_dtype(processor: str | None = None, *, gpu: bool | None = None) -> Dt
         for flag in line.split()
     }
     return "bfloat16" if not flags or flags & _FLAGS else "float32"
+
+
+def attention(dtype: Dtype) -> str | None:
+    """Return the attention to load a model with: FlashAttention 2 (2307.08691) where it can run; None: the library's own.
+
+    It runs on a GPU from Ampere on, in bfloat16, where the package flash-attn is installed.
+    """
+    if dtype != "bfloat16" or find_spec("flash_attn") is None:
+        return None
+    import torch
+
+    able = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    return "flash_attention_2" if able else None
 
 
 def _chosen(given: Any) -> Any:  # noqa: ANN401

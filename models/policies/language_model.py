@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.chat import Encoded, Renderer, Template
-from models.policies.dtypes import Dtype
+from models.policies.dtypes import Dtype, attention
 from models.policies.head import is_plain
 from models.policies.head import logprob as head_logprob
 
 Floats = NDArray[np.float32]
+ADAPTER = "adapter_config.json"
 Pooling = Literal["mean", "last"]
 
 
@@ -151,7 +152,10 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a policy is on disk: the folder of its base model (and a digest of it), and LoRA adapters in order."""
+    """What a policy is on disk: the folder of its base model (and a digest of it), and what trainings have made of it.
+
+    In order: a LoRA adapter each, or every weight where a training had none.
+    """
 
     source: str
     adapters: tuple[Path, ...] = ()
@@ -203,20 +207,23 @@ class Checkpoint:
         return on_disk * (2 if self.dtype == "float32" else 1)
 
     def _loaded(self, *, on_gpu: bool = True) -> LanguageModel:
-        """Load the base and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
+        """Load the weights and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
         import torch
         from transformers import AutoModelForCausalLM
 
+        whole = [number for number, folder in enumerate(self.adapters) if not (folder / ADAPTER).exists()]
+        newest = whole[-1] if whole else None  # every weight: nothing before it counts
         model = AutoModelForCausalLM.from_pretrained(
-            self.source,
+            self.source if newest is None else self.adapters[newest],
             dtype=getattr(torch, self.dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            attn_implementation=attention(self.dtype) if on_gpu else None,
         )
-        if self.adapters:
+        if adapters := self.adapters[0 if newest is None else newest + 1 :]:
             from peft import PeftModel
 
-            for adapter in self.adapters:
+            for adapter in adapters:
                 model = PeftModel.from_pretrained(model, adapter, use_safetensors=True).merge_and_unload()
         # Merging leaves the weights without requires_grad; on a CPU torch 2.13 then repacks every weight at every step
         # of generate (about 4× slower, 4 GB more; measured). Nothing here runs outside inference_mode, so no graph is built.

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained
 from models.preference import Demonstration
 
 
 class SFT(Schedule):
-    """TRL's SFTTrainer with LoRA; the loss is on the response's tokens only."""
+    """TRL's SFTTrainer, with LoRA or on every weight; the loss is on the response's tokens only."""
 
 
 def train_sft(
     policy: LanguageModel, seed_examples: Sequence[Demonstration], recipe: SFT, *, folder: Path, seed: int
 ) -> dict[str, float]:
-    """Train on the demonstrations, save the adapter in `folder` and return the trainer's last metrics."""
+    """Train on the demonstrations, save what it changes in `folder` and return the trainer's last metrics."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -28,11 +28,11 @@ def train_sft(
         args=SFTConfig(**arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
-        peft_config=recipe.lora.config("CAUSAL_LM"),
+        peft_config=recipe.peft("CAUSAL_LM"),
     )
     use_cpu_kernels(trainer)
     run(trainer)
-    save_adapter(trainer.model, folder)
+    save_trained(trainer.model, folder)
     return {"rows": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]
     )

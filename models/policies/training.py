@@ -1,4 +1,4 @@
-"""What all three TRL trainers share: LoRA, and arguments that give the same weights for the same seed."""
+"""What all three TRL trainers share: what is trained, and arguments that give the same weights for the same seed."""
 
 import json
 import logging
@@ -13,9 +13,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.chat import Renderer
 from models.plugins import Frozen
+from models.policies.language_model import ADAPTER
 
 _STEPS_TO_WARM_UP, _NAMED = 10, 5
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,16 @@ class Schedule(Frozen):
     epochs: PositiveFloat = Field(1.0, description="passes over the rows")
     batch_size: PositiveInt = Field(16, description="rows to an optimiser step")
     max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
-    lora: Lora = Lora()
+    lora: Lora | None = Field(Lora(), description="adapters; null: every weight is trained, and kept")
+
+    def peft(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
+        """Return peft's configuration of the adapters; None where every weight is trained."""
+        return None if self.lora is None else self.lora.config(task)
+
+    def check_lora(self, of: str, why: str) -> None:
+        """Raise ValueError if every weight would be trained `of` what cannot do so, and `why`."""
+        if self.lora is None:
+            raise ValueError(f"{of}.lora=null trains every weight, and {why}: leave {of}.lora out")
 
 
 def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
@@ -98,7 +108,7 @@ def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
             """Save what is due."""
             for number, folder in enumerate(along, start=1):
                 if state.global_step == max(1, round(state.max_steps * number / (len(along) + 1))):
-                    save_adapter(trainer.model, folder)
+                    save_trained(trainer.model, folder)
 
     class Bar(ProgressCallback):  # type: ignore[misc]
         def on_log(self, *_: object, **__: object) -> None:
@@ -116,6 +126,15 @@ def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dic
     for entry in history:
         found |= {name.replace("/", "_"): float(entry[name]) for name in names if name in entry}
     return found
+
+
+def save_trained(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Save what training has changed: the adapter, or every weight with the configuration."""
+    if hasattr(model, "peft_config"):
+        return save_adapter(model, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    return None
 
 
 def save_adapter(model: Any, folder: Path) -> None:  # noqa: ANN401

@@ -11,7 +11,7 @@ import numpy as np
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.dpo import DPO, fitting_pairs
 from models.policies.language_model import LanguageModel
-from models.policies.training import arguments, metrics_of, run, save_adapter
+from models.policies.training import arguments, metrics_of, run, save_trained
 from models.preference import Pair
 
 
@@ -20,7 +20,7 @@ def train_kto(
 ) -> dict[str, float]:
     """Train by KTO (2402.01306) on every chosen response as desirable and every rejected one as undesirable.
 
-    The reference is the policy before. Saves the adapter in `folder` and returns the trainer's last metrics.
+    The reference is the policy before. Saves what it changes in `folder` and returns the trainer's last metrics.
     """
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
@@ -37,7 +37,7 @@ def train_kto(
         args=KTOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
-        peft_config=recipe.lora.config("CAUSAL_LM"),
+        peft_config=recipe.peft("CAUSAL_LM"),
     )
     return _trained(trainer, len(kept), len(pairs), folder, along)
 
@@ -47,7 +47,7 @@ def train_orpo(
 ) -> dict[str, float]:
     """Train by ORPO (2403.07691): supervised on the chosen response, with `beta` times its log odds ratio to the other.
 
-    It has no reference. Saves the adapter in `folder` and returns the trainer's last metrics.
+    It has no reference. Saves what it changes in `folder` and returns the trainer's last metrics.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from datasets import Dataset
@@ -63,7 +63,7 @@ def train_orpo(
             [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
         ),
         processing_class=_as_rendered(policy),
-        peft_config=recipe.lora.config("CAUSAL_LM"),
+        peft_config=recipe.peft("CAUSAL_LM"),
     )
     return _trained(trainer, len(kept), len(pairs), folder, along)
 
@@ -81,7 +81,7 @@ def _as_rendered(policy: LanguageModel) -> Any:  # noqa: ANN401
 def _trained(trainer: Any, kept: int, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401
     use_cpu_kernels(trainer)
     run(trainer, along)
-    save_adapter(trainer.model, folder)
+    save_trained(trainer.model, folder)
     names = [
         "train_loss",
         "rewards/accuracies",

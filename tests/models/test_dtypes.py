@@ -4,7 +4,7 @@ import pytest
 
 from flows.experiment import PolicyConfig
 from models.policies import dtypes
-from models.policies.dtypes import native_dtype
+from models.policies.dtypes import Dtype, attention, native_dtype
 
 XEON = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu sse avx2 avx512_bf16 amx_bf16 amx_tile\n"
 EPYC = "processor\t: 0\nmodel name\t: EPYC\nflags\t\t: fpu sse avx2\nbugs\t\t: bf16\n"
@@ -34,3 +34,21 @@ def test_auto_is_decided_when_an_experiment_is_read(monkeypatch: pytest.MonkeyPa
     assert PolicyConfig(model="m", dtype="float32").dtype == "float32"
     with pytest.raises(ValueError, match="dtype"):
         PolicyConfig(model="m", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "installed", "capability", "chosen"),
+    [
+        ("bfloat16", True, (8, 0), "flash_attention_2"),
+        ("bfloat16", True, (7, 5), None),
+        ("bfloat16", False, (9, 0), None),
+        ("float32", True, (9, 0), None),
+    ],
+)
+def test_flash_attention_is_taken_where_it_runs(
+    dtype: Dtype, installed: bool, capability: tuple[int, int], chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.policies.dtypes.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert attention(dtype) == chosen

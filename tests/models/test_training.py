@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from models.evaluators.reward_head import RewardHead
 from models.policies.dpo import DPO, reference_logprob, train_dpo
 from models.policies.language_model import Checkpoint
 from models.policies.sft import SFT, train_sft
@@ -334,3 +335,35 @@ def test_the_cpu_kernels_give_trls_own_loss_metrics_and_gradients(
     for name, value in gradients.items():
         assert float(value.abs().max()) > 0, name
         torch.testing.assert_close(our_gradients[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_every_weight_is_trained_where_there_are_no_adapters_and_an_adapter_goes_on_top(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    start = Checkpoint(tiny_checkpoint.source, (), "float32", "plain")
+    shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
+    recipe = SFT(learning_rate=5e-3, epochs=2, batch_size=4, lora=None)
+    for folder in ("one", "again"):
+        train_sft(start.load(), shown, recipe, folder=tmp_path / folder, seed=0)
+    assert digest(tmp_path / "one") == digest(tmp_path / "again")
+    tuned = Checkpoint(start.source, (tmp_path / "one",), "float32", "plain")
+    moved = dict(tuned.load().model.named_parameters())
+    assert all((moved[name] != weight).any() for name, weight in start.load().model.named_parameters())
+    whole = DPO(learning_rate=2e-3, epochs=3, batch_size=4, lora=None)
+    facts = dpo(tuned, PAIRS, whole, tmp_path / "aligned")
+    assert facts["rewards_margins"] > 0.1
+    aligned = Checkpoint(start.source, (tmp_path / "one", tmp_path / "aligned"), "float32", "plain")
+    facts = dpo(aligned, PAIRS, DPO(learning_rate=5e-3, epochs=1, batch_size=4, lora=LORA), tmp_path / "adapted")
+    texts = [(p.prompt, p.chosen) for p in PAIRS]
+    on_top = Checkpoint(start.source, (*aligned.adapters, tmp_path / "adapted"), "float32", "plain")
+    assert (on_top.load().likelihood(texts).logprob != aligned.load().likelihood(texts).logprob).any()
+    merged = on_top.write_merged(tmp_path / "merged")
+    alone = Checkpoint(str(merged), (), "float32", "plain").load().likelihood(texts).logprob
+    np.testing.assert_allclose(alone, on_top.load().likelihood(texts).logprob, atol=1e-4)
+
+
+def test_what_needs_adapters_says_so() -> None:
+    with pytest.raises(ValueError, match="dpo.lora=null trains every weight, and KTO's reference"):
+        DPO(algorithm="kto", lora=None)
+    with pytest.raises(ValueError, match="evaluator.schedule.lora=null trains every weight, and a reward head"):
+        RewardHead(schedule=SFT(lora=None))

@@ -70,7 +70,7 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
     lines = [
         "## Use",
         "",
-        f"`{x.policy.model}` after {' and '.join(trained)} (LoRA, merged); prompts are rendered by template "
+        f"`{x.policy.model}` after {' and '.join(trained)} ({_how(x)}); prompts are rendered by template "
         f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, the "
         f"policy before {trained[-1]}, on the held-out prompts of one task by one judge; nothing is known of its safety or "
         "of other tasks.",
@@ -83,6 +83,13 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
         "",
     ]
     return _card(data, f"{x.name}: policy", [*lines, *_agreement(report), *_bought(x, report)], x, report)
+
+
+def _how(x: Experiment) -> str:
+    whole = [
+        name for name, schedule in (("SFT", x.policy.sft), (x.dpo.algorithm.upper(), x.dpo)) if schedule.lora is None
+    ]
+    return "LoRA, merged" if not whole else f"{' and '.join(whole)} on every weight"
 
 
 def _card(data: Any, title: str, lines: Sequence[str], x: Experiment, report: dict[str, Any]) -> str:  # noqa: ANN401

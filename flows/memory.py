@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from flows.experiment import Experiment
+from models.generators.hf import Transformers
 from models.policies.dtypes import has_gpu
 from models.policies.memory import Shape, generating, shape_of, training
 from models.policies.pretrained import folder_at_hand
@@ -48,8 +49,10 @@ def needs(x: Experiment, shape: Shape) -> list[Need]:
     """Return what generating and each training take."""
     generation, dtype = x.generation, x.policy.dtype
     tokens = x.policy.max_prompt_tokens + generation.max_new_tokens
-    sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
-    found = [Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once")]
+    found: list[Need] = []
+    if isinstance(generation, Transformers):  # other engines take what they are given, and fit into it
+        sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
+        found.append(Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once"))
     schedules: list[tuple[str, Schedule, int]] = [("fine_tune", x.policy.sft, 1)]
     judge = getattr(x.evaluator, "schedule", None)
     if isinstance(judge, Schedule):

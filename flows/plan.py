@@ -144,7 +144,7 @@ def plan(experiment: Experiment) -> Plan:
     x.embedding.check()
     x.labelling.oracle.check()
     x.judge.check()
-    cluster = check_cluster()
+    cluster = check_cluster(x.generation.gpus)
     if not cluster:  # else it is there that texts are generated
         x.generation.check()
     if x.evaluation.versus:

@@ -14,13 +14,15 @@ from tasks.store import Ref, store
 _LIST = " as a list"  # ends the id of a response that is written so
 
 
-@stage(version=2)
+@stage(version=3)
 def reformat(responses: Ref) -> Product:
     """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
     rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
     plain = list({r.prompt_id: r for r in reversed(rows)}.values())
     listed = [replace(r, id=r.id + _LIST, sample=-1 - r.sample, text=as_list(r.text)) for r in plain]
-    return Product(ref=store().write_rows("responses", [*plain, *listed], Response))
+    return Product(
+        ref=store().write_rows("responses", [r for both in zip(plain, listed, strict=True) for r in both], Response)
+    )
 
 
 @stage(version=2)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -38,15 +39,19 @@ def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
 
 def room() -> int:
     """Return how many shards to ask for at once: one here, and on a cluster some more than it has room for now."""
-    return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)
+    return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)  # nodes may join
 
 
-def check_cluster() -> str:
+def check_cluster(gpus: int) -> str:
     """Return what there is of a Ray cluster, for people; "" without one.
 
-    Raises ValueError if the settings name one that is not there, or whose nodes do not see what this process sees.
+    Raises ValueError if the settings name one that is not there, whose nodes do not see what this process sees, or none of
+    which has as many GPUs as a shard of generation takes.
     """
-    return "" if settings().ray is None else _cluster().described()
+    if settings().ray is None:
+        return ""
+    _cluster().check_room(gpus)
+    return _cluster().described()
 
 
 def let_go() -> None:
@@ -72,9 +77,11 @@ class _Cluster:
         if find_spec("ray") is None:
             raise ValueError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # once let go of, no other cluster is started in its place
         import ray
 
-        self._ray = ray
+        self._ray, self._under_way, self._stopping, self._guard = ray, set[Any](), False, Lock()
+        self._versions = {package: version(package) for package in _ALIKE}
         try:
             _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
@@ -82,19 +89,32 @@ class _Cluster:
             raise ValueError(
                 f"NINEFOLD_RAY={address}: no Ray cluster answers there ({error}): start one (ray start --head) or unset it"
             ) from error
-        self._call = ray.remote(max_calls=0)(_call)  # a process keeps its model, on a GPU too
-        self._check()
+        # a process keeps its model for the next shard; not on a GPU, which others may be given meanwhile
+        self._call = ray.remote(max_calls=1 if self._gpus() else 0)(_call)
+        try:
+            self._check()
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def run(self, work: "partial[Any]", gpus: int) -> Any:  # noqa: ANN401
         options = self._share(gpus) | {"max_retries": _LOST_NODES, "retry_exceptions": [OSError]}
-        task = self._call.options(name=work.func.__name__.strip("_"), **options).remote(work)
+        self.check_room(gpus)
+        with self._guard:
+            if self._stopping:
+                raise InterruptedError("the work on the cluster was given up")
+            task = self._call.options(name=work.func.__name__.strip("_"), **options).remote(work, self._versions)
+            self._under_way.add(task)
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error  # as it was raised there, and not as Ray's
-        except BaseException:
+        except KeyboardInterrupt:
             self._ray.cancel(task, force=True)
             raise
+        finally:
+            with self._guard:
+                self._under_way.discard(task)
 
     def described(self) -> str:
         """Return how large the cluster is."""
@@ -102,25 +122,43 @@ class _Cluster:
         return f"on the Ray cluster at {settings().ray}: {nodes} nodes, room for {self.slots()} at once"
 
     def leave(self) -> None:
-        """End the connection, and with it this process's work there."""
-        self._ray.shutdown()
+        """Take back all that is under way; whoever waits for it is told, and nothing more is begun."""
+        with self._guard:
+            self._stopping = True
+            for task in self._under_way:
+                self._ray.cancel(task, force=True)
 
-    def slots(self) -> int:
-        """Return how many shards the cluster has room for."""
-        has, share = self._ray.cluster_resources(), self._share(1)
-        resource, each = ("GPU", share["num_gpus"]) if share["num_gpus"] else ("CPU", share["num_cpus"])
-        return max(1, int(has.get(resource, 1) // each))
+    def slots(self, gpus: int = 1) -> int:
+        """Return how many shards the cluster has room for, that take so many GPUs of one node each."""
+        share = self._share(gpus)
+        takes = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
+        return sum(
+            min(int(node["Resources"].get(name, 0) // each) for name, each in takes.items() if each)
+            for node in self._ray.nodes()
+            if node["Alive"]
+        )
+
+    def check_room(self, gpus: int) -> None:
+        """Raise ValueError if no node has what one shard takes: Ray would wait for one without a word."""
+        if not self.slots(gpus):
+            share = self._share(gpus)
+            raise ValueError(
+                f"no node of the Ray cluster at {settings().ray} has the {share['num_cpus']} processors and "
+                f"{share['num_gpus']} GPUs that a shard takes: lower NINEFOLD_RAY_CPUS or tensor_parallel, or add one"
+            )
+
+    def _gpus(self) -> bool:
+        return bool(self._ray.cluster_resources().get("GPU"))
 
     def _share(self, gpus: int) -> dict[str, int]:
         """Return what of a node one shard takes."""
-        has = self._ray.cluster_resources()
-        return {"num_cpus": settings().ray_cpus, "num_gpus": gpus if has.get("GPU") else 0}
+        return {"num_cpus": settings().ray_cpus, "num_gpus": gpus if self._gpus() else 0}
 
     def _check(self) -> None:
         """Raise ValueError naming the first node that would compute something else, or could not reach what it needs."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        name, here = uuid4().hex, {package: version(package) for package in _ALIKE}
+        name, here = uuid4().hex, self._versions
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         store().make_root()
         store().let(_PROBES, name, Ref(uri=f"{_PROBES}/{name}", sha256=2 * name))
@@ -155,8 +193,12 @@ def _answers(address: str) -> None:
         socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
 
-def _call(work: "partial[Any]") -> Any:  # noqa: ANN401
-    """Do the work on a node."""
+def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN401
+    """Do the work on a node; raise ValueError if it runs other versions, as one may that joined later."""
+    if (here := {package: version(package) for package in versions}) != versions:
+        raise ValueError(
+            f"Ray node {socket.gethostname()} runs {_named(here)}, not {_named(versions)}: install the same"
+        )
     return work()
 
 

@@ -23,6 +23,8 @@ def on_device() -> Iterator[None]:
                 # hours of training are not given up because the server did not answer for a minute
                 held.enter_context(concurrency(name, strict=True, raise_on_lease_renewal_failure=False))
             except ConcurrencySlotAcquisitionError as error:
+                if error.__cause__ is not None:  # the server did not answer, or not so
+                    raise
                 raise ValueError(
                     f"NINEFOLD_DEVICE={name}: Prefect's server has no concurrency limit of this name: prefect gcl create "
                     f"{name} --limit 1"

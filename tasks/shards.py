@@ -57,11 +57,11 @@ def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: "tqdm[Any
             future.add_done_callback(lambda _: bar.update())
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=True)
         except BaseException:  # Ctrl-C
             pool.shutdown(wait=False, cancel_futures=True)
             let_go()  # those who wait for the cluster would go on waiting
             raise
-        pool.shutdown(cancel_futures=True)
         done = [future for future in futures if not future.cancelled() and future.exception() is None]
         if len(done) < len(futures):
             log.warning("%d of %d shards are done and kept; the others are left", len(done), len(futures))
@@ -76,14 +76,26 @@ def cut(table: Ref, *, rows: int) -> Cut:
 
 
 def _pieces(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
-    pending = file.schema_arrow.empty_table()
+    pending, ended = file.schema_arrow.empty_table(), set[str]()
     for batch in file.iter_batches(batch_size=rows):
         pending = pa.concat_tables([pending, pa.Table.from_batches([batch])])
         while (end := _end(pending, rows)) is not None:
-            yield pending.slice(0, end)
+            yield _whole(pending.slice(0, end), ended)
             pending = pending.slice(end)
     if pending.num_rows:
-        yield pending
+        yield _whole(pending, ended)
+
+
+def _whole(piece: pa.Table, ended: set[str]) -> pa.Table:
+    """Return a piece; raise ValueError if some of its prompts have responses in one before: they would not be compared."""
+    if _OF_A_PROMPT in piece.column_names:
+        prompts = set(piece.column(_OF_A_PROMPT).to_pylist())
+        if parted := prompts & ended:
+            raise ValueError(
+                f"responses to prompt {min(parted)} stand apart in a table: sort it by prompt to have it cut"
+            )
+        ended |= prompts
+    return piece
 
 
 def _end(pending: pa.Table, rows: int) -> int | None:
@@ -99,8 +111,8 @@ def _end(pending: pa.Table, rows: int) -> int | None:
 
 @stage(version=1)
 def join_tables(tables: tuple[Ref, ...]) -> Product:
-    """Return the rows of all tables as one."""
-    return Product(ref=store().write_tables("joined", (pq.read_table(store().path(table)) for table in tables)))
+    """Return the rows of all tables as one, which is the same file as if it had been made whole."""
+    return Product(ref=store().write_tables(_kind(tables), (pq.read_table(store().path(table)) for table in tables)))
 
 
 @stage(version=1)
@@ -109,11 +121,15 @@ def join_matrices(matrices: tuple[Ref, ...], *, axis: int) -> Product:
     parts = [store().matrix(matrix) for matrix in matrices]
     ends = np.cumsum([part.shape[axis] for part in parts])
     shape = (int(ends[-1]), parts[0].shape[1]) if axis == 0 else (parts[0].shape[0], int(ends[-1]))
-    with store().new_matrix("joined", shape) as whole:
+    with store().new_matrix(_kind(matrices), shape) as whole:
         for part, end in zip(parts, ends, strict=True):
             place = slice(int(end) - part.shape[axis], int(end))
             whole.values[(place, slice(None)) if axis == 0 else (slice(None), place)] = part
     return Product(ref=whole.ref)
+
+
+def _kind(refs: tuple[Ref, ...]) -> str:
+    return refs[0].uri.partition("/")[0]
 
 
 def joined(parts: Sequence[Product], *, summed: str) -> Product:

@@ -8,9 +8,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 import fsspec
@@ -27,6 +26,8 @@ from models.preference import Row, from_frame, to_frame
 from tasks.settings import settings
 
 log = logging.getLogger(__name__)
+
+_ROW_GROUP = 1 << 20  # rows, as pandas and pyarrow write tables
 
 
 class Ref(Frozen):
@@ -70,15 +71,14 @@ class Store:
 
     def write_tables(self, kind: str, tables: Iterable[pa.Table]) -> Ref:
         """Store tables of the same columns as one, without holding them all; there must be one."""
-        tables = iter(tables)
-        first = next(tables)
         rows = 0
-        with self._scratch() as folder:
-            path = folder / "table.parquet"
-            with pq.ParquetWriter(path, first.schema) as writer:
-                for table in chain([first], tables):
-                    writer.write_table(table)
-                    rows += table.num_rows
+        with self._scratch() as folder, ExitStack() as written:
+            path, writer = folder / "table.parquet", None
+            for group in _groups(tables):
+                writer = writer or written.enter_context(pq.ParquetWriter(path, group.schema))
+                writer.write_table(group)
+                rows += group.num_rows
+            written.close()
             return self._put(kind, path, rows)
 
     @contextmanager
@@ -112,7 +112,7 @@ class Store:
                 raise DamagedArtifact(f"{ref.uri} names a file outside its folder: {name}")
             source = self.path(entry)
             copy = target / name
-            if not copy.exists() or sha256_of(copy) != entry.sha256:
+            if not self._is(copy, entry):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 temporary = copy.with_name(f".{uuid.uuid4().hex}")
                 try:
@@ -230,6 +230,25 @@ class Store:
         self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.cache, prefix=".writing-") as folder:
             yield Path(folder)
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the rows of tables in groups of the size that one table would be written in; an empty one if there are none."""
+    pending: list[pa.Table] = []
+    empty, yielded = None, False
+    for table in tables:
+        if not table.num_rows:  # its columns are of no type
+            empty = table
+            continue
+        pending.append(table)
+        while sum(one.num_rows for one in pending) >= _ROW_GROUP:
+            whole = pa.concat_tables(pending)
+            yield whole.slice(0, _ROW_GROUP).combine_chunks()
+            pending, yielded = [whole.slice(_ROW_GROUP)], True
+    if sum(one.num_rows for one in pending):
+        yield pa.concat_tables(pending).combine_chunks()
+    elif not yielded:
+        yield empty
 
 
 class MatrixWriter:

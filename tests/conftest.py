@@ -26,6 +26,26 @@ from tests.tiny_model import write_tiny_model
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose few tests take minutes, longest first: begun last, one of two workers would wait for the other.
+LONGEST = (
+    "deployments",
+    "guide",
+    "workers",
+    "waiting",
+    "ray",
+    "shared",
+    "deploy",
+    "proxy_reward",
+    "contest",
+    "compare",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")

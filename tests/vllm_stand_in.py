@@ -36,6 +36,7 @@ def completion(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
 
 class Handler(BaseHTTPRequestHandler):
     model: Any = None
+    longest = 0
 
     def do_GET(self) -> None:
         self._say(200, {})
@@ -44,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}" or self.path != "/v1/completions":
             return self._say(401, {"error": {"message": "who are you?"}})
+        assert len(asked["prompt"]) + asked["max_tokens"] <= self.longest
         with LOCK:
             return self._say(200, completion(self.model, asked))
 
@@ -67,6 +69,8 @@ def main() -> None:
     assert known == ["VLLM_API_KEY"], f"it was told {known}"
     assert given["--host"] == "127.0.0.1"
     assert "--enable-prefix-caching" in options
+    assert given["--generation-config"] == "vllm"
+    Handler.longest = int(given["--max-model-len"])
     Handler.model = AutoModelForCausalLM.from_pretrained(model).eval()
     ThreadingHTTPServer(("127.0.0.1", int(given["--port"])), Handler).serve_forever()
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
+from models.chat import Renderer
 from models.event_loop import run
 from models.generators.base import Generator, response_id
 from models.policies.language_model import Checkpoint, release
@@ -26,7 +27,7 @@ from models.preference import Prompt, Response
 from models.randomness import seed_of
 
 _COMMAND = "NINEFOLD_VLLM"
-_INSTALL = f"python -m venv vllm; vllm/bin/pip install vllm, then {_COMMAND}=vllm/bin/vllm"
+_INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"
 _NAME = "policy"
 _STARTING, _ENDING, _ANSWERING = 1200.0, 30.0, 3600.0  # seconds
 # The server needs none of the keys that are in this process's environment.
@@ -34,19 +35,22 @@ _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 _PASSED_ALIKE = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_", "XDG_CACHE")
 # Ends what it has started as soon as whoever started it ends, however that ends: a GPU's memory is not to stay taken.
 _WHILE_READ = """
-import os, signal, subprocess, sys, threading
+import os, signal, subprocess, sys, threading, time
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 def watch():
     sys.stdin.read()
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.wait(20)
-    finally:  # what it has started may not have ended with it
-        os.killpg(server.pid, signal.SIGKILL)
-watching = threading.Thread(target=watch, daemon=True)
-watching.start()
+    except subprocess.TimeoutExpired:
+        server.kill()
+threading.Thread(target=watch, daemon=True).start()
 code = server.wait()
-watching.join(25 if code < 0 else 0)
+time.sleep(2)
+try:  # what it has started may not have ended with it
+    os.killpg(server.pid, signal.SIGKILL)
+except ProcessLookupError:
+    pass
 sys.exit(code)
 """
 
@@ -76,25 +80,37 @@ class VLLM(Generator):
     def sample(  # noqa: D102
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
+        import openai
+
         if not prompts:
             return []
         with tempfile.TemporaryDirectory(prefix="ninefold-vllm-") as scratch:
             model = Path(policy.source) if not policy.adapters else policy.write_merged(Path(scratch, "model"))
+            renderer, log = policy.renderer(), Path(scratch, "log")
+            asked = [(prompt, renderer.prompt_ids(prompt.text)) for prompt in prompts]
+            longest = max(len(ids) for _, ids in asked) + self.max_new_tokens
             release()
-            with self._serving(model, policy.dtype, Path(scratch, "log")) as server:
-                return run(self._all(server, policy, prompts, samples=samples, seed=seed, what=what))
+            with self._serving(model, policy.dtype, longest, log) as server:
+                try:
+                    return run(self._all(server, renderer, asked, samples=samples, seed=seed, what=what))
+                except* openai.OpenAIError as errors:
+                    said = f"vLLM's server failed ({errors.exceptions[0]}); it said last: {_end(log)}"
+                    failure = RuntimeError(said)
+                raise failure
 
     @contextmanager
-    def _serving(self, model: Path, dtype: str, log: Path) -> Iterator["_Server"]:
+    def _serving(self, model: Path, dtype: str, longest: int, log: Path) -> Iterator["_Server"]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         key = secrets.token_urlsafe(24)  # who else is on this machine is not to use it
         asked = [str(command()), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
-        asked += ["--served-model-name", _NAME, "--dtype", dtype, "--enable-prefix-caching"]
+        asked += ["--served-model-name", _NAME, "--dtype", dtype, "--max-model-len", str(longest)]
+        asked += ["--generation-config", "vllm", "--enable-prefix-caching"]  # and not a model's own top-k or penalties
         asked += ["--tensor-parallel-size", str(self.tensor_parallel)]
         asked += ["--gpu-memory-utilization", str(self.memory_share)]
         passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_ALIKE)}
+        passed["PATH"] = f"{command().parent}:{passed.get('PATH', '')}"  # of its own tools
         passed |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -116,12 +132,13 @@ class VLLM(Generator):
                 process.wait(_ENDING)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
     async def _all(
         self,
         server: "_Server",
-        policy: Checkpoint,
-        prompts: Sequence[Prompt],
+        renderer: Renderer,
+        prompts: Sequence[tuple[Prompt, list[int]]],
         *,
         samples: int,
         seed: int,
@@ -129,7 +146,7 @@ class VLLM(Generator):
     ) -> list[Response]:
         import openai
 
-        renderer, at_once = policy.renderer(), asyncio.Semaphore(self.batch_size)
+        at_once = asyncio.Semaphore(self.batch_size)
         options = {"model": _NAME, "max_tokens": self.max_new_tokens, "temperature": self.temperature}
         options |= {"top_p": self.top_p, "logprobs": 0, "return_token_ids": True}
 
@@ -151,13 +168,19 @@ class VLLM(Generator):
             )
 
         with tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
-            async with openai.AsyncOpenAI(api_key=server.key, base_url=server.url, timeout=_ANSWERING) as client:
+            direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # by no proxy
+            async with (
+                openai.AsyncOpenAI(
+                    api_key=server.key, base_url=server.url, timeout=_ANSWERING, http_client=direct
+                ) as client,
+                asyncio.TaskGroup() as group,
+            ):
                 asked = [
-                    one(client, prompt, renderer.prompt_ids(prompt.text), number)
-                    for prompt in prompts
+                    group.create_task(one(client, prompt, ids, number))
+                    for prompt, ids in prompts
                     for number in range(samples)
                 ]
-                return list(await asyncio.gather(*asked))
+            return [task.result() for task in asked]
 
 
 class _Server(NamedTuple):
@@ -178,15 +201,20 @@ def command() -> Path:
 def _wait(process: "subprocess.Popen[bytes]", health: str, log: Path) -> None:
     """Return when the server is healthy; raise RuntimeError with the end of its log if it ends or takes too long."""
     deadline = time.monotonic() + _STARTING
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            with urllib.request.urlopen(health, timeout=5):  # noqa: S310 - our own server's
+            with direct.open(health, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             if process.poll() is not None or time.monotonic() > deadline:
                 state = f"ended ({process.returncode})" if process.poll() is not None else "is not ready"
-                said = log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(
-                    f"vLLM's server {state} before it was asked anything; it said last: {said}"
+                    f"vLLM's server {state} before it was asked anything; it said last: {_end(log)}"
                 ) from None
         time.sleep(0.5)
+
+
+def _end(log: Path) -> str:
+    """Return the end of a log: a cause may be some tracebacks before it."""
+    return log.read_text(errors="replace")[-20_000:]

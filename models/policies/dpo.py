@@ -11,7 +11,7 @@ from models.chat import Encoded, Renderer
 from models.gate import Gate
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import Floats, LanguageModel
-from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
 from models.preference import Pair
 
 Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
@@ -97,7 +97,7 @@ def train_dpo(
     # without adapters the trainer would load a model for reference, unless it is to compute the columns itself
     given = arguments(recipe, seed, len(rows)) | {"precompute_ref_log_probs": recipe.lora is None}
     trainer = Trainer(
-        model=policy.model,
+        model=to_train(policy.model, recipe),
         args=DPOConfig(beta=recipe.beta, **given),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,

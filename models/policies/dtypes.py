@@ -1,6 +1,5 @@
 """In which numbers a model computes, and which of them this machine is fast at."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,12 +40,13 @@ def attention(dtype: Dtype) -> str | None:
 
     It runs on a GPU from Ampere on, in bfloat16, where the package flash-attn is installed.
     """
-    if dtype != "bfloat16" or find_spec("flash_attn") is None:
+    if dtype != "bfloat16" or not has_gpu():
         return None
     import torch
+    from transformers.utils import is_flash_attn_2_available
 
     able = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
-    return "flash_attention_2" if able else None
+    return "flash_attention_2" if able and is_flash_attn_2_available() else None
 
 
 def _chosen(given: Any) -> Any:  # noqa: ANN401

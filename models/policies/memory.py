@@ -76,7 +76,10 @@ def training(shape: Shape, dtype: Dtype, *, rows: int, tokens: int, lora: Lora |
     `head_in_pieces`: logits are made a few positions at a time (cpu_kernels.py), and not all at once.
     """
     each = _BYTES[dtype]
-    trained = lora.r * shape.adapted * _ADAPTER if lora is not None else shape.parameters * each * (1 + _ADAM)
+    if lora is None:  # in float32, with gradients; what is computed with is a copy in the model's own numbers
+        trained = shape.parameters * 4 * (1 + 1 + _ADAM) - (0 if each < 4 else weights(shape, dtype))
+    else:
+        trained = lora.r * shape.adapted * _ADAPTER
     of_token = shape.layers * (_OF_HIDDEN * shape.hidden + _OF_KEYS * shape.keys + _OF_INNER * shape.inner)
     logits = 0 if head_in_pieces else rows * tokens * shape.vocabulary * _LOGITS
     return weights(shape, dtype) + trained + rows * tokens * of_token * each + logits

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import LanguageModel
-from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained
+from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
 from models.preference import Demonstration
 
 
@@ -24,7 +24,7 @@ def train_sft(
     kept = [d for d, fit in zip(seed_examples, fits, strict=True) if fit]
     rows = [policy.renderer.row(d.prompt, completion=d.response) for d in kept]
     trainer = SFTTrainer(
-        model=policy.model,
+        model=to_train(policy.model, recipe),
         args=SFTConfig(**arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,

@@ -72,7 +72,9 @@ def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
         "lr_scheduler_type": "cosine",
         "seed": seed,
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,  # the weights' own dtype decides; no mixed precision on top
+        # An adapter is float32, on weights of their own dtype. Where every weight is trained they are float32 too, for steps
+        # of a usual rate are lost in bfloat16's rounding, and are computed with in bfloat16 where that is fast.
+        "bf16": schedule.lora is None and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "activation_checkpointing": False,  # recomputation, and generation without its cache afterwards
         "dataloader_pin_memory": False,
         "save_strategy": "no",
@@ -132,9 +134,23 @@ def save_trained(model: Any, folder: Path) -> None:  # noqa: ANN401
     """Save what training has changed: the adapter, or every weight with the configuration."""
     if hasattr(model, "peft_config"):
         return save_adapter(model, folder)
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
+    kept = getattr(torch, str(model.config.dtype).removeprefix("torch."))  # as it was loaded
+    whole = {name: weight.to(kept) for name, weight in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
     return None
+
+
+def to_train(model: Any, schedule: Schedule) -> Any:  # noqa: ANN401
+    """Return a model as it is trained: in float32 where every weight is."""
+    if schedule.lora is not None:
+        return model
+    loaded = model.dtype
+    model = model.float()
+    model.config.dtype = loaded
+    return model
 
 
 def save_adapter(model: Any, folder: Path) -> None:  # noqa: ANN401

@@ -11,7 +11,7 @@ import numpy as np
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.dpo import DPO, fitting_pairs
 from models.policies.language_model import LanguageModel
-from models.policies.training import arguments, metrics_of, run, save_trained
+from models.policies.training import arguments, metrics_of, run, save_trained, to_train
 from models.preference import Pair
 
 
@@ -33,7 +33,7 @@ def train_kto(
         for pair, text, desirable in ((kept[one], kept[one].chosen, True), (kept[other], kept[other].rejected, False)):
             rows.append(policy.renderer.row(pair.prompt, completion=text) | {"label": desirable})
     trainer = KTOTrainer(
-        model=policy.model,
+        model=to_train(policy.model, recipe),
         args=KTOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
@@ -57,7 +57,7 @@ def train_orpo(
     given = arguments(recipe, seed, len(kept))
     given["gradient_checkpointing"] = given.pop("activation_checkpointing")  # its own name for it
     trainer = ORPOTrainer(
-        model=policy.model,
+        model=to_train(policy.model, recipe),
         args=ORPOConfig(beta=recipe.beta, max_completion_length=recipe.max_length, **given),
         train_dataset=Dataset.from_list(
             [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]

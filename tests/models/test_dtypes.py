@@ -48,7 +48,8 @@ def test_auto_is_decided_when_an_experiment_is_read(monkeypatch: pytest.MonkeyPa
 def test_flash_attention_is_taken_where_it_runs(
     dtype: Dtype, installed: bool, capability: tuple[int, int], chosen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.policies.dtypes.find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr("models.policies.dtypes.has_gpu", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     assert attention(dtype) == chosen

@@ -80,7 +80,7 @@ def test_responses_are_the_merged_policys_and_the_same_for_a_seed(policy: Checkp
 def test_a_server_does_not_outlive_whoever_started_it(policy: Checkpoint) -> None:
     asks = (
         "from pathlib import Path; import time; from models.generators.vllm import VLLM\n"
-        f"with VLLM()._serving(Path({policy.source!r}), 'float32', Path('/dev/null')) as server:\n"
+        f"with VLLM()._serving(Path({policy.source!r}), 'float32', 64, Path('/dev/null')) as server:\n"
         "    print('up', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", asks], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -96,7 +96,7 @@ def test_what_is_not_there_or_does_not_start_is_named(
     tmp_path: Path, policy: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NINEFOLD_VLLM", str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="vLLM's command is not at .*nowhere.*pip install vllm"):
+    with pytest.raises(ValueError, match="vLLM's command is not at .*nowhere.*pip install 'vllm>="):
         VLLM().check()
     monkeypatch.setenv("NINEFOLD_VLLM", str(script(tmp_path, "sh -c 'echo no such device; exit 3'")))
     with pytest.raises(RuntimeError, match=r"ended \(3\) before it was asked anything.*no such device"):

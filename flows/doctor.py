@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from flows.servers import port_taken, servers
 from models.policies.pretrained import PACKAGED, check_reference
+from tasks.cluster import check_cluster
 from tasks.settings import settings
 
 _DISK_GB = 4
@@ -38,6 +39,7 @@ def examine() -> list[Finding]:
         _disk(settings().home),
         *_ports(),
         *_sharing(),
+        *_cluster(),
         Finding(
             "no other process keeps both cores busy",
             os.getloadavg()[0] < (os.cpu_count() or 1),
@@ -70,6 +72,16 @@ def _sharing() -> list[Finding]:
         f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database"
     )
     return [ledger, mlflow, *_old_places(what)]
+
+
+def _cluster() -> list[Finding]:
+    """Whether the Ray cluster that is named is there, and its nodes see what this machine sees."""
+    if settings().ray is None:
+        return []
+    try:
+        return [Finding(f"shards are computed {check_cluster(gpus=1)}", True)]
+    except ValueError as error:
+        return [Finding(f"a Ray cluster answers at {settings().ray}", False, str(error))]
 
 
 def _old_places(what: str) -> list[Finding]:

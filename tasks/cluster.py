@@ -108,7 +108,7 @@ class _Cluster:
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # as it was raised there, and not as Ray's
+            raise error.cause or error from error  # as it was raised there, and not as Ray's
         except KeyboardInterrupt:
             self._ray.cancel(task, force=True)
             raise

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from models.policies.dpo import DPO, reference_logprob, train_dpo
-from models.policies.variants import train_kto, train_orpo
+from models.policies.dpo import DPO, reference_logprob
+from models.policies.launched import Training, train
 from models.preference import Pair
 from tasks.caching import Product, stage
 from tasks.devices import on_device
 from tasks.policy import Policy
+from tasks.settings import settings
 from tasks.store import Ref, new_folder, store
-
-_VARIANTS = {"kto": train_kto, "orpo": train_orpo}
 
 
 @stage(version=1)
@@ -39,12 +38,10 @@ def align(policy: Policy, pairs: Ref, reference: Ref | None, recipe: DPO, *, see
 
     `reference` is what the stage of that name has made, for DPO.
     """
-    model, rows = policy.checkpoint().load(), store().rows(pairs, Pair)
+    held = None if reference is None else store().matrix(reference)
+    training = Training(recipe.algorithm, store().rows(pairs, Pair), recipe, seed, held)
     with new_folder() as parent:
         last, *passed = (Path(parent, str(number)) for number in range(along + 1))
-        if reference is not None:
-            facts = train_dpo(model, rows, store().matrix(reference), recipe, folder=last, seed=seed, along=passed)
-        else:
-            facts = _VARIANTS[recipe.algorithm](model, rows, recipe, folder=last, seed=seed, along=passed)
+        facts = train(policy.checkpoint(), training, last, along=passed, config=settings().accelerate)
         adapter, *others = (store().write_folder("adapters", folder) for folder in (last, *passed))
         return Aligned(ref=adapter, facts=facts, along=tuple(others))

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from models.policies.sft import SFT, train_sft
+from models.policies.launched import Training, train
+from models.policies.sft import SFT
 from models.preference import Demonstration
 from tasks.caching import Product, stage
 from tasks.devices import on_device
 from tasks.policy import Policy
+from tasks.settings import settings
 from tasks.store import Ref, new_folder, store
 
 
@@ -16,5 +18,6 @@ def fine_tune(policy: Policy, seed_examples: Ref, recipe: SFT, *, seed: int) -> 
     """Return the adapter trained on the seed examples."""
     examples = store().rows(seed_examples, Demonstration)
     with new_folder() as folder:
-        facts = train_sft(policy.checkpoint().load(), examples, recipe, folder=Path(folder), seed=seed)
+        training = Training("sft", examples, recipe, seed)
+        facts = train(policy.checkpoint(), training, Path(folder), config=settings().accelerate)
         return Product(ref=store().write_folder("adapters", Path(folder)), facts=facts)

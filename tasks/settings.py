@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")
+    accelerate: Path | None = Field(None, description="accelerate configuration by which policies are trained")
     device: str | None = Field(None, description="Prefect concurrency limit of which computing stages hold a slot")
     ray: str | None = Field(
         None, description="address of a Ray cluster that generates, embeds and scores: auto, HOST:PORT"

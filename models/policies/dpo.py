@@ -106,7 +106,7 @@ def train_dpo(
     trainer.precompute_ref_logps = True  # they are among the columns
     use_cpu_kernels(trainer)
     run(trainer, along)
-    save_trained(trainer.model, folder)
+    save_trained(trainer, folder)
     return {"pairs": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history,
         ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],

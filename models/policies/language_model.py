@@ -189,6 +189,10 @@ class Checkpoint:
         """Return the renderer of its tokenizer, without loading its weights."""
         return Renderer(self.load_tokenizer(), self.template)
 
+    def for_others_to_place(self) -> LanguageModel:
+        """Return the model on the processor, for a trainer to spread over devices."""
+        return self._loaded(on_gpu=False)
+
     def write_merged(self, folder: Path) -> Path:
         """Write the model with its adapters merged, for an engine of its own, and return where it lies."""
         model = self._loaded(on_gpu=False)

@@ -32,7 +32,7 @@ def train_sft(
     )
     use_cpu_kernels(trainer)
     run(trainer)
-    save_trained(trainer.model, folder)
+    save_trained(trainer, folder)
     return {"rows": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
         trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]
     )

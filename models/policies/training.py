@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
         "output_dir": str(Path(tempfile.gettempdir()) / "ninefold-trainer"),  # required, unused
         "learning_rate": schedule.learning_rate,
         "num_train_epochs": schedule.epochs,
-        "per_device_train_batch_size": schedule.batch_size,
+        "per_device_train_batch_size": schedule.batch_size // int(os.environ.get("WORLD_SIZE", "1")),
         "max_length": schedule.max_length,
         # a share of all steps, rounded up, and the rate of the first is 0: a run of one step would learn nothing
         "warmup_steps": 0.1 if steps >= _STEPS_TO_WARM_UP else 0,
@@ -110,7 +111,7 @@ def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
             """Save what is due."""
             for number, folder in enumerate(along, start=1):
                 if state.global_step == max(1, round(state.max_steps * number / (len(along) + 1))):
-                    save_trained(trainer.model, folder)
+                    save_trained(trainer, folder)
 
     class Bar(ProgressCallback):  # type: ignore[misc]
         def on_log(self, *_: object, **__: object) -> None:
@@ -130,15 +131,23 @@ def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dic
     return found
 
 
-def save_trained(model: Any, folder: Path) -> None:  # noqa: ANN401
-    """Save what training has changed: the adapter, or every weight with the configuration."""
+def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
+    """Save what training has changed: the adapter, or every weight with the configuration.
+
+    Where several processes train, all of them give their parts, and the first one writes.
+    """
+    model, weights = trainer.model, None
+    if trainer.accelerator.num_processes > 1:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not trainer.accelerator.is_main_process:
+            return None
     if hasattr(model, "peft_config"):
-        return save_adapter(model, folder)
+        return save_adapter(model, folder, weights)
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = getattr(torch, str(model.config.dtype).removeprefix("torch."))  # as it was loaded
-    whole = {name: weight.to(kept) for name, weight in model.state_dict().items()}
+    whole = {name: weight.to(kept) for name, weight in (weights or model.state_dict()).items()}
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
     return None
 
@@ -153,13 +162,14 @@ def to_train(model: Any, schedule: Schedule) -> Any:  # noqa: ANN401
     return model
 
 
-def save_adapter(model: Any, folder: Path) -> None:  # noqa: ANN401
+def save_adapter(model: Any, folder: Path, weights: Any = None) -> None:  # noqa: ANN401
     """Save a LoRA adapter's weights and configuration, and nothing else, byte-identical for identical weights.
 
     peft writes the base model's path, and its target modules in the order of a set: neither is part of the adapter.
+    `weights` are the model's, where it does not hold them whole itself.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch, safe_serialization=True)
+        model.save_pretrained(scratch, safe_serialization=True, state_dict=weights)
         config = json.loads((Path(scratch) / CONFIG).read_text())
         config["base_model_name_or_path"] = None
         for name, value in config.items():

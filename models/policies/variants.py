@@ -81,7 +81,7 @@ def _as_rendered(policy: LanguageModel) -> Any:  # noqa: ANN401
 def _trained(trainer: Any, kept: int, pairs: int, folder: Path, along: Sequence[Path]) -> dict[str, float]:  # noqa: ANN401
     use_cpu_kernels(trainer)
     run(trainer, along)
-    save_trained(trainer.model, folder)
+    save_trained(trainer, folder)
     names = [
         "train_loss",
         "rewards/accuracies",

@@ -1,0 +1,129 @@
+"""A policy's training, here or in several processes by `accelerate launch`: data-parallel, FSDP or DeepSpeed."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from models.policies.dpo import DPO, train_dpo
+from models.policies.language_model import Checkpoint, Floats, LanguageModel, release
+from models.policies.sft import SFT, train_sft
+from models.policies.training import Schedule
+from models.policies.variants import train_kto, train_orpo
+from models.preference import Demonstration, Pair, from_frame, to_frame
+
+By = Literal["sft", "dpo", "kto", "orpo"]
+
+_ROWS, _REFERENCE, _SPEC, _FACTS = "rows.parquet", "reference.npy", "training.json", "facts.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained on: demonstrations (sft) or pairs, with what M_r says of them, (N, 2), for DPO."""
+
+    by: By
+    rows: Sequence[Demonstration] | Sequence[Pair]
+    recipe: Schedule
+    seed: int
+    reference: Floats | None = None
+
+
+def train(
+    start: Checkpoint, training: Training, folder: Path, *, along: Sequence[Path] = (), config: Path | None = None
+) -> dict[str, float]:
+    """Train a policy, save what is changed in `folder`, and on the way in those of `along`; return the last metrics.
+
+    With an accelerate `config`, in the processes that it says: each takes its part of every batch, so that what is learnt is
+    what one process learns, up to rounding. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
+    """
+    if config is None:
+        return _train(start.load(), training, folder, along)
+    processes = check_config(config)
+    if training.recipe.batch_size % processes:
+        raise ValueError(
+            f"{config} starts {processes} processes, and batch_size={training.recipe.batch_size} has no equal parts for them"
+        )
+    release()
+    with tempfile.TemporaryDirectory(prefix="ninefold-training-") as scratch:
+        place = Path(scratch)
+        _write(start, training, folder, along, place)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        done = subprocess.run([*command, "-m", "models.policies.launched", str(place)])
+        if done.returncode:
+            raise RuntimeError(f"training in {processes} processes by {config} failed ({done.returncode}): see above")
+        facts: dict[str, float] = json.loads((place / _FACTS).read_text())
+        return facts
+
+
+def check_config(config: Path) -> int:
+    """Return how many processes an accelerate configuration starts; raise ValueError naming what is wrong with it."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    if not config.is_file():
+        raise ValueError(
+            f"NINEFOLD_ACCELERATE={config} does not exist: name one of deployments/accelerate/, or your own"
+        )
+    try:
+        return int(load_config_from_file(str(config)).num_processes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
+
+
+def _train(model: LanguageModel, training: Training, folder: Path, along: Sequence[Path]) -> dict[str, float]:
+    rows: Any = training.rows
+    recipe: Any = training.recipe
+    if training.by == "sft":
+        return train_sft(model, rows, recipe, folder=folder, seed=training.seed)
+    if training.by == "dpo" and training.reference is not None:
+        return train_dpo(model, rows, training.reference, recipe, folder=folder, seed=training.seed, along=along)
+    variant = {"kto": train_kto, "orpo": train_orpo}[training.by]
+    return variant(model, rows, recipe, folder=folder, seed=training.seed, along=along)
+
+
+def _write(start: Checkpoint, training: Training, folder: Path, along: Sequence[Path], place: Path) -> None:
+    """Write a training for the processes to read: JSON, Parquet and a matrix; nothing is pickled."""
+    cls = Demonstration if training.by == "sft" else Pair
+    to_frame(training.rows, cls).to_parquet(place / _ROWS, index=False)  # type: ignore[type-var]
+    if training.reference is not None:
+        np.save(place / _REFERENCE, training.reference, allow_pickle=False)
+    checkpoint = {"source": start.source, "dtype": start.dtype, "template": start.template, "weights": start.weights}
+    spec = {
+        "by": training.by,
+        "recipe": training.recipe.model_dump(mode="json"),
+        "seed": training.seed,
+        "checkpoint": checkpoint,
+        "adapters": [str(adapter) for adapter in start.adapters],
+        "folders": [str(place) for place in (folder, *along)],
+    }
+    (place / _SPEC).write_text(json.dumps(spec))
+
+
+def main(place: Path) -> None:
+    """Take part in a training that `train` has written; the first process says what came of it."""
+    spec = json.loads((place / _SPEC).read_text())
+    cls: Any = Demonstration if spec["by"] == "sft" else Pair
+    reference = place / _REFERENCE
+    training = Training(
+        by=spec["by"],
+        rows=from_frame(pd.read_parquet(place / _ROWS), cls),
+        recipe=(SFT if spec["by"] == "sft" else DPO).model_validate(spec["recipe"]),
+        seed=spec["seed"],
+        reference=np.load(reference, allow_pickle=False) if reference.exists() else None,
+    )
+    start = Checkpoint(adapters=tuple(map(Path, spec["adapters"])), **spec["checkpoint"])
+    folder, *along = map(Path, spec["folders"])
+    facts = _train(start.for_others_to_place(), training, folder, along)
+    if os.environ.get("RANK", "0") == "0":
+        (place / _FACTS).write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

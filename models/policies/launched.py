@@ -46,11 +46,7 @@ def train(
     """
     if config is None:
         return _train(start.load(), training, folder, along)
-    processes = check_config(config)
-    if training.recipe.batch_size % processes:
-        raise ValueError(
-            f"{config} starts {processes} processes, and batch_size={training.recipe.batch_size} has no equal parts for them"
-        )
+    processes = check_config(config, training.recipe)
     release()
     with tempfile.TemporaryDirectory(prefix="ninefold-training-") as scratch:
         place = Path(scratch)
@@ -63,8 +59,11 @@ def train(
         return facts
 
 
-def check_config(config: Path) -> int:
-    """Return how many processes an accelerate configuration starts; raise ValueError naming what is wrong with it."""
+def check_config(config: Path, *schedules: Schedule) -> int:
+    """Return how many processes an accelerate configuration starts; raise ValueError naming what is wrong with it.
+
+    So it is too if batches of one of the schedules have no equal parts for them.
+    """
     from accelerate.commands.config.config_args import load_config_from_file
 
     if not config.is_file():
@@ -72,9 +71,16 @@ def check_config(config: Path) -> int:
             f"NINEFOLD_ACCELERATE={config} does not exist: name one of deployments/accelerate/, or your own"
         )
     try:
-        return int(load_config_from_file(str(config)).num_processes)
+        processes = int(load_config_from_file(str(config)).num_processes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
+    for schedule in schedules:
+        if schedule.batch_size % processes:
+            raise ValueError(
+                f"NINEFOLD_ACCELERATE={config} starts {processes} processes, and batch_size={schedule.batch_size} has no "
+                "equal parts for them: change one of the two"
+            )
+    return processes
 
 
 def _train(model: LanguageModel, training: Training, folder: Path, along: Sequence[Path]) -> dict[str, float]:

@@ -6,7 +6,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -25,34 +24,15 @@ from models.generators.base import Generator, response_id
 from models.policies.language_model import Checkpoint, release
 from models.preference import Prompt, Response
 from models.randomness import seed_of
+from models.watched import watched
 
 _COMMAND = "NINEFOLD_VLLM"
 _INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"
 _NAME = "policy"
-_STARTING, _ENDING, _ANSWERING = 1200.0, 30.0, 3600.0  # seconds
+_STARTING, _ANSWERING = 1200.0, 3600.0  # seconds
 # The server needs none of the keys that are in this process's environment.
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 _PASSED_ALIKE = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "OMP_", "XDG_CACHE")
-# Ends what it has started as soon as whoever started it ends, however that ends: a GPU's memory is not to stay taken.
-_WHILE_READ = """
-import os, signal, subprocess, sys, threading, time
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-def watch():
-    sys.stdin.read()
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        server.kill()
-threading.Thread(target=watch, daemon=True).start()
-code = server.wait()
-time.sleep(2)
-try:  # what it has started may not have ended with it
-    os.killpg(server.pid, signal.SIGKILL)
-except ProcessLookupError:
-    pass
-sys.exit(code)
-"""
 
 
 class VLLM(Generator):
@@ -112,27 +92,10 @@ class VLLM(Generator):
         passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_ALIKE)}
         passed["PATH"] = f"{command().parent}:{passed.get('PATH', '')}"  # of its own tools
         passed |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _WHILE_READ, *asked],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=passed,
-                start_new_session=True,  # Ctrl-C is for this process
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        with log.open("w") as out, watched(asked, output=out, environment=passed) as process:
             _wait(process, f"{url}/health", log)
             yield _Server(f"{url}/v1", key)
-        finally:
-            assert process.stdin is not None  # noqa: S101 - it was asked for
-            process.stdin.close()
-            try:
-                process.wait(_ENDING)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
     async def _all(
         self,

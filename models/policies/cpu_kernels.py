@@ -22,9 +22,11 @@ _SCORES = 1 << 18  # of attention, of one head, in a batch: the plain attention 
 
 
 def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
-    """Give the model that a trainer trains faster kernels; nothing on a GPU."""
+    """Give the model that a trainer trains faster kernels; nothing where there is a GPU, which it may be moved to yet."""
+    import torch
+
     model = trainer.model.get_base_model() if hasattr(trainer.model, "peft_config") else trainer.model
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or torch.cuda.is_available():
         return
     for layer in model.modules():
         if _is_plain_adapter(layer):

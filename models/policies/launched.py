@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from models.policies.sft import SFT, train_sft
 from models.policies.training import Schedule
 from models.policies.variants import train_kto, train_orpo
 from models.preference import Demonstration, Pair, from_frame, to_frame
+from models.watched import watched
 
 By = Literal["sft", "dpo", "kto", "orpo"]
 
@@ -52,9 +52,10 @@ def train(
         place = Path(scratch)
         _write(start, training, folder, along, place)
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        done = subprocess.run([*command, "-m", "models.policies.launched", str(place)])
-        if done.returncode:
-            raise RuntimeError(f"training in {processes} processes by {config} failed ({done.returncode}): see above")
+        with watched([*command, "-m", "models.policies.launched", str(place)]) as launcher:
+            code = launcher.wait()
+        if code:
+            raise RuntimeError(f"training in {processes} processes by {config} failed ({code}): see above")
         facts: dict[str, float] = json.loads((place / _FACTS).read_text())
         return facts
 

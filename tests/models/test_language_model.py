@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.generators.base import Generator
 from models.generators.hf import Transformers, _InverseSampling
+from models.generators.vllm import VLLM
 from models.plugins import plugins_of
 from models.policies import head, language_model
 from models.policies.language_model import Checkpoint, LanguageModel
@@ -119,7 +120,7 @@ def _rows(batches: Iterator[tuple[list[int], NDArray[np.float32]]]) -> Iterator[
 
 
 def test_the_contract_of_generators_covers_every_registered_one() -> None:
-    assert plugins_of("models.generators", Generator) == [Transformers]
+    assert plugins_of("models.generators", Generator) == [Transformers, VLLM]  # vLLM's is in test_vllm.py
 
 
 def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageModel) -> None:

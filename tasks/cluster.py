@@ -81,7 +81,7 @@ class _Cluster:
         import ray
 
         self._ray, self._under_way, self._stopping, self._guard = ray, set[Any](), False, Lock()
-        self._versions = {package: version(package) for package in _ALIKE}
+        self._versions = _versions()
         try:
             _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
@@ -193,9 +193,13 @@ def _answers(address: str) -> None:
         socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
 
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _ALIKE}
+
+
 def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN401
     """Do the work on a node; raise ValueError if it runs other versions, as one may that joined later."""
-    if (here := {package: version(package) for package in versions}) != versions:
+    if (here := _versions()) != versions:
         raise ValueError(
             f"Ray node {socket.gethostname()} runs {_named(here)}, not {_named(versions)}: install the same"
         )
@@ -208,7 +212,7 @@ def _seen(name: str) -> _Seen:
         found = store().meant(_PROBES, name) is not None
     except OSError:
         found = False
-    return _Seen(socket.gethostname(), settings().store_url, found, {package: version(package) for package in _ALIKE})
+    return _Seen(socket.gethostname(), settings().store_url, found, _versions())
 
 
 def _named(versions: Mapping[str, str]) -> str:

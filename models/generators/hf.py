@@ -1,6 +1,7 @@
 """Generation with transformers: batched by length, left-padded, one random stream per (prompt, sample)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -71,7 +72,7 @@ class Transformers(Generator):
         )
         sampler = _InverseSampling(uniforms, self.temperature, self.top_p)
         end = policy.tokenizer.eos_token_id
-        with torch.inference_mode():
+        with torch.inference_mode(), _plain(policy.model):
             output = policy.model.generate(
                 input_ids=ids.to(policy.model.device),
                 attention_mask=mask.to(policy.model.device),
@@ -99,6 +100,18 @@ class Transformers(Generator):
                 )
             )
         return responses
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Set a model's own defaults of generation aside: a penalty or a banned token is no part of π."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @dataclass

@@ -10,6 +10,7 @@ from models.chat import Renderer, Template
 from models.cost import MicroUsd
 from models.oracles.base import Oracle, Verdict
 from models.policies.dtypes import Dtype
+from models.policies.language_model import on_release
 from models.policies.pretrained import check_reference, locate
 from models.rubric import Rubric
 
@@ -81,3 +82,6 @@ def _load(reference: str, dtype: Dtype) -> _Loaded:
     if torch.cuda.is_available():
         model = model.to("cuda")
     return _Loaded(model.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+
+
+on_release(_load.cache_clear)

@@ -1,7 +1,7 @@
 """A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,13 +248,21 @@ class Checkpoint:
 
 ROOM = 2 << 30  # bytes of models that may stay loaded beside each other
 _held: dict[Checkpoint, LanguageModel] = {}  # to read from, by their last use
+_others: list[Callable[[], None]] = []  # that let go of models which are kept elsewhere
+
+
+def on_release(let_go: Callable[[], None]) -> None:
+    """Have it called when models are to be let go of."""
+    _others.append(let_go)
 
 
 def release() -> None:
-    """Let go of every model that is `shared`, and of the GPU's memory that they took."""
+    """Let go of every model that is `shared` or kept by others, and of the GPU's memory that they took."""
     import torch
 
     _held.clear()
+    for let_go in _others:
+        let_go()
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()

@@ -23,6 +23,8 @@ from models.watched import watched
 By = Literal["sft", "dpo", "kto", "orpo"]
 
 _ROWS, _REFERENCE, _SPEC, _FACTS = "rows.parquet", "reference.npy", "training.json", "facts.json"
+_PROCESSES = "processes"
+_STARTS_ONE = ("NO", "MULTI_CPU")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,15 @@ def train(
         if code:
             raise RuntimeError(f"training in {processes} processes by {config} failed ({code}): see above")
         facts: dict[str, float] = json.loads((place / _FACTS).read_text())
+        if facts[_PROCESSES] != processes:  # all of them would have written one adapter, each on its own
+            raise RuntimeError(f"{config} starts {processes} processes, and {facts[_PROCESSES]:.0f} took part")
         return facts
 
 
 def check_config(config: Path, *schedules: Schedule) -> int:
-    """Return how many processes an accelerate configuration starts; raise ValueError naming what is wrong with it.
+    """Return how many processes an accelerate configuration starts on this machine.
 
-    So it is too if batches of one of the schedules have no equal parts for them.
+    Raises ValueError naming what is wrong with it, or if batches of one of the schedules have no equal parts for them.
     """
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -72,9 +76,19 @@ def check_config(config: Path, *schedules: Schedule) -> int:
             f"NINEFOLD_ACCELERATE={config} does not exist: name one of deployments/accelerate/, or your own"
         )
     try:
-        processes = int(load_config_from_file(str(config)).num_processes)
+        found = load_config_from_file(str(config))
+        processes, machines, spread = int(found.num_processes), int(found.num_machines), str(found.distributed_type)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
+    if machines != 1:
+        raise ValueError(
+            f"NINEFOLD_ACCELERATE={config}: num_machines={machines}, and a training stays on one: set it to 1"
+        )
+    if processes > 1 and (kind := spread.rpartition(".")[2]) in _STARTS_ONE:
+        raise ValueError(
+            f"NINEFOLD_ACCELERATE={config}: accelerate starts one process by distributed_type={kind}, whatever "
+            f"num_processes={processes} says: use MULTI_GPU, FSDP or DEEPSPEED"
+        )
     for schedule in schedules:
         if schedule.batch_size % processes:
             raise ValueError(
@@ -129,7 +143,8 @@ def main(place: Path) -> None:
     folder, *along = map(Path, spec["folders"])
     facts = _train(start.for_others_to_place(), training, folder, along)
     if os.environ.get("RANK", "0") == "0":
-        (place / _FACTS).write_text(json.dumps(facts))
+        took_part = {_PROCESSES: int(os.environ.get("WORLD_SIZE", "1"))}
+        (place / _FACTS).write_text(json.dumps(facts | took_part))
 
 
 if __name__ == "__main__":

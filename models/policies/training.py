@@ -108,7 +108,8 @@ def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
 
     class Keep(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
-            """Save what is due."""
+            """Save what is due; log the last steps too, or their loss would be the first process's alone."""
+            control.should_log |= state.global_step == state.max_steps
             for number, folder in enumerate(along, start=1):
                 if state.global_step == max(1, round(state.max_steps * number / (len(along) + 1))):
                     save_trained(trainer, folder)
@@ -147,7 +148,8 @@ def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = getattr(torch, str(model.config.dtype).removeprefix("torch."))  # as it was loaded
-    whole = {name: weight.to(kept) for name, weight in (weights or model.state_dict()).items()}
+    tied = model.all_tied_weights_keys  # gathered, they are no longer seen to be one
+    whole = {name: weight.to(kept) for name, weight in (weights or model.state_dict()).items() if name not in tied}
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
     return None
 

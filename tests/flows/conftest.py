@@ -1,6 +1,9 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
+import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,27 @@ from tests.processes import KEY, prefect_server, without_prefect
 
 WORDS = ["film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "mess"]
 KINDS = ["warm", "witty", "dull", "boring", "good", "bad", "fresh", "tired", "clever", "silly"]
+
+
+@pytest.fixture(scope="session")
+def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables with nothing in them: to make them takes seconds."""
+    from mlflow import MlflowClient
+
+    made, kept = (tmp_path_factory.mktemp(name) / "mlflow.sqlite" for name in ("made", "kept"))
+    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
+    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(kept)) as copy:
+        source.backup(copy)
+    return kept
+
+
+@pytest.fixture
+def home(home: Path, request: pytest.FixtureRequest) -> Path:
+    """A home as it is after a first run, where flows are run in the tests' own process."""
+    if "prefect_server" in request.fixturenames:
+        home.mkdir()
+        shutil.copy(request.getfixturevalue("no_runs"), home)
+    return home
 
 
 @pytest.fixture

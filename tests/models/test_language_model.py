@@ -137,6 +137,19 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageMod
     assert len({whole[PROMPTS[0].text, n] for n in range(3)}) > 1, "samples of a prompt differ"
 
 
+def test_a_models_own_defaults_of_generation_are_not_in_force(tiny_checkpoint: Checkpoint) -> None:
+    policy, back_end = tiny_checkpoint.load(), Transformers(max_new_tokens=12, temperature=1.0)
+
+    def rows() -> list[tuple[str, float]]:
+        found = back_end.sample_from(policy, PROMPTS, samples=2, seed=0, what="")
+        return [(r.text, r.logprob) for r in found]
+
+    plain, own = rows(), policy.model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.min_new_tokens = 3.0, 1, 12
+    assert rows() == plain
+    assert policy.model.generation_config is own, "it stays the model's, for whoever it is given to"
+
+
 def test_responses_are_ordered_and_carry_their_own_likelihood(tiny_model: LanguageModel) -> None:
     back_end = Transformers(max_new_tokens=10, batch_size=4)
     rows = back_end.sample_from(tiny_model, PROMPTS, samples=2, seed=0, what="test")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.oracles import reward_model
 from models.oracles.reward_model import RewardModel
+from models.policies.language_model import release
 from models.rubric import Rubric
 
 
@@ -52,3 +54,10 @@ def test_a_classifier_with_several_outputs_is_no_reward_model(tiny_model_path: P
     save(tiny_model_path, tmp_path, outputs=3)
     with pytest.raises(ValueError, match="has 3 outputs, and one is needed"):
         RewardModel(model=str(tmp_path), template="plain").judge("the film is", "warm", Rubric())
+
+
+def test_its_memory_is_let_go_of_with_the_others(folder: Path) -> None:
+    RewardModel(model=str(folder), template="plain").judge("the film is", "warm", Rubric())
+    assert reward_model._load.cache_info().currsize == 1
+    release()
+    assert reward_model._load.cache_info().currsize == 0

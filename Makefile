@@ -78,7 +78,7 @@ demo: setup ## run the paper's algorithm on the packaged model: plan, progress, 
 
 test: setup $(BROWSER) $(POSTGRES) $(REWARDBENCH)/.ready ## run every test, two at a time
 	@echo "running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: setup audit ## format, lint, types, import rules and known weaknesses of dependencies
 	@$(BIN)/ruff format --check .

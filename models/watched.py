@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 _ENDING = 40.0  # seconds, more than the watcher takes
@@ -39,11 +40,15 @@ sys.exit(code if code >= 0 else 128 - code)
 
 @contextmanager
 def watched(
-    command: Sequence[str], *, output: IO[str] | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    output: IO[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    within: Path | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command during the block, at whose end it is ended with all that it has started: politely, and then not.
 
-    Ctrl-C does not reach it. Its exit status is the process's.
+    It works `within` a folder. Ctrl-C does not reach it. Its exit status is the process's.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", _WATCHER, *command],
@@ -51,6 +56,7 @@ def watched(
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
         env=environment,
+        cwd=within,
         start_new_session=True,
     )
     try:

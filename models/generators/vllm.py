@@ -1,6 +1,7 @@
 """Generation with vLLM (2309.06180), by its own server: it pins other versions of what Ninefold is built on."""
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from models.chat import Renderer
+from models.downloads import sha256_of
 from models.event_loop import run
 from models.generators.base import Generator, response_id
 from models.policies.language_model import Checkpoint, release
@@ -28,7 +30,8 @@ from models.watched import watched
 
 _COMMAND = "NINEFOLD_VLLM"
 _INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"
-_NAME = "policy"
+_NAME, _CONFIG = "policy", "config.json"
+_LENGTHS = 512  # tokens
 _STARTING, _ANSWERING = 1200.0, 3600.0  # seconds
 # The server needs none of the keys that are in this process's environment.
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
@@ -65,12 +68,11 @@ class VLLM(Generator):
         if not prompts:
             return []
         with tempfile.TemporaryDirectory(prefix="ninefold-vllm-") as scratch:
-            model = Path(policy.source) if not policy.adapters else policy.write_merged(Path(scratch, "model"))
-            renderer, log = policy.renderer(), Path(scratch, "log")
+            model, renderer, log = _model(policy, Path(scratch)), policy.renderer(), Path(scratch, "log")
             asked = [(prompt, renderer.prompt_ids(prompt.text)) for prompt in prompts]
             longest = max(len(ids) for _, ids in asked) + self.max_new_tokens
             release()
-            with self._serving(model, policy.dtype, longest, log) as server:
+            with self._serving(model, policy.dtype, _length(model, longest), log) as server:
                 try:
                     return run(self._all(server, renderer, asked, samples=samples, seed=seed, what=what))
                 except* openai.OpenAIError as errors:
@@ -80,11 +82,13 @@ class VLLM(Generator):
 
     @contextmanager
     def _serving(self, model: Path, dtype: str, longest: int, log: Path) -> Iterator["_Server"]:
+        here = log.parent  # the scratch folder, whose name is another each time
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         key = secrets.token_urlsafe(24)  # who else is on this machine is not to use it
-        asked = [str(command()), "serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
+        named = f"./{model.relative_to(here)}" if model.is_relative_to(here) else str(model)
+        asked = [str(command()), "serve", named, "--host", "127.0.0.1", "--port", str(port)]
         asked += ["--served-model-name", _NAME, "--dtype", dtype, "--max-model-len", str(longest)]
         asked += ["--generation-config", "vllm", "--enable-prefix-caching"]  # and not a model's own top-k or penalties
         asked += ["--tensor-parallel-size", str(self.tensor_parallel)]
@@ -93,7 +97,7 @@ class VLLM(Generator):
         passed["PATH"] = f"{command().parent}:{passed.get('PATH', '')}"  # of its own tools
         passed |= {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
         url = f"http://127.0.0.1:{port}"
-        with log.open("w") as out, watched(asked, output=out, environment=passed) as process:
+        with log.open("w") as out, watched(asked, output=out, environment=passed, within=here) as process:
             _wait(process, f"{url}/health", log)
             yield _Server(f"{url}/v1", key)
 
@@ -149,6 +153,20 @@ class VLLM(Generator):
 class _Server(NamedTuple):
     url: str
     key: str
+
+
+def _model(policy: Checkpoint, scratch: Path) -> Path:
+    """Return where the merged policy lies: vLLM compiles a model once for its name, which therefore says what it is."""
+    if not policy.adapters:
+        return Path(policy.source)
+    made = policy.write_merged(scratch / "made")
+    return made.rename(scratch / f"model-{sha256_of(made / _CONFIG)[:16]}")
+
+
+def _length(model: Path, longest: int) -> int:
+    """Return how long texts may be: as other shards of one stage have it, for vLLM compiles for each length anew."""
+    most = int(json.loads((model / _CONFIG).read_text()).get("max_position_embeddings", longest))
+    return max(longest, min(-(-longest // _LENGTHS) * _LENGTHS, most))
 
 
 def command() -> Path:

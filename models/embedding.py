@@ -13,6 +13,7 @@ from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel, Pooling
+from models.policies.pretrained import locate
 from models.preference import Response
 from models.rubric import Rubric
 
@@ -116,7 +117,7 @@ class PolicyEmbedding(Embedding):
 
 
 class SentenceEmbedding(Embedding):
-    """A sentence-transformers model: a packaged one, a local directory or a hub id."""
+    """A sentence-transformers model: a packaged one, a local directory or a hub id, which is known by its commit."""
 
     kind: Literal["sentence"] = "sentence"
     model: str = Field(PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id")
@@ -127,7 +128,9 @@ class SentenceEmbedding(Embedding):
         import torch
         from sentence_transformers import SentenceTransformer
 
-        encoder = SentenceTransformer(self._source(), trust_remote_code=False).to(getattr(torch, self.dtype))
+        encoder = SentenceTransformer(
+            self._source(), trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        ).to(getattr(torch, self.dtype))
         with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
             for begin in range(0, len(texts), _SHARD):
                 rows = range(begin, min(begin + _SHARD, len(texts)))
@@ -141,17 +144,24 @@ class SentenceEmbedding(Embedding):
                 bar.update(len(rows))
 
     def digest_inputs(self) -> str:  # noqa: D102
+        if self._on_hub:
+            return locate(self.model).digest
         folder = Path(self._source())
-        if not folder.is_dir():
-            return self.digest()
         return digest_of([remembered_sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()])
 
     def check(self) -> None:  # noqa: D102
-        self._source()
+        if not self._on_hub:  # which is asked when the model is needed
+            self._source()
+
+    @property
+    def _on_hub(self) -> bool:
+        return not Path(self.model).is_dir() and self.model.count("/") == 1
 
     def _source(self) -> str:
+        if self._on_hub:
+            return locate(self.model).source
         if self.model != PACKAGED_SENTENCE_MODEL:
-            if self.model.count("/") != 1 and not Path(self.model).is_dir():
+            if not Path(self.model).is_dir():
                 raise FileNotFoundError(
                     f"embedding model {self.model!r} is neither a directory, a hub id, nor {PACKAGED_SENTENCE_MODEL!r}"
                 )

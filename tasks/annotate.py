@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from models.plugins import Frozen
 from models.preference import SETTLED, Label, Pick, Response
 from models.rubric import Rubric
 from tasks.caching import Product, stage
+from tasks.devices import on_device
 from tasks.settings import settings
 from tasks.store import Ref, store
 
@@ -60,7 +62,8 @@ def annotate(purchase: Purchase, *, workers: int) -> Bought:
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
     by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
-    labels = _buy(purchase, by_id, ledger, workers=workers)
+    with on_device() if purchase.oracle.computes else nullcontext():
+        labels = _buy(purchase, by_id, ledger, workers=workers)
     facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=purchase.account) if row["status"] in SETTLED]
     facts |= purchase.oracle.findings([row["raw"] for row in settled])

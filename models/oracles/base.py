@@ -91,6 +91,11 @@ class Oracle(Plugin):
     description: ClassVar[str]
 
     @property
+    def computes(self) -> bool:
+        """Whether it answers by a model in this process, on its GPU where there is one."""
+        return False
+
+    @property
     def unit(self) -> Literal["tuple", "pair"]:
         """What one query is about."""
         return "tuple"

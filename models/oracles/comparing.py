@@ -25,6 +25,10 @@ class Comparing(PairOracle):
     inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
     temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
 
+    @property
+    def computes(self) -> bool:  # noqa: D102
+        return self.inner.computes
+
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
         one = self.inner.judge(prompt, first, rubric)
         try:

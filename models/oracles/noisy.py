@@ -34,6 +34,10 @@ class Noisy(Oracle):
     latency: NonNegativeFloat = Field(0.0, description="seconds per query")
 
     @property
+    def computes(self) -> bool:  # noqa: D102
+        return self.inner.computes
+
+    @property
     def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
         return self.inner.unit
 

@@ -33,6 +33,10 @@ class RewardModel(Oracle):
     max_tokens: PositiveInt = Field(4096, description="of a text; longer ones are quarantined")
     micro_usd: MicroUsd = 0
 
+    @property
+    def computes(self) -> bool:  # noqa: D102
+        return True
+
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         import torch
 

@@ -191,7 +191,7 @@ class Checkpoint:
 
     def for_others_to_place(self) -> LanguageModel:
         """Return the model on the processor, for a trainer to spread over devices."""
-        return self._loaded(on_gpu=False)
+        return self._loaded(on_gpu=False, attend=attention(self.dtype))
 
     def write_merged(self, folder: Path) -> Path:
         """Write the model with its adapters merged, for an engine of its own, and return where it lies."""
@@ -210,7 +210,7 @@ class Checkpoint:
         on_disk = sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
         return on_disk * (2 if self.dtype == "float32" else 1)
 
-    def _loaded(self, *, on_gpu: bool = True) -> LanguageModel:
+    def _loaded(self, *, on_gpu: bool = True, attend: str | None = None) -> LanguageModel:
         """Load the weights and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -222,7 +222,7 @@ class Checkpoint:
             dtype=getattr(torch, self.dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=attention(self.dtype) if on_gpu else None,
+            attn_implementation=attention(self.dtype) if on_gpu else attend,
         )
         if adapters := self.adapters[0 if newest is None else newest + 1 :]:
             from peft import PeftModel

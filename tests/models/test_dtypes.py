@@ -5,6 +5,7 @@ import pytest
 from flows.experiment import PolicyConfig
 from models.policies import dtypes
 from models.policies.dtypes import Dtype, attention, native_dtype
+from models.policies.language_model import Checkpoint
 
 XEON = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu sse avx2 avx512_bf16 amx_bf16 amx_tile\n"
 EPYC = "processor\t: 0\nmodel name\t: EPYC\nflags\t\t: fpu sse avx2\nbugs\t\t: bf16\n"
@@ -53,3 +54,11 @@ def test_flash_attention_is_taken_where_it_runs(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
     assert attention(dtype) == chosen
+
+
+def test_a_model_that_others_place_on_gpus_has_it_too(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.policies.language_model.attention", lambda _: "eager")  # as a GPU would have another
+    assert tiny_checkpoint.for_others_to_place().model.config._attn_implementation == "eager"
+    assert tiny_checkpoint.load().model.config._attn_implementation == "eager"

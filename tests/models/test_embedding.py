@@ -1,12 +1,15 @@
 """What every encoder's vectors are held to, and the views they are made of."""
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from models.embedding import Embedding, Shard, texts_of
+from models.embedding import Embedding, SentenceEmbedding, Shard, texts_of
 from models.policies.language_model import LanguageModel
 from models.preference import Response
 from models.rubric import Rubric
@@ -42,3 +45,31 @@ def test_the_views_are_instruction_response_and_what_the_evaluator_is_asked() ->
     assert texts_of("instruction", tuples, rubric) == ["name a film"]
     assert texts_of("response", tuples, rubric) == ["name a film Ran"]
     assert texts_of("evaluation", tuples, rubric) == [rubric.render("name a film", "Ran")]
+
+
+def test_an_encoder_from_the_hub_is_known_by_its_commit_and_read_from_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's own local copy, as it lies there after a download."""
+    from huggingface_hub import constants
+    from safetensors.torch import load_file
+
+    from models.policies import pretrained
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    copy, found = tmp_path / "models--org--encoder", SentenceEmbedding(model="org/encoder")
+    (copy / "refs").mkdir(parents=True)
+    packaged = SentenceEmbedding()
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(packaged._source(), copy / "snapshots" / commit)
+        (copy / "refs" / "main").write_text(commit)
+        pretrained._snapshot.cache_clear()
+        assert found.digest_inputs() == f"hub-org/encoder-{commit}"
+    (one,), (other,) = found.shards(["warm"], None), packaged.shards(["warm"], None)
+    np.testing.assert_allclose(one.vectors, other.vectors, atol=1e-6)
+
+    weights = copy / "snapshots" / commit / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        list(found.shards(["warm"], None))

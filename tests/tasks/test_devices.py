@@ -4,18 +4,29 @@ import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
 import flows.proxy_reward  # noqa: F401 - all stages are declared
+from models.oracles.comparing import Comparing
+from models.oracles.gold import Gold
+from models.oracles.noisy import Noisy
+from models.oracles.reward_model import RewardModel
+from models.preference import Response
+from models.rubric import Rubric
+from tasks.annotate import Purchase, annotate
 from tasks.caching import Stage
 from tasks.cluster import elsewhere
 from tasks.devices import on_device
 from tasks.policy import Policy
 from tasks.settings import settings
+from tasks.store import store
+from tests.conftest import response
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 
@@ -32,6 +43,24 @@ def test_a_limit_that_is_not_there_is_named_and_nothing_is_computed(device: str)
     with pytest.raises(ValueError, match=f"{device}: Prefect's server has no .*prefect gcl create {device} --limit 1"):
         elsewhere(partial(computed.append, 1))
     assert not computed
+
+
+def test_an_expert_that_computes_here_waits_for_the_device_too(device: str, tiny_model_path: Path) -> None:
+    expert = RewardModel(model=str(tiny_model_path))
+    assert Noisy(inner=expert).computes
+    assert Comparing(inner=expert).computes
+    rows = [response(0)]
+
+    @flow
+    def bought(oracle: RewardModel | Gold) -> int:
+        responses = store().write_rows("responses", rows, Response)
+        caps = {"account": "a", "max_queries": 1, "max_micro_usd": 0, "max_tokens": 0}
+        purchase = Purchase(responses=responses, picks=None, oracle=oracle, fingerprint="f", rubric=Rubric(), **caps)
+        return annotate(purchase, workers=1).ref.rows or 0
+
+    with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE={device}"):
+        bought(expert)
+    assert bought(Gold(micro_usd=0)) == 1
 
 
 def test_two_take_turns_at_a_device_of_one_slot(device: str) -> None:

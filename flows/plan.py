@@ -146,7 +146,7 @@ def plan(experiment: Experiment) -> Plan:
     x.labelling.oracle.check()
     x.judge.check()
     if config := settings().accelerate:
-        check_config(config, x.policy.sft, x.dpo)
+        check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm == "dpo" else []))
     cluster = check_cluster(x.generation.gpus)
     if not cluster:  # else it is there that texts are generated
         x.generation.check()

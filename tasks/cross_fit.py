@@ -13,7 +13,7 @@ from tasks.policy import Policy
 from tasks.store import Ref, store
 
 
-@stage(version=4)
+@stage(version=5)
 @on_device()
 def cross_fit(
     evaluator: Evaluator,

@@ -53,7 +53,7 @@ def proxy_labelled(
     return rejoin(evaluator, responses, scores.ref, members.ref, temperature=made[0].facts["temperature"])
 
 
-@stage(version=6)
+@stage(version=7)
 def proxy_label(
     evaluator: Evaluator,
     trained: Ref,

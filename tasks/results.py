@@ -23,7 +23,10 @@ class UntrustedResult(ValueError):
 
 
 class SharedResults(RemoteFileSystem):
-    """Prefect's results in a bucket, read with less trust: Prefect itself unpickles whatever a record says is pickled."""
+    """Prefect's results in a bucket, read with less trust: Prefect itself unpickles whatever a record says is pickled.
+
+    By fsspec, as the store, with keys from the environment: a block of prefect-aws would keep them in Prefect's database.
+    """
 
     _block_type_name = "Ninefold results"
     _block_type_slug = "ninefold-results"

@@ -116,6 +116,8 @@ class VLLM(Generator):
         at_once = asyncio.Semaphore(self.batch_size)
         options = {"model": _NAME, "max_tokens": self.max_new_tokens, "temperature": self.temperature}
         options |= {"top_p": self.top_p, "logprobs": 0, "return_token_ids": True}
+        # at this token alone, as likelihoods count it; by itself vLLM ends at others that a model's configuration names
+        options |= {"ignore_eos": True, "stop_token_ids": [renderer.tokenizer.eos_token_id]}
 
         async def one(client: Any, prompt: Prompt, ids: list[int], number: int) -> Response:  # noqa: ANN401
             drawn = {"prompt": ids, "seed": seed_of(seed, number, f"generate {prompt.id}")}
@@ -158,14 +160,15 @@ class _Server(NamedTuple):
 def _model(policy: Checkpoint, scratch: Path) -> Path:
     """Return where the merged policy lies: vLLM compiles a model once for its name, which therefore says what it is."""
     if not policy.adapters:
-        return Path(policy.source)
+        return Path(policy.source).absolute()
     made = policy.write_merged(scratch / "made")
     return made.rename(scratch / f"model-{sha256_of(made / _CONFIG)[:16]}")
 
 
 def _length(model: Path, longest: int) -> int:
     """Return how long texts may be: as other shards of one stage have it, for vLLM compiles for each length anew."""
-    most = int(json.loads((model / _CONFIG).read_text()).get("max_position_embeddings", longest))
+    config = json.loads((model / _CONFIG).read_text())
+    most = int(config.get("text_config", config).get("max_position_embeddings") or longest)
     return max(longest, min(-(-longest // _LENGTHS) * _LENGTHS, most))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from models.policies.dpo import DPO, train_dpo
 from models.policies.language_model import Checkpoint, Floats, LanguageModel, release
@@ -23,8 +24,9 @@ from models.watched import watched
 By = Literal["sft", "dpo", "kto", "orpo"]
 
 _ROWS, _REFERENCE, _SPEC, _FACTS = "rows.parquet", "reference.npy", "training.json", "facts.json"
-_PROCESSES = "processes"
-_STARTS_ONE = ("NO", "MULTI_CPU")
+_PROCESSES, _SPREAD = "processes", "spread"
+_STARTS_ONE, _PARTED = ("NO", "MULTI_CPU"), ("FSDP", "DEEPSPEED")
+_IN_ONE = ("kto", "orpo")  # what they learn of a row depends on what else is in a process's batch
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ def train(
 ) -> dict[str, float]:
     """Train a policy, save what is changed in `folder`, and on the way in those of `along`; return the last metrics.
 
-    With an accelerate `config`, in the processes that it says: each takes its part of every batch, so that what is learnt is
-    what one process learns, up to rounding. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
+    With an accelerate `config`, SFT and DPO are trained in the processes that it says. Each takes its part of every batch,
+    so that what is learnt is what one process learns, up to rounding; but an epoch's last batch, if its rows do not fill
+    it, is filled up with the first ones. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
     """
-    if config is None:
+    if config is None or training.by in _IN_ONE:
         return _train(start.load(), training, folder, along)
-    processes = check_config(config, training.recipe)
+    processes, spread = check_config(config, training.recipe)
     release()
     with tempfile.TemporaryDirectory(prefix="ninefold-training-") as scratch:
         place = Path(scratch)
@@ -58,14 +61,18 @@ def train(
             code = launcher.wait()
         if code:
             raise RuntimeError(f"training in {processes} processes by {config} failed ({code}): see above")
-        facts: dict[str, float] = json.loads((place / _FACTS).read_text())
-        if facts[_PROCESSES] != processes:  # all of them would have written one adapter, each on its own
-            raise RuntimeError(f"{config} starts {processes} processes, and {facts[_PROCESSES]:.0f} took part")
+        facts: dict[str, Any] = json.loads((place / _FACTS).read_text())
+        took_part, by = facts.pop(_PROCESSES), facts.pop(_SPREAD)
+        if took_part != processes or (by != spread and spread in _PARTED):
+            raise RuntimeError(
+                f"{config} asks for {processes} processes by {spread}, and {took_part} trained by {by}: accelerate spreads "
+                "models over GPUs alone"
+            )
         return facts
 
 
-def check_config(config: Path, *schedules: Schedule) -> int:
-    """Return how many processes an accelerate configuration starts on this machine.
+def check_config(config: Path, *schedules: Schedule) -> tuple[int, str]:
+    """Return how many processes an accelerate configuration starts on this machine, and how it spreads a model.
 
     Raises ValueError naming what is wrong with it, or if batches of one of the schedules have no equal parts for them.
     """
@@ -77,16 +84,21 @@ def check_config(config: Path, *schedules: Schedule) -> int:
         )
     try:
         found = load_config_from_file(str(config))
-        processes, machines, spread = int(found.num_processes), int(found.num_machines), str(found.distributed_type)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        processes, machines = int(found.num_processes), int(found.num_machines)
+        spread = str(found.distributed_type or "NO").rpartition(".")[2]  # YAML takes NO for false
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
     if machines != 1:
         raise ValueError(
             f"NINEFOLD_ACCELERATE={config}: num_machines={machines}, and a training stays on one: set it to 1"
         )
-    if processes > 1 and (kind := spread.rpartition(".")[2]) in _STARTS_ONE:
+    if processes < 1:
         raise ValueError(
-            f"NINEFOLD_ACCELERATE={config}: accelerate starts one process by distributed_type={kind}, whatever "
+            f"NINEFOLD_ACCELERATE={config}: num_processes must be at least 1: set it to the number of GPUs"
+        )
+    if processes > 1 and spread in _STARTS_ONE:
+        raise ValueError(
+            f"NINEFOLD_ACCELERATE={config}: accelerate starts one process by distributed_type={spread}, whatever "
             f"num_processes={processes} says: use MULTI_GPU, FSDP or DEEPSPEED"
         )
     for schedule in schedules:
@@ -95,7 +107,7 @@ def check_config(config: Path, *schedules: Schedule) -> int:
                 f"NINEFOLD_ACCELERATE={config} starts {processes} processes, and batch_size={schedule.batch_size} has no "
                 "equal parts for them: change one of the two"
             )
-    return processes
+    return processes, spread
 
 
 def _train(model: LanguageModel, training: Training, folder: Path, along: Sequence[Path]) -> dict[str, float]:
@@ -143,7 +155,10 @@ def main(place: Path) -> None:
     folder, *along = map(Path, spec["folders"])
     facts = _train(start.for_others_to_place(), training, folder, along)
     if os.environ.get("RANK", "0") == "0":
-        took_part = {_PROCESSES: int(os.environ.get("WORLD_SIZE", "1"))}
+        from accelerate.state import AcceleratorState
+
+        state = AcceleratorState()  # the trainer's
+        took_part = {_PROCESSES: state.num_processes, _SPREAD: state.distributed_type.value}
         (place / _FACTS).write_text(json.dumps(facts | took_part))
 
 

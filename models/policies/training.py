@@ -137,8 +137,10 @@ def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
 
     Where several processes train, all of them give their parts, and the first one writes.
     """
+    from accelerate.utils import DistributedType
+
     model, weights = trainer.model, None
-    if trainer.accelerator.num_processes > 1:
+    if trainer.accelerator.distributed_type != DistributedType.NO:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not trainer.accelerator.is_main_process:
             return None
@@ -147,10 +149,12 @@ def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    kept = getattr(torch, str(model.config.dtype).removeprefix("torch."))  # as it was loaded
+    loaded = model.config.dtype
+    kept = getattr(torch, str(loaded).removeprefix("torch."))
     tied = model.all_tied_weights_keys  # gathered, they are no longer seen to be one
     whole = {name: weight.to(kept) for name, weight in (weights or model.state_dict()).items() if name not in tied}
     model.save_pretrained(folder, state_dict=whole, safe_serialization=True)
+    model.config.dtype = loaded  # saving has set it to that of training, and there may be more to save
     return None
 
 

@@ -77,10 +77,17 @@ def test_responses_are_the_merged_policys_and_the_same_for_a_seed(policy: Checkp
 
 
 @pytest.mark.usefixtures("command")
-def test_a_server_does_not_outlive_whoever_started_it(policy: Checkpoint) -> None:
+def test_a_model_may_be_named_from_where_one_is(policy: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(policy.source).parent)
+    near = replace(policy, source=Path(policy.source).name)
+    assert len(VLLM(max_new_tokens=4).sample(near, PROMPTS, samples=1, seed=1, what="")) == len(PROMPTS)
+
+
+@pytest.mark.usefixtures("command")
+def test_a_server_does_not_outlive_whoever_started_it(policy: Checkpoint, tmp_path: Path) -> None:
     asks = (
         "from pathlib import Path; import time; from models.generators.vllm import VLLM\n"
-        f"with VLLM()._serving(Path({policy.source!r}), 'float32', 64, Path('/dev/null')) as server:\n"
+        f"with VLLM()._serving(Path({policy.source!r}), 'float32', 64, Path({str(tmp_path / 'log')!r})) as server:\n"
         "    print('up', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", asks], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
 """First on the path of a training's processes, this has accelerate spread it over processors as it does over GPUs.
 
-By itself accelerate starts one process where there is no GPU, whatever the configuration says.
+By itself accelerate has FSDP in force on GPUs alone.
 """
 
 import os
@@ -20,5 +20,7 @@ if "LOCAL_RANK" in os.environ:
     def _on_the_processor(self: state.PartialState) -> None:
         self.device = torch.device("cpu")
 
+    assert hasattr(state.PartialState, "_prepare_backend")
+    assert hasattr(state.PartialState, "set_device")
     state.PartialState._prepare_backend = _with_gloo
     state.PartialState.set_device = _on_the_processor

@@ -61,4 +61,4 @@ def test_a_model_that_others_place_on_gpus_has_it_too(
 ) -> None:
     monkeypatch.setattr("models.policies.language_model.attention", lambda _: "eager")  # as a GPU would have another
     assert tiny_checkpoint.for_others_to_place().model.config._attn_implementation == "eager"
-    assert tiny_checkpoint.load().model.config._attn_implementation == "eager"
+    assert tiny_checkpoint._loaded().model.config._attn_implementation == "eager"

@@ -155,7 +155,8 @@ class SentenceEmbedding(Embedding):
 
     @property
     def _on_hub(self) -> bool:
-        return not Path(self.model).is_dir() and self.model.count("/") == 1
+        folder = Path(self.model)
+        return self.model.count("/") == 1 and not (folder.is_dir() or folder.is_absolute() or self.model[0] == ".")
 
     def _source(self) -> str:
         if self._on_hub:

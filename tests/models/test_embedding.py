@@ -47,6 +47,13 @@ def test_the_views_are_instruction_response_and_what_the_evaluator_is_asked() ->
     assert texts_of("evaluation", tuples, rubric) == [rubric.render("name a film", "Ran")]
 
 
+@pytest.mark.parametrize("nowhere", ["/missing", "./missing", "missing"])
+def test_an_encoder_that_is_nowhere_is_refused_before_it_is_needed(nowhere: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"embedding model '{nowhere}' is neither a directory, a hub id, nor"):
+        SentenceEmbedding(model=nowhere).check()
+    SentenceEmbedding(model="org/encoder@v1").check()
+
+
 def test_an_encoder_from_the_hub_is_known_by_its_commit_and_read_from_safetensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def check_shared() -> None:
             "workers need an MLflow that all of them see: set NINEFOLD_MLFLOW to a server or a PostgreSQL URL"
         )
     if get_current_settings().api.url is None:
-        raise ValueError("workers need a Prefect server that all of them see: set PREFECT_API_URL=http://…/api")
+        raise ValueError("workers need a Prefect server that all of them see: set NINEFOLD_PREFECT=http://…/api")
 
 
 def work(name: str, runs: int, health_port: int = 0) -> int:

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     store: str | None = Field(None, description="fsspec URL of the artifact store")
     ledger: str | None = Field(None, description="SQLAlchemy URL of the ledger")
     mlflow: str | None = Field(None, description="MLflow tracking URI")
+    prefect: str | None = Field(None, description="URL of a Prefect server's API, for PREFECT_API_URL; else one's own")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")

@@ -130,7 +130,8 @@ def prefect_apart(tmp_path: Path, postgres: Postgres, prefect_database: str) -> 
 def shared(s3: str, new_database: Callable[[], str], prefect_apart: str, tmp_path: Path) -> dict[str, str]:
     """The environment that makes the embedded installation a shared one; nothing else changes."""
     places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": new_database()}
+    places["NINEFOLD_PREFECT"] = prefect_apart
     settings = tmp_path / "shared.env"
     settings.write_text("".join(f"{name}={place}\n" for name, place in places.items()))
-    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"]}
-    return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY, "PREFECT_API_URL": prefect_apart}
+    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"], "API": prefect_apart}
+    return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY}

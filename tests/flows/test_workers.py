@@ -159,7 +159,7 @@ def test_workers_finish_a_sweep_though_one_is_killed(
     assert (
         len({(row["prompt"], row["response"]) for row in rows}) == len(rows) == server.served["reply"] - asked == asked
     )
-    computed = completed(shared["PREFECT_API_URL"])
+    computed = completed(shared["API"])
     assert not Counter(once) - computed
     # Prefect notes that a stage has ended before it keeps the result: killed in between, that one is computed again
     assert (computed - Counter(once)).total() <= 1, f"what arms share is computed once, not {computed}"
@@ -203,7 +203,7 @@ def test_what_workers_would_not_share_is_named(new_machine: Callable[[str, dict[
     for environment, rule in (
         ({}, "workers need a store and a ledger that all of them see, not"),
         (places, "set NINEFOLD_MLFLOW to a server or a PostgreSQL URL"),
-        (places | {"NINEFOLD_MLFLOW": "http://127.0.0.1:9"}, "set PREFECT_API_URL=http://"),
+        (places | {"NINEFOLD_MLFLOW": "http://127.0.0.1:9"}, "set NINEFOLD_PREFECT=http://"),
     ):
         machine = new_machine(f"m{len(environment)}", without_prefect() | environment)
         for command in (["worker"], ["sweep", "small.yaml", "--workers"]):

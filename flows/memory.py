@@ -5,9 +5,11 @@ from typing import NamedTuple
 from flows.experiment import Experiment
 from models.generators.hf import Transformers
 from models.policies.dtypes import has_gpu
+from models.policies.launched import PARTED, check_config
 from models.policies.memory import Shape, generating, shape_of, training
 from models.policies.pretrained import folder_at_hand
 from models.policies.training import Schedule
+from tasks.settings import settings
 
 _PER_PAIR = 2  # texts
 
@@ -28,11 +30,12 @@ class Need(NamedTuple):
 
 
 def memory_lines(x: Experiment) -> list[str]:
-    """Return the plan's line of memory, and one for each stage that may find no room; nothing if the model is not here."""
+    """Return the plan's line of memory, and one for each stage that may find no room."""
     folder = folder_at_hand(x.policy.model)
-    shape = shape_of(folder) if folder is not None else None
-    if shape is None:
-        return []
+    if folder is None:
+        return ["memory     not known before the model is here; it is fetched when the run starts"]
+    if (shape := shape_of(folder)) is None:
+        return ["memory     not known: the model's files do not say its sizes"]
     room, found = _room(), needs(x, shape)
     said = ", ".join(f"{need.stage} {_gb(need.bytes)}" for need in found)
     return [
@@ -46,7 +49,7 @@ def memory_lines(x: Experiment) -> list[str]:
 
 
 def needs(x: Experiment, shape: Shape) -> list[Need]:
-    """Return what generating and each training take."""
+    """Return what generating and each training take: of one process, where accelerate starts several."""
     generation, dtype = x.generation, x.policy.dtype
     tokens = x.policy.max_prompt_tokens + generation.max_new_tokens
     found: list[Need] = []
@@ -54,16 +57,25 @@ def needs(x: Experiment, shape: Shape) -> list[Need]:
         sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
         found.append(Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once"))
     schedules: list[tuple[str, Schedule, int]] = [("fine_tune", x.policy.sft, 1)]
+    launched = {"fine_tune", *(["align"] if x.dpo.algorithm == "dpo" else [])}
     judge = getattr(x.evaluator, "schedule", None)
     if isinstance(judge, Schedule):
         pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
         schedules.append(("train_evaluator", judge, _PER_PAIR if pairs else 1))
     if x.dpo.feedback != "none":
         schedules.append(("align", x.dpo, _PER_PAIR))
+    config = settings().accelerate
     for stage, schedule, texts in schedules:
-        rows = schedule.batch_size * texts
+        processes, spread = check_config(config) if config is not None and stage in launched else (1, "NO")
+        rows = schedule.batch_size * texts // processes
         taken = training(
-            shape, dtype, rows=rows, tokens=schedule.max_length, lora=schedule.lora, head_in_pieces=not has_gpu()
+            shape,
+            dtype,
+            rows=rows,
+            tokens=schedule.max_length,
+            lora=schedule.lora,
+            head_in_pieces=not has_gpu(),
+            parts=processes if spread in PARTED else 1,
         )
         found.append(Need(stage, taken, f"{rows} texts of {schedule.max_length} tokens at once"))
     return found

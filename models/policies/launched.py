@@ -25,7 +25,8 @@ By = Literal["sft", "dpo", "kto", "orpo"]
 
 _ROWS, _REFERENCE, _SPEC, _FACTS = "rows.parquet", "reference.npy", "training.json", "facts.json"
 _PROCESSES, _SPREAD = "processes", "spread"
-_STARTS_ONE, _PARTED = ("NO", "MULTI_CPU"), ("FSDP", "DEEPSPEED")
+_STARTS_ONE = ("NO", "MULTI_CPU")
+PARTED = ("FSDP", "DEEPSPEED")  # each process holds a part of the model
 _IN_ONE = ("kto", "orpo")  # what they learn of a row depends on what else is in a process's batch
 
 
@@ -63,7 +64,7 @@ def train(
             raise RuntimeError(f"training in {processes} processes by {config} failed ({code}): see above")
         facts: dict[str, Any] = json.loads((place / _FACTS).read_text())
         took_part, by = facts.pop(_PROCESSES), facts.pop(_SPREAD)
-        if took_part != processes or (by != spread and spread in _PARTED):
+        if took_part != processes or (by != spread and spread in PARTED):
             raise RuntimeError(
                 f"{config} asks for {processes} processes by {spread}, and {took_part} trained by {by}: accelerate spreads "
                 "models over GPUs alone"

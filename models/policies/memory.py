@@ -70,10 +70,13 @@ def generating(shape: Shape, dtype: Dtype, *, rows: int, tokens: int) -> int:
     return weights(shape, dtype) + _GROWING * kept + rows * shape.vocabulary * _SAMPLED
 
 
-def training(shape: Shape, dtype: Dtype, *, rows: int, tokens: int, lora: Lora | None, head_in_pieces: bool) -> int:
-    """Return the bytes of a training step; of every weight without `lora`.
+def training(
+    shape: Shape, dtype: Dtype, *, rows: int, tokens: int, lora: Lora | None, head_in_pieces: bool, parts: int = 1
+) -> int:
+    """Return the bytes of a training step in one process; of every weight without `lora`.
 
-    `head_in_pieces`: logits are made a few positions at a time (cpu_kernels.py), and not all at once.
+    `head_in_pieces`: logits are made a few positions at a time (cpu_kernels.py), and not all at once. `parts`: processes
+    that hold a part each of weights, gradients and moments (1910.02054, §5.3); one layer is gathered at a time.
     """
     each = _BYTES[dtype]
     if lora is None:  # in float32, with gradients; what is computed with is a copy in the model's own numbers
@@ -82,4 +85,6 @@ def training(shape: Shape, dtype: Dtype, *, rows: int, tokens: int, lora: Lora |
         trained = lora.r * shape.adapted * _ADAPTER
     of_token = shape.layers * (_OF_HIDDEN * shape.hidden + _OF_KEYS * shape.keys + _OF_INNER * shape.inner)
     logits = 0 if head_in_pieces else rows * tokens * shape.vocabulary * _LOGITS
-    return weights(shape, dtype) + trained + rows * tokens * of_token * each + logits
+    held = weights(shape, dtype) + trained
+    gathered = weights(shape, dtype) // shape.layers if parts > 1 else 0
+    return held // parts + gathered + rows * tokens * of_token * each + logits

@@ -3,6 +3,7 @@
     python benchmarks/scale.py ledger       # on PostgreSQL: labels a second, empty and full, in the same run
     python benchmarks/scale.py selection    # seconds and memory of each strategy, each in a process of its own
     python benchmarks/scale.py scheduler    # arms handed to Prefect on PostgreSQL, and what looking after them costs
+    python benchmarks/scale.py shards       # what a shard costs beside its work, new and from the cache
 
 All of it runs on this machine and nothing is extrapolated: docs/scale.md does that. Every part ends in a line of JSON.
 """
@@ -37,19 +38,21 @@ _STRATEGIES = (  # by kind
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["ledger", "selection", "scheduler", "one-selection"])
+    parser.add_argument("part", choices=["ledger", "selection", "scheduler", "shards", "one-selection"])
     parser.add_argument("--rows", type=int, default=10_000_000, help="of the ledger")
     parser.add_argument("--pool", type=int, default=1_000_000, help="tuples to select among")
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument("--queries", type=int, default=1_000, help="to select")
     parser.add_argument("--arms", type=int, default=2_000)
+    parser.add_argument("--shards", type=int, default=1_000)
     parser.add_argument("--strategy", default="", help="of one selection")
     parser.add_argument("--folder", type=Path, help="with the pool of one selection")
     given = parser.parse_args()
     if given.part == "one-selection":
         print(json.dumps(_select(given.folder, given.strategy, given.queries)))
     else:
-        print(json.dumps({"ledger": _ledger, "selection": _selections, "scheduler": _scheduler}[given.part](given)))
+        parts = {"ledger": _ledger, "selection": _selections, "scheduler": _scheduler, "shards": _shards}
+        print(json.dumps(parts[given.part](given)))
 
 
 def _ledger(given: argparse.Namespace) -> dict[str, Any]:
@@ -201,14 +204,17 @@ def _select(folder: Path, kind: str, queries: int) -> dict[str, float]:
     return {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def _scheduler(given: argparse.Namespace) -> dict[str, float]:
-    """Return what handing arms to Prefect's server costs, and what one look at all of them does."""
+def _by_prefect(script: str, number: int) -> dict[str, float]:
+    """Return what a script says in its last line, that is run beside Prefect's server on PostgreSQL."""
     with running() as postgres, tempfile.TemporaryDirectory() as folder:
         database = postgres.url(postgres.new_database(), driver="asyncpg")
+        file = Path(folder, "script.py")
+        file.write_text(script)
         with prefect_server(database, Path(folder)) as api:
+            own = {"PREFECT_API_URL": api, "PREFECT_HOME": folder, "NINEFOLD_HOME": folder, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
-                [sys.executable, "-c", _HAND_OUT, str(given.arms)],
-                env=without_prefect() | {"PREFECT_API_URL": api, "PREFECT_HOME": folder},
+                [sys.executable, str(file), str(number)],
+                env=without_prefect() | own,
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
@@ -216,6 +222,48 @@ def _scheduler(given: argparse.Namespace) -> dict[str, float]:
     if done.returncode:
         raise ChildProcessError(done.stderr[-3000:])
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _shards(given: argparse.Namespace) -> dict[str, float]:
+    """Return what a shard costs that does nothing: its task in Prefect, its lock, its table and its kept result."""
+    found = _by_prefect(_NO_WORK, given.shards)
+    print(
+        f"{given.shards:,} shards: {found['cut']:.3f} s each to cut, {found['new']:.3f} s new, {found['again']:.3f} s again"
+    )
+    return found
+
+
+_NO_WORK = """
+import json, logging, sys, time
+from prefect import flow
+from models.preference import Prompt
+from tasks.caching import stage
+from tasks.shards import cut, in_shards
+from tasks.store import Ref, store
+
+@stage(version=1, level=logging.DEBUG)
+def counted(shard: Ref) -> int:
+    return shard.rows or 0
+
+@flow
+def timed(table: Ref) -> list[float]:
+    times = [time.monotonic()]
+    cut(table, rows=1)
+    times.append(time.monotonic())
+    for _ in range(2):
+        assert sum(in_shards(counted, table, rows=1, what="shards")) == table.rows
+        times.append(time.monotonic())
+    return [(after - before) / table.rows for before, after in zip(times, times[1:])]
+
+table = store().write_rows("prompts", [Prompt.of(f"prompt {n}") for n in range(int(sys.argv[1]))], Prompt)
+print(json.dumps(dict(zip(("cut", "new", "again"), timed(table)))))
+"""
+
+
+def _scheduler(given: argparse.Namespace) -> dict[str, float]:
+    """Return what handing arms to Prefect's server costs, and what one look at all of them does."""
+    found = _by_prefect(_HAND_OUT, given.arms)
     print(f"{given.arms:,} arms: {found['per_second']:.0f} handed out a second, one look at all {found['look']:.2f} s")
     return found
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from flows.experiment import Experiment
 from models.generators.hf import Transformers
 from models.policies.dtypes import has_gpu
-from models.policies.launched import PARTED, check_config
+from models.policies.launched import IN_ONE, PARTED, check_config
 from models.policies.memory import Shape, generating, shape_of, training
 from models.policies.pretrained import folder_at_hand
 from models.policies.training import Schedule
@@ -57,16 +57,17 @@ def needs(x: Experiment, shape: Shape) -> list[Need]:
         sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
         found.append(Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once"))
     schedules: list[tuple[str, Schedule, int]] = [("fine_tune", x.policy.sft, 1)]
-    launched = {"fine_tune", *(["align"] if x.dpo.algorithm == "dpo" else [])}
     judge = getattr(x.evaluator, "schedule", None)
     if isinstance(judge, Schedule):
         pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
         schedules.append(("train_evaluator", judge, _PER_PAIR if pairs else 1))
     if x.dpo.feedback != "none":
         schedules.append(("align", x.dpo, _PER_PAIR))
-    config = settings().accelerate
+    launched = {"fine_tune", *(["align"] if x.dpo.algorithm not in IN_ONE else [])}
+    config, alone = settings().accelerate, (1, "NO")
+    several = alone if config is None else check_config(config)
     for stage, schedule, texts in schedules:
-        processes, spread = check_config(config) if config is not None and stage in launched else (1, "NO")
+        processes, spread = several if stage in launched else alone
         rows = schedule.batch_size * texts // processes
         taken = training(
             shape,

@@ -11,7 +11,7 @@ from flows.memory import memory_lines
 from models.cost import NO_CAP, dollars
 from models.gate import ANY_PAIR
 from models.oracles.base import a_token_to_four_bytes
-from models.policies.launched import check_config
+from models.policies.launched import IN_ONE, check_config
 from models.policies.pretrained import PACKAGED, check_reference, tokenizer_at_hand
 from tasks.cluster import check_cluster
 from tasks.settings import settings
@@ -146,7 +146,7 @@ def plan(experiment: Experiment) -> Plan:
     x.labelling.oracle.check()
     x.judge.check()
     if config := settings().accelerate:
-        check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm == "dpo" else []))
+        check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm not in IN_ONE else []))
     cluster = check_cluster(x.generation.gpus)
     if not cluster:  # else it is there that texts are generated
         x.generation.check()

@@ -27,7 +27,7 @@ _ROWS, _REFERENCE, _SPEC, _FACTS = "rows.parquet", "reference.npy", "training.js
 _PROCESSES, _SPREAD = "processes", "spread"
 _STARTS_ONE = ("NO", "MULTI_CPU")
 PARTED = ("FSDP", "DEEPSPEED")  # each process holds a part of the model
-_IN_ONE = ("kto", "orpo")  # what they learn of a row depends on what else is in a process's batch
+IN_ONE = ("kto", "orpo")  # what they learn of a row depends on what else is in a process's batch
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def train(
     so that what is learnt is what one process learns, up to rounding; but an epoch's last batch, if its rows do not fill
     it, is filled up with the first ones. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
     """
-    if config is None or training.by in _IN_ONE:
+    if config is None or training.by in IN_ONE:
         return _train(start.load(), training, folder, along)
     processes, spread = check_config(config, training.recipe)
     release()

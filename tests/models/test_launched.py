@@ -60,6 +60,7 @@ def test_two_processes_teach_an_adapter_what_one_does(
     assert (tmp_path / "alone/adapter_config.json").read_text() == (
         tmp_path / "together/adapter_config.json"
     ).read_text()
+    assert together["rows"] == alone["rows"] == len(SHOWN)
     del together["train_runtime"], alone["train_runtime"]
     assert together == pytest.approx(alone, abs=1e-3)
 

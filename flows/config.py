@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BeforeValidator, ValidationError
 
+from models.places import check_places
 from models.plugins import Frozen, OneOf
 
 C = TypeVar("C", bound=Frozen)
@@ -36,7 +37,8 @@ def or_file(cls: type[Frozen]) -> BeforeValidator:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a parameter file holds; raise ValueError if it is no mapping."""
+    """Return what a parameter file holds; raise ValueError if it is no mapping, or where it may not be."""
+    check_places({"the experiment file": path})
     if not path.is_file():
         raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models import hub
 from models.downloads import remembered_sha256
 
 PACKAGE = "alpaca_eval"
@@ -55,7 +56,7 @@ def installed() -> str:
 def reference_file(path: Path | None) -> Path:
     """Return `path`, or AlpacaEval 2's answers of GPT-4 turbo from the hub; raise ValueError if it cannot be had."""
     if path is None:
-        return _from_hub(_REFERENCE)
+        return hub.file(_HUB, _REFERENCE)
     if not path.is_file():
         raise ValueError(
             f"reference {path} does not exist: name a JSON file of instruction and output, or leave it out"
@@ -65,7 +66,7 @@ def reference_file(path: Path | None) -> Path:
 
 def difficulties_file() -> Path:
     """Return the hub's file that the published length control needs; raise ValueError if it cannot be had."""
-    return _from_hub(_DIFFICULTIES)
+    return hub.file(_HUB, _DIFFICULTIES)
 
 
 def answers(path: Path) -> list[Answer]:
@@ -206,13 +207,3 @@ def _single(annotator: str) -> Any:  # noqa: ANN401
     if len(pool) != 1:
         raise ValueError(f"annotator {annotator!r} is a pool of {len(pool)}: name one with a single judge")
     return next(iter(pool.values()))
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(_HUB, name, repo_type="dataset"))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{name} of the hub's dataset {_HUB} cannot be fetched and is not cached: {error}") from error

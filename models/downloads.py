@@ -56,7 +56,12 @@ def _sha256_as_of(path: Path, _modified: int) -> str:
 def check_sha256(path: Path, expected: str) -> None:
     """Raise ValueError, and remove the file, if its SHA-256 is another."""
     if (found := sha256_of(path)) != expected:
-        shutil.move(path, path.with_suffix(".damaged"))
+        set_aside(path)
         raise ValueError(
             f"{path.name} has SHA-256 {found}, expected {expected}: it was set aside; run again to fetch it"
         )
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file whose bytes are not what they should be, so that it is fetched again."""
+    shutil.move(path, path.with_suffix(".damaged"))

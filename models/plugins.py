@@ -5,10 +5,20 @@ import importlib
 import json
 import pkgutil
 from functools import cache
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar, Self, Union
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
+
+from models.places import check_places
 
 
 class Frozen(BaseModel):
@@ -22,6 +32,11 @@ class Frozen(BaseModel):
     def digest(self) -> str:
         """Return a 16-digit hexadecimal digest of every field, stable across processes and machines."""
         return digest_of(self.model_dump(mode="json"))
+
+    @model_validator(mode="after")
+    def _names_files_that_it_may(self) -> Self:
+        check_places(dict(self))
+        return self
 
 
 class Plugin(Frozen):

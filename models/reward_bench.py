@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models import hub
 from models.preference import Graded
 
 _HUB, _SPLIT = "allenai/reward-bench", "filtered"
@@ -49,10 +50,8 @@ def contrasts(path: Path | None) -> list[Contrast]:
     Raises ValueError naming what is wrong.
     """
     if path is None:
-        from datasets import load_dataset
-
         try:
-            rows = list(load_dataset(_HUB, split=_SPLIT))
+            rows = list(hub.rows(_HUB, None, _SPLIT))
         except (OSError, ValueError) as error:
             raise ValueError(f"the hub's dataset {_HUB} cannot be fetched and is not cached: {error}") from error
     else:

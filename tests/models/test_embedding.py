@@ -61,7 +61,7 @@ def test_an_encoder_from_the_hub_is_known_by_its_commit_and_read_from_safetensor
     from huggingface_hub import constants
     from safetensors.torch import load_file
 
-    from models.policies import pretrained
+    from models import hub
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     copy, found = tmp_path / "models--org--encoder", SentenceEmbedding(model="org/encoder")
@@ -70,7 +70,7 @@ def test_an_encoder_from_the_hub_is_known_by_its_commit_and_read_from_safetensor
     for commit in ("a" * 40, "b" * 40):
         shutil.copytree(packaged._source(), copy / "snapshots" / commit)
         (copy / "refs" / "main").write_text(commit)
-        pretrained._snapshot.cache_clear()
+        hub.folder.cache_clear()
         assert found.digest_inputs() == f"hub-org/encoder-{commit}"
     (one,), (other,) = found.shards(["warm"], None), packaged.shards(["warm"], None)
     np.testing.assert_allclose(one.vectors, other.vectors, atol=1e-6)

@@ -228,7 +228,7 @@ def test_a_hub_model_is_known_by_its_commit(
     """From the hub's own local copy, as it lies there after a download; a branch that moves is another model."""
     from huggingface_hub import constants
 
-    from models.policies import pretrained
+    from models import hub
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     copy = tmp_path / "models--org--tiny"
@@ -236,7 +236,7 @@ def test_a_hub_model_is_known_by_its_commit(
     for commit in ("a" * 40, "b" * 40):
         shutil.copytree(tiny_model_path, copy / "snapshots" / commit)
         (copy / "refs" / "main").write_text(commit)
-        pretrained._snapshot.cache_clear()
+        hub.folder.cache_clear()
         located = locate("org/tiny")
         assert located.digest == locate("org/tiny@main").digest == f"hub-org/tiny-{commit}"
     assert locate(f"org/tiny@{'a' * 40}").digest == f"hub-org/tiny-{'a' * 40}"

@@ -1,0 +1,40 @@
+"""Which files an experiment may name: whoever may start a run must not make a worker read what only the worker can."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ALLOWED = "NINEFOLD_FILES"  # of a worker: folders, separated as in PATH, in which all that experiments name lies
+
+
+def check_places(parameters: Mapping[str, object]) -> None:
+    """Raise ValueError naming the parameter that is a file or folder outside of NINEFOLD_FILES, where that is set.
+
+    Links are followed. A text is a path if it has a slash in it, or begins with a dot or a tilde, and is there.
+    """
+    allowed = [Path(place).resolve() for place in os.environ.get(ALLOWED, "").split(os.pathsep) if place]
+    if not allowed:
+        return
+    for name, value in parameters.items():
+        for path in _paths(value):
+            if not any(path.is_relative_to(place) for place in allowed):
+                folders = os.pathsep.join(map(str, allowed))
+                raise ValueError(
+                    f"{name} names {path}, and experiments here may name only what lies in {folders} ({ALLOWED})"
+                )
+
+
+def _paths(value: object) -> Iterator[Path]:
+    """Yield where all that is there is, which a value names."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _paths(each)
+    elif isinstance(value, Path) or (isinstance(value, str) and ("/" in value or value.startswith((".", "~")))):
+        try:
+            path = Path(value).expanduser().resolve()
+            if path.exists():
+                yield path
+        except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a zero in it: no path
+            return

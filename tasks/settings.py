@@ -14,7 +14,8 @@ _BUCKETS = ("s3://", "gs://")  # their URLs are a bucket and a path, without a u
 class Settings(BaseSettings):
     """Embedded defaults: one folder holds the artifact store, the ledger, MLflow's and Prefect's databases."""
 
-    model_config = SettingsConfigDict(env_prefix="NINEFOLD_", frozen=True, extra="ignore")
+    # what is set to nothing is not set, as compose.yaml leaves what it has no value for
+    model_config = SettingsConfigDict(env_prefix="NINEFOLD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Path("artifacts")
     store: str | None = Field(None, description="fsspec URL of the artifact store")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,10 @@ def test_every_service_is_watched_limited_and_kept_to_this_machine(compose: dict
 def test_secrets_come_from_the_environment_and_none_has_a_default(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|KEY|TOKEN|AUTH", name) and name != "PAGES_PASSWORD_HASH":
+            if re.search("PASSWORD|SECRET|KEY|TOKEN|AUTH", name) and name not in (
+                "PAGES_PASSWORD_HASH",
+                "RAY_AUTH_MODE",
+            ):
                 assert re.fullmatch(r"\$\{\w+(:\?[^}]+|:-)\}", value), f"{name}={value}"
     for secret in SECRETS:
         with pytest.raises(AssertionError, match=f"{secret}: set it in deployments/.env"):
@@ -94,7 +98,7 @@ class Host:
             "planted'owner", "planted%27owner"
         )
         text = text.replace("http://objects:8333", os.environ["AWS_ENDPOINT_URL"]).replace("0.0.0.0", "127.0.0.1")
-        text = re.sub(r"\b(prefect|mlflow):(?=\d)", "127.0.0.1:", text)
+        text = re.sub(r"\b(prefect|mlflow):(?=\d)", "127.0.0.1:", text).replace("/srv/ninefold", str(self.folder))
         return re.sub(r"\b(4200|5000|8080)\b", lambda match: str(self.ports[match[0]]), text)
 
     def environment(self, service: str) -> dict[str, str]:
@@ -157,6 +161,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
         endpoint = {"model": "judge", "base_url": judge.url, "key_env": "OPENAI_API_KEY"}
         endpoint |= {"prices": {"input": 1_000_000, "output": 2_000_000}}
         host.services["worker"]["environment"]["NINEFOLD_ENDPOINTS"] = judge.url
+        tiny_settings["policy"]["model"] = str(shutil.copytree(tiny_settings["policy"]["model"], tmp_path / "model"))
         tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_settings))
         sweep = {"name": "small", "base": "base.yaml", "presets": ["random"], "max_micro_usd": 100_000_000}

@@ -170,32 +170,44 @@ def test_workers_finish_a_sweep_though_one_is_killed(
     assert server.served["reply"] == calls
 
 
-def test_a_worker_that_is_told_to_stop_books_what_is_on_its_way(
+def test_a_worker_that_dies_while_it_asks_loses_what_is_on_its_way_and_one_that_is_told_to_stop_books_it(
     new_machine: Callable[[str, dict[str, str]], Machine], server: LoopbackJudge, shared: dict[str, str]
 ) -> None:
     server.latency = 2.0
-    conductor, first, second = (new_machine(name, shared) for name in ("conductor", "one", "two"))
+    conductor, dies, stops, ends = (new_machine(name, shared) for name in ("conductor", "one", "two", "three"))
     ledger = Ledger(shared["LEDGER"])
-    only = ("--set", "seeds=[0]")
-    with first.working() as worker:
-        sweep = conductor.start("sweep", "small.yaml", "--workers", *only)
-        try:
-            until(lambda: list(ledger.rows(status="reserved")), log=conductor.folder / "log", seconds=200)
+
+    def on_their_way() -> set[int]:
+        return {row["id"] for row in ledger.rows(status="reserved")}
+
+    sweep = conductor.start("sweep", "small.yaml", "--workers", "--set", "seeds=[0]")
+    try:
+        with dies.working():
+            until(on_their_way, log=conductor.folder / "log", seconds=200)
+        left = on_their_way()
+        with stops.working() as worker:
+            until(lambda: on_their_way() - left, log=conductor.folder / "log", seconds=200)
             worker.send_signal(signal.SIGTERM)
             until(
                 lambda: not psutil.pid_exists(worker.pid) or worker.status() == "zombie",
-                log=first.folder / "log",
+                log=stops.folder / "log",
                 seconds=60,
             )
-            rows = Counter(row["status"] for row in ledger.rows())
-            assert rows.keys() == {"labelled"}, f"{rows}: {first.said()[-4000:]}"
-            assert not [p for p in psutil.process_iter(["environ"]) if f"{first.folder}" in str(p.info["environ"])]
-            server.latency = 0.0
-            with second.working():
-                assert sweep.wait(300) == 0, conductor.said() + second.said()
-        finally:
-            kill(sweep.pid)
-    assert len(list(ledger.rows())) == server.served["reply"], "each question once"
+            status = {row["id"]: row["status"] for row in ledger.rows()}
+            assert {id for id, said in status.items() if said == "lost"} == left, stops.said()[-4000:]
+            assert set(status.values()) == {"labelled", "lost"}
+            assert not [p for p in psutil.process_iter(["environ"]) if f"{stops.folder}" in str(p.info["environ"])]
+        server.latency = 0.0
+        with ends.working():
+            assert sweep.wait(300) == 0, conductor.said() + ends.said()
+    finally:
+        kill(sweep.pid)
+    assert "the process that ran it has died; it is handed out again" in conductor.said()
+    rows = list(ledger.rows())
+    labelled = [(row["prompt"], row["response"]) for row in rows if row["status"] == "labelled"]
+    assert len(set(labelled)) == len(labelled) == len(rows) - len(left), "no question has two labels"
+    # what was on its way may have been answered; nothing else was asked twice
+    assert len(labelled) <= server.served["reply"] <= len(labelled) + len(left)
 
 
 def test_what_workers_would_not_share_is_named(new_machine: Callable[[str, dict[str, str]], Machine], s3: str) -> None:

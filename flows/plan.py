@@ -147,7 +147,7 @@ def plan(experiment: Experiment) -> Plan:
     x.judge.check()
     if config := settings().accelerate:
         check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm not in IN_ONE else []))
-    cluster = check_cluster(x.generation.gpus)
+    cluster = check_cluster(x.generation.gpus, x.generation.check)
     if not cluster:  # else it is there that texts are generated
         x.generation.check()
     if x.evaluation.versus:

@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from tasks.settings import settings
 from tasks.store import Ref, store
 
 R = TypeVar("R")
+G = TypeVar("G")
 
 _MOST_AT_ONCE = 32  # shards that one process waits for: each holds a lock
 _LOST_NODES = 3  # that a shard outlives
@@ -42,15 +43,17 @@ def room() -> int:
     return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)  # nodes may join
 
 
-def check_cluster(gpus: int) -> str:
+def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
     """Return what there is of a Ray cluster, for people; "" without one.
 
-    Raises ValueError if the settings name one that is not there, whose nodes do not see what this process sees, or none of
-    which has as many GPUs as a shard of generation takes.
+    Raises ValueError if the settings name one that is not there, whose nodes do not see what this process sees, none of
+    which has as many GPUs as a shard of generation takes, or one of which has and fails the check.
     """
     if settings().ray is None:
         return ""
     _cluster().check_room(gpus)
+    if check is not None:
+        _cluster().check_nodes(gpus, check)
     return _cluster().described()
 
 
@@ -130,13 +133,17 @@ class _Cluster:
 
     def slots(self, gpus: int = 1) -> int:
         """Return how many shards the cluster has room for, that take so many GPUs of one node each."""
+        return sum(self._room(gpus).values())
+
+    def _room(self, gpus: int) -> dict[str, int]:
+        """Return how many such shards each node that is alive has room for."""
         share = self._share(gpus)
         takes = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
-        return sum(
-            min(int(node["Resources"].get(name, 0) // each) for name, each in takes.items() if each)
+        return {
+            node["NodeID"]: min(int(node["Resources"].get(name, 0) // each) for name, each in takes.items() if each)
             for node in self._ray.nodes()
             if node["Alive"]
-        )
+        }
 
     def check_room(self, gpus: int) -> None:
         """Raise ValueError if no node has what one shard takes: Ray would wait for one without a word."""
@@ -147,6 +154,13 @@ class _Cluster:
                 f"{share['num_gpus']} GPUs that a shard takes: lower NINEFOLD_RAY_CPUS or tensor_parallel, or add one"
             )
 
+    def check_nodes(self, gpus: int, check: Callable[[], None]) -> None:
+        """Raise ValueError naming the first node that shards would run on and that fails a check."""
+        nodes = [node for node, shards in self._room(gpus).items() if shards]
+        for host, refusal in self._ask(nodes, _refusal, check):
+            if refusal:
+                raise ValueError(f"Ray node {host}: {refusal}")
+
     def _gpus(self) -> bool:
         return bool(self._ray.cluster_resources().get("GPU"))
 
@@ -156,22 +170,12 @@ class _Cluster:
 
     def _check(self) -> None:
         """Raise ValueError naming the first node that would compute something else, or could not reach what it needs."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         name, here = uuid4().hex, self._versions
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         store().make_root()
         store().let(_PROBES, name, Ref(uri=f"{_PROBES}/{name}", sha256=2 * name))
         try:
-            asked = [
-                self._ray.remote(_seen)
-                .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-                .remote(name)
-                for node in nodes
-            ]
-            answers: list[_Seen] = self._ray.get(asked, timeout=_PROBE_SECONDS)
-        except self._ray.exceptions.RayError as error:
-            raise ValueError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
+            answers = self._ask(nodes, _seen, name)
         finally:
             store().forget(_PROBES, name)
         for seen in answers:
@@ -184,6 +188,22 @@ class _Cluster:
                 raise ValueError(
                     f"Ray node {seen.host} runs {_named(seen.versions)}, and this process {_named(here)}: install the same"
                 )
+
+    def _ask(self, nodes: Sequence[str], look: Callable[[G], R], given: G) -> list[R]:
+        """Return what each node sees; raise ValueError if one does not say."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = [
+            self._ray.remote(look)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote(given)
+            for node in nodes
+        ]
+        try:
+            answers: list[R] = self._ray.get(asked, timeout=_PROBE_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            raise ValueError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
+        return answers
 
 
 def _answers(address: str) -> None:
@@ -213,6 +233,15 @@ def _seen(name: str) -> _Seen:
     except OSError:
         found = False
     return _Seen(socket.gethostname(), settings().store_url, found, _versions())
+
+
+def _refusal(check: Callable[[], None]) -> tuple[str, str]:
+    """Return what a check says against a node; "" if nothing."""
+    try:
+        check()
+    except ValueError as error:
+        return socket.gethostname(), str(error)
+    return socket.gethostname(), ""
 
 
 def _named(versions: Mapping[str, str]) -> str:

@@ -2,18 +2,30 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+import ray
 import yaml
+from prefect import flow
 
+from models.generators.vllm import VLLM
+from models.policies.pretrained import locate
+from models.preference import Prompt, Response
+from tasks.cluster import check_cluster, let_go
+from tasks.generate import generated
+from tasks.policy import Policy
+from tasks.settings import settings
+from tasks.store import Ref, store
 from tests.processes import ROOT, free_port, ninefold, until, without_prefect
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -116,6 +128,60 @@ def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
     assert found(tmp_path / "driver") == found(tmp_path / "alone")
     assert f"in 5, of 16 and more, on the Ray cluster at {address}: 2 nodes, room for 2 at once" in log.read_text()
     assert list((tmp_path / "head/home").iterdir()), "the nodes did the work"
+
+
+@flow
+def sampled(policy: Policy, prompts: Ref, generator: VLLM) -> list[str]:
+    made = generated(policy, prompts, generator, samples=2, seed=5)
+    return [response.id for response in store().rows(made.ref, Response)]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
+    home: Path, tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, command = tmp_path / "starts", tmp_path / "vllm"
+    stand_in = shlex.join([sys.executable, str(ROOT / "tests/vllm_stand_in.py")])
+    command.write_text(f'#!/bin/sh\necho started >> {shlex.quote(str(starts))}\nexec {stand_in} "$@"\n')
+    command.chmod(0o755)
+    policy = Policy(
+        model=str(tiny_model_path), weights=locate(str(tiny_model_path)).digest, dtype="float32", template="plain"
+    )
+    prompts = store().write_rows("prompts", [Prompt.of(f"the film number {n} is") for n in range(10)], Prompt)
+    generator = VLLM(temperature=1.0, max_new_tokens=8)
+    monkeypatch.setenv("NINEFOLD_VLLM", str(command))
+    here = sampled(policy, prompts, generator)
+    assert starts.read_text().split() == ["started"]
+
+    place = without_prefect() | {"NINEFOLD_STORE": settings().store_url, "NINEFOLD_VLLM": str(command)}
+    monkeypatch.delenv("NINEFOLD_VLLM")
+    with cluster(tmp_path, [place, place]) as (address, nodes):
+        monkeypatch.setenv("NINEFOLD_RAY", address)
+        monkeypatch.setenv("NINEFOLD_SHARD", "8")  # of four prompts
+        settings.cache_clear()
+
+        def loses_one() -> None:
+            serves = "--served-model-name"
+            until(lambda: any(serves in c.cmdline() for c in nodes[1].children(recursive=True)), log=log, seconds=120)
+            kill(nodes[1])
+
+        log = tmp_path / "node1/log"
+        losing = Thread(target=loses_one)
+        try:
+            away = command.rename(tmp_path / "away")
+            with pytest.raises(ValueError, match=r"Ray node .*: generation.kind=vllm: vLLM's command is not at"):
+                check_cluster(generator.gpus, generator.check)
+            away.rename(command)
+            assert "2 nodes" in check_cluster(generator.gpus, generator.check)
+            losing.start()
+            assert sampled(policy, prompts, generator) == here
+        finally:
+            if losing.ident:
+                losing.join()
+            let_go()
+            ray.shutdown()
+            settings.cache_clear()
+    assert len(starts.read_text().split()) == 1 + 3 + 1, "three shards, and the lost one's again"
 
 
 def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(

@@ -18,10 +18,10 @@ EXTRAS ?= quickstart,dev
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rewardbench demo test check audit chaos format up clean
+.PHONY: help setup rewardbench demo test check audit deployments chaos format up clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## build .venv (idempotent)
 
@@ -93,6 +93,9 @@ $(VENV)/audit/.ready: $(VENV)/.ready
 	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/python -m pip install --quiet "pip-audit>=2.9,<3"
 	@touch $@
+
+deployments: ## as root: check compose.yaml and Caddyfile, and the image's build step by step, without a Docker engine
+	@$(PYTHON) .ci/deployments.py $(ARGS)
 
 chaos: setup ## buy labels through faults and random kill -9s, then hold the ledger against the server's own log
 	@$(BIN)/python benchmarks/chaos.py

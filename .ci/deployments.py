@@ -128,8 +128,8 @@ class Image:
         place = self.root / self.folder[1:] / names[-1]
 
         def passes(path: Path) -> bool:
-            named = str(path.relative_to(ROOT))
-            return not any(fnmatch.fnmatch(named, rule) for rule in ignored)
+            named = path.relative_to(ROOT)
+            return not any(fnmatch.fnmatch(str(part), rule) for part in (named, *named.parents) for rule in ignored)
 
         for name in names[:-1]:
             source = ROOT / name

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ _HUB = "tatsu-lab/alpaca_eval"
 _REFERENCE = "alpaca_eval_gpt4_baseline.json"
 _DIFFICULTIES = "df_gamed.csv"  # of the instructions, and the verbose and concise baselines that the regression needs
 _MARKS = ("<|im_start|>", "<|im_end|>")  # of the package's templates: a text must not end its own quotation
+_NAME = re.compile(r"\w[\w.-]*")
 _CALL = {"model_name", "max_tokens", "temperature", "logprobs", "top_logprobs"}
 
 Completion = Mapping[str, Any]
@@ -193,6 +195,12 @@ def _unmarked(text: str) -> str:
 @lru_cache(maxsize=4)
 def _single(annotator: str) -> Any:  # noqa: ANN401
     installed()
+    if Path(annotator).is_dir():
+        annotator = str(Path(annotator).absolute())  # the package would look for it in a folder of its own
+    elif not _NAME.fullmatch(annotator):
+        raise ValueError(
+            f"annotator {annotator!r} is neither a configuration of alpaca_eval, such as {ANNOTATOR}, nor a folder"
+        )
     level, environment = logging.root.level, dict(os.environ)
     from alpaca_eval.annotators import PairwiseAnnotator
 

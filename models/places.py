@@ -10,7 +10,7 @@ ALLOWED = "NINEFOLD_FILES"  # of a worker: folders, separated as in PATH, in whi
 def check_places(parameters: Mapping[str, object]) -> None:
     """Raise ValueError naming the parameter that is a file or folder outside of NINEFOLD_FILES, where that is set.
 
-    Links are followed. A text is a path if it has a slash in it, or begins with a dot or a tilde, and is there.
+    Links are followed. A text is a path if there is something at it.
     """
     allowed = [Path(place).resolve() for place in os.environ.get(ALLOWED, "").split(os.pathsep) if place]
     if not allowed:
@@ -25,16 +25,16 @@ def check_places(parameters: Mapping[str, object]) -> None:
 
 
 def _paths(value: object) -> Iterator[Path]:
-    """Yield where all that is there is, which a value names."""
+    """Yield all the places that a value names."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for each in value:
             yield from _paths(each)
-    elif isinstance(value, Path) or (isinstance(value, str) and ("/" in value or value.startswith((".", "~")))):
+    elif isinstance(value, Path | str):
         try:
             path = Path(value).expanduser().resolve()
-            if path.exists():
+            if isinstance(value, Path) or path.exists():
                 yield path
         except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a zero in it: no path
             return

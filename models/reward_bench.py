@@ -52,7 +52,7 @@ def contrasts(path: Path | None) -> list[Contrast]:
     if path is None:
         try:
             rows = list(hub.rows(_HUB, None, _SPLIT))
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ValueError(f"the hub's dataset {_HUB} cannot be fetched and is not cached: {error}") from error
     else:
         try:

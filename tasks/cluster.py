@@ -155,7 +155,7 @@ class _Cluster:
             )
 
     def check_nodes(self, gpus: int, check: Callable[[], None]) -> None:
-        """Raise ValueError naming the first node that shards would run on and that fails a check."""
+        """Raise ValueError naming the first node that shards would run on now and that fails a check."""
         nodes = [node for node, shards in self._room(gpus).items() if shards]
         for host, refusal in self._ask(nodes, _refusal, check):
             if refusal:

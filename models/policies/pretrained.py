@@ -38,8 +38,11 @@ def locate(reference: str) -> Located:
     check_reference(reference)
     path = Path(reference).expanduser()
     if path.is_dir():
-        return Located(str(path), _directory_digest(path))
+        located = Located(str(path), _directory_digest(path))
+        _check_whole(path)
+        return located
     found = hub.folder(reference, _FILES)
+    _check_whole(found)
     return Located(str(found), f"hub-{reference.partition('@')[0]}-{found.name}")
 
 
@@ -88,6 +91,14 @@ def _tokenizer(file: str) -> Any:  # noqa: ANN401
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(file)
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise FileNotFoundError if a model's folder is an adapter's: it names a base of its own, from wherever."""
+    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(
+            f"model {folder} is no whole one with a config.json: merge an adapter into its base first"
+        )
 
 
 def _packaged() -> Located:

@@ -98,7 +98,7 @@ class Host:
             "planted'owner", "planted%27owner"
         )
         text = text.replace("http://objects:8333", os.environ["AWS_ENDPOINT_URL"]).replace("0.0.0.0", "127.0.0.1")
-        text = re.sub(r"\b(prefect|mlflow):(?=\d)", "127.0.0.1:", text).replace("/srv/ninefold", str(self.folder))
+        text = re.sub(r"\b(prefect|mlflow):(?=\d)", "127.0.0.1:", text).replace("/srv/ninefold/files", str(self.folder))
         return re.sub(r"\b(4200|5000|8080)\b", lambda match: str(self.ports[match[0]]), text)
 
     def environment(self, service: str) -> dict[str, str]:
@@ -226,4 +226,5 @@ def test_kubernetes_jobs_hold_secrets_by_name_and_what_a_run_may_use() -> None:
     assert container["securityContext"]["runAsNonRoot"]
     assert pod["automountServiceAccountToken"] is False
     assert job.env["NINEFOLD_WORKER_FOLDER"] == "/srv/ninefold/files"
+    assert job.env["NINEFOLD_FILES"].split(":")[0] == job.env["NINEFOLD_WORKER_FOLDER"], "and no other files"
     assert "{{" not in json.dumps(job.job_manifest), "nothing is left to fill in"

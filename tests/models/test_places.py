@@ -43,6 +43,17 @@ def test_what_lies_elsewhere_is_refused_by_name(
         Files(pool=Path(named.format(outside=outside)), held_out=Path("pool.txt"))
 
 
+@pytest.mark.parametrize("text", ["link", "./link", "{outside}", "~"])
+def test_a_text_is_a_path_where_something_is_at_it(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    inside, outside = places
+    monkeypatch.setenv("HOME", str(outside))
+    (inside / "link").symlink_to(outside)
+    with pytest.raises(ValueError, match=f"model names {outside}"):
+        check_places({"model": {"deep": [text.format(outside=outside)]}})
+
+
 @pytest.mark.parametrize(
     "text",
     ["pool.txt", "./pool.txt", "org/name", "{prompt}/{x}", "a" * 5000 + "/", "\0/", "chat", "http://h/v1", "~nobody/x"],

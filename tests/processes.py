@@ -39,6 +39,13 @@ def without_prefect() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
+def with_prefect() -> dict[str, str]:
+    """Return this environment for commands that are to use the tests' own Prefect server, and start none."""
+    from prefect.settings import PREFECT_API_URL
+
+    return without_prefect() | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+
 def fetch(url: str, body: dict[str, object] | None = None) -> bytes:
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})

@@ -1,5 +1,6 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -41,8 +42,6 @@ def home(home: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def tiny_settings(tmp_path: Path, tiny_model_path: Path) -> dict[str, Any]:
-    import json
-
     prompts = [f"the {kind} {word} is" for kind in KINDS for word in WORDS]
     for name, rows in (("pool", prompts[:40]), ("held", prompts[40:52])):
         (tmp_path / f"{name}.txt").write_text("\n".join(rows) + "\n")

@@ -1,7 +1,6 @@
 """AlpacaEval 2 of a finished run: the real package, a judge on loopback, the money in the ledger."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from models.oracles.alpaca_eval import AlpacaEval
 from models.preference import Prompt
 from models.randomness import seed_of
 from tasks.settings import settings
-from tests.flows.test_judge_run import ROOT
+from tests.processes import ROOT, with_prefect
 
 NOUNS = ("film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "delight")
 INSTRUCTIONS = [f"the {noun} is" for noun in NOUNS]
@@ -192,7 +191,7 @@ def test_the_paper_s_suite_is_one_command_that_asks_before_it_buys(
                 *arguments,
             ],
             cwd=ROOT,
-            env={**os.environ, "NINEFOLD_HOME": str(home), "HF_HUB_CACHE": str(cache)},
+            env={**with_prefect(), "NINEFOLD_HOME": str(home), "HF_HUB_CACHE": str(cache)},
             capture_output=True,
             text=True,
             timeout=300,

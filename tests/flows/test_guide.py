@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
-from tests.processes import free_port, without_prefect
+from tests.processes import free_port, with_prefect, without_prefect
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -47,7 +47,7 @@ def follow(commands: str, folder: Path, **environment: str) -> str:
     done = subprocess.run(
         ["bash", "-ex", "-c", commands],
         cwd=folder,
-        env={**without_prefect(), **path, "COLUMNS": "160", "OMP_NUM_THREADS": "1", **environment},
+        env={**without_prefect(), **environment, **path, "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=800,
@@ -102,13 +102,14 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
     assert (folder / "artifacts" / "reports" / "slogans" / "compare.html").is_file()
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_path: Path) -> None:
     own = page("extending.md", MODEL=str(tiny_model_path))
     for package in ("models", "tasks", "flows"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, body in own.files.items():
         (folder / name).write_text(body)
-    said = follow(own.commands, folder, PYTHONPATH=str(folder))
+    said = follow(own.commands, folder, **with_prefect(), PYTHONPATH=str(folder))
     assert "own: what 12 queries bought" in said
     assert "own-longest: what 12 queries bought" in said
     assert "simulated expert who likes it short" in said

@@ -26,7 +26,7 @@ from tasks.generate import generated
 from tasks.policy import Policy
 from tasks.settings import settings
 from tasks.store import Ref, store
-from tests.processes import ROOT, free_port, ninefold, until, without_prefect
+from tests.processes import ROOT, free_port, ninefold, until, with_prefect, without_prefect
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -95,13 +95,15 @@ def works(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def machine(s3: str, tmp_path: Path, tiny_settings: dict[str, Any]) -> Callable[..., "subprocess.Popen[bytes]"]:
+def machine(
+    prefect_server: None, s3: str, tmp_path: Path, tiny_settings: dict[str, Any]
+) -> Callable[..., "subprocess.Popen[bytes]"]:
     """Return how to start a command on a machine of its own that shares the store."""
     tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "schedule": tiny_settings["dpo"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
 
     def start(home: Path, **more: str) -> "subprocess.Popen[bytes]":
-        environment = without_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
+        environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
         environment |= {"NINEFOLD_SHARD": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
         command = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "tiny.yaml")]
         home.mkdir()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
 from tests.postgres import Postgres
-from tests.processes import KEY, ROOT, ninefold, until, without_prefect
+from tests.processes import KEY, ROOT, ninefold, until, with_prefect, without_prefect
 
 
 def report_of(home: Path) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def picks_of(home: Path) -> list[str]:
     return list(pd.read_parquet(home / "reports/tiny/acquisition.parquet").response_id)
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_another_machine_finds_every_stage_and_buys_nothing(
     judged: Path,
     server: LoopbackJudge,
@@ -37,7 +39,7 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     prefect_database: str,
 ) -> None:
     embedded, first, second = (tmp_path / name for name in ("embedded", "first", "second"))
-    alone = ninefold("run", str(judged), home=embedded, environment=without_prefect() | {"NINEFOLD_TEST_KEY": KEY})
+    alone = ninefold("run", str(judged), home=embedded, environment=with_prefect() | {"NINEFOLD_TEST_KEY": KEY})
     assert alone.returncode == 0, alone.stderr
     calls = server.served["reply"]
     done = ninefold("run", str(judged), home=first, environment=shared)

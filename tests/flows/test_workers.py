@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
-from tests.processes import KEY, ROOT, until, without_prefect
+from tests.processes import KEY, ROOT, until, with_prefect, without_prefect
 
 ARMS, QUERIES = 3, 10
 FILES = ("pool.txt", "held.txt", "seed.jsonl")
@@ -122,13 +122,14 @@ def completed(api: str) -> Counter[str]:
             return Counter({name.replace(" ", "_"): n for name, n in stages.items()})
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_workers_finish_a_sweep_though_one_is_killed(
     new_machine: Callable[[str, dict[str, str]], Machine],
     server: LoopbackJudge,
     shared: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    alone = new_machine("alone", without_prefect())
+    alone = new_machine("alone", with_prefect())
     alone.run("sweep", "small.yaml")
     once = json.loads((alone.home / "reports/small/sweep.json").read_text())["executed"]
     asked = server.served["reply"]

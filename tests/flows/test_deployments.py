@@ -254,7 +254,7 @@ def judged(lab: Lab, judge: LoopbackJudge, seed: int = 0) -> dict[str, Any]:
     endpoint = {"model": "judge", "base_url": judge.url, "key_env": "NINEFOLD_TEST_KEY", "prices": prices}
     experiment["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
     experiment["labelling"]["acquisition"] = {"kind": "random"}
-    return experiment | {"name": "judged", "seeds": {"selection": 7 + seed}}
+    return experiment | {"name": "judged", "seeds": {"training": 7 + seed}}
 
 
 def assert_only_from(report: dict[str, Any], stage: str) -> None:

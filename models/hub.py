@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from models.downloads import cache_folder, set_aside, sha256_of
 
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CARDS = ("README.md", ".huggingface.yaml")  # where a dataset says which of its files are which split
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 _TABLES = tuple(
-    f"*.{kind}{packed}" for kind in ("parquet", "jsonl", "json", "csv", "tsv", "txt") for packed in ("", ".gz")
+    f"*.{kind}{by}" for kind in ("parquet", "arrow", "jsonl", "ndjson", "json", "csv", "tsv") for by in _PACKED
 )
 
 
@@ -49,7 +51,7 @@ def file(dataset: str, name: str) -> Path:
         raise ValueError(
             f"{name} of the hub's dataset {dataset} cannot be fetched and is not cached: {error}"
         ) from error
-    check(found.parent, (name,))
+    check(found.parent, (found.name,))
     return found
 
 
@@ -61,24 +63,29 @@ def commit(dataset: str) -> str:
 def rows(dataset: str, config: str | None, split: str) -> Any:  # noqa: ANN401
     """Return the rows of a split of a dataset, `name` or `name@revision`, at its `commit`, from checked files.
 
-    All of its tables are fetched. Raises ValueError if its card says that a split is anywhere but in its own files.
+    The files that its card gives to the configuration are fetched, or all of its tables if the card names none. Raises
+    ValueError as `check_card`.
     """
     from datasets import load_dataset
 
-    copy = folder(f"{dataset.partition('@')[0]}@{commit(dataset)}", (*_CARDS, *_TABLES), "dataset")
-    _check_card(copy)
-    return load_dataset(str(copy), config, split=split)
+    at = f"{dataset.partition('@')[0]}@{commit(dataset)}"
+    named = check_card(folder(at, _CARDS, "dataset"), config)
+    return load_dataset(str(folder(at, (*_CARDS, *(named or _TABLES)), "dataset")), config, split=split)
 
 
 def check(copy: Path, wanted: tuple[str, ...]) -> None:
     """Raise ValueError, and set the file aside, if a wanted file of a local copy does not have the bytes that its name says.
 
     There a file is a link to one that is named by its SHA-256 where it is large, and else by its Git blob's SHA-1. What is
-    no link, as on file systems without them, has no such name, and is known by its commit only. Read once per machine.
+    no link, as on file systems without them, has no such name, and is known by its commit only. Bytes are read once per
+    machine. Raises FileNotFoundError for a link that leads nowhere, as to what was set aside.
     """
-    for link in sorted({link for pattern in wanted for link in copy.rglob(pattern) if link.is_symlink()}):
+    for link in sorted(path for path in copy.rglob("*") if path.is_symlink()):
+        if not any(fnmatchcase(link.relative_to(copy).as_posix(), pattern) for pattern in wanted):
+            continue
         named = link.parent / os.readlink(link)  # which may be a link itself, to bytes that repositories share
-        if not named.is_file() or _known(named).exists():
+        mark = _mark(named)
+        if mark.exists():
             continue
         if (found := _checksum(named)) != named.name:
             with suppress(OSError):
@@ -87,15 +94,56 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
                 f"{link} has the checksum {found}, and the hub's is {named.name}: it was set aside, or cannot be; run again "
                 "to fetch it"
             )
-        _known(named).touch()
+        with suppress(OSError):  # a cache that nobody may write is read again
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
-def _known(named: Path) -> Path:
+def check_card(copy: Path, config: str | None = None) -> tuple[str, ...]:
+    """Return the patterns of the files that a dataset's card gives to a configuration; none if it says nothing.
+
+    Raises ValueError if any configuration has files that are not the dataset's own: they would be read on this machine.
+    """
+    import yaml
+    from huggingface_hub import metadata_load
+
+    configs: list[dict[str, Any]] = []
+    for name in _CARDS:
+        if (path := copy / name).is_file():
+            said = metadata_load(path) if name.endswith(".md") else yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = said.get("configs") if isinstance(said, dict) else None
+            configs += [each for each in found or [] if isinstance(each, dict)]
+    for place in (place for each in configs for place in _places(each)):
+        if place.startswith(("/", "~")) or ".." in Path(place).parts or ":" in place:
+            raise ValueError(f"the card of dataset {copy} names {place!r}: a dataset's files are its own")
+    # datasets looks at the first one's files whichever is asked for
+    chosen = [each for each in configs if each.get("config_name") == (config or "default") or each.get("default")]
+    return tuple(place for each in [*configs[:1], *chosen] for place in _places(each))
+
+
+def _places(config: dict[str, Any]) -> list[str]:
+    """Return the patterns of a configuration's files."""
+    folder = str(config.get("data_dir") or "")
+    return [*_texts(config.get("data_files")), *([f"{folder}/*", folder] if folder else [])]
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        value = [value["path"]] if "path" in value else list(value.values())
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def _mark(named: Path) -> Path:
     """Return the mark that is there when these bytes were found to be those of their name."""
-    seen = named.stat()
-    marks = cache_folder() / "checked"
-    marks.mkdir(exist_ok=True)
-    return marks / f"{named.name}-{seen.st_size}-{seen.st_mtime_ns}"
+    try:
+        seen = named.stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{named} is gone from the hub's local copy: run again where the hub is reached"
+        ) from error
+    return cache_folder() / "checked" / f"{named.name}-{seen.st_size}-{seen.st_mtime_ns}"
 
 
 def _checksum(named: Path) -> str:
@@ -105,27 +153,3 @@ def _checksum(named: Path) -> str:
     if _SHA256.fullmatch(named.name):
         return sha256_of(named)
     return git_hash(named.read_bytes()) if _GIT.fullmatch(named.name) else named.name
-
-
-def _check_card(copy: Path) -> None:
-    """Raise ValueError if a dataset's card names files that are not its own: they would be read on this machine."""
-    import yaml
-    from huggingface_hub import metadata_load
-
-    for name in _CARDS:
-        if not (path := copy / name).is_file():
-            continue
-        said = metadata_load(path) if name.endswith(".md") else yaml.safe_load(path.read_text(encoding="utf-8"))
-        for place in _texts((said or {}).get("configs")):
-            if place.startswith(("/", "~")) or ".." in Path(place).parts or "::" in place or "://" in place:
-                raise ValueError(
-                    f"dataset {copy.parents[1].name} has {place!r} in its {name}: a dataset's files are its own"
-                )
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [text for each in value for text in _texts(each)]
-    return [value] if isinstance(value, str) else []

@@ -16,7 +16,7 @@ def check_places(parameters: Mapping[str, object]) -> None:
     if not allowed:
         return
     for name, value in parameters.items():
-        for path in _paths(value):
+        for path in _paths(value) if name != "kind" else ():
             if not any(path.is_relative_to(place) for place in allowed):
                 folders = os.pathsep.join(map(str, allowed))
                 raise ValueError(
@@ -31,7 +31,7 @@ def _paths(value: object) -> Iterator[Path]:
     if isinstance(value, list | tuple):
         for each in value:
             yield from _paths(each)
-    elif isinstance(value, Path | str):
+    elif isinstance(value, Path | str) and str(value):
         try:
             path = Path(value).expanduser().resolve()
             if isinstance(value, Path) or path.exists():

@@ -39,10 +39,10 @@ def locate(reference: str) -> Located:
     path = Path(reference).expanduser()
     if path.is_dir():
         located = Located(str(path), _directory_digest(path))
-        _check_whole(path)
+        check_whole(path)
         return located
     found = hub.folder(reference, _FILES)
-    _check_whole(found)
+    check_whole(found)
     return Located(str(found), f"hub-{reference.partition('@')[0]}-{found.name}")
 
 
@@ -93,12 +93,14 @@ def _tokenizer(file: str) -> Any:  # noqa: ANN401
     return Tokenizer.from_file(file)
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise FileNotFoundError if a model's folder is an adapter's: it names a base of its own, from wherever."""
-    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").exists():
+def check_whole(folder: Path) -> None:
+    """Raise FileNotFoundError if a model's folder has no configuration, or is an adapter's, whose base it names itself."""
+    if any(folder.rglob("adapter_config.json")):
         raise FileNotFoundError(
-            f"model {folder} is no whole one with a config.json: merge an adapter into its base first"
+            f"model {folder} is an adapter, of a base that it names itself: merge it into that first"
         )
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        raise FileNotFoundError(f"model {folder} has no config.json: fetch it again, or save the whole model")
 
 
 def _packaged() -> Located:

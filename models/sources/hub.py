@@ -77,6 +77,7 @@ class Table(Frozen):
         from datasets import load_dataset
 
         if Path(self.dataset).is_dir():
+            hub.check_card(Path(self.dataset))
             return load_dataset(self.dataset, self.config, split=self.split)
         name = self.dataset.partition("@")[0]
         if name.count("/") != 1 or name[0] in "./~":

@@ -10,6 +10,7 @@ from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
 from models import hub
 from models.policies.pretrained import locate
+from models.sources.hub import Table
 
 COMMIT = "c" * 40
 LARGE = {".safetensors", ".parquet"}
@@ -77,7 +78,7 @@ def test_an_adapter_is_no_model(cache: Path, tiny_model_path: Path, files: Path)
     (files / "adapter_config.json").write_text('{"base_model_name_or_path": "/another"}')
     local_copy(cache, "model", "org/adapter", files)
     for reference in ("org/adapter", str(files)):
-        with pytest.raises(FileNotFoundError, match="is no whole one with a config.json: merge an adapter"):
+        with pytest.raises(FileNotFoundError, match="is an adapter, of a base that it names itself"):
             locate(reference)
 
 
@@ -109,12 +110,20 @@ def test_a_datasets_rows_are_those_of_its_checked_files_by_the_splits_of_its_car
     (links / "few.jsonl").resolve().write_text('{"prompt": "other"}\n')
     for _ in range(2):
         hub.folder.cache_clear()
-        with pytest.raises((ValueError, FileNotFoundError), match=r"few.jsonl"):  # and not what was read of it before
-            hub.rows("org/prompts", None, "filtered")
+        with pytest.raises((ValueError, FileNotFoundError), match="has the checksum|is gone from the hub's local copy"):
+            hub.rows("org/prompts", None, "filtered")  # and not what was read of it before, nor what is left
 
 
 @pytest.mark.parametrize(
-    "place", ["{secret}", "../../secret.jsonl", "s3://lab/secret.jsonl", "http://10.0.0.1/x.jsonl"]
+    "place",
+    [
+        "{secret}",
+        "../../secret.jsonl",
+        "file:{secret}",
+        "local:{secret}",
+        "s3://lab/secret.jsonl",
+        "http://10.0.0.1/x.jsonl",
+    ],
 )
 def test_a_dataset_names_no_files_but_its_own(cache: Path, files: Path, tmp_path: Path, place: str) -> None:
     secret = tmp_path / "secret.jsonl"
@@ -124,8 +133,20 @@ def test_a_dataset_names_no_files_but_its_own(cache: Path, files: Path, tmp_path
         f"---\nconfigs:\n- config_name: default\n  data_files: [{{split: train, path: {place}}}]\n---\n"
     )
     local_copy(cache, "dataset", "org/sly", files)
-    with pytest.raises(ValueError, match=r"in its README.md: a dataset's files are its own"):
+    with pytest.raises(ValueError, match="a dataset's files are its own"):
         hub.rows("org/sly", None, "train")
+    with pytest.raises(ValueError, match="a dataset's files are its own"):
+        Table(dataset=str(files), prompt="{prompt}", rows=1)._load()
+
+
+def test_only_the_configuration_asked_for_is_fetched(files: Path) -> None:
+    card = "\n".join(
+        f"- config_name: {name}\n  data_files: [{{split: train, path: {name}/*.jsonl}}]\n  sep: '::'" for name in "abc"
+    )
+    (files / "README.md").write_text(f"---\nconfigs:\n{card}\n---\n")
+    assert hub.check_card(files, "c") == ("a/*.jsonl", "c/*.jsonl"), "the first one too, which datasets looks at"
+    (files / "README.md").write_text("no card\n")
+    assert hub.check_card(files, "c") == ()
 
 
 def test_what_is_no_link_to_a_checksum_is_let_pass(tmp_path: Path) -> None:

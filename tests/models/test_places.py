@@ -43,6 +43,12 @@ def test_what_lies_elsewhere_is_refused_by_name(
         Files(pool=Path(named.format(outside=outside)), held_out=Path("pool.txt"))
 
 
+def test_an_empty_text_and_a_kind_are_no_paths(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    (places[1] / "files").mkdir()
+    monkeypatch.chdir(places[1])
+    check_places({"kind": "files", "panel": "", "where": {"input": ""}})
+
+
 @pytest.mark.parametrize("text", ["link", "./link", "{outside}", "~"])
 def test_a_text_is_a_path_where_something_is_at_it(
     places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, text: str

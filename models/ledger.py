@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from models import ledger_accounts as accounts
 from models import ledger_engine as database
+from models import ledger_holders as holders
 from models import ledger_tables as tables
 from models.cost import NO_CAP, Amount
 from models.ledger_accounts import BudgetExhausted, Spent
@@ -30,6 +31,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
+        self._presence = None if self.embedded else holders.Presence(self.engine)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
@@ -84,6 +86,8 @@ class Ledger:
             settled = self.settle_within(connection, account, replies) if replies else []
             return settled, self._reserve(connection, account, orders) if orders else []
 
+        if orders and self._presence is not None:
+            self._presence.hold()
         return self.transact(work)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
@@ -134,7 +138,7 @@ class Ledger:
         """Write the reservations of orders that the account has been charged for."""
         if not orders:
             return {}
-        now, here = time.time(), tables.this_process()
+        now, here = time.time(), holders.this_process()
         rows = [
             {
                 **order.question.columns(),
@@ -219,7 +223,8 @@ class Ledger:
 
         def work(connection: Connection) -> int:
             reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
-            dead = [row for row in reserved if not tables.alive(row["holder"], row["reserved_at"])]
+            there = holders.present(connection) if reserved else None
+            dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], there)]
             for row in dead:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])
@@ -257,7 +262,7 @@ class Ledger:
 
         def work(connection: Connection) -> int:
             for row in tables.live_rows(connection, [question for question, _ in labels]).values():
-                if row.status == "reserved" and row.holder == tables.PEOPLE:
+                if row.status == "reserved" and row.holder == holders.PEOPLE:
                     self.void_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
             rows = [{**question.columns(), **values, **kept} for question, values in labels]
             return len(tables.insert_new(connection, rows)) if rows else 0

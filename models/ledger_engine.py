@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from models.ledger_tables import KEEPING, METADATA, QUERIES
+from models.ledger_tables import KEEPER, KEEPING, METADATA, QUERIES
 
 T = TypeVar("T")
 
@@ -94,10 +94,8 @@ def _bring_up_to_date(connection: Connection) -> None:
         for index in table.indexes:
             index.create(connection, checkfirst=True)
     if connection.dialect.name == "postgresql":
-        known = connection.scalar(
-            sa.text("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'queries'::regclass AND NOT tgisinternal")
-        )
-        if not known:
+        known = sa.text("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'queries'::regclass AND tgname = :name")
+        if not connection.scalar(known, {"name": KEEPER}):
             connection.execute(sa.text(KEEPING))
 
 

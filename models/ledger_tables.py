@@ -1,26 +1,16 @@
-"""The ledger's tables, how a question is found in them, and who holds a reservation."""
+"""The ledger's tables, and how a question is found in them."""
 
-import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from models.cost import NO_CAP
 from models.preference import text_hash
-
-# A reservation whose holder cannot be seen (another machine) is given up after this long.
-LEASE_SECONDS = 900.0
-PEOPLE = "people"  # who answer in their own time: what they hold is never given up
-_CLOCK_STEP_SECONDS = 60.0
 
 METADATA = sa.MetaData()
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -100,20 +90,26 @@ class Question:
 
 # PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back.
 KEEPING = """
-    CREATE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    CREATE OR REPLACE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF TG_OP = 'UPDATE' THEN
             IF OLD.status IN ('labelled', 'quarantined') AND NEW.status <> OLD.status THEN
                 RAISE EXCEPTION 'query % is %, and stays so: it was paid for', OLD.id, OLD.status;
             END IF;
+            IF OLD.settled_at IS NOT NULL AND NEW.settled_at IS NULL THEN
+                RAISE EXCEPTION 'query % is %, and kept: it may have been paid for', OLD.id, OLD.status;
+            END IF;
             RETURN NEW;
         END IF;
-        IF OLD.status <> 'reserved' THEN
+        IF OLD.status <> 'reserved' OR OLD.settled_at IS NOT NULL THEN
             RAISE EXCEPTION 'query % is %, and kept: it may have been paid for', OLD.id, OLD.status;
         END IF;
         RETURN OLD;
     END $$;
-    CREATE TRIGGER ninefold_keep BEFORE DELETE OR UPDATE OF status ON queries FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
+    DROP TRIGGER IF EXISTS ninefold_keep ON queries;
+    CREATE TRIGGER ninefold_keeps BEFORE DELETE OR UPDATE OF status, settled_at ON queries
+        FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
 """
+KEEPER = "ninefold_keeps"  # renamed with what it does, so that an earlier version's is seen and replaced
 
 CHARGES = sa.Table(
     "charges",
@@ -217,46 +213,3 @@ class Prepared:
 def insert_into(table: sa.Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that may say ON CONFLICT, which each database spells in its own way."""
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-
-
-def this_process() -> str:
-    """Return a holder that no other process, container or boot is mistaken for."""
-    return _holder(os.getpid())
-
-
-@cache  # a forked child has an id of its own
-def _holder(process: int) -> str:
-    return f"{_place()}|{process}|{psutil.Process(process).create_time():.0f}"
-
-
-def alive(holder: str, reserved_at: float) -> bool:
-    """Whether a holder may still settle: people always, a process that runs here, one out of sight while its lease lasts."""
-    if holder == PEOPLE:
-        return True
-    place, pid, started = holder.rsplit("|", 2)
-    host, boot, _ = place.split("/", 2)
-    here = _place()
-    if place != here:
-        rebooted = host == socket.gethostname() and boot != here.split("/", 2)[1]
-        return not rebooted and time.time() - reserved_at < LEASE_SECONDS
-    try:
-        process = psutil.Process(int(pid))
-        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and whoever started it has not looked
-            return False
-        # the start time is computed from the wall clock, which may be stepped
-        return abs(process.create_time() - float(started)) < _CLOCK_STEP_SECONDS
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _place() -> str:
-    """Return host, boot and process-id namespace: within one place a process id means one process."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    return "/".join(
-        [
-            socket.gethostname(),
-            boot.read_text().strip()[:8] if boot.exists() else "-",
-            os.readlink(namespace) if namespace.exists() else "-",
-        ]
-    )

@@ -14,7 +14,8 @@ from sqlalchemy.engine import Connection
 
 from models.ledger import Ledger
 from models.ledger_entries import Order, Reservation, Settlement
-from models.ledger_tables import ITEMS, JUDGEMENTS, PEOPLE, QUERIES, insert_into, live_rows
+from models.ledger_holders import PEOPLE
+from models.ledger_tables import ITEMS, JUDGEMENTS, QUERIES, insert_into, live_rows
 from models.oracles.base import Terms
 from models.rubric import LEVELS
 

@@ -14,16 +14,10 @@ from typing import Protocol
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+from models.ledger_holders import KEEPALIVE
 from tasks.settings import settings
 
 _POLL_SECONDS = 0.2
-# A holder whose machine is gone, or cut off, is found out within a minute and a half.
-_SESSION = (
-    "SET tcp_keepalives_idle = 30",
-    "SET tcp_keepalives_interval = 15",
-    "SET tcp_keepalives_count = 4",
-    "SET tcp_user_timeout = 90000",
-)
 
 
 class KeyLock(Protocol):
@@ -56,7 +50,7 @@ class AdvisoryLock:
         """Take the lock in a session of its own; raise Timeout if it is not free within `timeout` seconds."""
         session = self._engine.connect()
         try:
-            for statement in _SESSION:
+            for statement in KEEPALIVE:
                 session.exec_driver_sql(statement)
             # asked again and again: to wait within a statement would hold a snapshot, and fall to a time limit of statements
             self._try(session, math.inf if timeout < 0 else time.monotonic() + timeout)

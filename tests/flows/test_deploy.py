@@ -180,6 +180,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
     for statement, rule in (
         ("DELETE FROM queries", r"query \d+ is labelled, and kept"),
         ("UPDATE queries SET status = 'reserved'", r"query \d+ is labelled, and stays so"),
+        ("UPDATE queries SET settled_at = NULL", r"query \d+ is labelled, and kept"),
         ("DROP TABLE queries", "must be owner of table queries"),
         ("TRUNCATE queries CASCADE", "permission denied"),
         ("CREATE TABLE mine (x int)", "permission denied for schema public"),

@@ -88,7 +88,17 @@ def test_a_worker_may_be_told_which_servers_there_are(url: str, passes: bool, mo
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "NINEFOLD_LEDGER", "PATH", "PGPASSWORD", "HOME"]
+    "name",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "PREFECT_API_KEY",
+        "NINEFOLD_LEDGER",
+        "PATH",
+        "PGPASSWORD",
+        "HOME",
+        "HF_TOKEN",
+        "RAY_AUTH_TOKEN",
+    ],
 )
 def test_other_secrets_are_not_sent(name: str) -> None:
     with pytest.raises(ValueError, match=f"key_env={name} is no expert's"):

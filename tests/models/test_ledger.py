@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +17,7 @@ from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Reservation
 from models.ledger_tables import Question
+from tests.processes import ROOT
 
 CENT = 10_000
 
@@ -233,6 +235,34 @@ def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("UPDATE queries SET reserved_at = :then"), {"then": time.time() - 10_000})
     assert ledger.recover() == 1
+
+
+def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no_longer(
+    new_database: Callable[[], str],
+) -> None:
+    """Another machine is one that names itself so; whether its process lives, only the database's server can say."""
+    ledger = Ledger(url := new_database())
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    script = (
+        "import time\nfrom models import ledger_holders\nfrom models.ledger import Ledger\n"
+        "from tests.models.test_ledger import CENT, question\n"
+        "ledger_holders._place = lambda: 'elsewhere/boot/pid:[1]'\n"
+        f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, paid_on_loss=True)\n"
+        "print('reserved', flush=True)\ntime.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "reserved"
+    with ledger.engine.begin() as connection:  # a day ago: a call may take long
+        connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
+    assert ledger.recover() == 0, "its process lives"
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 10
+    while not ledger.recover():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [row["status"] for row in ledger.rows()] == ["lost"]
 
 
 def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection
 from models.cost import Amount
 from models.ledger import Ledger
 from models.ledger_accounts import adjust
-from models.ledger_tables import ACCOUNTS, _place, alive
+from models.ledger_holders import _place, alive
+from models.ledger_tables import ACCOUNTS
 from tests.models.test_ledger import CENT, buy, question
 
 

@@ -77,6 +77,11 @@ class _Cluster:
     """A Ray cluster that this process is connected to."""
 
     def __init__(self, address: str) -> None:
+        if "://" in address:
+            raise ValueError(
+                f"NINEFOLD_RAY={address}: Ray's client is not used here: make this machine a node of the cluster (ray start "
+                "--address=HOST:PORT, with --num-cpus=0 if it is to lend nothing), and name HOST:PORT"
+            )
         if find_spec("ray") is None:
             raise ValueError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -208,7 +213,7 @@ class _Cluster:
 
 def _answers(address: str) -> None:
     """Raise OSError if nothing listens at HOST:PORT: Ray itself would go on asking for minutes."""
-    place = urlsplit(address if "://" in address else f"ray://{address}")
+    place = urlsplit(f"ray://{address}")
     if place.hostname and place.port:
         socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
@@ -256,5 +261,5 @@ def _connected(address: str) -> _Cluster:
 def _cluster() -> _Cluster:
     address = settings().ray
     if address is None:
-        raise ValueError("no Ray cluster is set: NINEFOLD_RAY=auto, HOST:PORT or ray://HOST:PORT")
+        raise ValueError("no Ray cluster is set: NINEFOLD_RAY=auto or HOST:PORT")
     return _connected(address)

@@ -31,8 +31,8 @@ from tests.processes import ROOT, free_port, ninefold, until, with_prefect, with
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
-def node(folder: Path, environment: dict[str, str], *where: str) -> psutil.Process:
-    """Start a node of one processor that keeps nothing but in its folder and in the store."""
+def node(folder: Path, environment: dict[str, str], gpus: int, *where: str) -> psutil.Process:
+    """Start a node of one processor, and the GPUs that Ray is told of; it keeps all in its folder and in the store."""
     folder.mkdir()
     own = environment | {"NINEFOLD_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
@@ -42,7 +42,7 @@ def node(folder: Path, environment: dict[str, str], *where: str) -> psutil.Proce
         "--num-cpus",
         "1",
         "--num-gpus",
-        "0",
+        str(gpus),
         "--object-store-memory",
         "80000000",
         "--block",
@@ -64,18 +64,20 @@ def kill(process: psutil.Process) -> None:
 
 
 @contextmanager
-def cluster(folder: Path, environments: list[dict[str, str]]) -> Iterator[tuple[str, list[psutil.Process]]]:
+def cluster(
+    folder: Path, environments: list[dict[str, str]], gpus: int = 0
+) -> Iterator[tuple[str, list[psutil.Process]]]:
     """Yield the address of a cluster of as many nodes, and their processes; they listen on 127.0.0.1 alone."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     at = ["--node-ip-address", "127.0.0.1"]
     head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", f"/tmp/ray-{os.getpid()}"]
-    nodes = [node(folder / "head", environments[0], *head, *at)]
+    nodes = [node(folder / "head", environments[0], gpus, *head, *at)]
     try:
         until(lambda: "Ray runtime started" in (folder / "head/log").read_text(), log=folder / "head/log", seconds=120)
         for number, environment in enumerate(environments[1:], start=1):
             place = folder / f"node{number}"
-            nodes.append(node(place, environment, "--address", address, *at))
+            nodes.append(node(place, environment, gpus, "--address", address, *at))
             until(lambda: "Ray runtime started" in (place / "log").read_text(), log=place / "log", seconds=120)  # noqa: B023
         yield address, nodes
     finally:
@@ -157,7 +159,7 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
 
     place = without_prefect() | {"NINEFOLD_STORE": settings().store_url, "NINEFOLD_VLLM": str(command)}
     monkeypatch.delenv("NINEFOLD_VLLM")
-    with cluster(tmp_path, [place, place]) as (address, nodes):
+    with cluster(tmp_path, [place, place], gpus=1) as (address, nodes):
         monkeypatch.setenv("NINEFOLD_RAY", address)
         monkeypatch.setenv("NINEFOLD_SHARD", "8")  # of four prompts
         settings.cache_clear()
@@ -179,7 +181,9 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
             with pytest.raises(ValueError, match=r"Ray node .*: generation.kind=vllm: vLLM's command is not at"):
                 check_cluster(generator.gpus, generator.check)
             away.rename(command)
-            assert "2 nodes" in check_cluster(generator.gpus, generator.check)
+            assert "2 nodes, room for 2 at once" in check_cluster(generator.gpus, generator.check)
+            with pytest.raises(ValueError, match="no node of the Ray cluster .* has the 1 processors and 2 GPUs"):
+                check_cluster(VLLM(tensor_parallel=2).gpus)
             losing.start()
             assert sampled(policy, prompts, generator) == here
         finally:
@@ -203,3 +207,11 @@ def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(
     gone = ninefold("doctor", home=tmp_path / "later", environment=without_prefect() | {"NINEFOLD_RAY": address})
     assert gone.returncode == 1
     assert "no Ray cluster answers there" in " ".join(gone.stdout.split())
+
+
+def test_the_client_of_ray_is_refused_with_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NINEFOLD_RAY", "ray://10.0.0.1:10001")
+    settings.cache_clear()
+    with pytest.raises(ValueError, match="Ray's client is not used here: make this machine a node"):
+        check_cluster(1)
+    settings.cache_clear()

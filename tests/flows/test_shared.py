@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
@@ -70,7 +71,9 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     assert {"results", "responses", "labels", "mlflow"} <= folders
     secrets = KEY, os.environ["AWS_SECRET_ACCESS_KEY"]
     written = [f for place in (first, second, tmp_path / "prefect-server") for f in place.rglob("*") if f.is_file()]
-    held = postgres.dump(prefect_database)
+    places = dict(line.split("=", 1) for line in Path(shared["NINEFOLD_SETTINGS"]).read_text().splitlines())
+    others = [sa.make_url(places[f"NINEFOLD_{name}"]).database or "" for name in ("LEDGER", "MLFLOW")]
+    held = b"".join(postgres.dump(database) for database in (prefect_database, *others))
     held += b"".join(f.read_bytes() for f in [*written, tmp_path / "prefect.log"])
     held += b"".join(
         bucket.get_object(Bucket="ninefold", Key=item["Key"])["Body"].read() for item in listed["Contents"]

@@ -1,0 +1,67 @@
+"""Trainings as stages by accelerate: in the processes that it says, in bfloat16, and no other result than one process's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect import flow
+from safetensors.numpy import load_file
+
+from models.policies import launched
+from models.policies.launched import Training, train
+from models.policies.pretrained import locate
+from models.preference import Demonstration
+from tasks.fine_tune import fine_tune
+from tasks.policy import Policy
+from tasks.settings import settings
+from tasks.store import Ref, store
+from tests.models.test_launched import SFT_RECIPE, SHOWN, written
+from tests.processes import ROOT
+
+pytestmark = pytest.mark.usefixtures("prefect_server", "home")
+
+
+@flow
+def trained(policy: Policy, examples: Ref) -> Ref:
+    return fine_tune(policy, examples, SFT_RECIPE, seed=3).ref
+
+
+def test_a_stage_trains_in_two_processes_and_one_finds_what_they_have_learnt(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[Any] = []
+    watched = launched.watched
+
+    @contextmanager
+    def counted(command: list[str], **options: Any) -> Iterator[Any]:
+        commands.append(command)
+        with watched(command, **options) as process:
+            yield process
+
+    monkeypatch.setattr(launched, "watched", counted)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}/tests/on_processors:{ROOT}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    weights = locate(str(tiny_model_path)).digest
+    policy = Policy(model=str(tiny_model_path), weights=weights, dtype="bfloat16", template="plain")
+    examples = store().write_rows("seed", SHOWN, Demonstration)
+
+    monkeypatch.setenv("NINEFOLD_ACCELERATE", str(written(tmp_path, "ddp", num_processes=2)))
+    settings.cache_clear()
+    together = trained(policy, examples)
+    assert len(commands) == 1
+    assert "accelerate.commands.launch" in commands[0]
+
+    monkeypatch.delenv("NINEFOLD_ACCELERATE")
+    settings.cache_clear()
+    assert trained(policy, examples) == together, "from the cache: how it is spread is no part of what it is"
+    train(policy.checkpoint(), Training("sft", SHOWN, SFT_RECIPE, seed=3), tmp_path / "alone")
+    assert len(commands) == 1
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "alone", store().folder(together))
+    )
+    for name, value in ours.items():  # of bfloat16's rounding, which a step of Adam does not make smaller
+        apart = np.linalg.norm(theirs[name] - value) / np.linalg.norm(value)
+        assert apart < 0.02, f"{name}: {apart}"

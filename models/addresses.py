@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that experts' must begin with
 _CREDENTIALS = ipaddress.ip_network("fd00:ec2::/32")  # AWS's, by IPv6
 _OTHERS = re.compile(
-    r"^(AWS|AZURE|DATABRICKS|GOOGLE|GCP|GITHUB|HF_|HUGGING|LABEL_STUDIO|MLFLOW|PG|POSTGRES|PREFECT|RAY_|S3_|VLLM"
+    r"^(AWS|AZURE|DATABRICKS|GOOGLE|GCP|HF_|HUGGING|LABEL_STUDIO|MLFLOW|PG|POSTGRES|PREFECT|RAY_"
     r"|NINEFOLD_(STORE|LEDGER|MLFLOW|SETTINGS))"
 )
 

@@ -1,9 +1,9 @@
 """The Hugging Face hub: what comes from it is known by its commit, and has the checksums by which the hub names it."""
 
 import os
+import posixpath
 import re
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +63,8 @@ def commit(dataset: str) -> str:
 def rows(dataset: str, config: str | None, split: str) -> Any:  # noqa: ANN401
     """Return the rows of a split of a dataset, `name` or `name@revision`, at its `commit`, from checked files.
 
-    The files that its card gives to the configuration are fetched, or all of its tables if the card names none. Raises
-    ValueError as `check_card`.
+    The files that its card gives to the configuration are fetched, or all of its tables (plain texts are none) if the card
+    names none. Raises ValueError as `check_card`.
     """
     from datasets import load_dataset
 
@@ -80,9 +80,10 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
     no link, as on file systems without them, has no such name, and is known by its commit only. Bytes are read once per
     machine. Raises FileNotFoundError for a link that leads nowhere, as to what was set aside.
     """
-    for link in sorted(path for path in copy.rglob("*") if path.is_symlink()):
-        if not any(fnmatchcase(link.relative_to(copy).as_posix(), pattern) for pattern in wanted):
-            continue
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    links = [str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_symlink()]
+    for link in (copy / name for name in filter_repo_objects(sorted(links), allow_patterns=list(wanted))):
         named = link.parent / os.readlink(link)  # which may be a link itself, to bytes that repositories share
         mark = _mark(named)
         if mark.exists():
@@ -116,15 +117,17 @@ def check_card(copy: Path, config: str | None = None) -> tuple[str, ...]:
     for place in (place for each in configs for place in _places(each)):
         if place.startswith(("/", "~")) or ".." in Path(place).parts or ":" in place:
             raise ValueError(f"the card of dataset {copy} names {place!r}: a dataset's files are its own")
-    # datasets looks at the first one's files whichever is asked for
+    if not all(each.get("data_files") for each in configs):
+        return ()  # datasets looks into the folders of all configurations, whichever is asked for
+    # and at the first one's files
     chosen = [each for each in configs if each.get("config_name") == (config or "default") or each.get("default")]
-    return tuple(place for each in [*configs[:1], *chosen] for place in _places(each))
+    places = [posixpath.normpath(place) for each in [*configs[:1], *chosen] for place in _texts(each["data_files"])]
+    return tuple(dict.fromkeys(form for place in places for form in (place, place.replace("**/", ""))))
 
 
 def _places(config: dict[str, Any]) -> list[str]:
     """Return the patterns of a configuration's files."""
-    folder = str(config.get("data_dir") or "")
-    return [*_texts(config.get("data_files")), *([f"{folder}/*", folder] if folder else [])]
+    return [*_texts(config.get("data_files")), *_texts(config.get("data_dir"))]
 
 
 def _texts(value: object) -> list[str]:

@@ -6,6 +6,7 @@ price virtually (arms stay comparable) while nothing is paid. Many calls in flig
 """
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,7 +32,9 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
-        self._presence = None if self.embedded else holders.Presence(self.engine)
+        self._presence = None if self.embedded else holders.Presence(self.engine.url)
+        if self._presence is not None:
+            weakref.finalize(self, self._presence.end)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
@@ -223,8 +226,8 @@ class Ledger:
 
         def work(connection: Connection) -> int:
             reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
-            there = holders.present(connection) if reserved else None
-            dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], there)]
+            away = holders.absent(connection, (row["holder"] for row in reserved))
+            dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away)]
             for row in dead:
                 if row["paid_on_loss"]:
                     self._mark_lost(connection, row["id"])

@@ -78,8 +78,8 @@ def open_engine(url: str) -> Engine:
         if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
             raise
         raise PermissionError(
-            f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables, and {parsed.username} may not make "
-            "them: `ninefold prepare` with NINEFOLD_LEDGER of the role that owns it"
+            f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables or is of an earlier version, and "
+            f"{parsed.username} may not change that: `ninefold prepare` with NINEFOLD_LEDGER of the role that owns it"
         ) from error
     return engine
 

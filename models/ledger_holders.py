@@ -4,22 +4,23 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Container
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 
 import psutil
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 PEOPLE = "people"  # who answer in their own time: what they hold is never given up
 # A reservation whose holder cannot be seen at all (another machine, and SQLite) is given up after this long.
 LEASE_SECONDS = 900.0
-GRACE_SECONDS = 20.0  # that a holder may be without a session, as when the database was started anew
-_CHECK_SECONDS = 10.0
+GRACE_SECONDS = 20.0  # that a holder is seen to be absent before it is given up: its session may have to be opened anew
+_BEAT_SECONDS = 5.0
 _CLOCK_STEP_SECONDS = 60.0
+_WITH_SESSION = "+"  # of a place, as earlier versions do not write it, whose holders have no session
 # A holder whose machine is gone, or cut off, is found out within a minute and a half.
 KEEPALIVE = (
     "SET tcp_keepalives_idle = 30",
@@ -36,76 +37,98 @@ def this_process() -> str:
 
 @cache  # a forked child has an id of its own
 def _holder(process: int) -> str:
-    return f"{_place()}|{process}|{psutil.Process(process).create_time():.0f}"
+    return f"{_place()}{_WITH_SESSION}|{process}|{psutil.Process(process).create_time():.0f}"
 
 
 class Presence:
     """A session in the ledger's PostgreSQL that says that this process lives, and ends with it, however that ends."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._sessions = sa.create_engine(engine.url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    def __init__(self, url: sa.URL) -> None:
+        self._sessions = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
         self._session: sa.Connection | None = None
-        self._holder, self._checked, self._guard = "", 0.0, Lock()
+        self._pulse: Thread | None = None
+        self._guard, self._over = Lock(), Event()
 
     def hold(self) -> None:
-        """Be present, again if the session has ended since; looked at every ten seconds at most."""
+        """Be present from now on, until `end`: a session that is lost is opened anew."""
         with self._guard:
-            if self._holder == this_process() and time.monotonic() - self._checked < _CHECK_SECONDS:
-                return
-            if self._holder != this_process() or not self._there():
-                self._session, self._holder = self._sessions.connect(), this_process()
-                for statement in KEEPALIVE:
-                    self._session.exec_driver_sql(statement)
-                # shared: a process may have several ledgers open
-                self._session.execute(sa.select(sa.func.pg_advisory_lock_shared(_number(self._holder))))
-            self._checked = time.monotonic()
+            if self._session is None:
+                self._session = self._open()
+            if self._pulse is None:
+                self._pulse = Thread(target=self._beat, name="presence", daemon=True)
+                self._pulse.start()
+
+    def end(self) -> None:
+        """Be present no longer."""
+        self._over.set()
+        with self._guard:
+            self._close()
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT_SECONDS):
+            with self._guard, suppress(sa.exc.SQLAlchemyError):  # the server is not back yet
+                if not self._there():
+                    self._close()
+                    self._session = self._open()
+
+    def _open(self) -> sa.Connection:
+        session = self._sessions.connect()
+        try:
+            for statement in KEEPALIVE:
+                session.exec_driver_sql(statement)
+            # shared: a process may have several ledgers open
+            session.execute(sa.select(sa.func.pg_advisory_lock_shared(_number(this_process()))))
+        except BaseException:
+            session.close()
+            raise
+        return session
 
     def _there(self) -> bool:
-        with suppress(sa.exc.DBAPIError):
+        with suppress(sa.exc.SQLAlchemyError):
             return self._session is not None and self._session.scalar(sa.select(1)) == 1
         return False
 
+    def _close(self) -> None:
+        session, self._session = self._session, None
+        with suppress(sa.exc.SQLAlchemyError):
+            if session is not None:
+                session.close()
 
-def present(connection: Connection) -> Container[str] | None:
-    """Return who has a session in the database; None where there are no sessions (SQLite)."""
+
+def absent(connection: Connection, holders: Iterable[str]) -> frozenset[str] | None:
+    """Return which of the holders elsewhere have no session in the database; None where there are none (SQLite)."""
     if connection.dialect.name != "postgresql":
         return None
+    elsewhere = {holder for holder in holders if holder != PEOPLE and not holder.startswith(_place())}
+    if not elsewhere:
+        return frozenset()
     held = sa.text(
         "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND granted"
         " AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    return _Numbered(frozenset(connection.scalars(held)))
+    numbers = set(connection.scalars(held))
+    return frozenset(holder for holder in elsewhere if _number(holder) not in numbers)
 
 
-class _Numbered:
-    """Holders, by the numbers of their locks."""
-
-    def __init__(self, numbers: frozenset[int]) -> None:
-        self._numbers = numbers
-
-    def __contains__(self, holder: object) -> bool:
-        return _number(str(holder)) in self._numbers
+_missed: dict[str, float] = {}  # when this process first saw that a holder was absent
 
 
 def _number(holder: str) -> int:
     return int.from_bytes(hashlib.sha256(f"holder {holder}".encode()).digest()[:8], signed=True)
 
 
-def alive(holder: str, reserved_at: float, there: Container[str] | None = None) -> bool:
+def alive(holder: str, reserved_at: float, away: frozenset[str] | None = None) -> bool:
     """Whether a holder may still settle what it reserved at a time.
 
-    People always; a process of this place while it runs; one elsewhere while it is among those who are `there`, or, where
-    that is not known, while its lease lasts.
+    People always; a process of this place while it runs; one elsewhere until it has been `away` for some time, or, where
+    that cannot be known, while its lease lasts.
     """
     if holder == PEOPLE:
         return True
-    place, pid, started = holder.rsplit("|", 2)
-    host, boot, _ = place.split("/", 2)
-    here = _place()
+    marked, pid, started = holder.rsplit("|", 2)
+    place, here = marked.removesuffix(_WITH_SESSION), _place()
     if place != here:
-        rebooted = host == socket.gethostname() and boot != here.split("/", 2)[1]
-        age = time.time() - reserved_at
-        return not rebooted and (age < LEASE_SECONDS if there is None else holder in there or age < GRACE_SECONDS)
+        return _lives_elsewhere(holder, reserved_at, away if place != marked else None)
     try:
         process = psutil.Process(int(pid))
         if process.status() == psutil.STATUS_ZOMBIE:  # dead, and whoever started it has not looked
@@ -114,6 +137,17 @@ def alive(holder: str, reserved_at: float, there: Container[str] | None = None) 
         return abs(process.create_time() - float(started)) < _CLOCK_STEP_SECONDS
     except psutil.NoSuchProcess:
         return False
+
+
+def _lives_elsewhere(holder: str, reserved_at: float, away: frozenset[str] | None) -> bool:
+    if away is None:
+        host, boot, _ = holder.split("/", 2)
+        rebooted = host == socket.gethostname() and boot != _place().split("/", 2)[1]
+        return not rebooted and time.time() - reserved_at < LEASE_SECONDS
+    if holder not in away:
+        _missed.pop(holder, None)
+        return True
+    return time.monotonic() - _missed.setdefault(holder, time.monotonic()) < GRACE_SECONDS
 
 
 def _place() -> str:

@@ -1,6 +1,7 @@
 """Find a base model by reference: the packaged one, a local directory, or a hub id."""
 
 import gc
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -95,7 +96,9 @@ def _tokenizer(file: str) -> Any:  # noqa: ANN401
 
 def check_whole(folder: Path) -> None:
     """Raise FileNotFoundError if a model's folder has no configuration, or is an adapter's, whose base it names itself."""
-    if any(folder.rglob("adapter_config.json")):
+    modules = folder / "modules.json"  # of a sentence encoder
+    parts = [str(part.get("path", "")) for part in json.loads(modules.read_text())] if modules.is_file() else []
+    if any((folder / part / "adapter_config.json").exists() for part in ("", *parts)):
         raise FileNotFoundError(
             f"model {folder} is an adapter, of a base that it names itself: merge it into that first"
         )

@@ -109,7 +109,7 @@ def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_pa
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, body in own.files.items():
         (folder / name).write_text(body)
-    said = follow(own.commands, folder, **with_prefect(), PYTHONPATH=str(folder))
+    said = follow(own.commands, folder, **with_prefect() | {"PYTHONPATH": str(folder)})
     assert "own: what 12 queries bought" in said
     assert "own-longest: what 12 queries bought" in said
     assert "simulated expert who likes it short" in said

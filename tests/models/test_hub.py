@@ -145,6 +145,10 @@ def test_only_the_configuration_asked_for_is_fetched(files: Path) -> None:
     )
     (files / "README.md").write_text(f"---\nconfigs:\n{card}\n---\n")
     assert hub.check_card(files, "c") == ("a/*.jsonl", "c/*.jsonl"), "the first one too, which datasets looks at"
+    (files / "README.md").write_text(f"---\nconfigs:\n{card}\n- {{config_name: d, data_dir: d}}\n---\n")
+    assert hub.check_card(files, "c") == (), "all: it looks into folders too"
+    (files / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: ./data/**/x.jsonl}]\n---\n")
+    assert hub.check_card(files) == ("data/**/x.jsonl", "data/x.jsonl")
     (files / "README.md").write_text("no card\n")
     assert hub.check_card(files, "c") == ()
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
+from models import ledger_holders
 from models.cost import Amount
 from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
@@ -238,7 +239,7 @@ def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger
 
 
 def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no_longer(
-    new_database: Callable[[], str],
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another machine is one that names itself so; whether its process lives, only the database's server can say."""
     ledger = Ledger(url := new_database())
@@ -256,6 +257,14 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
     with ledger.engine.begin() as connection:  # a day ago: a call may take long
         connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
     assert ledger.recover() == 0, "its process lives"
+    monkeypatch.setattr(ledger_holders, "GRACE_SECONDS", 4.0)
+    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    with ledger.engine.begin() as connection:  # as when the server is started anew
+        others = (
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        )
+        connection.execute(sa.text(others))
+    assert ledger.recover() == 0, "its session is gone, and may come back"
     child.kill()
     child.wait()
     deadline = time.monotonic() + 10
@@ -263,6 +272,36 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [row["status"] for row in ledger.rows()] == ["lost"]
+
+
+def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    ledger, other = Ledger(url := new_database()), Ledger(url)
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    here = ledger_holders.this_process()
+    monkeypatch.setattr(ledger_holders, "_place", lambda: "another/boot/pid:[1]")
+
+    def present() -> bool:
+        with other.engine.connect() as connection:
+            return ledger_holders.absent(connection, [here]) == frozenset()
+
+    def soon(true: bool) -> None:
+        deadline = time.monotonic() + 10
+        while present() != true:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    assert present()
+    with other.engine.begin() as connection:
+        mine = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        connection.execute(sa.text(mine))
+    monkeypatch.setattr(ledger_holders, "this_process", lambda: here)
+    soon(True)
+    del ledger
+    soon(False)
 
 
 def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:

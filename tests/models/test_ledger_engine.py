@@ -55,7 +55,7 @@ def test_a_transaction_given_up_to_end_a_deadlock_is_done_again(new_database: Ca
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(charge, ["a", "b"], ["b", "a"]))
-    assert sorted(attempts.values()) == [1, 2], "one was given up, and came again"
+    assert 3 <= attempts.total() <= 4, "one was given up, or both, and came again"
     with ledger.engine.begin() as connection:
         counted = connection.execute(sa.select(ACCOUNTS.c.queries, ACCOUNTS.c.micro_usd)).all()
     assert [tuple(row) for row in counted] == [(2, 2), (2, 2)]

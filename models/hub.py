@@ -86,7 +86,7 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
     for link in (copy / name for name in filter_repo_objects(sorted(links), allow_patterns=list(wanted))):
         named = link.parent / os.readlink(link)  # which may be a link itself, to bytes that repositories share
         mark = _mark(named)
-        if mark.exists():
+        if mark is not None and mark.exists():
             continue
         if (found := _checksum(named)) != named.name:
             with suppress(OSError):
@@ -95,9 +95,9 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
                 f"{link} has the checksum {found}, and the hub's is {named.name}: it was set aside, or cannot be; run again "
                 "to fetch it"
             )
-        with suppress(OSError):  # a cache that nobody may write is read again
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+        if mark is not None:
+            with suppress(OSError):
+                mark.touch()
 
 
 def check_card(copy: Path, config: str | None = None) -> tuple[str, ...]:
@@ -138,15 +138,20 @@ def _texts(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _mark(named: Path) -> Path:
-    """Return the mark that is there when these bytes were found to be those of their name."""
+def _mark(named: Path) -> Path | None:
+    """Return the mark that is there when these bytes were found to be those of their name; None where none can be made."""
     try:
         seen = named.stat()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{named} is gone from the hub's local copy: run again where the hub is reached"
         ) from error
-    return cache_folder() / "checked" / f"{named.name}-{seen.st_size}-{seen.st_mtime_ns}"
+    try:
+        marks = cache_folder() / "checked"
+        marks.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return marks / f"{named.name}-{seen.st_size}-{seen.st_mtime_ns}"
 
 
 def _checksum(named: Path) -> str:

@@ -6,7 +6,6 @@ price virtually (arms stay comparable) while nothing is paid. Many calls in flig
 """
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,9 +31,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
-        self._presence = None if self.embedded else holders.Presence(self.engine.url)
-        if self._presence is not None:
-            weakref.finalize(self, self._presence.end)
+        self._presence = None if self.embedded else holders.Presence(self.engine.url, of=self)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -41,13 +42,17 @@ def _holder(process: int) -> str:
 
 
 class Presence:
-    """A session in the ledger's PostgreSQL that says that this process lives, and ends with it, however that ends."""
+    """A session in the ledger's PostgreSQL that says that this process lives, and ends with it, however that ends.
 
-    def __init__(self, url: sa.URL) -> None:
+    It ends with the ledger that it is `of`, too.
+    """
+
+    def __init__(self, url: sa.URL, *, of: object) -> None:
         self._sessions = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
         self._session: sa.Connection | None = None
         self._pulse: Thread | None = None
         self._guard, self._over = Lock(), Event()
+        weakref.finalize(of, self.end).atexit = False  # the server sees the end of a process by itself
 
     def hold(self) -> None:
         """Be present from now on, until `end`: a session that is lost is opened anew."""

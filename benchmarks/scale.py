@@ -58,6 +58,7 @@ def main() -> None:
 def _ledger(given: argparse.Namespace) -> dict[str, Any]:
     """Measure a ledger on PostgreSQL while it is empty, fill it, and measure it again."""
     from models.ledger import Ledger
+    from models.ledger_engine import seconds_of
 
     rows = given.rows
     with running() as postgres:
@@ -68,25 +69,32 @@ def _ledger(given: argparse.Namespace) -> dict[str, Any]:
         filled = time.monotonic() - started
         full = _rates(ledger, "full")
         with ledger.engine.connect() as connection:
-            size = int(connection.scalar(sa.text("SELECT pg_total_relation_size('queries')")) or 0)
+            sizes = [
+                int(connection.scalar(sa.text(f"SELECT pg_total_relation_size('{table}')")) or 0)
+                for table in ("queries", "charges")
+            ]
+        url = ledger.engine.url.render_as_string(hide_password=False)
+        pace = {expert: _seconds(lambda: seconds_of(url, expert)) for expert in ("judge", "a new one")}  # noqa: B023
     found = {
         "rows": rows,
         "empty": empty,
         "full": full,
-        "bytes_per_row": size / rows,
+        "bytes_per_row": sizes[0] / rows,
+        "bytes_per_charge": sizes[1] / rows,
+        "pace": pace,
         "filled": filled,
     }
     print(
-        f"{rows:,} rows in {filled:.0f} s, {size / rows:.0f} bytes each; labels a second {empty['labels']:.0f} → "
-        f"{full['labels']:.0f}; open {full['open']:.2f} s, recover {full['recover']:.3f} s, owned labels a second "
-        f"{full['owned']:.0f}",
+        f"{rows:,} rows in {filled:.0f} s, {sizes[0] / rows:.0f} bytes each and {sizes[1] / rows:.0f} charged; labels a "
+        f"second {empty['labels']:.0f} → {full['labels']:.0f}; open {full['open']:.2f} s, recover {full['recover']:.3f} s, "
+        f"owned labels a second {full['owned']:.0f}, an expert's pace {pace} s",
         flush=True,
     )
     return found
 
 
 def _fill(engine: sa.Engine, rows: int) -> None:
-    """Write labelled rows with texts of a realistic length, as the database makes them fastest."""
+    """Write labelled rows with texts of a realistic length, and a charge for each, as the database makes them fastest."""
     statement = """
         INSERT INTO queries (oracle, criterion, prompt_hash, response_hash, status, score, raw, tokens, micro_usd, seconds,
                              prompt, response, account, paid_on_loss, reserved_at, settled_at)
@@ -97,8 +105,13 @@ def _fill(engine: sa.Engine, rows: int) -> None:
     """
     with engine.begin() as connection:
         connection.execute(sa.text(statement), {"n": rows})
+        connection.exec_driver_sql(
+            "INSERT INTO charges (account, query_id, micro_usd, bought, tokens)"
+            " SELECT account, id, micro_usd, true, tokens FROM queries WHERE account LIKE 'account-%%'"
+        )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE queries")
+        connection.exec_driver_sql("VACUUM ANALYZE charges")
 
 
 def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401

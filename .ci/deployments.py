@@ -34,25 +34,23 @@ PIP = ("/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs/ca-certificates.crt", "/
 
 
 def compose() -> str:
-    """Return what has read compose.yaml; raise LookupError if nothing can, and CalledProcessError if it is wrong."""
+    """Return by what compose.yaml was read; raise LookupError if nothing can, and CalledProcessError if it is wrong."""
     text = (DEPLOYMENTS / "compose.yaml").read_text()
     secrets = dict.fromkeys(re.findall(r"\$\{(\w+):\?", text), "x")
-    if shutil.which("docker") and run(["docker", "compose", "version"], quiet=True) == 0:
+    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
         program = ["docker", "compose"]
     elif shutil.which("docker-compose"):
-        program, text = (
-            ["docker-compose"],
-            re.sub(r"^name:.*$", "", text, flags=re.M),
-        )  # version 1 does not know the line
+        program = ["docker-compose"]
+        text = re.sub(r"^name:.*$", "", text, flags=re.M)  # version 1 does not know the line
     else:
         raise LookupError("neither docker compose nor docker-compose is here")
     read = [*program, "--file", "-", "--project-directory", str(DEPLOYMENTS), "config", "--quiet"]
     subprocess.run(read, input=text, env=os.environ | secrets, text=True, check=True)
-    return " ".join(program)
+    return f"read by {' '.join(program)}"
 
 
 def caddy() -> str:
-    """Return what has read the Caddyfile, as `compose`."""
+    """Return by what the Caddyfile was read, as `compose`."""
     if not shutil.which("caddy"):
         raise LookupError("caddy is not here")
     hashed = subprocess.run(["caddy", "hash-password", "--plaintext", "x"], capture_output=True, text=True, check=True)
@@ -61,7 +59,7 @@ def caddy() -> str:
     with tempfile.TemporaryDirectory() as home:
         validate = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOYMENTS / "Caddyfile")]
         subprocess.run(validate, env=os.environ | given | {"HOME": home}, capture_output=True, check=True)
-    return "caddy"
+    return "read by caddy"
 
 
 def instructions(target: str) -> tuple[str, list[tuple[str, str]]]:
@@ -174,11 +172,6 @@ def image(target: str, bound: list[str]) -> str:
     return f"{len(steps)} steps in {time.monotonic() - began:.0f} s, {size:,} MB"
 
 
-def run(command: list[str], *, quiet: bool) -> int:
-    """Return the exit status of a command."""
-    return subprocess.run(command, capture_output=quiet, check=False).returncode
-
-
 def main() -> int:
     """Check everything, and return 1 if anything is wrong or could not be checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +186,7 @@ def main() -> int:
     said, failed = [], False
     for name, check in checks.items():
         try:
-            said.append(f"{name}: read by {check()}" if "Docker" not in name else f"{name}: {check()}")
+            said.append(f"{name}: {check()}")
         except LookupError as missing:
             failed = True
             said.append(f"{name}: NOT checked: {missing}")

@@ -104,7 +104,8 @@ def absent(connection: Connection, holders: Iterable[str]) -> frozenset[str] | N
     """Return which of the holders elsewhere have no session in the database; None where there are none (SQLite)."""
     if connection.dialect.name != "postgresql":
         return None
-    elsewhere = {holder for holder in holders if holder != PEOPLE and not holder.startswith(_place())}
+    here = _place()
+    elsewhere = {holder for holder in holders if holder != PEOPLE and not holder.startswith(here)}
     if not elsewhere:
         return frozenset()
     held = sa.text(

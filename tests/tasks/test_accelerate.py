@@ -1,9 +1,7 @@
 """Trainings as stages by accelerate: in the processes that it says, in bfloat16, and no other result than one process's."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,16 +30,8 @@ def trained(policy: Policy, examples: Ref) -> Ref:
 def test_a_stage_trains_in_two_processes_and_one_finds_what_they_have_learnt(
     tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[Any] = []
-    watched = launched.watched
-
-    @contextmanager
-    def counted(command: list[str], **options: Any) -> Iterator[Any]:
-        commands.append(command)
-        with watched(command, **options) as process:
-            yield process
-
-    monkeypatch.setattr(launched, "watched", counted)
+    watched = Mock(wraps=launched.watched)
+    monkeypatch.setattr(launched, "watched", watched)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}/tests/on_processors:{ROOT}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     weights = locate(str(tiny_model_path)).digest
@@ -51,14 +41,14 @@ def test_a_stage_trains_in_two_processes_and_one_finds_what_they_have_learnt(
     monkeypatch.setenv("NINEFOLD_ACCELERATE", str(written(tmp_path, "ddp", num_processes=2)))
     settings.cache_clear()
     together = trained(policy, examples)
-    assert len(commands) == 1
-    assert "accelerate.commands.launch" in commands[0]
+    assert watched.call_count == 1
+    assert "accelerate.commands.launch" in watched.call_args.args[0]
 
     monkeypatch.delenv("NINEFOLD_ACCELERATE")
     settings.cache_clear()
     assert trained(policy, examples) == together, "from the cache: how it is spread is no part of what it is"
     train(policy.checkpoint(), Training("sft", SHOWN, SFT_RECIPE, seed=3), tmp_path / "alone")
-    assert len(commands) == 1
+    assert watched.call_count == 1
     ours, theirs = (
         load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "alone", store().folder(together))
     )

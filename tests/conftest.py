@@ -36,6 +36,7 @@ LONGEST = (
     "shared",
     "deploy",
     "proxy_reward",
+    "again",
     "contest",
     "compare",
 )

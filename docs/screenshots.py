@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter  # noqa: E402
 
 from flows.mlflow_pages import curves_page, runs_page  # noqa: E402
 from flows.servers import servers  # noqa: E402
-from tests.browser import browser  # noqa: E402
+from tests.browser import browser, prefect_page  # noqa: E402
 
 DOCS = Path(__file__).parent
 
@@ -41,7 +41,7 @@ def main(sweep: str) -> None:
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .point').length > 0")
         _tidy(page)
         page.screenshot(path=DOCS / "mlflow_curves.png")
-        page.goto(f"http://127.0.0.1:{up.prefect_port}/runs/flow-run/{run.id}")
+        prefect_page(page, f"http://127.0.0.1:{up.prefect_port}/runs/flow-run/{run.id}", up.password)
         page.locator("li,a,button,[role=tab]").filter(has_text="Artifacts").last.click()
         page.wait_for_timeout(5000)  # the timeline is drawn on a canvas
         page.screenshot(path=DOCS / "prefect_sweep.png")

@@ -41,11 +41,13 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 @app.command(epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set seeds.selection=1`")
 def run(file: File, overrides: Overrides = None) -> None:
     """Run one experiment; what an earlier run has done already comes from the cache."""
+    from flows.environment import prepare_flows
+    from flows.prefect_server import admit
+
+    prepare_flows()
     planned = _planned(file, overrides)
     _show_plan(planned)
-    from flows.environment import prepare
-
-    prepare()
+    admit()
     from flows.proxy_reward import proxy_reward
 
     _show_report(proxy_reward(planned.experiment))
@@ -57,15 +59,17 @@ def rerun(
     stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Execute this stage and what follows.")] = "",
 ) -> None:
     """Run an experiment again: what failed and what follows it, or all from a chosen stage on. No label is bought twice."""
-    from flows.environment import prepare
+    from flows.environment import prepare_flows
+    from flows.prefect_server import admit
 
-    prepare()
+    prepare_flows()
     from flows.proxy_reward import proxy_reward
     from flows.rerun import started
     from tasks.caching import check_stage
 
     found = started(name)
     check_stage(stage)
+    admit()
     report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
     _show_report(report)
     executed = [run["name"] for run in report["stages"] if not run["cached"]]
@@ -170,6 +174,16 @@ def up(
     ports = Ports(mlflow_port or settings().mlflow_port, prefect_port or settings().prefect_port)
     for line in start(ports, deployments).lines() if detach else serve(ports, deployments):
         typer.echo(line)
+
+
+@app.command("env", epilog='Example: `eval "$(ninefold env)"`, then `prefect deployment ls`')
+def environment() -> None:
+    """Print what lets Prefect's own command, or a script, use the server of `ninefold up`: its address and password."""
+    from flows.servers import servers
+
+    if (found := servers()) is None:
+        raise UserError("nothing is up: start it with `ninefold up --detach`")
+    typer.echo(f"export PREFECT_API_URL={found.api}\nexport PREFECT_API_AUTH_STRING={found.password}")
 
 
 @app.command(epilog="Example: `ninefold down`")

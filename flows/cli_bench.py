@@ -24,9 +24,10 @@ def label_efficiency(
     overrides: Overrides = None,
 ) -> None:
     """Draw every strategy's learning curve on labels that were paid for already; buys nothing."""
-    from flows.environment import prepare, prepare_libraries
+    from flows.environment import prepare_flows
+    from flows.prefect_server import admit
 
-    prepare_libraries()
+    prepare_flows()
     from flows.config import load
     from flows.study import LabelEfficiency
 
@@ -34,7 +35,7 @@ def label_efficiency(
     study = load(LabelEfficiency, file, given)
     for line in study.plan():
         typer.echo(line)
-    prepare()
+    admit()
     from flows.label_efficiency import label_efficiency as run
     from flows.reports import report_folder
     from flows.study_pages import headlines, notes

@@ -146,13 +146,16 @@ def _import_judgements(source: object, lines: "list[Line]") -> None:
 
 def _resume() -> None:
     """Let the runs that wait go on; no Prefect server is started where there has been none."""
-    from flows.environment import prepare
+    from flows.environment import prepare, prepare_flows
+    from flows.prefect_server import admit
     from tasks.settings import settings
 
     prepare()
     embedded = os.environ.get("PREFECT_HOME") == str(settings().prefect_home) and "PREFECT_API_URL" not in os.environ
     if embedded and not (settings().prefect_home / "prefect.db").exists():
         return
+    prepare_flows()
+    admit()
     from flows.waiting import resume_waiting
 
     for name in resume_waiting():

@@ -20,11 +20,11 @@ def sweep(
     overrides: Overrides = None,
 ) -> None:
     """Run every arm of a sweep; what an earlier execution has done comes from the cache, and only what failed runs again."""
-    from flows.environment import prepare, prepare_libraries
+    from flows.environment import prepare_flows, prepare_libraries
+    from flows.prefect_server import admit
 
-    prepare_libraries()
+    prepare_libraries() if only_plan else prepare_flows()
     if workers and not only_plan:
-        prepare()
         from flows.workers import check_shared
 
         check_shared()
@@ -37,7 +37,7 @@ def sweep(
         typer.echo(line)
     if only_plan:
         return
-    prepare()
+    admit()
     from flows.mlflow_pages import curves_page, runs_page
     from flows.reports import report_folder
     from flows.sweep_pages import notes, table

@@ -14,6 +14,7 @@ from prefect.variables import Variable
 
 from flows.experiment import Experiment
 from flows.sweep import Sweep
+from models.children import environment
 from models.plugins import digest_of
 
 _DEPLOYED = "ninefold_deployments"  # Prefect's variable with the digest of the deployments registered
@@ -58,6 +59,7 @@ def deploy(file: Path) -> str:
         return f"deployments  those of {file}, as they were"
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
+        env=environment(),
         capture_output=True,
         text=True,
     )

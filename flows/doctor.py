@@ -10,6 +10,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from packaging.requirements import Requirement
 
+from flows.prefect_server import of_commands
 from flows.servers import port_taken, servers
 from models.policies.pretrained import PACKAGED, check_reference
 from tasks.cluster import check_cluster
@@ -38,6 +39,7 @@ def examine() -> list[Finding]:
         _packaged_model(),
         _disk(settings().home),
         *_ports(),
+        *_commands(),
         *_sharing(),
         *_cluster(),
         Finding(
@@ -55,6 +57,18 @@ def _ports() -> list[Finding]:
         Finding(f"port {port} for {name} is free", not port_taken(port), f"ninefold up --{name}-port ANOTHER")
         for name, port in (("mlflow", settings().mlflow_port), ("prefect", settings().prefect_port))
         if name != "mlflow" or not settings().mlflow_is_remote
+    ]
+
+
+def _commands() -> list[Finding]:
+    """The Prefect servers of commands that run now, or that a killed one has left."""
+    return [
+        Finding(
+            f"Prefect server {server.pid} is of command {server.owner[0]}{'' if server.used else ', which is no more'}",
+            server.used,
+            "ninefold down",
+        )
+        for server in of_commands(settings().prefect_home)
     ]
 
 

@@ -3,31 +3,36 @@
 import logging
 import os
 import warnings
+from pathlib import Path
 
 from rich.logging import RichHandler
 
+from flows import prefect_server
 from flows.servers import servers
 from tasks.settings import settings
 
 
 def prepare() -> None:
-    """Point Prefect at this project's home, unless the user has chosen a server or a profile of their own."""
+    """Point Prefect at this project's home, unless the user has chosen a server or a profile of their own.
+
+    Nothing is started, and nothing written. Whoever runs flows, or asks Prefect, calls `prepare_flows` instead.
+    """
     # Every start logs a failed call on a closed network otherwise.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if (named := settings().prefect) is not None:
         os.environ.setdefault("PREFECT_API_URL", named)
     if not {"PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_API_URL"} & os.environ.keys():
-        settings().prefect_home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(settings().prefect_home)
         if (up := servers()) is not None:  # `ninefold up`: its server starts no second one, and shows runs as they go
-            os.environ["PREFECT_API_URL"] = up.api
+            os.environ |= {"PREFECT_API_URL": up.api, "PREFECT_API_AUTH_STRING": up.password}
+    # Prefect's own server for one command is open to every page of the user's browser.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(settings().prefect_home / "storage"))
     # The domain's log lines reach the Prefect UI; the terminal has its own, quieter view.
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "models,tasks,flows")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     prepare_libraries()
     handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
     for name in ("models", "tasks", "flows"):
@@ -37,8 +42,24 @@ def prepare() -> None:
         logger.propagate = False
 
 
+def prepare_flows() -> None:
+    """`prepare`, and start this command's Prefect server where there is none; it answers from `prefect_server.admit` on."""
+    prepare()
+    if "PREFECT_API_URL" in os.environ:
+        return
+    home = Path(os.environ.get("PREFECT_HOME") or settings().prefect_home)
+    if os.environ.keys() & {"PREFECT_HOME", "PREFECT_PROFILE"} and home != settings().prefect_home:
+        from prefect.settings import get_current_settings  # the user's own profile may name a server
+
+        if get_current_settings().api.url is not None:
+            return
+        home = get_current_settings().home
+    prefect_server.warm(home)
+
+
 def prepare_libraries() -> None:
     """Set a thread count, which OpenMP reads when FAISS or torch is imported, and keep the libraries quiet and at home."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # of children: what lies in the working directory is not ours
     os.environ.setdefault("OMP_NUM_THREADS", str(settings().threads or len(os.sched_getaffinity(0))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from flows.prefect_server import HOST, closed, new_password, of_commands
 from flows.processes import Known, end, family, kill_group, living, this_one
+from models.children import environment as child_environment
 from tasks.settings import settings
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-HOST = "127.0.0.1"
 POOL = "ninefold"  # the work pool of deployments/prefect.yaml
 _STARTING, _STOPPING = 180.0, 40.0  # seconds
 _READY = "Ctrl-C stops them; so does `ninefold down` in another terminal"
@@ -42,6 +43,7 @@ class Servers(NamedTuple):
     prefect_port: int
     children: tuple[Known, ...] = ()
     deployed: str = ""
+    password: str = ""  # of Prefect's server and pages
     ready: bool = False  # not while it starts or stops
 
     @property
@@ -53,7 +55,11 @@ class Servers(NamedTuple):
         """Return where to look, as lines of text: a link on a line of its own is never wrapped."""
         from flows.mlflow_pages import runs_page
 
-        links = [f"MLflow runs  {runs_page(port=self.mlflow_port)}", f"Prefect      http://{HOST}:{self.prefect_port}"]
+        links = [
+            f"MLflow runs  {runs_page(port=self.mlflow_port)}",
+            f"Prefect      http://{HOST}:{self.prefect_port}",
+            f"  password   {self.password}",
+        ]
         return [*links, self.deployed] if self.deployed else links
 
 
@@ -88,7 +94,7 @@ class _Keeper:
         for port in (ports.prefect,) if settings().mlflow_is_remote else ports:
             if port_taken(port):
                 raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
-        self.up = Servers(this_one(), *ports)
+        self.up = Servers(this_one(), *ports, password=new_password())
         self.children: list[subprocess.Popen[bytes]] = []
 
     def keep(self, deployments: Path) -> Iterator[str]:
@@ -98,6 +104,7 @@ class _Keeper:
                 signal.signal(polite, signal.default_int_handler)
         # before Prefect is imported; deployments/prefect.yaml asks for PWD, which is of the shell and not of a process
         os.environ |= {"PREFECT_UI_API_URL": self.up.api, "PREFECT_API_URL": self.up.api, "PWD": str(Path.cwd())}
+        os.environ["PREFECT_API_AUTH_STRING"] = self.up.password
         self._record()
         try:
             yield from self._start(deployments)
@@ -133,6 +140,7 @@ class _Keeper:
         if now != self.up or not _file().exists():
             self.up = now
             draft = _file().with_suffix(".new")
+            draft.touch(mode=0o600)  # it holds the password
             draft.write_text(json.dumps(now._asdict()), encoding="utf-8")
             draft.replace(_file())
 
@@ -141,7 +149,8 @@ class _Keeper:
 
         told = self.up.lines()  # also makes MLflow's schema, which two first users must not do at once
         prefect = self._child(
-            "prefect", "server", "start", "--host", HOST, "--port", str(self.up.prefect_port), **self._own
+            *("prefect", "server", "start", "--host", HOST, "--port", str(self.up.prefect_port)),
+            **closed(self.up.prefect_port, self.up.password),
         )
         if not settings().mlflow_is_remote:
             place = ["--host", HOST, "--port", str(self.up.mlflow_port), "--workers", "1"]
@@ -158,16 +167,10 @@ class _Keeper:
         self._record(deployed=deployed, ready=True)
         yield _READY
 
-    @property
-    def _own(self) -> dict[str, str]:
-        """Return what lets only Prefect's own pages use the API from a browser: its deployments can run commands."""
-        pages = ",".join(f"http://{host}:{self.up.prefect_port}" for host in (HOST, "localhost"))
-        return {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages, "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true"}
-
     def _child(self, *module: str, **environment: str) -> "subprocess.Popen[bytes]":
         """Run a module in a process and a process group of its own, and record it."""
         command = [sys.executable, "-m", *module]
-        child = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+        child = subprocess.Popen(command, env=child_environment(environment), start_new_session=True)
         self.children.append(child)
         self._record(children=self._family())
         return child
@@ -183,7 +186,7 @@ def start(ports: Ports, deployments: Path) -> Servers:
             [sys.executable, "-m", *command, "--deployments", str(deployments)],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=child_environment({"PYTHONUNBUFFERED": "1"}),
             start_new_session=True,
         )
     try:
@@ -200,13 +203,18 @@ def start(ports: Ports, deployments: Path) -> Servers:
 def stop() -> bool:
     """Stop this home's servers, their worker and what it runs; whether there were any.
 
-    If the process that keeps them was killed, what it has left is ended. Raises ChildProcessError if they do not end.
+    If the process that keeps them was killed, what it has left is ended; so are servers of commands that are no more.
+    Raises ChildProcessError if they do not end.
     """
     from filelock import Timeout
 
+    left = [server for server in of_commands(settings().prefect_home) if not server.used]
+    for server in left:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(server.pid).kill()
     found = _recorded()
     if found is None:
-        return False
+        return bool(left)
     keeper, deadline = living(found.keeper), time.monotonic() + 2 * _STOPPING
     if keeper is None:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from prefect.exceptions import Pause
 from prefect.runtime import deployment
 
+from flows.empty_databases import lay_mlflow_database
 from flows.experiment import Experiment
 from flows.plan import plan
 from models.cost import NO_CAP, Amount
@@ -187,6 +188,8 @@ def open_experiment(name: str) -> str:
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
+    if settings().mlflow is None:
+        lay_mlflow_database(settings().home.absolute() / "mlflow.sqlite")
     with holding(
         stage_lock("mlflow")
     ):  # two that make MLflow's tables, or an experiment, at once get in each other's way

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from models.children import environment as child_environment
+
 _ENDING = 40.0  # seconds, more than the watcher takes
 # It reads until whoever has started it closes the pipe, or is no more.
 _WATCHER = """
@@ -55,7 +57,7 @@ def watched(
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
-        env=environment,
+        env=child_environment(instead=environment),
         cwd=within,
         start_new_session=True,
     )

@@ -20,3 +20,11 @@ def browser(width: int = 1500, height: int = 1000) -> Iterator[Page]:
             yield chromium.new_page(viewport={"width": width, "height": height})
         finally:
             chromium.close()
+
+
+def prefect_page(page: Page, url: str, password: str) -> None:
+    """Go to a page of Prefect's, past its form for the password."""
+    page.goto(url)
+    page.locator("input[type=password]").fill(password)
+    page.get_by_role("button", name="Login").click()
+    page.wait_for_url(url)

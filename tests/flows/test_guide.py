@@ -20,7 +20,7 @@ from tests.processes import free_port, with_prefect, without_prefect
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-MODEL, JUDGE, PREFECT = "smollm2-135m-instruct", "http://127.0.0.1:8000/v1", "http://127.0.0.1:4200/api"
+MODEL, JUDGE = "smollm2-135m-instruct", "http://127.0.0.1:8000/v1"
 
 
 class Page(NamedTuple):
@@ -71,9 +71,7 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
     small = folder / "deployments" / "experiments" / "quickstart.yaml"
     small.write_text(yaml.safe_dump(tiny_settings | {"name": "quickstart"}))
     with LoopbackJudge() as judge:
-        tutorial = page(
-            "tutorial.md", MODEL=str(tiny_model_path), JUDGE=judge.url, PREFECT=f"http://127.0.0.1:{prefect}/api"
-        )
+        tutorial = page("tutorial.md", MODEL=str(tiny_model_path), JUDGE=judge.url)
         for name, body in tutorial.files.items():
             (folder / name).write_text(body)
         ports = {"NINEFOLD_MLFLOW_PORT": str(mlflow), "NINEFOLD_PREFECT_PORT": str(prefect)}

@@ -5,8 +5,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
 
 from models.metrics import untied_pairs
 from models.plugins import Frozen
@@ -48,6 +46,8 @@ class Calibration(Frozen):
 
     def probability(self, gap: Floats) -> Floats:
         """Return the probability that the expert prefers the response of the higher score, shape as `gap`."""
+        from scipy.special import expit
+
         if not self.knots:
             return np.asarray(expit(np.abs(gap) / self.temperature))
         gaps, known = np.array(self.knots).T
@@ -55,6 +55,8 @@ class Calibration(Frozen):
 
     def least_gap(self, probability: float) -> float:
         """Return the smallest |Δ| of this probability; ∞ if none has it."""
+        from scipy.special import logit
+
         if not self.knots:
             return float(self.temperature * logit(probability))
         gaps, known = np.array(self.knots).T
@@ -92,6 +94,8 @@ def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Gener
 
 def temperature_of(gap: Floats, preference: Floats) -> float:
     """Return the T of least log loss of σ(gap/T) as the probability (1 + preference)/2 that the first is preferred."""
+    from scipy.optimize import minimize_scalar
+
     won = (1.0 + preference) / 2.0
 
     def loss(log_temperature: float) -> float:

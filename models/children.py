@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping
 
 
-def environment(changes: Mapping[str, str] | None = None, *, instead: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(
+    changes: Mapping[str, str] | None = None, *, instead: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the environment for a child process: this one's, or another `instead`, with changes.
 
     `python -m` and `python -c` import from the working directory first, so that a user's own `models/` or `prefect.py`

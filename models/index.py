@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +20,8 @@ class Neighbours(NamedTuple):
 
 def nearest(queries: Vectors, rows: Vectors, k: int) -> Neighbours:
     """Return the k exact nearest `rows` of each query."""
+    import faiss
+
     squared, found = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(rows), k)
     return Neighbours(np.sqrt(np.maximum(squared, 0.0, dtype=np.float64)), np.asarray(found, dtype=np.int64))
 
@@ -33,6 +34,8 @@ def neighbour_distances(rows: Vectors, k: int) -> Floats:
 
 def clusters(rows: Vectors, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the k-means cluster of each row, 0 … count − 1; needs count ≤ N. Empty clusters may remain."""
+    import faiss
+
     means = faiss.Kmeans(
         rows.shape[1],
         count,

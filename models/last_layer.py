@@ -2,8 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 Floats = NDArray[np.float64]
 
@@ -15,6 +13,8 @@ def of_comparisons(head: Floats, differences: Floats, margin: Floats | float = 0
 
     `differences` δ of the states of the compared responses, better less worse, have the shape (n, d), margins (n,).
     """
+    from scipy.special import expit
+
     chance = expit(differences @ head - margin)
     return np.asarray((differences * (chance * (1.0 - chance))[:, None]).T @ differences)
 
@@ -35,6 +35,8 @@ def draw_heads(head: Floats, curvature: Floats, count: int, rng: np.random.Gener
     Last-layer Laplace (2106.14806): N(w, (λI + `curvature`)⁻¹). λ has the greatest evidence (MacKay 1992). Draws come in
     pairs w ± ε, so that the ensemble's mean is the trained head; an odd one is w itself.
     """
+    from scipy.optimize import minimize_scalar
+
     size, direction = np.linalg.eigh(curvature)
     size = np.maximum(size, 0.0)
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from models.stats import Interval, resampled
 
@@ -28,6 +27,8 @@ def length_controlled(wins: Floats, longer_by: Floats, prompt: NDArray[np.int64]
     shape (N,). The rate is σ(θ). The published method has a term for each instruction's difficulty too, which takes
     judgements of many models to know; of two models alone it is part of θ.
     """
+    from scipy.special import expit
+
     spread = float(longer_by.std())
     columns = np.stack([np.ones(len(wins)), np.tanh(longer_by / spread) if spread else np.zeros(len(wins))], axis=1)
     found = logistic(columns, wins, np.ones((1, len(wins))))[0]
@@ -44,6 +45,8 @@ def gain_at_equal_length(wins: Floats, longer_by: Floats, difficulty: Floats) ->
     `wins` and `longer_by` have shape (2, N), `difficulty` (N,), of N instructions: logit p = θ + φ tanh(Δ/s) + γ d for each
     policy, both refitted to every resample, for what they predict varies far less than what they are fitted to.
     """
+    from scipy.special import expit
+
     count = len(difficulty)
     weights = np.concatenate([np.ones((1, count)), resampled(np.arange(count))])  # first as they are
     rates = []
@@ -63,6 +66,8 @@ def logistic(columns: Floats, outcome: Floats, weights: Floats) -> Floats:
 
     `outcome` may be a probability, shape (N,). Newton's method, with a small ridge.
     """
+    from scipy.special import expit
+
     found = np.zeros((len(weights), columns.shape[1]))
     ridge = _RIDGE * np.eye(columns.shape[1])
     for _ in range(_STEPS):

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
-from scipy.stats import spearmanr
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -92,6 +90,8 @@ def agreement(
     `probability` gives that of the proxy's preference from its differences, for the calibration error: σ(|difference|) if
     it is not given.
     """
+    from scipy.special import expit
+
     first, second = untied_pairs(expert, prompt)
     gap = proxy[first] - proxy[second]
     right = agrees(gap, expert[first] - expert[second])
@@ -113,6 +113,8 @@ def centred(scores: Floats, prompt: Rows) -> Floats:
 
 def rank_correlation(one: Floats, other: Floats) -> float:
     """Return Spearman's correlation of two arrays of shape (N,); NaN where one of them does not vary."""
+    from scipy.stats import spearmanr
+
     varied = len(one) > 1 and np.ptp(one) > 0 and np.ptp(other) > 0
     return float(spearmanr(one, other).statistic) if varied else float("nan")
 

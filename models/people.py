@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import krippendorff
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -92,6 +91,8 @@ def agreement(judged: Sequence[Sequence[tuple[str, float | None]]]) -> float:
 
     K. Krippendorff, Content Analysis, 2004: 1 is perfect, 0 is what chance gives.
     """
+    import krippendorff
+
     names = {name: row for row, name in enumerate(sorted({name for item in judged for name, _ in item}))}
     table = np.full((len(names), len(judged)), np.nan)
     for column, item in enumerate(judged):

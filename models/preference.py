@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 Provenance = Literal["oracle", "proxy", "demonstration"]
 LabelStatus = Literal["labelled", "quarantined"]
@@ -200,12 +201,14 @@ class Graded:
 Row = TypeVar("Row", Graded, Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
 
 
-def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:
+def to_frame(rows: Sequence[Row], cls: type[Row]) -> "pd.DataFrame":
     """Return one column per field; an empty sequence keeps the columns of `cls`."""
+    import pandas as pd
+
     return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(cls)])
 
 
-def from_frame(frame: pd.DataFrame, cls: type[Row]) -> list[Row]:
+def from_frame(frame: "pd.DataFrame", cls: type[Row]) -> list[Row]:
     """Return the rows of a frame written by `to_frame`; raise ValueError if its columns are others."""
     names = [field.name for field in fields(cls)]
     if list(frame.columns) != names:

@@ -144,7 +144,12 @@ def _turns(prompt: str, answer: str) -> list[dict[str, str]]:
 def _run(program: Path, script: str, arguments: list[str], folder: Path) -> str:
     """Return what a script has said that the program's Python runs; raise ValueError if it fails."""
     passed = {name: value for name, value in os.environ.items() if name in _PASSED}
-    quiet = {"PYTHONSAFEPATH": "1", "WANDB_MODE": "disabled", "HF_DATASETS_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {
+        "PYTHONSAFEPATH": "1",
+        "WANDB_MODE": "disabled",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     asked = [str(program.with_name("python")), "-c", script, *arguments]
     done = subprocess.run(asked, cwd=folder, env=passed | quiet, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

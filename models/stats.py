@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 4000
@@ -83,6 +82,8 @@ def jackknife_mean(values: Floats, one: NDArray[np.int64], other: NDArray[np.int
     delete-one jackknife (Arvesen 1969, for U-statistics) with Student's quantile; NaN with fewer than two clusters, or
     where one of them is in every pair.
     """
+    from scipy.stats import t as student
+
     nothing = Interval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
     names, number = np.unique(np.concatenate([one, other]), return_inverse=True)
     sides = np.split(number, 2)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -67,6 +66,8 @@ class Store:
 
     def rows(self, ref: Ref, cls: type[Row]) -> list[Row]:
         """Return the rows of a table; raise DamagedArtifact if it is missing or damaged."""
+        import pandas as pd
+
         return from_frame(pd.read_parquet(self.path(ref)), cls)
 
     def write_tables(self, kind: str, tables: Iterable[pa.Table]) -> Ref:

@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
-from scipy.special import digamma
 
 from models.acquisition.bald import information
 from models.acquisition.base import Chosen, Floats, Needs, Pool, Rows
@@ -27,6 +26,8 @@ class BalPm(PairAcquisition):
     temperature: Temperature = 1.0
 
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+        from scipy.special import digamma
+
         count = min(queries, len(pairs))
         if not len(pairs):
             return Chosen(np.array([], dtype=np.int64), np.array([]))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -145,6 +144,8 @@ class _Bounds:
 
 def _nearest(rows: Vectors, centres: Vectors) -> NDArray[np.float32]:
     """Return the squared distance of each row to its nearest centre."""
+    import faiss
+
     squared, _ = faiss.knn(rows, np.ascontiguousarray(centres), 1)
     return np.asarray(np.maximum(squared[:, 0], 0.0), dtype=np.float32)
 

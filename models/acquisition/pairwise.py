@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
-from scipy.special import expit, xlogy
 
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
 from models.acquisition.pair_rules.base import Grid, PairRule
@@ -38,6 +37,8 @@ class Pairs:
 
     def preference(self, temperature: float) -> Floats:
         """Return p^e = σ(D^e / temperature), shape (E, C)."""
+        from scipy.special import expit
+
         return np.asarray(expit(self.difference / temperature))
 
     @property
@@ -164,4 +165,6 @@ def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: N
 
 def entropy(probability: Floats) -> Floats:
     """Return h(p) = −p ln p − (1 − p) ln(1 − p), in nats."""
+    from scipy.special import xlogy
+
     return np.asarray(-xlogy(probability, probability) - xlogy(1 - probability, 1 - probability))

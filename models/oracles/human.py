@@ -9,7 +9,6 @@ from pydantic import Field, PositiveInt
 
 from models.cost import MicroUsd
 from models.oracles.base import Counter, Expected, Oracle, Terms, Verdict
-from models.people import agreement
 from models.rubric import Rubric
 
 
@@ -49,6 +48,8 @@ class Human(Oracle):
         for reply in replies:
             with suppress(ValueError, TypeError, KeyError):  # an import's may be others
                 judged.append([(name, score) for name, score, _ in json.loads(reply)["judgements"]])
+        from models.people import agreement  # with the database's library, which a plan may do without
+
         return {"judgements": float(sum(map(len, judged))), "krippendorff_alpha": agreement(judged)}
 
     def identity(self) -> list[Any]:  # noqa: D102

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import pandas as pd
 from pydantic import Field
-from scipy.special import logit
 
 from models.cost import MICRO, MicroUsd
 from models.downloads import remembered_sha256
 from models.oracles.base import Oracle, Verdict
 from models.preference import text_hash
 from models.rubric import Rubric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LEAST_PROBABILITY = 1e-7
 
@@ -60,7 +61,7 @@ class Replay(Oracle):
     def check(self) -> None:  # noqa: D102
         _table(self)
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         """Return the table: columns prompt, response, score, micro_usd, one row per tuple (the first of its judgements).
 
         Raises FileNotFoundError or ValueError naming the file, the column and the remedy.
@@ -75,7 +76,10 @@ def _table(oracle: Replay) -> dict[tuple[str, str], tuple[float, int]]:
     return dict(zip(keys, zip(frame.score.tolist(), frame.micro_usd.tolist(), strict=True), strict=True))
 
 
-def _read(oracle: Replay) -> pd.DataFrame:
+def _read(oracle: Replay) -> "pd.DataFrame":
+    import pandas as pd
+    from scipy.special import logit
+
     if not oracle.path.is_file():
         raise FileNotFoundError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
     readers: dict[str, Callable[[Replay], pd.DataFrame]] = {
@@ -121,8 +125,10 @@ def _read(oracle: Replay) -> pd.DataFrame:
     )
 
 
-def _read_csv(oracle: Replay) -> pd.DataFrame:
+def _read_csv(oracle: Replay) -> "pd.DataFrame":
     """Read texts as they stand: an answer of "None" or "NA" is an answer, and one of digits is a text."""
+    import pandas as pd
+
     missing = {column: ["", "NA", "NaN", "nan"] for column in (oracle.label_column, oracle.price_column) if column}
     return pd.read_csv(oracle.path, dtype=_texts(oracle), keep_default_na=False, na_values=missing)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from models.policies.dpo import DPO, train_dpo
@@ -142,6 +141,8 @@ def _write(start: Checkpoint, training: Training, folder: Path, along: Sequence[
 
 def main(place: Path) -> None:
     """Take part in a training that `train` has written; the first process says what came of it."""
+    import pandas as pd
+
     spec = json.loads((place / _SPEC).read_text())
     cls: Any = Demonstration if spec["by"] == "sft" else Pair
     reference = place / _REFERENCE

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from models.policies.head import is_plain
 from models.policies.language_model import LanguageModel
@@ -25,6 +24,8 @@ def choice_logprob(
     The answers begin alike; what follows the common beginning tells them apart by one token. Raises ValueError if it takes
     this tokenizer more.
     """
+    from scipy.special import log_softmax
+
     if not prompts:
         return np.zeros((0, len(answers)))
     undecided = [_undecided(policy, prompt, answers) for prompt in prompts]

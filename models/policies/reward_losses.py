@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 Floats = NDArray[np.float64]
 Loss = Literal["bradley_terry", "regression", "ordinal"]
@@ -67,6 +66,8 @@ def information(loss: Loss, rewards: Floats, scores: Floats, thresholds: Floats)
 
     `scores` are of unit spread, `thresholds` those of the levels: what the two losses over single texts need.
     """
+    from scipy.special import expit
+
     if loss == "regression":
         return np.full(len(rewards), 1.0 / max(float(np.mean((scores - rewards) ** 2)), 1e-6))
     above = expit(rewards[:, None] - thresholds)

@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
-from scipy.special import expit
 
 from models.plugins import Plugin
 
@@ -94,4 +93,6 @@ def openness(gap: Floats, width: Floats) -> Floats:
 
     `gap` is μ_i − μ_j and `width` the sum of the bounds' reaches β(s_i + s_j); both of any one shape.
     """
+    from scipy.special import expit
+
     return np.asarray(expit(gap + width) - expit(gap - width))

@@ -1,16 +1,36 @@
 """The report's pictures, as PNG bytes."""
 
 import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.gate import ANY_PAIR
+from models.plugins import digest_of
 from models.preference import Comparison
 
 Floats = NDArray[np.float64]
+_DRAWING = 1  # how pictures are drawn: raised with a change of it
 _BEFORE, _AFTER, _PROXY = "#8a94a6", "#d9730d", "#2f6fde"
+
+
+class Picture:
+    """A picture that is drawn where no file shows the same data already: drawing takes longer than all else of a report."""
+
+    def __init__(self, draw: Callable[..., bytes], *data: Any) -> None:  # noqa: ANN401
+        self._draw, self._data = draw, data
+        self.digest = digest_of([_DRAWING, draw.__name__, *map(_plain, data)])
+
+    def write(self, file: Path) -> None:
+        """Write the picture; leave a file alone that was drawn of the same."""
+        if not (file.is_file() and self.digest.encode() in file.read_bytes()):
+            picture = self._draw(*self._data)
+            file.write_bytes(_labelled(picture, self.digest))
 
 
 def figure_pages(
@@ -20,16 +40,20 @@ def figure_pages(
     agreement: tuple[Floats, Floats],
     comparisons: list[Comparison],
     report: dict[str, Any],
-) -> dict[str, bytes]:
+) -> dict[str, Picture]:
     """Return the pictures by name: policy outcome; evaluator agreement, score distributions where there are any."""
     before = np.array([c.before_score for c in comparisons])
     after = np.array([c.after_score for c in comparisons])
     return {
-        "outcome": _outcome(before, after, report["policy"]["win_rate"]),
-        **({"agreement": _agreement(*agreement, report["evaluator"]["spearman"])} if report["evaluator"] else {}),
-        **({"scores": _scores(bought, proxy)} if len(bought) or len(proxy) else {}),
-        **({"gate": _gate(report["gate"])} if report["gate"] and report["gate"]["curve"] else {}),
-        **({"optimisation": _optimisation(report["curve"])} if report["curve"] else {}),
+        "outcome": Picture(_outcome, before, after, report["policy"]["win_rate"]),
+        **(
+            {"agreement": Picture(_agreement, *agreement, report["evaluator"]["spearman"])}
+            if report["evaluator"]
+            else {}
+        ),
+        **({"scores": Picture(_scores, bought, proxy)} if len(bought) or len(proxy) else {}),
+        **({"gate": Picture(_gate, report["gate"])} if report["gate"] and report["gate"]["curve"] else {}),
+        **({"optimisation": Picture(_optimisation, report["curve"])} if report["curve"] else {}),
     }
 
 
@@ -124,3 +148,14 @@ def png(figure: Any) -> bytes:  # noqa: ANN401
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def _plain(data: Any) -> Any:  # noqa: ANN401
+    return data.tolist() if isinstance(data, np.ndarray) else data
+
+
+def _labelled(picture: bytes, digest: str) -> bytes:
+    """Return a PNG with what it was drawn of as a comment, before its last chunk (of twelve bytes)."""
+    body = b"tEXt" + b"Comment\0" + digest.encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return picture[:-12] + chunk + picture[-12:]

@@ -53,9 +53,14 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "time",
-            f"{report['seconds']:.0f} s, {sum(s['cached'] for s in report['stages'])} stages from cache",
+            f"{report['seconds']:.0f} s{_of_the_cache(report)}",
         ),
     ]
+
+
+def _of_the_cache(report: dict[str, Any]) -> str:
+    cached = sum(stage["cached"] for stage in report["stages"])
+    return f"; {report['seconds_now']:.0f} s now, with {cached} stages from cache" if cached else ""
 
 
 def _versus(report: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from models.cost import MICRO
 from models.gate import Decision
 from models.metrics import Floats
 from models.preference import Comparison, Label, Pair, Prompt, Score, to_frame
+from tasks.caching import saved_seconds
 from tasks.history import labels_of
 from tasks.store import store
 
@@ -54,7 +55,7 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
             for left in [*folder.glob("*.png"), *folder.glob("benchmarks.*")]:  # of another experiment of this name
                 left.unlink()
         for name, picture in figures.items():
-            (folder / f"{name}.png").write_bytes(picture)
+            picture.write(folder / f"{name}.png")
         write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
         write_text(folder / "report.md", to_markdown(report))
         write_text(folder / "report.html", to_html(report, list(figures)))
@@ -68,6 +69,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
     x, outcome = arm.experiment, findings.outcome.facts
     pairs = Counter(p.provenance for p in pairs_of(findings))
     labels = labels_of(findings.rounds.history)
+    now = time.monotonic() - arm.started
     return {
         "name": x.name,
         "arm": x.digest(),
@@ -130,8 +132,9 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
             "distinct_2_after": outcome["distinct_2_after"],
         },
         "made": findings.rounds.record(),
-        "stages": [asdict(run) for run in arm.stages],
-        "seconds": time.monotonic() - arm.started,
+        "stages": [{"name": run.name, "cached": run.cached, "seconds": run.seconds} for run in arm.stages],
+        "seconds": now + saved_seconds(arm.stages),
+        "seconds_now": now,
         "samples": [asdict(c) for c in comparisons[:: max(len(comparisons) // _SAMPLES, 1)][:_SAMPLES]],
     }
 

@@ -7,10 +7,11 @@ oracle must not buy its labels again. Change what a stage does → bump its vers
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from prefect import Task
@@ -20,6 +21,7 @@ from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
 from models.plugins import Frozen, digest_of
+from tasks import durations
 from tasks.locks import StageLocks
 from tasks.results import result_options
 from tasks.store import DamagedArtifact, Ref, store
@@ -49,8 +51,12 @@ class Recipe(CachePolicy):
     ) -> str | None:
         """Return the cache key; raise TypeError for an input that has no stable identity."""
         del flow_parameters
+        return self.key(task_ctx.task.name, inputs)
+
+    def key(self, stage: str, inputs: Mapping[str, Any]) -> str:
+        """Return the cache key of a stage's call; raise TypeError for an input that has no stable identity."""
         named = {name: identity(value) for name, value in inputs.items() if name not in self.ignore}
-        return f"{task_ctx.task.name}-v{self.version}-{digest_of(named)}"
+        return f"{stage}-v{self.version}-{digest_of(named)}"
 
 
 def identity(value: object) -> object:
@@ -72,11 +78,19 @@ def identity(value: object) -> object:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One call of a stage within a flow run."""
+    """One call of a stage within a flow run: what it took when it was computed, then or now, and what this call took."""
 
     name: str
     cached: bool
     seconds: float
+    waited: float
+    key: str
+
+
+def saved_seconds(runs: Sequence[StageRun]) -> float:
+    """Return the seconds that the cache has saved a flow run: what its stages took, once each, less what it waited."""
+    here = {run.key for run in runs if not run.cached}
+    return sum({run.key: run.seconds - run.waited for run in runs if run.cached and run.key not in here}.values())
 
 
 _runs: ContextVar[list[StageRun] | None] = ContextVar("stage_runs", default=None)
@@ -138,6 +152,7 @@ class Stage(Generic[P, R]):
     """A cached Prefect task that checks the artifacts behind a cache hit and recomputes what is missing or damaged."""
 
     task: Task[P, R]
+    recipe: Recipe
     level: int = logging.INFO
 
     @property
@@ -160,11 +175,20 @@ class Stage(Generic[P, R]):
             log.warning("%s: %s; computing it again", self.name, damage)
             state = task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
             result, cached = state.result(), False
-        run = StageRun(self.name, cached, time.monotonic() - started)
+        waited, key = time.monotonic() - started, self._key(*args, **kwargs)
+        took = durations.kept(key) if cached else None
+        run = StageRun(self.name, cached, waited if took is None else took, waited, key)
+        if not cached:
+            durations.keep(key, waited)
         log.log(self.level, "✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
         if (collected := _runs.get()) is not None:
             collected.append(run)
         return result
+
+    def _key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        given = signature(self.task.fn).bind(*args, **kwargs)
+        given.apply_defaults()
+        return self.recipe.key(self.name, given.arguments)
 
 
 def stage(
@@ -192,7 +216,7 @@ def stage(
             log_prints=False,
         )
         STAGES.append(task.name)
-        return Stage(task, level)
+        return Stage(task, policy, level)
 
     return decorate
 

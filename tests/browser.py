@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -24,7 +25,8 @@ def browser(width: int = 1500, height: int = 1000) -> Iterator[Page]:
 
 def prefect_page(page: Page, url: str, password: str) -> None:
     """Go to a page of Prefect's, past its form for the password."""
-    page.goto(url)
+    parts = urlsplit(url)
+    page.goto(f"{parts.scheme}://{parts.netloc}/login?redirect={parts.path}")
     page.locator("input[type=password]").fill(password)
     page.get_by_role("button", name="Login").click()
     page.wait_for_url(url)

@@ -63,7 +63,9 @@ class Lab:
         return said
 
     def prefect(self, *arguments: str) -> str:
-        return self.command("prefect", *arguments, PREFECT_API_URL=str(self.api.base_url), PREFECT_API_AUTH_STRING=self.password)
+        return self.command(
+            "prefect", *arguments, PREFECT_API_URL=str(self.api.base_url), PREFECT_API_AUTH_STRING=self.password
+        )
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         def answered() -> Any:  # 503: the database is busy, come again

@@ -49,11 +49,20 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     one_value = {**report, "scores": {**report["scores"], "top_share": 0.9}}
     assert any("Score collapse: 90%" in line for line in warnings(one_value))
     owned = bought()
+    pictures = {file.name: file.stat().st_mtime_ns for file in report_folder("tiny").glob("*.png")}
 
     again = run(tiny_settings)
     assert executed(again) == Counter()
     assert bought() == owned
-    for volatile in ("stages", "seconds"):
+    assert {file.name: file.stat().st_mtime_ns for file in report_folder("tiny").glob("*.png")} == pictures, (
+        "what shows the same is not drawn again"
+    )
+    assert again["seconds"] == pytest.approx(report["seconds"], abs=again["seconds_now"])
+    took = {stage["name"]: stage["seconds"] for stage in report["stages"] if not stage["cached"]}
+    assert (
+        took.items() <= {stage["name"]: pytest.approx(stage["seconds"], abs=0.01) for stage in again["stages"]}.items()
+    )
+    for volatile in ("stages", "seconds", "seconds_now"):
         report.pop(volatile)
         again.pop(volatile)
     assert again == report

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -9,7 +10,7 @@ from prefect import flow
 from models.generators.hf import Transformers
 from models.preference import Prompt
 from models.sources.files import Files
-from tasks.caching import Product, identity, stage, stage_runs
+from tasks.caching import Product, identity, saved_seconds, stage, stage_runs
 from tasks.policy import Policy
 from tasks.store import store
 
@@ -63,6 +64,28 @@ def test_another_version_is_computed_again() -> None:
 
     counting_anew()
     assert calls == ["x", "x"]
+
+
+def test_a_stage_from_the_cache_tells_what_it_took_when_it_was_computed() -> None:
+    @stage(version=1)
+    def slowly(text: str) -> Product:
+        time.sleep(0.4)
+        return Product(ref=store().write_rows("prompts", [Prompt.of(text)], Prompt))
+
+    @flow
+    def twice() -> tuple[Any, float]:
+        with stage_runs() as runs:
+            slowly("x")
+            slowly("x")
+        return runs, saved_seconds(runs)
+
+    first, saved = twice()
+    assert [run.cached for run in first] == [False, True]
+    assert saved == 0.0, "it was computed here"
+    again, saved = twice()
+    assert [run.cached for run in again] == [True, True]
+    assert {run.seconds for run in again} == {pytest.approx(first[0].seconds, abs=0.001)}
+    assert saved == pytest.approx(again[1].seconds - again[1].waited), "once, though it was asked for twice"
 
 
 def test_a_failure_is_not_cached() -> None:

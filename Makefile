@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml Makefile scripts/setup.sh $(LOCKS)/ninefold.txt
 	@echo "ready: $(BIN)/ninefold"
 
 lock: setup ## renew deployments/locks: what is tested, with hashes
-	@for name in ninefold rewardbench audit label-studio uv; do \
+	@for name in ninefold rewardbench audit label-studio distilabel uv; do \
 	  case $$name in ninefold) from="--extra quickstart --extra dev pyproject.toml $(LOCKS)/model.in";; *) from=$(LOCKS)/$$name.in;; esac; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" --override $(LOCKS)/without.txt $$from --output-file $(LOCKS)/$$name.txt || exit 1; \

@@ -135,10 +135,9 @@ def cases(make: Any, rows: int) -> dict[str, Case]:  # noqa: ANN401
 def our_job(path: Path) -> None:
     """Run the job here: three cached stages, the labels bought through the ledger."""
     from flows.environment import prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_flows()
-    admit()
     from prefect import flow
 
     from models.chat_api import Endpoint
@@ -182,15 +181,24 @@ def our_job(path: Path) -> None:
         )
         return rescale(annotate(purchase, workers=job["batch"]).ref, job["factor"])
 
-    rows = store().rows(three_steps(), Score)
+    with admitted():
+        rows = store().rows(three_steps(), Score)
     Path(job["out"]).write_text(json.dumps({row.response_id: row.score for row in rows}))
 
 
 def _install(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     # `requests` is imported and not declared
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", _PEER, "requests"]
-    subprocess.run(pip, check=True)
+    command = [str(ROOT / "scripts" / "setup.sh"), str(folder), "distilabel", "none", _PEER, "requests"]
+    subprocess.run(command, check=True)
+
+
+def contestants() -> dict[str, list[str]]:
+    """Return the command of each implementation; the peer's environment is made once."""
+    peer = once("distilabel-1.5.3", _install) / "bin" / "python"
+    return {
+        "ninefold": [sys.executable, str(ROOT / "benchmarks" / "recovery.py"), "--job"],
+        "distilabel": [str(peer), str(ROOT / "benchmarks" / "recovery_distilabel.py")],
+    }
 
 
 def main() -> None:
@@ -202,14 +210,9 @@ def main() -> None:
     if given.job is not None:
         our_job(given.job)
         return
-    peer = once("distilabel-1.5.3", _install) / "bin" / "python"
-    commands = {
-        "ninefold": [sys.executable, str(ROOT / "benchmarks" / "recovery.py"), "--job"],
-        "distilabel": [str(peer), str(ROOT / "benchmarks" / "recovery_distilabel.py")],
-    }
     table: dict[str, dict[str, Case]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        for name, command in commands.items():
+        for name, command in contestants().items():
             table[name] = cases(
                 lambda case, n=name, c=command: Contestant(n, c, given.rows, Path(scratch) / n / case), given.rows
             )

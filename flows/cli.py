@@ -42,15 +42,16 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 def run(file: File, overrides: Overrides = None) -> None:
     """Run one experiment; what an earlier run has done already comes from the cache."""
     from flows.environment import prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_flows()
     planned = _planned(file, overrides)
     _show_plan(planned)
-    admit()
-    from flows.proxy_reward import proxy_reward
+    with admitted():
+        from flows.proxy_reward import proxy_reward
 
-    _show_report(proxy_reward(planned.experiment))
+        report = proxy_reward(planned.experiment)
+    _show_report(report)
 
 
 @app.command(epilog="Example: `ninefold rerun quickstart --from train_evaluator`")
@@ -60,7 +61,7 @@ def rerun(
 ) -> None:
     """Run an experiment again: what failed and what follows it, or all from a chosen stage on. No label is bought twice."""
     from flows.environment import prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_flows()
     from flows.proxy_reward import proxy_reward
@@ -69,8 +70,8 @@ def rerun(
 
     found = started(name)
     check_stage(stage)
-    admit()
-    report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
+    with admitted():
+        report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
     _show_report(report)
     executed = [run["name"] for run in report["stages"] if not run["cached"]]
     typer.echo(f"executed    {', '.join(executed) or 'nothing: all was in the cache'}")

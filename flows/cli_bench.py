@@ -25,7 +25,7 @@ def label_efficiency(
 ) -> None:
     """Draw every strategy's learning curve on labels that were paid for already; buys nothing."""
     from flows.environment import prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_flows()
     from flows.config import load
@@ -35,12 +35,12 @@ def label_efficiency(
     study = load(LabelEfficiency, file, given)
     for line in study.plan():
         typer.echo(line)
-    admit()
     from flows.label_efficiency import label_efficiency as run
     from flows.reports import report_folder
     from flows.study_pages import headlines, notes
 
-    report = run(study)
+    with admitted():
+        report = run(study)
     table(f"{report['name']}: what {max(report['budgets'])} labels buy", headlines(report))
     for note in notes(report):
         typer.echo(f"note: {note}")

@@ -45,7 +45,7 @@ def evaluate(
     Only AlpacaEval buys anything: it says what, and asks first. Its judgements are in the ledger, and are not bought twice.
     """
     from flows.environment import prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_flows()
     from flows.benchmarks import COLUMNS, SUITES, benchmarks, cells
@@ -71,8 +71,10 @@ def evaluate(
         asked = load(AlpacaEval, judge) if judge else AlpacaEval()
         contest = Contest(judge=asked, limit=limit, max_micro_usd=max_micro_usd, workers=workers)
         _agree(contest, yes=yes)
-    admit()
-    rows = benchmarks(name, tasks, contest=contest, ranking=ranking, average=suite == AVERAGED, batch_size=batch_size)
+    with admitted():
+        rows = benchmarks(
+            name, tasks, contest=contest, ranking=ranking, average=suite == AVERAGED, batch_size=batch_size
+        )
     for row in (COLUMNS, *map(cells, rows)):
         typer.echo("  ".join(f"{cell:14}" for cell in row).rstrip())
 

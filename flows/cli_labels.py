@@ -147,7 +147,7 @@ def _import_judgements(source: object, lines: "list[Line]") -> None:
 def _resume() -> None:
     """Let the runs that wait go on; no Prefect server is started where there has been none."""
     from flows.environment import prepare, prepare_flows
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
     from tasks.settings import settings
 
     prepare()
@@ -155,10 +155,11 @@ def _resume() -> None:
     if embedded and not (settings().prefect_home / "prefect.db").exists():
         return
     prepare_flows()
-    admit()
     from flows.waiting import resume_waiting
 
-    for name in resume_waiting():
+    with admitted():
+        resumed = resume_waiting()
+    for name in resumed:
         typer.echo(f"run {name} goes on, or waits again for what is missing")
 
 

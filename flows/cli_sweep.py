@@ -21,7 +21,7 @@ def sweep(
 ) -> None:
     """Run every arm of a sweep; what an earlier execution has done comes from the cache, and only what failed runs again."""
     from flows.environment import prepare_flows, prepare_libraries
-    from flows.prefect_server import admit
+    from flows.prefect_server import admitted
 
     prepare_libraries() if only_plan else prepare_flows()
     if workers and not only_plan:
@@ -37,14 +37,14 @@ def sweep(
         typer.echo(line)
     if only_plan:
         return
-    admit()
     from flows.mlflow_pages import curves_page, runs_page
     from flows.reports import report_folder
     from flows.sweep_pages import notes, table
     from flows.sweep_run import Incomplete, run_sweep
 
     try:
-        report = run_sweep(given, workers)
+        with admitted():
+            report = run_sweep(given, workers)
     except Incomplete as missing:
         report = missing.report
     _show(table(report), notes(report))

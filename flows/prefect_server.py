@@ -1,6 +1,6 @@
 """Prefect's server for one command: open to nobody else, and gone when the command is, however that ends.
 
-`warm` starts a process that imports and waits; `admit` lets it touch the home's database and answer. In between a command
+`warm` starts a process that imports and waits; `admitted` lets it touch the home's database and answer. In between a command
 reads its files, so that a mistake in them leaves nothing behind and the wait is short where there is none.
 """
 
@@ -10,7 +10,8 @@ import secrets
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -110,10 +111,18 @@ def warm(home: Path) -> None:
         os.environ |= {"PREFECT_API_URL": _server.api, "PREFECT_API_AUTH_STRING": _server.password}
 
 
-def admit() -> None:
-    """Let this process's server, if it has one, open its database and answer."""
+@contextmanager
+def admitted() -> Iterator[None]:
+    """Let this process's server, if it has one, open its database and answer, and run flows in the block.
+
+    They send no heartbeats: whoever waits at the terminal sees that they live, and each would take up to a second to end.
+    """
     if _server is not None:
         _server.admit()
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def of_commands(home: Path) -> list[Command]:

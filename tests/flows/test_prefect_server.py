@@ -18,11 +18,11 @@ from tests.processes import ROOT, until, without_prefect
 COMMAND = """
 import os, time
 from flows.environment import prepare_flows
-from flows.prefect_server import admit
+from flows.prefect_server import admitted
 prepare_flows()
-admit()
-print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
-time.sleep(600)
+with admitted():
+    print(os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"], flush=True)
+    time.sleep(600)
 """
 
 

@@ -43,7 +43,7 @@ def prepare() -> None:
 
 
 def prepare_flows() -> None:
-    """`prepare`, and start this command's Prefect server where there is none; it answers within `prefect_server.admitted`."""
+    """`prepare`, and start this command's Prefect server where there is none; `prefect_server.admitted` lets it answer."""
     prepare()
     if "PREFECT_API_URL" in os.environ:
         return

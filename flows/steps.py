@@ -9,18 +9,17 @@ from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
 from models.cost import Amount
 from models.embedding import View
-from models.gate import AtChance, Decision, decide
+from models.gate import AtChance, Decision
 from models.lessons import Teaching
 from models.oracles.base import Oracle
 from models.plugins import digest_of
 from models.policies.pretrained import locate
-from models.preference import LeftOut
 from models.randomness import seed_of
 from tasks.acquire import acquire
 from tasks.align import Aligned, align
 from tasks.annotate import Bought, Purchase, annotate, ask_people
 from tasks.caching import Product
-from tasks.cross_fit import cross_fit
+from tasks.cross_fit import cross_fit, gate
 from tasks.demonstrations import off_policy, self_play
 from tasks.embed import embedded
 from tasks.fine_tune import fine_tune
@@ -31,7 +30,7 @@ from tasks.pair import doubts, pair
 from tasks.policy import Policy
 from tasks.prompts import PromptSets
 from tasks.proxy_label import Scored, proxy_labelled
-from tasks.store import Ref, store
+from tasks.store import Ref
 from tasks.train_evaluator import train_evaluator
 
 
@@ -174,7 +173,7 @@ def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Poli
         folds=x.dpo.gate.folds,
         eft_seed=_eft_seed(arm, prompts),
     )
-    decision = decide(store().rows(left_out.ref, LeftOut), x.dpo.gate)
+    decision = gate(left_out.ref, x.dpo.gate)
     arm.decide(decision)
     control, stops = x.labelling.shuffle_labels, x.dpo.gate.at_chance == "stop"
     if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from models import lessons
 from models.evaluators.base import Bench, Evaluator
+from models.gate import Decision, Gate, decide
 from models.preference import LeftOut
 from models.rubric import Rubric
 from tasks.caching import Product, stage
@@ -32,3 +33,9 @@ def cross_fit(
     bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed, judged(eft_seed))
     rows = lessons.cross_fit(evaluator, lessons_of(history), bench, teaching, folds)
     return Product(ref=store().write_rows("left_out", rows, LeftOut))
+
+
+@stage(version=1)
+def gate(left_out: Ref, rules: Gate) -> Decision:
+    """Return what the gate decides of the evaluator whose word on labels that it had not seen is `left_out`."""
+    return decide(store().rows(left_out, LeftOut), rules)

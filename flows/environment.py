@@ -11,6 +11,10 @@ from flows import prefect_server
 from flows.servers import servers
 from tasks.settings import settings
 
+# How OpenMP's threads wait for each other: a short spin, then asleep. By default they spin for a millisecond, which beside
+# other work on the same cores costs many times what it saves (benchmarks/beside.py).
+WAITING = {"GOMP_SPINCOUNT": "10000"}
+
 
 def prepare() -> None:
     """Point Prefect at this project's home, unless the user has chosen a server or a profile of their own.
@@ -60,6 +64,9 @@ def prepare_flows() -> None:
 def prepare_libraries() -> None:
     """Set a thread count, which OpenMP reads when FAISS or torch is imported, and keep the libraries quiet and at home."""
     os.environ["PYTHONSAFEPATH"] = "1"  # of children: what lies in the working directory is not ours
+    if "OMP_WAIT_POLICY" not in os.environ:  # the user's own choice
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_NUM_THREADS", str(settings().threads or len(os.sched_getaffinity(0))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -15,9 +15,8 @@ from models.policies.language_model import LanguageModel
 from models.preference import Prompt, Response
 from models.randomness import stream
 
-WORDS = (
-    ["film", "warm", "witty", "tale", "love", "charm", "wonderful", "great", "acting", "superb", "delight", "dull", "boring", "tedious", "awful", "mess", "bad"]
-)
+WORDS = """film warm witty tale love charm wonderful great acting superb delight dull boring tedious awful mess
+bad""".split()  # noqa: SIM905
 # of one token to sixty, in no order
 PROMPTS = [Prompt.of(" ".join(WORDS[n % 5 :][:n])) for n in (3, 1, 14, 2, 7, 5)] + [Prompt.of(" ".join(WORDS * 3))]
 LONGER = [prompt for prompt in PROMPTS if len(prompt.text.split()) > 1]  # a pass over one column is then a step

@@ -12,8 +12,9 @@ import numpy as np
 
 from models.generators.drawing import ATTEMPTS, draw
 
-# Of the rows, before others are read into their place: reading takes a pass of its own, an empty row nothing.
-FREE = 0.25
+# Prompts are read ahead, a quarter as many as there are rows: a pass costs much by itself and little for each row, and
+# what is read takes memory until its last sample has begun. Free rows are given out when there is one in sixteen.
+READ, FREE = 4, 16
 
 
 @dataclass(eq=False)
@@ -66,14 +67,11 @@ class Sampling:
 
 def write(model: Any, asked: Sequence[Asked], sampling: Sampling, *, rows: int, pad: int) -> Iterator[Text]:  # noqa: ANN401
     """Yield each text as it ends, in no order; `rows` are written at once, prompts of similar lengths beside each other."""
-    import torch
-
     by_length = sorted(asked, key=lambda one: len(one.ids))
-    with torch.inference_mode():
-        if can_step(model):
-            yield from _Batch(model, sampling, rows, pad).write(deque(by_length))
-        else:
-            yield from _by_the_library(model, by_length, sampling, rows, pad)
+    if can_step(model):
+        yield from _Batch(model, sampling, rows, pad).write(deque(by_length))
+    else:
+        yield from _by_the_library(model, by_length, sampling, rows, pad)
 
 
 def can_step(model: Any) -> bool:  # noqa: ANN401
@@ -89,12 +87,11 @@ def can_step(model: Any) -> bool:  # noqa: ANN401
 
     turns = getattr(model.config.get_text_config(), "rope_parameters", None)
     prepares = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
-    placed = "position_ids" in inspect.signature(model.forward).parameters
-    if prepares or not placed or re.search("dynamic|longrope", str(turns)):
+    takes = {"position_ids", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
+    if prepares or not takes or re.search("dynamic|longrope", str(turns)):
         return False
-    with torch.inference_mode():
-        one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-        return keeps_all(model(input_ids=one, use_cache=True, logits_to_keep=1).past_key_values)
+    one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    return keeps_all(model(input_ids=one, use_cache=True, logits_to_keep=1).past_key_values)
 
 
 class _Read(NamedTuple):
@@ -110,7 +107,7 @@ class _Batch:
 
     def __init__(self, model: Any, sampling: Sampling, rows: int, pad: int) -> None:  # noqa: ANN401
         self._model, self._sampling, self._rows, self._pad = model, sampling, rows, pad
-        self._enough = max(1, int(FREE * rows))
+        self._enough = max(1, rows // FREE)
         self._live: list[Text] = []
         self._cache: Any = None
         self._read: _Read | None = None
@@ -139,14 +136,10 @@ class _Batch:
         return [text for _, text in begun if text.ended]
 
     def _reading(self, asked: deque[Asked]) -> _Read:
-        """Read as many prompts as there is room for with all of their samples, or one."""
+        """Read the next prompts, each once for all of its texts."""
         from models.policies.growing_cache import GrowingCache
 
-        prompts = [asked.popleft()]
-        samples = len(prompts[0].texts)
-        while asked and samples + len(asked[0].texts) <= self._room:
-            prompts.append(asked.popleft())
-            samples += len(prompts[-1].texts)
+        prompts = [asked.popleft() for _ in range(min(len(asked), max(1, self._rows // READ)))]
         ids, mask = left_padded([one.ids for one in prompts], self._pad)
         mask = mask.to(self._model.device)
         output = self._model(
@@ -157,7 +150,8 @@ class _Batch:
             logits_to_keep=1,
         )
         layers = output.past_key_values.layers
-        self._cache = self._cache or GrowingCache(len(layers), self._rows)
+        if self._cache is None:
+            self._cache = GrowingCache(len(layers), self._rows)
         waiting = deque((row, text) for row, one in enumerate(prompts) for text in one.texts)
         return _Read(layers, output.logits[:, -1], waiting)
 

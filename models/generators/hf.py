@@ -27,6 +27,8 @@ class Transformers(Generator):
         self, policy: LanguageModel, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
         """Sample as `sample` does, from a model that is loaded already."""
+        import torch
+
         end, pad = policy.tokenizer.eos_token_id, policy.tokenizer.pad_token_id
         # a model reads at least one token: an empty prompt is what follows an end
         ids = [policy.renderer.prompt_ids(prompt.text) or [end] for prompt in prompts]
@@ -36,7 +38,7 @@ class Transformers(Generator):
         ]
         sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens, frozenset({end}))
         tokens = 0
-        with tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
+        with torch.inference_mode(), tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
             for text in write(policy.model, asked, sampling, rows=self.batch_size, pad=pad):
                 tokens += len(text.tokens)
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)

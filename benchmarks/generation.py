@@ -11,8 +11,8 @@ template, which end after anything from a few tokens to none of the 256.
 Cases, each in a process of its own: "generate" is what Ninefold did before: transformers' `generate` over batches of
 prompts of similar length, each row with its own random numbers; "ours" is the shipped back end; "continuous" is the
 library's continuous batching (`generate_batch`), with draws of its own; "bound" is bare steps of the model, forward pass
-with a cache and head, at as many rows and at the width that "ours" has on average. Tokens are those of the responses, up
-to their ends. `peak_gb` is the largest resident size of the process. The last line is JSON.
+with a cache and head, at as many rows, each as long as texts are on average while they are written. Tokens are those of the
+responses, up to their ends. `peak_gb` is the largest resident size of the process. The last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,6 @@ from models.sources.movie_reviews import MovieReviews
 
 ATTEMPTS = 16
 STEPS = 24  # that the bound is measured in
-LEAST = 300.0  # seconds of a process, before what "generate" takes allows for more
 
 
 class Pool(NamedTuple):
@@ -230,12 +229,12 @@ def continuous(policy: LanguageModel, prompts: list[Prompt], pool: Pool) -> Samp
 
 
 def bound(policy: LanguageModel, prompts: list[Prompt], pool: Pool) -> Sampled:
-    """Step the model as it is, drawing nothing: the middle of a run of "ours", without ends, beginnings or draws."""
+    """Step the model as it is, all rows filled at every step: nothing begins, ends or is drawn."""
     import torch
     from transformers import DynamicCache
 
     width = int(statistics.mean(len(policy.renderer.prompt_ids(p.text)) for p in prompts))
-    width += pool.most // 3  # what a text in the middle of its way has written, on average
+    width += 2 * pool.most // 5  # what the texts of both pools have written, on average over their steps
     cache, ids = DynamicCache(config=policy.model.config), torch.full((pool.rows, 1), 100)
     policy.model(input_ids=ids.expand(-1, width)[:1], past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(pool.rows)

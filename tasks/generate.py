@@ -25,7 +25,7 @@ def generated(policy: Policy, prompts: Ref, generator: Generator, *, samples: in
     return joined(in_shards(of, prompts, rows=rows, what="generating"), summed="responses")
 
 
-@stage(version=2)
+@stage(version=3)
 def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
     """Return `samples` responses per prompt, ordered by prompt and sample."""
     return elsewhere(partial(_sample, policy, prompts, generator, samples=samples, seed=seed), gpus=generator.gpus)

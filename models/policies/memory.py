@@ -19,8 +19,8 @@ _ADAPTER = 4 * (2 + _ADAM)  # bytes to a weight of an adapter, which is float32,
 # read and write (2205.05198, §4, for a gated network without dropout); benchmarks/memory.py measures it.
 _OF_HIDDEN, _OF_KEYS, _OF_INNER = 13, 4, 4
 _LOGITS = 3 * 4  # bytes to a position's logit in training: itself in float32, its softmax, its gradient
-_SAMPLED = 32  # bytes to a logit where it is sampled: itself, its probability, sums in float64
-_GROWING = 2  # times keys and values: they are copied as they grow
+_SAMPLED = 32  # bytes to a logit where it is sampled: itself, its probability, what these are made of
+_AHEAD = 32  # columns of keys and values that are made before there is a token for them (growing_cache.py)
 
 
 class Shape(NamedTuple):
@@ -66,8 +66,8 @@ def weights(shape: Shape, dtype: Dtype) -> int:
 
 def generating(shape: Shape, dtype: Dtype, *, rows: int, tokens: int) -> int:
     """Return the bytes of sampling so many rows at once, up to so many tokens with the prompt's."""
-    kept = 2 * shape.layers * shape.keys * _BYTES[dtype] * rows * tokens
-    return weights(shape, dtype) + _GROWING * kept + rows * shape.vocabulary * _SAMPLED
+    kept = 2 * shape.layers * shape.keys * _BYTES[dtype] * rows * (tokens + _AHEAD)
+    return weights(shape, dtype) + kept + rows * shape.vocabulary * _SAMPLED
 
 
 def training(

@@ -95,15 +95,15 @@ def _kept(policy: LanguageModel, ids: list[int]) -> tuple[list[int], Any]:
     repeated. Such models read every text whole.
     """
     import torch
-    from transformers.cache_utils import DynamicLayer
+
+    from models.policies.growing_cache import keeps_all
 
     if not ids:
         return [], None
     with torch.inference_mode():
         row = torch.tensor([ids], device=policy.model.device)
         kept = policy.model(input_ids=row, use_cache=True, logits_to_keep=1).past_key_values
-    whole = kept is not None and all(type(layer) is DynamicLayer for layer in getattr(kept, "layers", [None]))
-    return (ids, kept) if whole else ([], None)
+    return (ids, kept) if keeps_all(kept) else ([], None)
 
 
 def _undecided(policy: LanguageModel, prompt: str, answers: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.generators.base import Generator
-from models.generators.hf import Transformers, _InverseSampling
+from models.generators.drawing import draw
+from models.generators.hf import Transformers
 from models.generators.vllm import VLLM
 from models.plugins import plugins_of
 from models.policies import head, language_model
@@ -196,8 +197,8 @@ def test_draws_follow_the_tempered_nucleus_distribution(temperature: float, top_
     rng = np.random.default_rng(0)
     logits = torch.tensor(rng.normal(size=20) * 2, dtype=torch.float32)
     draws = 20_000
-    sampler = _InverseSampling(rng.random((draws, 1, 40)), temperature, top_p)
-    chosen = sampler(None, logits.repeat(draws, 1)).argmax(-1).numpy()
+    uniforms = torch.as_tensor(rng.random((draws, 40)))
+    chosen = draw(logits.repeat(draws, 1), uniforms, temperature=temperature, top_p=top_p).tokens.numpy()
     probability = torch.softmax(logits / temperature, -1).numpy()
     order = np.argsort(-probability)
     kept = order[: int(np.searchsorted(np.cumsum(probability[order]), top_p) + 1)]

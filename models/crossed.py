@@ -59,7 +59,7 @@ def crossed_mean(table: Floats, seeds: Seeds | None = None) -> Crossed:
     share = known / known.sum(axis=1, keepdims=True)
     means = (np.where(known, values, 0.0) * share).sum(axis=1)
     mean, count = float(means.mean()), len(means)
-    kinds = _kinds(None if seeds is None else [seeds[row] for row in np.flatnonzero(rows)], count)
+    kinds = _kinds(None if seeds is None else [seeds[row] for row in np.flatnonzero(rows).tolist()], count)
     prompts = _variances(np.where(known, values - means[:, None], 0.0), known)
     own = float((share**2).sum()) / count**2
     both = float((share.mean(axis=0) ** 2).sum()) - own  # of pairs of different rows, S − 1 for each S of `own`

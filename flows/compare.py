@@ -10,16 +10,20 @@ import pandas as pd
 
 from flows.findings import HELD_OUT
 from flows.reports import fetched, with_file
-from models.comparison import Outcomes, holm, mean_over_seeds, paired_bootstrap, pareto, spread
+from models.comparison import Outcomes, difference, holm, mean_of, pareto, spread
 from models.cost import MICRO
+from models.crossed import independent_seeds
 
 BASELINE, BUDGET = "random", "labelling.queries"
 # name: what is summed over a prompt, and what it is divided by
 METRICS = {"agreement": ("agreed", "pairs"), "win_rate": ("wins", "comparisons"), "gain": ("gain", "comparisons")}
+SHARES = ("agreement", "win_rate")  # lie between 0 and 1, and so do the ends of their intervals
+# prices of the same queries differ with the lengths of the replies; more than this is another budget
+EQUAL_MONEY = 0.05
 
 
 class Run(NamedTuple):
-    """One finished run: which arm it is of, at which point of the grid, and what its held-out prompts say."""
+    """One finished run: which arm it is of, at which point of the grid, and what its held-out prompts say by metric."""
 
     series: str
     budget: Any
@@ -76,9 +80,10 @@ def _sweep(name: str) -> dict[str, Any]:
 
 
 def _run(arm: dict[str, Any]) -> Run:
-    table = pd.read_parquet(fetched(arm["name"]) / HELD_OUT).sort_values("prompt_id")
+    table = pd.read_parquet(fetched(arm["name"]) / HELD_OUT)
+    prompts = [str(name) for name in table.prompt_id]
     outcomes = {
-        metric: Outcomes(table[total].to_numpy(np.float64), table[count].to_numpy(np.float64))
+        metric: Outcomes(prompts, table[total].to_numpy(np.float64), table[count].to_numpy(np.float64))
         for metric, (total, count) in METRICS.items()
     }
     return Run(series_of(arm), arm["point"].get(BUDGET), (arm["seed"], arm["training_seed"]), arm["report"], outcomes)
@@ -99,13 +104,26 @@ def _row(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]
         "pareto": {},
     }
     for metric in METRICS:
-        row[metric] = list(mean_over_seeds([run.outcomes[metric] for run in runs]))
+        mean, low, high, *_ = mean_of([run.outcomes[metric] for run in runs], [run.seeds for run in runs])
+        row[metric] = [mean, *_bounded(metric, low, high, least=0.0)]
         row[f"{metric}_spread"] = spread({run.seeds: run.outcomes[metric].mean for run in runs})._asdict()
     baseline = _baseline(series, budget, cells)
     pairs = [(run, other) for run in runs for other in baseline if run.seeds == other.seeds]
-    row["equal_budget"] = bool(pairs) and all(run.report["queries"] == other.report["queries"] for run, other in pairs)
+    row["independent_seeds"] = independent_seeds([run.seeds for run in runs])
+    row["unequal"] = unequal([(run.report, other.report) for run, other in pairs])
+    row["equal_budget"] = bool(pairs) and not row["unequal"]
     row["against_random"] = _against(pairs) if pairs else None
     return row
+
+
+def unequal(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[str]:
+    """Return which of queries and money differ between the reports of paired runs.
+
+    Queries are to be the same in every pair; money, over all pairs, within EQUAL_MONEY of the mean of both sides.
+    """
+    found = ["queries"] if any(run["queries"] != other["queries"] for run, other in pairs) else []
+    ours, random = (sum(pair[side]["micro_usd"] for pair in pairs) for side in (0, 1))
+    return [*found, *(["money"] if abs(ours - random) > EQUAL_MONEY * (ours + random) / 2 else [])]
 
 
 def _baseline(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> Sequence[Run]:  # noqa: ANN401
@@ -119,11 +137,19 @@ def _baseline(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence
 
 
 def _against(pairs: Sequence[tuple[Run, Run]]) -> dict[str, dict[str, float]]:
-    found = {}
+    found, seeds = {}, [run.seeds for run, _ in pairs]
+    worth = independent_seeds(seeds)
     for metric in METRICS:
         ours, other = ([run.outcomes[metric] for run in side] for side in zip(*pairs, strict=True))
-        found[metric] = {**paired_bootstrap(ours, other)._asdict(), "pairs": len(pairs), "p_holm": float("nan")}
+        test = {**difference(ours, other, seeds)._asdict(), "pairs": len(pairs), "independent_seeds": worth}
+        low, high = _bounded(metric, test["low"], test["high"], least=-1.0)
+        found[metric] = {**test, "low": low, "high": high, "p_holm": float("nan")}
     return found
+
+
+def _bounded(metric: str, low: float, high: float, *, least: float) -> tuple[float, float]:
+    """Return the ends of an interval, cut to what the metric can be; NaN stays."""
+    return (max(low, least), min(high, 1.0)) if metric in SHARES and np.isfinite(low) else (low, high)
 
 
 def _mean(reports: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> float:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from flows.compare import METRICS, dollars_of
+from flows.compare import BASELINE, EQUAL_MONEY, METRICS, dollars_of
 from flows.figures import png
 from flows.tables import STYLE, html_table, markdown_table
 from models.cost import dollars
+from models.crossed import LEAST_SEEDS
 
 _NAMES = {"agreement": "pair accuracy", "win_rate": "win rate", "gain": "gain"}
 _TITLES = ("arm", "queries", "cost", "seeds", *_NAMES.values(), "gain on random's gain", "p (Holm)", "KL", "pairs")
@@ -35,12 +36,53 @@ def notes(report: dict[str, Any]) -> list[str]:
         if known:
             verdict = f"differ from random: {', '.join(shown)}" if shown else "no arm is shown to differ from random"
             found.append(f"By {name}, {len(known)} tests, Holm: {verdict}.")
-    unequal = [_told(row) for row in rows if row["against_random"] and not row["equal_budget"]]
-    if unequal:
-        found.append(f"Not at random's budget, so not tested: {', '.join(unequal)}.")
-    few = min(len(row["seeds"]) for row in rows)
-    found.append(f"Intervals resample seeds and held-out prompts; {few} seeds at the least, which bound them loosely.")
-    return [*found, *_spreads(rows)]
+    return [*found, *(_untested(rows) if report["baseline"] else ()), *_counted(rows), *_spreads(rows)]
+
+
+def _untested(rows: list[dict[str, Any]]) -> list[str]:
+    """Return why an arm has no p-value, a sentence for each reason."""
+    compared = [row for row in rows if row["against_random"]]
+    unequal = [f"{_told(row)} (other {' and '.join(row['unequal'])})" for row in compared if row["unequal"]]
+    equal = [(row, row["against_random"]) for row in compared if row["equal_budget"]]
+    few = [_told(row) for row, test in equal if test["gain"]["independent_seeds"] < LEAST_SEEDS]
+    apart = [_told(row) for row, test in equal if not test["gain"]["prompts"]]
+    reasons = {
+        f"Not at random's budget (the same queries, and money within {EQUAL_MONEY:.0%}), so not tested": unequal,
+        "No seed in common with random, so not compared": [
+            _told(row) for row in rows if row["against_random"] is None and row["arm"].partition(" ")[0] != BASELINE
+        ],
+        "No held-out prompt in common with random, so not compared": apart,
+        "Fewer than three seeds: no p-value": few,
+    }
+    for metric, name in _NAMES.items():
+        silent = [_told(row) for row, test in equal if not math.isfinite(test[metric]["p"])]
+        reasons[f"Fewer than three seeds have a {name} beside random's: no p-value by it"] = [
+            arm for arm in silent if arm not in (*few, *apart)
+        ]
+    return [f"{reason}: {', '.join(arms)}." for reason, arms in reasons.items() if arms]
+
+
+def _counted(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what the figures are means of: seeds and prompts."""
+    found = []
+    for row in rows:
+        test = row["against_random"] and row["against_random"]["gain"]
+        if test and test["dropped"] and test["prompts"]:
+            found.append(
+                f"{_told(row)} is held against random on {test['prompts']} held-out prompts; {test['dropped']} dropped, "
+                "which one of the two lacks in some seed."
+            )
+        if 1 < row["independent_seeds"] < len(row["seeds"]):
+            found.append(
+                f"{_told(row)}: selection and training seeds are crossed, so its {len(row['seeds'])} runs count as "
+                f"{row['independent_seeds']} seeds."
+            )
+    least = min(row["independent_seeds"] for row in rows)
+    alone = " An interval of one seed is over prompts alone, and says nothing of other seeds." if least == 1 else ""
+    return [
+        *found,
+        f"Intervals are for other seeds and other held-out prompts (Student's t); {least} seeds at the least.{alone}",
+    ]
 
 
 def to_markdown(report: dict[str, Any]) -> str:
@@ -127,7 +169,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(len(row["seeds"])),
         *(_interval(*row[metric]) for metric in METRICS),
         _interval(gain["mean"], gain["low"], gain["high"], signed=True),
-        _number(gain["p_holm"]),
+        "< 0.01" if gain["p_holm"] < 0.01 else _number(gain["p_holm"]),  # NaN is not less
         _number(row["kl"]),
         f"{row['pairs']:.0f}",
     ]

@@ -60,7 +60,7 @@ def label_efficiency(study: LabelEfficiency) -> dict[str, Any]:
         "budgets": list(study.budgets),
         "seeds": study.seeds,
         "target_labels": [study.budgets[place] for place in _targets(len(study.budgets))],
-        "arms": [_summary(arm, tables[arm.name], tables["random"]) for arm in arms],
+        "arms": [_summary(arm, tables[arm.name], tables["random"], tables["random_pairs"]) for arm in arms],
         "seconds": time.monotonic() - started,
     }
     _write(study, report)
@@ -83,8 +83,8 @@ def _column(table: Floats, name: str) -> Floats:
     return table[:, :, Point._fields.index(name)]
 
 
-def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
-    """Return an arm's mean curve and what it gains on random, with paired intervals over seeds."""
+def _summary(arm: StudyArm, table: Floats, control: Floats, pairs: Floats) -> dict[str, Any]:
+    """Return an arm's mean curve and what it gains on random and on random pairs, with paired intervals over seeds."""
     labels = _column(table, "labels")[0]
     ours, random = (_column(t, "pair_accuracy") for t in (table, control))
     money = tuple(_column(t, "micro_usd") for t in (table, control))
@@ -95,6 +95,9 @@ def _summary(arm: StudyArm, table: Floats, control: Floats) -> dict[str, Any]:
         "name": arm.name,
         "area": _interval(clustered_mean(area(labels, ours), seeds))[0],
         "area_gain": _interval(paired_difference(area(labels, ours), area(labels, random))),
+        "pairs_area_gain": _interval(
+            paired_difference(area(labels, ours), area(labels, _column(pairs, "pair_accuracy")))
+        ),
         "similar_length_area_gain": _interval(paired_difference(*alike)),
         "saved_labels": [_interval(found.labels) for found in saved],
         "saved_micro_usd": [_interval(found.micro_usd) for found in saved],

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from flows.experiment import PolicyConfig
 from models.acquisition.base import Acquisition
 from models.acquisition.uniform import Uniform
+from models.acquisition.uniform_pairs import UniformPairs
 from models.embedding import Embedding, View
 from models.evaluators.base import Evaluator
 from models.evaluators.length import Length
@@ -62,10 +63,15 @@ class LabelEfficiency(Frozen):
         return self
 
     def arms(self) -> list[StudyArm]:
-        """Return the arms, random first, then each strategy, then the two controls."""
-        arms = [StudyArm("random", Uniform(), self.evaluator)]
+        """Return the arms: random and random_pairs, each strategy, then the two controls.
+
+        A strategy over pairs buys both answers of a prompt and random single ones, which alone makes a difference:
+        random_pairs is what its ranking must beat.
+        """
+        controls: tuple[Acquisition, ...] = (Uniform(), UniformPairs())
+        arms = [StudyArm(control.label(), control, self.evaluator) for control in controls]
         for strategy in self.strategies:
-            if strategy == Uniform():
+            if strategy in controls:
                 continue
             names = {arm.name for arm in arms}
             name = strategy.label()

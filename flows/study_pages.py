@@ -7,6 +7,7 @@ from flows.tables import STYLE, html_table, markdown_table
 from models.cost import MICRO, dollars
 
 _CONTROLS = ("random, length only", "random, shuffled labels")
+_BASELINES = {"random": "area_gain", "random_pairs": "pairs_area_gain"}
 
 
 def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -18,8 +19,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the table."""
     arms = {arm["name"]: arm for arm in report["arms"]}
     last = {name: arm["curve"][-1] for name, arm in arms.items()}
-    strategies = [arm for name, arm in arms.items() if name not in ("random", *_CONTROLS)]
-    no_better = [arm["name"] for arm in strategies if arm["area_gain"][1] is None or arm["area_gain"][1] <= 0]
+    strategies = [arm for name, arm in arms.items() if name not in (*_BASELINES, *_CONTROLS)]
     length, shuffled = (last[name]["pair_accuracy"][0] for name in _CONTROLS)
     targets = " and ".join(map(str, report["target_labels"]))
     found = [
@@ -29,8 +29,15 @@ def notes(report: dict[str, Any]) -> list[str]:
         "that, and among pairs of similar length.",
         f"Trained on shuffled labels the evaluator reaches {_percent(shuffled)}.",
     ]
-    if no_better:
-        found.append(f"Not shown to beat random (the interval of the gain reaches zero): {', '.join(no_better)}.")
+    found.append(
+        "random buys single answers, random_pairs and strategies over pairs both answers of a prompt: what those gain on "
+        "random may be that alone, and what they gain on random_pairs is their ranking."
+    )
+    for baseline, gain in _BASELINES.items():
+        no_better = [arm["name"] for arm in strategies if arm[gain][1] is None or arm[gain][1] <= 0]
+        if no_better:
+            reason = "the interval of the gain reaches zero"
+            found.append(f"Not shown to beat {baseline} ({reason}): {', '.join(no_better)}.")
     return found
 
 
@@ -68,6 +75,7 @@ _TITLES = [
     "pair accuracy, first → last budget",
     "area",
     "gain on random",
+    "gain on random_pairs",
     "gain, similar length",
 ]
 
@@ -82,7 +90,7 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
             arm["name"],
             f"{_number(arm['curve'][0]['pair_accuracy'][0])} → {_number(arm['curve'][-1]['pair_accuracy'][0])}",
             _number(arm["area"]),
-            *(["–"] * (2 + len(report["target_labels"])) if arm["name"] == "random" else _gains(arm)),
+            *(["–"] * (3 + len(report["target_labels"])) if arm["name"] == "random" else _gains(arm)),
         ]
         for arm in report["arms"]
     ]
@@ -91,6 +99,7 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
 def _gains(arm: dict[str, Any]) -> list[str]:
     return [
         _with_interval(arm["area_gain"], signed=True),
+        "–" if arm["name"] == "random_pairs" else _with_interval(arm["pairs_area_gain"], signed=True),
         _with_interval(arm["similar_length_area_gain"], signed=True),
         *map(_saved, arm["saved_labels"], arm["saved_micro_usd"]),
     ]

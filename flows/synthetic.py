@@ -19,6 +19,7 @@ from models.acquisition.margin import Margin
 from models.acquisition.max_herding import MaxHerding
 from models.acquisition.typiclust import TypiClust
 from models.acquisition.uniform import Uniform
+from models.acquisition.uniform_pairs import UniformPairs
 from models.evaluators.linear import Linear
 from models.label_efficiency import learning_curve
 from models.learning_curves import area
@@ -28,6 +29,7 @@ from models.synthetic import REGIMES, world
 BUDGETS = (24, 48, 96, 192)
 STRATEGIES: dict[str, Acquisition] = {
     "random": Uniform(),
+    "random_pairs": UniformPairs(),
     "coreset_eft": CoresetEFT(),
     "typiclust": TypiClust(),
     "max_herding": MaxHerding(),

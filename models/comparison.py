@@ -6,14 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.stats import Floats, Interval
+from models.crossed import Crossed, Seeds, crossed_mean
 
-_RESAMPLES = 4000
+Floats = NDArray[np.float64]
 
 
 class Outcomes(NamedTuple):
-    """What one run's held-out prompts say: sums of an outcome and how many it is the sum of, both of shape (prompts,)."""
+    """What one run's held-out prompts say: per prompt the sum of an outcome, and how many it is the sum of.
 
+    Each prompt stands once in `prompts`, in any order; one with a count of 0 says nothing.
+    """
+
+    prompts: Sequence[str]
     totals: Floats
     counts: Floats
 
@@ -23,14 +27,31 @@ class Outcomes(NamedTuple):
         counted = self.counts.sum()
         return float(self.totals.sum() / counted) if counted else float("nan")
 
+    def at(self, prompts: Sequence[str]) -> "Outcomes":
+        """Return what these of the prompts say."""
+        place = {name: number for number, name in enumerate(self.prompts)}
+        rows = np.array([place[name] for name in prompts], dtype=np.int64)
+        return Outcomes(prompts, self.totals[rows], self.counts[rows])
+
+    @property
+    def counted(self) -> list[str]:
+        """Return the prompts that say anything."""
+        return [name for name, count in zip(self.prompts, self.counts, strict=True) if count > 0]
+
 
 class Difference(NamedTuple):
-    """A mean difference with its 95 % interval, and the probability of one as large if there were none (two-sided)."""
+    """A mean difference with its 95 % interval, p-value and degrees of freedom, and how many prompts it is of.
+
+    `dropped` prompts were counted in one run of some pair and not in the other. All is NaN without a common prompt.
+    """
 
     mean: float
     low: float
     high: float
     p: float
+    df: float
+    prompts: int
+    dropped: int
 
 
 class Spread(NamedTuple):
@@ -45,29 +66,26 @@ class Spread(NamedTuple):
     rest: float
 
 
-def mean_over_seeds(runs: Sequence[Outcomes], *, seed: int = 0) -> Interval:
-    """Return the mean over runs (seeds) of their means; the interval resamples seeds, then prompts within each."""
-    drawn = _resampled(runs, None, seed)
-    low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return Interval(_mean(runs), float(low), float(high))
+def mean_of(runs: Sequence[Outcomes], seeds: Seeds) -> Crossed:
+    """Return the mean over runs (seeds) of their means, with an interval for other seeds and other prompts."""
+    return crossed_mean(_table([(run.counted, _values(run.at(run.counted))) for run in runs]), seeds)
 
 
-def paired_bootstrap(ours: Sequence[Outcomes], other: Sequence[Outcomes], *, seed: int = 0) -> Difference:
-    """Return the mean difference of paired runs: run n of both has the same seeds and the same held-out prompts.
+def difference(ours: Sequence[Outcomes], other: Sequence[Outcomes], seeds: Seeds) -> Difference:
+    """Return the mean difference of paired runs: run n of both has the seeds number n.
 
-    Resamples pairs of runs, then prompts within each, the same for both. p counts the resamples on the other side of
-    zero, one added (Davison & Hinkley 1997, eq. 4.11), so that it is never 0. Raises ValueError if they do not pair up.
+    Each pair is compared on the prompts that both count. Raises ValueError if the runs do not pair up.
     """
     if len(ours) != len(other) or not ours:
         raise ValueError(f"{len(ours)} runs do not pair with {len(other)}: compare the same seeds")
-    drawn = _resampled(ours, other, seed)
-    drawn = drawn[np.isfinite(drawn)]
-    mean = _mean(ours) - _mean(other)
-    if not len(drawn):
-        return Difference(mean, float("nan"), float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Difference(mean, float(low), float(high), min(1.0, 2 * float(beyond + 1) / (len(drawn) + 1)))
+    cells, dropped = list[tuple[list[str], Floats]](), set[str]()
+    for one, two in zip(ours, other, strict=True):
+        known = set(two.counted)
+        common = [name for name in one.counted if name in known]
+        cells.append((common, _values(one.at(common)) - _values(two.at(common))))
+        dropped |= known ^ set(one.counted)
+    found = crossed_mean(_table(cells), seeds)
+    return Difference(*found, prompts=len({name for names, _ in cells for name in names}), dropped=len(dropped))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -110,28 +128,21 @@ def pareto(cost: Sequence[float], value: Sequence[float]) -> list[int]:
     return found
 
 
-def _mean(runs: Sequence[Outcomes]) -> float:
-    means = np.array([run.mean for run in runs])
-    return float(np.nanmean(means)) if np.isfinite(means).any() else float("nan")
+def _values(run: Outcomes) -> Floats:
+    """Return a value for every prompt of a run that counts on all of them, such that their mean is the run's.
+
+    A prompt weighs by what was counted on it, as in the run's own report: the value is the ratio Σ totals ÷ Σ counts, plus
+    what the prompt's total is off it, in mean counts (the linearised ratio estimator; Cochran 1977, eq. 6.13).
+    """
+    if not len(run.counts):
+        return np.zeros(0)
+    return np.asarray(run.mean + (run.totals - run.mean * run.counts) / run.counts.mean())
 
 
-def _resampled(ours: Sequence[Outcomes], other: Sequence[Outcomes] | None, seed: int) -> Floats:
-    """Return the mean (or mean difference) of every resample, shape (resamples,)."""
-    rng = np.random.default_rng(seed)
-    per_run = np.stack(
-        [_prompts_resampled(run, other[number] if other else None, rng) for number, run in enumerate(ours)]
-    )
-    chosen = rng.integers(len(ours), size=(len(ours), _RESAMPLES))
-    return np.asarray(np.take_along_axis(per_run, chosen, axis=0).mean(axis=0))
-
-
-def _prompts_resampled(run: Outcomes, other: Outcomes | None, rng: np.random.Generator) -> Floats:
-    drawn = rng.integers(len(run.totals), size=(_RESAMPLES, len(run.totals)))
-    means = _ratio(run, drawn)
-    return means if other is None else means - _ratio(other, drawn)
-
-
-def _ratio(run: Outcomes, drawn: NDArray[np.int64]) -> Floats:
-    counted = run.counts[drawn].sum(axis=1)
-    unknown = np.full(len(drawn), np.nan)
-    return np.asarray(np.divide(run.totals[drawn].sum(axis=1), counted, out=unknown, where=counted > 0))
+def _table(cells: Sequence[tuple[Sequence[str], Floats]]) -> Floats:
+    """Return the values of all runs, shape (runs, prompts), NaN where a run lacks the prompt."""
+    place = {name: number for number, name in enumerate(sorted({name for names, _ in cells for name in names}))}
+    table = np.full((len(cells), len(place)), np.nan)
+    for row, (names, values) in zip(table, cells, strict=True):
+        row[[place[name] for name in names]] = values
+    return table

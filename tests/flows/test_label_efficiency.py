@@ -50,17 +50,22 @@ def study_file(tmp_path: Path) -> Path:
 def test_a_study_reports_every_arm_beside_the_controls_and_caches_every_curve(study_file: Path) -> None:
     study = load(LabelEfficiency, study_file)
     report = label_efficiency(study)
-    names = ["random", "coreset_eft", "bal_pm", "cost_aware", "random, length only", "random, shuffled labels"]
+    strategies = ["coreset_eft", "bal_pm", "cost_aware"]
+    names = ["random", "random_pairs", *strategies, "random, length only", "random, shuffled labels"]
     assert [arm["name"] for arm in report["arms"]] == names
     arms = {arm["name"]: arm for arm in report["arms"]}
-    assert arms["random"]["area_gain"][0] == 0
+    assert arms["random"]["area_gain"][0] == arms["random_pairs"]["pairs_area_gain"][0] == 0
+    both = [arms["bal_pm"][gain][0] for gain in ("area_gain", "pairs_area_gain")]
+    assert both[0] - both[1] == pytest.approx(arms["random_pairs"]["area_gain"][0]), "each against its own control"
     assert arms["random, shuffled labels"]["area"] < arms["random"]["area"]
     assert [p["labels"] for p in arms["bal_pm"]["curve"]] == [15, 30, 60]
     assert arms["cost_aware"]["curve"][-1]["micro_usd"] < arms["random"]["curve"][-1]["micro_usd"]
     folder = report_folder("tiny-study")
     assert {f.name for f in folder.iterdir()} >= {"report.json", "report.md", "report.html", "curves.png"}
     assert len(headlines(report)) == len(names)
-    assert "Length alone orders" in " ".join(notes(report))
+    told = " ".join(notes(report))
+    assert "Length alone orders" in told
+    assert "Not shown to beat random_pairs (the interval of the gain reaches zero): " in told, "two seeds show little"
     mlflow.set_tracking_uri(settings().mlflow_uri)
     runs = mlflow.search_runs(experiment_names=["ninefold-studies"], output_format="list")
     assert {run.info.run_name for run in runs} == {"tiny-study", *names}
@@ -103,4 +108,10 @@ def test_a_study_may_learn_from_a_policys_hidden_states(study_file: Path, tiny_m
 def test_two_settings_of_one_strategy_have_two_names(study_file: Path) -> None:
     study = load(LabelEfficiency, study_file, ["strategies=[{kind: margin}, {kind: margin, temperature: 3.0}]"])
     names = [arm.name for arm in study.arms()]
-    assert len(names) == len(set(names)) == 5
+    assert len(names) == len(set(names)) == 6
+
+
+def test_the_controls_stand_once_though_they_are_named(study_file: Path) -> None:
+    study = load(LabelEfficiency, study_file, ["strategies=[{kind: random_pairs}, {kind: random}, {kind: margin}]"])
+    names = [arm.name for arm in study.arms()]
+    assert names == ["random", "random_pairs", "margin", "random, length only", "random, shuffled labels"]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Literal, TypeVar, get_args
 
 import pandas as pd
@@ -52,7 +52,9 @@ class Response:
     """A tuple (x, y): one sampled response y to the prompt x, the unit that a query asks about.
 
     `logprob` is Σ log π(y_t | x, y_<t) over the `tokens` completion tokens (the end token included), in nats at
-    temperature 1; NaN where the back end does not tell.
+    temperature 1; NaN where the back end does not tell. It is `canonical` if the text, encoded again after its prompt, is
+    the very tokens that were sampled, so that `logprob` is the text's too. Not every one is (2408.08541); false stands also
+    for "not known".
     """
 
     id: str
@@ -62,6 +64,7 @@ class Response:
     text: str
     tokens: int
     logprob: float
+    canonical: bool = False
 
     @classmethod
     def recorded(cls, number: str, prompt: str, text: str) -> "Response":
@@ -206,12 +209,14 @@ def to_frame(rows: Sequence[Row], cls: type[Row]) -> pd.DataFrame:
 
 
 def from_frame(frame: pd.DataFrame, cls: type[Row]) -> list[Row]:
-    """Return the rows of a frame written by `to_frame`; raise ValueError if its columns are others."""
-    names = [field.name for field in fields(cls)]
-    if list(frame.columns) != names:
-        raise ValueError(
-            f"{cls.__name__} table has columns {list(frame.columns)}, expected {names}: written by another version?"
-        )
+    """Return the rows of a frame written by `to_frame`; raise ValueError if its columns are others.
+
+    The last columns may be missing where their fields have defaults: an earlier version had not got them.
+    """
+    names, given = [field.name for field in fields(cls)], list(frame.columns)
+    missing = fields(cls)[len(given) :]
+    if given != names[: len(given)] or any(field.default is MISSING for field in missing):
+        raise ValueError(f"{cls.__name__} table has columns {given}, expected {names}: written by another version?")
     return [cls(*values) for values in frame.itertuples(index=False, name=None)]
 
 

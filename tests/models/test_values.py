@@ -31,6 +31,16 @@ def test_rows_survive_the_round_trip_through_a_table() -> None:
         from_frame(to_frame([Prompt.of("x")], Prompt), Label)
 
 
+def test_a_table_of_an_earlier_version_is_read_without_what_it_had_not_got() -> None:
+    row = Response("r", "p", "the film", 0, "is warm", 3, -2.0)
+    assert not row.canonical
+    frame = to_frame([row], Response)
+    assert from_frame(frame.drop(columns="canonical"), Response) == [row]
+    for missing in (["logprob"], ["logprob", "canonical"], ["id"]):
+        with pytest.raises(ValueError, match="written by another version"):
+            from_frame(frame.drop(columns=missing), Response)
+
+
 @pytest.mark.parametrize(
     ("micro", "text"),
     [(0, "$0.00"), (10_000, "$0.01"), (1_500_000, "$1.50"), (4_800, "$0.0048"), (1, "$0.000001")],

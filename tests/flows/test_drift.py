@@ -91,7 +91,8 @@ def test_the_figures_are_those_of_scoring_and_each_model_reads_each_text_once(
     assert curve == pytest.approx([0.0, lab.kl(half), lab.kl(second)], abs=1e-4)
     assert report["policy"]["kl"] == curve[-1]
 
-    assert rounds.pairs is not None and rounds.responses is not None
+    assert rounds.pairs is not None
+    assert rounds.responses is not None
     pairs = store().rows(rounds.pairs.ref, Pair)
     pool = {(r.prompt, r.text): r for r in store().rows(rounds.responses, Response) if r.canonical}
     expected_reads = {

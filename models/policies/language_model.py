@@ -154,6 +154,7 @@ class LanguageModel:
         encoded: Sequence[list[int]],
         batch_size: int | None,
         what: str = "",
+        *,
         pads: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[list[int], Any, Any]]:
         """Yield (row numbers, ids, mask) on the model's device, longest first.

@@ -9,8 +9,9 @@ from flows.findings import Agreement, Findings, Point, Rounds
 from flows.tracking import Arm
 from tasks.biases import assess_biases, reformat
 from tasks.caching import Product
-from tasks.evaluate import Versus, assess_evaluator, assess_policy, contests
+from tasks.evaluate import Drift, Versus, assess_evaluator, assess_policy, contests
 from tasks.generate import generated
+from tasks.likelihood import likelihood
 from tasks.overoptimisation import assess_best_of, assess_point, best_of
 from tasks.policy import Policy
 from tasks.proxy_label import Scored
@@ -36,9 +37,7 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
         versus=versus,
         before_labels=before.labels,
         after_labels=after.labels,
-        before_policy=rounds.first,
-        after_policy=rounds.policy,
-        max_new_tokens=x.generation.max_new_tokens,
+        drift=_drift(arm, before, after),
     )
     consistency = math.nan if versus is None else versus.order_consistency
     found = Findings(rounds, before.responses, before.labels, None, outcome, consistency)
@@ -64,6 +63,28 @@ def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
     ).ref
     labels = arm.measure(steps.asked(arm, responses, None, arm.evaluation_left)).ref
     return _Answers(policy, responses, labels)
+
+
+def _drift(arm: Arm, before: _Answers, after: _Answers) -> Drift:
+    """Score both policies' answers: M_2 first, which has just written its own and is loaded."""
+    base = before.policy.base
+    by_second, by_first = _likelihoods(arm, before.policy, after)
+    return Drift(
+        after=by_second,
+        after_by_first=by_first,
+        after_by_base=_likelihood(arm, base, after),
+        before_by_base=_likelihood(arm, base, before),
+    )
+
+
+def _likelihoods(arm: Arm, first: Policy, at: _Answers) -> tuple[Ref, Ref]:
+    """Return the likelihoods of a policy's answers under itself and under M_1."""
+    return _likelihood(arm, at.policy, at), _likelihood(arm, first, at)
+
+
+def _likelihood(arm: Arm, policy: Policy, answers: _Answers) -> Ref:
+    longest, own = arm.experiment.generation.max_new_tokens, policy == answers.policy
+    return likelihood(answers.responses, policy, max_new_tokens=longest, own=own).ref
 
 
 def _compared(arm: Arm, before: _Answers, after: _Answers) -> Versus | None:
@@ -127,9 +148,7 @@ def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answ
                 at.responses,
                 at.labels,
                 _scored(arm, evaluator, rounds, at.responses),
-                first=rounds.first,
-                policy=at.policy,
-                max_new_tokens=arm.experiment.generation.max_new_tokens,
+                likelihoods=None if at.policy == rounds.first else _likelihoods(arm, rounds.first, at),
             ),
         )
         for share, at in zip(shares, passed, strict=True)

@@ -68,7 +68,7 @@ def proxy_reward(
                 arm, responses, scored, history, policy=policy, prompts=prompts, number=number, gate=gate
             )
             pairs = arm.log("pair", made)
-            held = reference(policy, pairs.ref).ref if x.dpo.algorithm == "dpo" else None
+            held = reference(policy, pairs.ref, responses).ref if x.dpo.algorithm == "dpo" else None
             adapter = arm.log("align", steps.aligned(arm, policy, pairs.ref, held, number))
             along = tuple(policy.adapted(passed) for passed in adapter.along)
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, the next round's reference

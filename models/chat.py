@@ -14,6 +14,11 @@ class Encoded:
     ids: list[int]
     start: int
 
+    @property
+    def completion(self) -> int:
+        """Return the number of the completion's tokens."""
+        return len(self.ids) - self.start
+
     def up_to(self, end_token: int, *, included: bool) -> "Encoded":
         """Return the ids up to the completion's last end token, with or without it (a template may add more after it)."""
         found = [place for place in range(self.start, len(self.ids)) if self.ids[place] == end_token]
@@ -53,6 +58,15 @@ class Renderer:
         else:
             whole = self._chat_ids([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
         return Encoded(ids=whole, start=_common_prefix(self.prompt_ids(prompt), whole))
+
+    def is_canonical(self, prompt: str, text: str, drawn: Sequence[int]) -> bool:
+        """Whether a text is encoded after its prompt into the very tokens that it was decoded from, `drawn` by a policy.
+
+        With the end token if that was drawn. Else log π of the tokens drawn is not that of the text as it is read again.
+        """
+        end = self.tokenizer.eos_token_id
+        read = self.encode(prompt, text).up_to(end, included=end in drawn[-1:])
+        return read.ids == [*self.prompt_ids(prompt), *drawn]
 
     def _chat_ids(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(

@@ -1,8 +1,9 @@
 """Text → vectors, for coverage (acquisition) and as frozen features (evaluators)."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
-from models.policies.language_model import LanguageModel, Pooling
+from models.policies.language_model import LanguageModel, Pooling, on_release
 from models.policies.pretrained import check_whole, locate
 from models.preference import Response
 from models.rubric import Rubric
@@ -22,6 +23,7 @@ View = Literal["instruction", "response", "evaluation"]
 
 PACKAGED_SENTENCE_MODEL = "all-minilm-l6-v2"
 _SHARD = 1024
+_KEPT = 256 << 20  # bytes: a larger encoder is let go of after use, for a policy is trained on the same device
 
 
 class Shard(NamedTuple):
@@ -116,6 +118,21 @@ class PolicyEmbedding(Embedding):
             yield Shard(rows, vectors)
 
 
+# An evaluation embeds three small tables, and the packaged encoder takes as long to load as to read one.
+@lru_cache(maxsize=1)
+def _encoder(source: str, dtype: Dtype, digest: str) -> Any:  # noqa: ANN401
+    """Load an encoder, known by a digest of its files: one retrained in place is another."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    del digest
+    loaded = SentenceTransformer(source, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    return loaded.to(getattr(torch, dtype))
+
+
+on_release(_encoder.cache_clear)
+
+
 class SentenceEmbedding(Embedding):
     """A sentence-transformers model: a packaged one, a local directory or a hub id, which is known by its commit."""
 
@@ -125,12 +142,9 @@ class SentenceEmbedding(Embedding):
     batch_size: int = Field(64, description="texts at once")
 
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        encoder = SentenceTransformer(
-            self._source(), trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        ).to(getattr(torch, self.dtype))
+        encoder = _encoder(self._source(), self.dtype, self.digest_inputs())
+        if sum(weight.nbytes for weight in encoder.parameters()) > _KEPT:
+            _encoder.cache_clear()
         with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
             for begin in range(0, len(texts), _SHARD):
                 rows = range(begin, min(begin + _SHARD, len(texts)))

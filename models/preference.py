@@ -53,7 +53,9 @@ class Response:
     """A tuple (x, y): one sampled response y to the prompt x, the unit that a query asks about.
 
     `logprob` is Σ log π(y_t | x, y_<t) over the `tokens` completion tokens (the end token included), in nats at
-    temperature 1; NaN where the back end does not tell.
+    temperature 1; NaN where the back end does not tell. It is `canonical` if the text, encoded again after its prompt, is
+    the very tokens that were sampled, so that `logprob` is the text's too. Not every one is (2408.08541); false stands also
+    for "not known".
     """
 
     id: str
@@ -63,6 +65,7 @@ class Response:
     text: str
     tokens: int
     logprob: float
+    canonical: bool = False
 
     @classmethod
     def recorded(cls, number: str, prompt: str, text: str) -> "Response":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from models.policies.dpo import DPO, reference_logprob
 from models.policies.launched import Training, train
-from models.preference import Pair
+from models.preference import Pair, Response
 from tasks.caching import Product, stage
 from tasks.devices import on_device
 from tasks.policy import Policy
@@ -12,16 +12,17 @@ from tasks.settings import settings
 from tasks.store import Ref, new_folder, store
 
 
-@stage(version=1)
+@stage(version=2)
 @on_device()
-def reference(policy: Policy, pairs: Ref) -> Product:
+def reference(policy: Policy, pairs: Ref, sampled: Ref) -> Product:
     """Return the log-probabilities of each pair's chosen and rejected response under M_r, shape (N, 2), in nats.
 
-    Once for every training on the same pairs, whatever its recipe and seed.
+    Once for every training on the same pairs, whatever its recipe and seed. `sampled` are the responses that M_r has given
+    itself: what is recorded of them is not computed again.
     """
-    rows = store().rows(pairs, Pair)
+    rows, own = store().rows(pairs, Pair), store().rows(sampled, Response)
     with store().new_matrix("reference", (len(rows), 2)) as matrix:
-        matrix.values[:] = reference_logprob(policy.checkpoint().shared(), rows)
+        matrix.values[:] = reference_logprob(policy.checkpoint().shared(), rows, own)
     return Product(ref=matrix.ref)
 
 

@@ -16,7 +16,7 @@ class OffPolicy(Frozen):
     responses: Ref
 
 
-@stage(version=1)
+@stage(version=2)
 def off_policy(seed: Ref) -> OffPolicy:
     """Return the seed as a pool: one response per demonstration, none of the policy's own."""
     seen: Counter[str] = Counter()

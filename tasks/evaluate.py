@@ -9,13 +9,11 @@ from models.calibration import Calibration
 from models.length_control import length_controlled
 from models.metrics import SIMILAR_LENGTH, agreement, centred, numbered, pair_outcomes, rank_correlation
 from models.plugins import Frozen
-from models.policies.language_model import Likelihood
 from models.preference import Comparison, Label, Pick, Response, Score, usable_comparisons, usable_scores
 from models.stats import clustered_mean
 from models.text_diversity import apart, distinct_bigrams
 from tasks.caching import Product, stage
-from tasks.devices import on_device
-from tasks.policy import Policy
+from tasks.likelihood import kl, sums_of
 from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
@@ -100,25 +98,24 @@ def contests(before: Ref, after: Ref) -> Contests:
     )
 
 
-@stage(version=3)
-@on_device()
+class Drift(Frozen):
+    """Refs of what `likelihood` says of the answers: of M_2's under M_2, M_1 and M_0, and of M_1's under M_0."""
+
+    after: Ref
+    after_by_first: Ref
+    after_by_base: Ref
+    before_by_base: Ref
+
+
+@stage(version=4)
 def assess_policy(
-    before: Ref,
-    after: Ref,
-    *,
-    versus: Versus | None,
-    before_labels: Ref,
-    after_labels: Ref,
-    before_policy: Policy,
-    after_policy: Policy,
-    max_new_tokens: int,
+    before: Ref, after: Ref, *, versus: Versus | None, before_labels: Ref, after_labels: Ref, drift: Drift
 ) -> Product:
     """Return the held-out comparisons; facts: win rates, oracle means, KL, length, fluency, diversity.
 
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
     answer. Who wins is said by `versus`, or else by the scores; fluency is the mean negative log-likelihood per token under
-    the base model M_0, which neither adapter has touched. The end token counts in the answers that reached it: those shorter
-    than `max_new_tokens`.
+    the base model M_0, which neither adapter has touched.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
@@ -140,7 +137,7 @@ def assess_policy(
         raise ValueError(
             f"{judge} no held-out prompt has an expert score for both policies: check the expert's failures".strip()
         )
-    facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy, max_new_tokens)
+    facts = _outcome(comparisons) | _drift(first, second, drift)
     facts |= _diversity(first, second) | {"undecided": float(undecided)}
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
@@ -185,17 +182,10 @@ def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
     }
 
 
-def _drift(
-    first: list[Response], second: list[Response], before_policy: Policy, after_policy: Policy, max_new_tokens: int
-) -> dict[str, float]:
-    def likelihood(policy: Policy, rows: list[Response], what: str) -> Likelihood:
-        return policy.likelihood(rows, max_new_tokens=max_new_tokens, what=what)
-
-    # M_2 first: it has just written its answers, and is loaded
-    after, before = (likelihood(policy, second, "log-likelihood") for policy in (after_policy, before_policy))
-    base_old, base_new = (likelihood(before_policy.base, rows, "fluency") for rows in (first, second))
+def _drift(first: list[Response], second: list[Response], drift: Drift) -> dict[str, float]:
+    base_old, base_new = sums_of(drift.before_by_base), sums_of(drift.after_by_base)
     return {
-        "kl": float((after.logprob - before.logprob).mean()),
+        "kl": kl(drift.after, drift.after_by_first),
         "tokens_before": float(np.mean([r.tokens for r in first])),
         "tokens_after": float(np.mean([r.tokens for r in second])),
         "nll_per_token_before": float(-base_old.logprob.sum() / base_old.tokens.sum()),

@@ -6,8 +6,7 @@ from models.metrics import numbered, win_rate
 from models.preference import Label, Response, Score, usable_scores
 from models.stats import clustered_mean
 from tasks.caching import Product, stage
-from tasks.devices import on_device
-from tasks.policy import Policy
+from tasks.likelihood import kl
 from tasks.proxy_label import Scored
 from tasks.store import Ref, store
 
@@ -44,25 +43,23 @@ def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: R
     return facts
 
 
-@stage(version=1)
-@on_device()
+@stage(version=2)
 def assess_point(
-    responses: Ref, labels: Ref, scores: Scored, *, first: Policy, policy: Policy, max_new_tokens: int
+    responses: Ref, labels: Ref, scores: Scored, *, likelihoods: tuple[Ref, Ref] | None
 ) -> dict[str, float]:
     """Return expert's and evaluator's mean score of a policy's answers, and its KL to M_1 in nats an answer.
 
     As along the policies of one training the evaluator's mean rises and the expert's does not, the evaluator is being
-    over-optimised (2210.10760).
+    over-optimised (2210.10760). `likelihoods` are those of its answers under itself and under M_1; None: it is M_1.
     """
     rows = store().rows(responses, Response)
     expert = usable_scores(store().rows(labels, Label))
     proxy = {s.response_id: s.score for s in store().rows(scores.ref, Score)}
     both = [r.id for r in rows if r.id in expert and r.id in proxy]
-    after, before = (p.likelihood(rows, max_new_tokens=max_new_tokens, what="KL") for p in (policy, first))
     return {
         "oracle_mean": float(np.mean([expert[i] for i in both])) if both else float("nan"),
         "proxy_mean": float(np.mean([proxy[i] for i in both])) if both else float("nan"),
         "oracle_std": float(np.std([expert[i] for i in both])) if both else float("nan"),
         "proxy_std": float(np.std([proxy[i] for i in both])) if both else float("nan"),
-        "kl": float((after.logprob - before.logprob).mean()),
+        "kl": 0.0 if likelihoods is None else kl(*likelihoods),
     }

@@ -36,10 +36,14 @@ class Policy(Frozen):
         """Return the renderer of its tokenizer, without loading its weights."""
         return self.checkpoint().renderer()
 
-    def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, what: str) -> Likelihood:
-        """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`."""
+    def likelihood(self, responses: Sequence[Response], *, max_new_tokens: int, own: bool, what: str) -> Likelihood:
+        """Return the log-probability of sampled responses; the end token counts in those shorter than `max_new_tokens`.
+
+        `own`: this policy has sampled them, and what is recorded of the same tokens is taken for it.
+        """
         texts, ended = [(r.prompt, r.text) for r in responses], [r.tokens < max_new_tokens for r in responses]
-        return self.checkpoint().shared().likelihood(texts, ended=ended, what=what)
+        sampled = responses if own else ()
+        return self.checkpoint().shared().likelihood(texts, ended=ended, sampled=sampled, what=what)
 
     def checkpoint(self) -> Checkpoint:
         """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""

@@ -40,7 +40,7 @@ class ViewRef(NamedTuple):
     vectors: Ref
 
 
-@stage(version=1)
+@stage(version=2)
 def load_recording(labels: Replay, *, fingerprint: str, responses_per_prompt: int) -> Recorded:
     """Return at most `responses_per_prompt` tuples of each prompt, chosen by the hash of their text.
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models.chat import Renderer
 from models.plugins import Plugin
 from models.policies.language_model import Checkpoint
 from models.preference import Prompt, Response, text_hash
@@ -40,6 +41,24 @@ class Generator(Plugin):
         The policy is given by where it lies, so that an engine of its own (vLLM, a server) can load it its own way.
         """
         raise NotImplementedError
+
+
+def response_of(renderer: Renderer, prompt: Prompt, sample: int, drawn: Sequence[int], *, logprob: float) -> Response:
+    """Return a sampled response: the ids `drawn`, the end token last if it was reached, and Σ log π of them in nats.
+
+    For back ends that compute as `LanguageModel.likelihood` does: what they have recorded stands for it where it can.
+    """
+    text = renderer.tokenizer.decode(drawn, skip_special_tokens=True).strip()
+    return Response(
+        id=response_id(prompt.id, sample, text),
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        sample=sample,
+        text=text,
+        tokens=len(drawn),
+        logprob=logprob,
+        canonical=renderer.is_canonical(prompt.text, text, drawn),
+    )
 
 
 def response_id(prompt_id: str, sample: int, text: str) -> str:

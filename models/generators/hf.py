@@ -5,7 +5,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from models.generators.base import Generator, response_id
+from models.generators.base import Generator, response_of
 from models.generators.decoding import Asked, Sampling, Text, write
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Prompt, Response
@@ -43,17 +43,8 @@ class Transformers(Generator):
                 tokens += len(text.tokens)
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
                 bar.update()
-        return [_response(policy, prompts[text.prompt], text) for one in asked for text in one.texts]
-
-
-def _response(policy: LanguageModel, prompt: Prompt, text: Text) -> Response:
-    written = policy.tokenizer.decode(text.tokens, skip_special_tokens=True).strip()
-    return Response(
-        id=response_id(prompt.id, text.sample, written),
-        prompt_id=prompt.id,
-        prompt=prompt.text,
-        sample=text.sample,
-        text=written,
-        tokens=len(text.tokens),
-        logprob=text.logprob,
-    )
+        return [
+            response_of(policy.renderer, prompts[text.prompt], text.sample, text.tokens, logprob=text.logprob)
+            for one in asked
+            for text in one.texts
+        ]

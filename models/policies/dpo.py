@@ -11,8 +11,9 @@ from models.chat import Encoded, Renderer
 from models.gate import Gate
 from models.policies.cpu_kernels import use_cpu_kernels
 from models.policies.language_model import Floats, LanguageModel
+from models.policies.recorded import recorded
 from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
-from models.preference import Pair
+from models.preference import Pair, Response
 
 Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
 
@@ -53,17 +54,19 @@ class DPO(Schedule):
         return self.feedback in ("proxy", "expert")
 
 
-def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair]) -> Floats:
+def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Floats:
     """Return Σ log π_ref of each pair's chosen and rejected response, in nats, shape (N, 2).
 
     Over the tokens that training sums over: all that the template writes after the response too, and for both from where the
-    first of them leaves the prompt.
+    first of them leaves the prompt. Of responses that the policy has `sampled` itself, what is recorded of the same tokens
+    is taken for it.
     """
-    encoded = []
+    encoded, by_text = [], {(r.prompt, r.text): r for r in sampled if r.canonical}
     for p in pairs:
         both = [policy.renderer.encode(p.prompt, text) for text in (p.chosen, p.rejected)]
         encoded += [Encoded(e.ids, min(one.start for one in both)) for e in both]
-    return policy.logprob(encoded, what="reference").reshape(-1, 2).astype(np.float32)
+    known = recorded(encoded, [by_text.get((p.prompt, text)) for p in pairs for text in (p.chosen, p.rejected)])
+    return policy.logprob(encoded, known=known, what="reference").reshape(-1, 2).astype(np.float32)
 
 
 def train_dpo(

@@ -15,9 +15,14 @@ from models.chat import Encoded, Renderer, Template
 from models.policies.dtypes import Dtype, attention
 from models.policies.head import is_plain
 from models.policies.head import logprob as head_logprob
+from models.policies.recorded import recorded
+from models.preference import Response
 
 Floats = NDArray[np.float32]
 ADAPTER = "adapter_config.json"
+# Rows and tokens read at once. The packaged model, on two cores in bfloat16, read 912 texts of 20 tokens in 7.9 s by 16
+# rows, in 7.4, 6.5, 5.7 and 5.6 s by 512, 1,024, 2,048 and 4,096 tokens.
+AT_LEAST, AT_ONCE = 16, 2048
 Pooling = Literal["mean", "last"]
 
 
@@ -46,34 +51,49 @@ class LanguageModel:
         texts: Sequence[tuple[str, str]],
         *,
         ended: Sequence[bool] | None = None,
-        batch_size: int = 16,
+        sampled: Sequence[Response] = (),
+        batch_size: int | None = None,
         what: str = "",
     ) -> Likelihood:
         """Return the log-probability of each response given its prompt, completion tokens only (2402.08114 eq. 5).
 
         The end token counts unless `ended` says of a response that it was cut off before it. Pads are masked, so the
-        figures do not depend on the batch.
+        figures do not depend on the batch, up to rounding. Where the model has `sampled` the texts itself, what is recorded
+        of the same tokens is taken for it.
         """
         whole = ended if ended is not None else [True] * len(texts)
         encoded = [
             self.renderer.encode(prompt, response).up_to(self.tokenizer.eos_token_id, included=end)
             for (prompt, response), end in zip(texts, whole, strict=True)
         ]
-        tokens = np.array([len(e.ids) - e.start for e in encoded], dtype=np.int64)
-        return Likelihood(self.logprob(encoded, batch_size=batch_size, what=what), tokens)
+        tokens = np.array([e.completion for e in encoded], dtype=np.int64)
+        known = recorded(encoded, sampled) if sampled else None
+        return Likelihood(self.logprob(encoded, known=known, batch_size=batch_size, what=what), tokens)
 
-    def logprob(self, encoded: Sequence[Encoded], *, batch_size: int = 16, what: str = "") -> NDArray[np.float64]:
-        """Return the log-probability of each completion as it is encoded, to its last token, shape (N,)."""
+    def logprob(
+        self,
+        encoded: Sequence[Encoded],
+        *,
+        known: NDArray[np.float64] | None = None,
+        batch_size: int | None = None,
+        what: str = "",
+    ) -> NDArray[np.float64]:
+        """Return log p of each completion to its last token, (N,): `known`, or else (NaN) read, equal ones once."""
         import torch
 
-        found = np.zeros(len(encoded))
-        for rows, ids, mask in self.batches([e.ids for e in encoded], batch_size, what):
+        found = np.full(len(encoded), np.nan) if known is None else known.copy()
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row in np.flatnonzero(np.isnan(found)).tolist():
+            alike.setdefault((encoded[row].start, *encoded[row].ids), []).append(row)
+        same, distinct = list(alike.values()), [encoded[rows[0]] for rows in alike.values()]
+        for batch, ids, mask in self.batches([e.ids for e in distinct], batch_size, what):
             asked = torch.zeros_like(ids, dtype=torch.bool)
-            for position, row in enumerate(rows):
-                asked[position, max(1, encoded[row].start) : len(encoded[row].ids)] = True
+            for position, one in enumerate(batch):
+                asked[position, max(1, distinct[one].start) : len(distinct[one].ids)] = True
             with torch.inference_mode():
                 each = self._token_logprob(ids, mask, asked).double().split(asked.sum(1).tolist())
-            found[rows] = [float(one.sum()) for one in each]
+            for one, of_tokens in zip(batch, each, strict=True):
+                found[same[one]] = float(of_tokens.sum())
         return found
 
     def _token_logprob(self, ids: Any, mask: Any, asked: Any) -> Any:  # noqa: ANN401
@@ -82,9 +102,11 @@ class LanguageModel:
 
         before, tokens = asked[:, 1:], ids[asked]
         if is_plain(self.model):
-            states = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+            states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[
+                :, :-1
+            ]
             return head_logprob(states[before], self.model.get_output_embeddings().weight, tokens)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1][before].float()
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][before].float()
         return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
 
     def hidden_states(
@@ -128,17 +150,26 @@ class LanguageModel:
         return trunk
 
     def batches(
-        self, encoded: Sequence[list[int]], batch_size: int, what: str = "", *, pads: Literal["left", "right"] = "right"
+        self,
+        encoded: Sequence[list[int]],
+        batch_size: int | None,
+        what: str = "",
+        *,
+        pads: Literal["left", "right"] = "right",
     ) -> Iterator[tuple[list[int], Any, Any]]:
-        """Yield (row numbers, ids, mask) on the model's device, longest first."""
+        """Yield (row numbers, ids, mask) on the model's device, longest first.
+
+        Without a batch size as many rows at once as have about AT_ONCE tokens, and no fewer than AT_LEAST.
+        """
         import torch
 
         longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
         pad = self.tokenizer.pad_token_id
         with tqdm(total=len(encoded), desc=what, unit="text", disable=not what) as bar:
-            for begin in range(0, len(encoded), batch_size):
-                rows = longest_first[begin : begin + batch_size]
-                width = len(encoded[rows[0]])
+            while longest_first:
+                width = len(encoded[longest_first[0]])
+                count = batch_size or max(AT_LEAST, AT_ONCE // max(1, width))
+                rows, longest_first = longest_first[:count], longest_first[count:]
                 ids = torch.full((len(rows), width), pad)
                 mask = torch.zeros((len(rows), width), dtype=torch.long)
                 for position, row in enumerate(rows):

@@ -19,7 +19,9 @@ def test_another_beta_reruns_dpo_and_evaluation_alone_and_buys_no_training_label
 ) -> None:
     run(tiny_settings)
     report = run(tiny_settings, dpo__beta=0.5)
-    assert executed(report) == Counter(align=1, generate=1, annotate=1, assess_policy=1)
+    assert executed(report) == Counter(align=1, generate=1, annotate=1, likelihood=3, assess_policy=1), (
+        "M₂'s new answers are scored by M₂, M₁ and M₀; M₁'s have been scored by M₀ before"
+    )
     assert report["queries"] == 10
     first_pool = Ledger(settings().ledger_url).spent
     assert first_pool("nobody").queries == 0

@@ -27,9 +27,10 @@ STAGES = [
     "pair",
     "reference",
     "align",
+    "likelihood",
+    "assess_policy",
     "reformat",
     "assess_biases",
-    "assess_policy",
 ]
 
 

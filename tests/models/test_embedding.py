@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from models import embedding
 from models.embedding import Embedding, SentenceEmbedding, Shard, texts_of
-from models.policies.language_model import LanguageModel
+from models.policies.language_model import LanguageModel, release
 from models.preference import Response
 from models.rubric import Rubric
 
@@ -80,3 +81,39 @@ def test_an_encoder_from_the_hub_is_known_by_its_commit_and_read_from_safetensor
     weights.unlink()
     with pytest.raises(OSError, match="safetensors"):
         list(found.shards(["warm"], None))
+
+
+def test_an_encoder_is_loaded_once_and_again_if_it_was_trained_meanwhile_or_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sentence_transformers
+    from safetensors.torch import load_file, save_file
+
+    loaded: list[str] = []
+
+    class Counted(sentence_transformers.SentenceTransformer):  # type: ignore[misc]
+        def __init__(self, source: str, **settings: Any) -> None:
+            loaded.append(source)
+            super().__init__(source, **settings)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Counted)
+    folder = tmp_path / "encoder"
+    shutil.copytree(SentenceEmbedding()._source(), folder)
+    found = SentenceEmbedding(model=str(folder))
+    (before,), (again,) = (list(found.shards(["warm"], None)) for _ in range(2))
+    np.testing.assert_array_equal(before.vectors, again.vectors)
+    assert len(loaded) == 1
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    (after,) = found.shards(["warm"], None)
+    assert len(loaded) == 2
+    assert np.abs(after.vectors - before.vectors).max() > 1e-3
+    release()
+    list(found.shards(["warm"], None))
+    assert len(loaded) == 3
+
+    monkeypatch.setattr(embedding, "_KEPT", 0)
+    for _ in range(2):
+        list(found.shards(["warm"], None))
+    assert len(loaded) == 4, "the one at hand is let go of, and what is too large to keep is loaded each time"

@@ -100,7 +100,7 @@ def contests(before: Ref, after: Ref) -> Contests:
     )
 
 
-@stage(version=3)
+@stage(version=4)
 @on_device()
 def assess_policy(
     before: Ref,
@@ -118,7 +118,7 @@ def assess_policy(
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
     answer. Who wins is said by `versus`, or else by the scores; fluency is the mean negative log-likelihood per token under
     the base model M_0, which neither adapter has touched. The end token counts in the answers that reached it: those shorter
-    than `max_new_tokens`.
+    than `max_new_tokens`. Pairs of answers of which the expert has not scored both are `unscored`, and left out.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
@@ -141,7 +141,8 @@ def assess_policy(
             f"{judge} no held-out prompt has an expert score for both policies: check the expert's failures".strip()
         )
     facts = _outcome(comparisons) | _drift(first, second, before_policy, after_policy, max_new_tokens)
-    facts |= _diversity(first, second) | {"undecided": float(undecided)}
+    unscored = sum((r.prompt_id, r.sample) in matched for r in first) - len(scored)
+    facts |= _diversity(first, second) | {"undecided": float(undecided), "unscored": float(unscored)}
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 

@@ -192,7 +192,9 @@ def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
     if facts.get("unreadable_replies"):
         lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
     if facts.get("refused"):
-        lines.append(("  refused", f"{facts['refused']:.0f} questions, by the expert's server: not billed, not asked again"))
+        lines.append(
+            ("  refused", f"{facts['refused']:.0f} questions, by the expert's server: not billed, not asked again")
+        )
     return lines
 
 
@@ -231,7 +233,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
             f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
         )
     if report.get("unscored"):
-        found.append(f"{report['unscored']} held-out pairs of answers lack a score of the expert, and are not in the win rate.")
+        found.append(
+            f"{report['unscored']} held-out pairs of answers lack a score of the expert, and are not in the win rate."
+        )
     if (versus := report.get("versus")) and versus["undecided"]:
         found.append(f"{versus['undecided']} held-out comparisons were not decided, and are not in the win rate.")
     found += [

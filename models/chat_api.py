@@ -156,7 +156,9 @@ class Endpoint(Frozen):
             return UnpaidFailure(f"no connection to {self.base_url}")
         if isinstance(error, openai.APIConnectionError):
             said = f"no reply from {self.base_url}: {error.__cause__ or said}"
-        elif isinstance(error, openai.APIError | ValueError | TypeError | AttributeError | LookupError | RecursionError):
+        elif isinstance(
+            error, openai.APIError | ValueError | TypeError | AttributeError | LookupError | RecursionError
+        ):
             said = f"the reply of {self.base_url} cannot be read: {said}"
         else:
             return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from models.downloads import remembered_sha256
+from models.places import FolderOrName
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel, Pooling
@@ -120,7 +121,9 @@ class SentenceEmbedding(Embedding):
     """A sentence-transformers model: a packaged one, a local directory or a hub id, which is known by its commit."""
 
     kind: Literal["sentence"] = "sentence"
-    model: str = Field(PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id")
+    model: Annotated[str, FolderOrName] = Field(
+        PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id"
+    )
     dtype: Dtype = Field("float32", description="of the weights")
     batch_size: int = Field(64, description="texts at once")
 

@@ -81,18 +81,14 @@ def meaning(said: Failure) -> Meaning:
     """
     status, named = said.status, f"{said.code} {said.kind}".lower()
     words = f"{named} {said.words[:_READ].lower()}"
+    filtered = status in {None, 403, 451, *_ABOUT_TEXTS} and _FILTERED.search(words)
+    busy = _RATE.search(words) if status is None else status in _BUSY or status >= 500
     if status == 402 or _QUOTA.search(words):
         return "oracle"
-    if status in _GATEWAYS:
-        return "billed"
-    if status is not None and (status in _BUSY or status >= 500):
-        return "free"
-    if status is None and _RATE.search(words):
-        return "free"
-    if status in {None, 403, 451, *_ABOUT_TEXTS} and _FILTERED.search(words):
-        return "question"
-    if status in _ABOUT_TEXTS or status is None:
-        return _about_a_text(said, named, words)
+    if status in _GATEWAYS or busy:
+        return "billed" if status in _GATEWAYS else "free"
+    if filtered or status in _ABOUT_TEXTS or status is None:
+        return "question" if filtered else _about_a_text(said, named, words)
     return "oracle"
 
 
@@ -138,7 +134,9 @@ def failure_of(status: int | None, body: object) -> Failure:
 
 
 def _problems(detail: object) -> bool:
-    return isinstance(detail, list) and bool(detail) and all(isinstance(one, Mapping) and "msg" in one for one in detail)
+    return (
+        isinstance(detail, list) and bool(detail) and all(isinstance(one, Mapping) and "msg" in one for one in detail)
+    )
 
 
 def _of_problems(status: int | None, detail: list[Mapping[str, Any]]) -> Failure:

@@ -1,4 +1,4 @@
-"""A server's reply to a chat completion: its text, what else it may have said, its price. Most of its fields are optional."""
+"""A server's reply to a chat completion: its text, its price, and what else it may have said; most of it is optional."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -40,7 +40,9 @@ def bill(usage: object, prices: Prices, *, sent: int, written: int, text: str) -
     try:
         counts = _counts(usage, text)
         if counts.sent > sent + _MOST_ADDED or counts.written > written + _MOST_ADDED:
-            raise ValueError(f"of {counts.sent} tokens sent and {counts.written} written, {sent} and {written} are the most")
+            raise ValueError(
+                f"of {counts.sent} tokens sent and {counts.written} written, {sent} and {written} are the most"
+            )
     except ValueError as doubt:
         said = f"the usage {str(usage)[:200]} cannot be this call's: {doubt}"
         return Bill(Amount(prices.most(input_tokens=sent, output_tokens=written), sent + written), said)

@@ -3,7 +3,7 @@
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from models.downloads import remembered_sha256
 from models.event_loop import run
 from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
 from models.oracles.llm_judge import Calls
+from models.places import FolderOrName
 from models.plugins import digest_of
 from models.rubric import Rubric
 
@@ -31,7 +32,9 @@ class AlpacaEval(Oracle):
 
     kind: Literal["alpaca_eval"] = "alpaca_eval"
     endpoint: Endpoint = Field(_PUBLISHED, description="who answers; AlpacaEval 2's judge if not given")
-    annotator: str = Field(alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one")
+    annotator: Annotated[str, FolderOrName] = Field(
+        alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one"
+    )
     reference: Path | None = Field(
         None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
     )

@@ -7,7 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from models.cost import Amount, MicroUsd
-from models.oracles.base import Counter, Expected, LostReply, Oracle, PairOracle, RefusedQuestion, UnpaidFailure, Verdict
+from models.oracles.base import (
+    Counter,
+    Expected,
+    LostReply,
+    Oracle,
+    PairOracle,
+    RefusedQuestion,
+    UnpaidFailure,
+    Verdict,
+)
 from models.plugins import OneOf
 from models.rubric import Rubric
 

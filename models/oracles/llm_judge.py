@@ -13,7 +13,16 @@ from pydantic import Field, PositiveInt
 from models.chat_api import Endpoint, Message, Reply, most_tokens, most_tokens_sent
 from models.cost import Amount, MicroUsd
 from models.event_loop import run, unless_stopped
-from models.oracles.base import Counter, Expected, LostReply, Oracle, RefusedCall, RefusedQuestion, UnpaidFailure, Verdict
+from models.oracles.base import (
+    Counter,
+    Expected,
+    LostReply,
+    Oracle,
+    RefusedCall,
+    RefusedQuestion,
+    UnpaidFailure,
+    Verdict,
+)
 from models.plugins import digest_of
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models import hub
 from models.downloads import sha256_of
+from models.places import FolderOrName
 from models.plugins import Frozen, digest_of
 from models.preference import Demonstration, Judged, Prompt
 from models.sources.base import Prompts, PromptSource, check_disjoint
@@ -27,7 +28,9 @@ class Table(Frozen):
     names, `{parent.column}` is a column of that message.
     """
 
-    dataset: str = Field(description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files")
+    dataset: Annotated[str, FolderOrName] = Field(
+        description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files"
+    )
     config: str | None = Field(None, description="the dataset's configuration")
     split: str = Field("train", description="of the dataset")
     prompt: str = Field(description="a text with `{column}` in it")

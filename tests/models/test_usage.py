@@ -115,7 +115,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
 
 
-@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 100, "completion_tokens": -9**9}, IMPOSSIBLE[-4]], ids=str)
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 100, "completion_tokens": -(9**9)}, IMPOSSIBLE[-4]], ids=str)
 def test_a_verdict_without_a_usable_usage_is_read_at_the_ceiling_and_the_cap_holds(
     make_response: Any, ledger: Ledger, caplog: pytest.LogCaptureFixture, usage: object
 ) -> None:
@@ -165,5 +165,3 @@ def test_nothing_makes_less_than_nothing_of_what_is_spent(ledger_url: str) -> No
             with pytest.raises(sa.exc.IntegrityError), ledger.engine.begin() as connection:
                 connection.execute(sa.update(table).values({column: -1}))
     assert ledger.spent("a")[:2] == (1, 70)
-
-

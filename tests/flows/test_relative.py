@@ -68,7 +68,9 @@ def test_a_file_that_is_missing_is_named_where_it_was_looked_for(apart: Path) ->
 
 
 def test_the_base_of_a_sweep_is_beside_it_and_its_prompts_beside_the_base(apart: Path) -> None:
-    assert [p.text for arm in expand(load(Sweep, apart / "sweep.yaml")).arms for p in arm.experiment.prompts.load().pool]
+    assert [
+        p.text for arm in expand(load(Sweep, apart / "sweep.yaml")).arms for p in arm.experiment.prompts.load().pool
+    ]
     (apart / "sweeps").mkdir()
     moved = change(apart / "sweep.yaml", base="../quick.yaml").rename(apart / "sweeps" / "sweep.yaml")
     (arm,) = expand(load(Sweep, moved)).arms
@@ -87,7 +89,10 @@ def test_what_arms_and_grids_change_is_relative_to_the_sweep(apart: Path) -> Non
     settings = {
         "base": "../quick.yaml",
         "presets": [],
-        "arms": {"one": {"prompts.pool": "a.txt"}, "all": {"labelling": {"oracle": {"kind": "replay", "path": "c.csv"}}}},
+        "arms": {
+            "one": {"prompts.pool": "a.txt"},
+            "all": {"labelling": {"oracle": {"kind": "replay", "path": "c.csv"}}},
+        },
         "grid": {"prompts.held_out": ["b.txt", "c.txt"], "labelling.queries": [2, 4]},
     }
     found = load(Sweep, change(apart / "sweep.yaml", **settings).rename(apart / "sweeps" / "s.yaml"))
@@ -105,8 +110,16 @@ def test_what_arms_and_grids_change_is_relative_to_the_sweep(apart: Path) -> Non
         (Experiment, {"policy": {"model": "org/name@main"}}, {"policy": {"model": "org/name@main"}}),
         (Experiment, {"policy": {"model": "./none"}}, {"policy": {"model": "./at/./none"}}),
         (Experiment, {"policy": {"model": "/model"}}, {"policy": {"model": "/model"}}),
-        (Experiment, {"prompts": {"kind": "movie_reviews", "pool": 5}}, {"prompts": {"kind": "movie_reviews", "pool": 5}}),
-        (Experiment, {"prompts": {"kind": "files", "pool": "~/p.txt"}}, {"prompts": {"kind": "files", "pool": "~/p.txt"}}),
+        (
+            Experiment,
+            {"prompts": {"kind": "movie_reviews", "pool": 5}},
+            {"prompts": {"kind": "movie_reviews", "pool": 5}},
+        ),
+        (
+            Experiment,
+            {"prompts": {"kind": "files", "pool": "~/p.txt"}},
+            {"prompts": {"kind": "files", "pool": "~/p.txt"}},
+        ),
         (
             Experiment,
             {"prompts": {"kind": "hub", "pool": {"dataset": "model", "prompt": "model", "rows": 3}}},

@@ -1,4 +1,4 @@
-"""Four processes buy labels from a server that fails in ten ways, killed at random: what is lost, what is paid twice?
+"""Four processes buy labels from a server that fails in nine ways, killed at random: what is lost, what is paid twice?
 
     make chaos                                  # a few minutes, at least 50 kills
     python benchmarks/chaos.py --short          # half a minute; a test runs it
@@ -46,7 +46,6 @@ _FAULTS = {
     "refusal": 0.01,
     "slow": 0.03,
     "drop": 0.01,
-    "gateway": 0.003,
 }
 _FREE = {"rate_limit", "error"}  # what a server does not bill
 PRICES = Prices(input=1_000_000, output=2_000_000)

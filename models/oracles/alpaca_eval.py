@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from models import alpaca_eval
-from models.chat_api import Endpoint, Reply, most_tokens, most_tokens_sent
+from models.chat_api import Endpoint, most_tokens, most_tokens_sent
 from models.cost import MicroUsd, Prices
 from models.downloads import remembered_sha256
 from models.event_loop import run
@@ -16,6 +16,7 @@ from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFail
 from models.oracles.llm_judge import Calls
 from models.places import FolderOrName
 from models.plugins import digest_of
+from models.replies import Reply
 from models.rubric import Rubric
 
 _PUBLISHED = Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000))

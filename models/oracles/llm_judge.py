@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message, Reply, most_tokens, most_tokens_sent
+from models.chat_api import Endpoint, Message, most_tokens, most_tokens_sent
 from models.cost import Amount, MicroUsd
 from models.event_loop import run, unless_stopped
 from models.oracles.base import (
@@ -24,6 +24,7 @@ from models.oracles.base import (
     Verdict,
 )
 from models.plugins import digest_of
+from models.replies import Reply
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 
 NO_LENGTH = "Length is no merit: judge what is said, and do not reward a response for being longer or more formatted."

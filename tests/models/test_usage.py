@@ -107,7 +107,7 @@ def test_whatever_a_server_says_a_call_never_earns_money(usage: object, text: st
     assert min(cost) >= 0
     assert cost == CEILING or not doubt
     if not doubt:
-        assert cost.micro_usd >= 50, "something was sent"
+        assert cost.micro_usd >= 1, "something was sent"
 
 
 @pytest.fixture

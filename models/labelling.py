@@ -22,7 +22,7 @@ from models.ledger_entries import Answer, Order, Reservation, Settlement
 from models.ledger_tables import Question
 from models.oracles.base import LostReply, Oracle, RefusedCall, RefusedQuestion, Terms, UnpaidFailure, Verdict
 from models.people import Queue
-from models.preference import Label, Response
+from models.preference import Label, LabelStatus, Response
 from models.rubric import Rubric
 
 log = logging.getLogger(__name__)
@@ -242,17 +242,9 @@ class _Asking:
         except BaseException:
             await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
             raise
-        return await self.clerk.settle(
-            Settlement(
-                reserved,
-                status="labelled" if math.isfinite(verdict.score) else "quarantined",
-                score=verdict.score,
-                raw=verdict.raw,
-                tokens=verdict.tokens,
-                micro_usd=verdict.micro_usd,
-                seconds=seconds,
-            )
-        )
+        found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
+        status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
+        return await self.clerk.settle(Settlement(reserved, status, *found))
 
     async def _quarantine(self, order: Order, refusal: RefusedQuestion) -> Answer | Exception:
         """Return the quarantined label of a question that was refused while others were answered."""

@@ -8,7 +8,18 @@ from typing import Any
 
 TEXT, ROWS = (".txt",), (".jsonl", ".ndjson")
 _BOM = "\ufeff"
-_HEADERS = {"prompt", "prompts", "instruction", "instructions", "question", "questions", "query"}
+_HEADERS = {
+    "prompt",
+    "prompts",
+    "instruction",
+    "instructions",
+    "question",
+    "questions",
+    "query",
+    "text",
+    "input",
+    "inputs",
+}
 _FIELD = re.compile(r"[\w .-]{1,40}")
 # what holds a conversation in the data sets that people have
 _CONVERSATIONS = ("messages", "conversations", "conversation", "system", "system_prompt", "history", "turns")
@@ -51,7 +62,7 @@ def prompts_of(path: Path) -> list[tuple[int, dict[str, Any]]]:
     for number, line in lines:
         if "\r" in line:
             raise ValueError(f"{path}, line {number} holds a carriage return within: end lines with \\n or \\r\\n")
-    if lines and (all(isinstance(_json(line), dict) for _, line in lines) or _is_json(lines)):
+    if lines and (_are_rows([line for _, line in lines]) or _is_json(lines)):
         raise ValueError(
             f"{path} holds JSON, and .txt is read as a prompt a line: write an object a line and name it .jsonl"
         )
@@ -119,6 +130,12 @@ def _json(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _are_rows(lines: Sequence[str]) -> bool:
+    """Whether every line is an object, or some line is one that has a prompt."""
+    objects = [found for line in lines if isinstance(found := _json(line.strip().rstrip(",")), dict)]
+    return len(objects) == len(lines) or any(found.keys() & {"prompt", "messages"} for found in objects)
 
 
 def _is_json(lines: Sequence[tuple[int, str]]) -> bool:

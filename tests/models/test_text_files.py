@@ -82,6 +82,9 @@ def test_the_mark_that_editors_put_first_is_no_part_of_a_prompt(tmp_path: Path) 
         ("p.txt", "one\rtwo\r", "line 1 holds a carriage return within"),
         ("p.txt", '{"prompt": "one"}\n{"prompt": "two"}\n', "holds JSON, and .txt is read as a prompt a line"),
         ("p.txt", '[\n  {"prompt": "one"},\n  {"prompt": "two"}\n]\n', "holds JSON"),
+        ("p.txt", '[{"prompt": "one"}, {"prompt": "two"}]', "holds JSON"),
+        ("p.txt", 'a comment\n{"prompt": "one"},\n{"prompt": "two"}\n', "holds JSON"),
+        ("p.txt", "text,label\nplain,z\n", r"line 1 is the header of a table"),
         ("p.txt", "prompt,source\nplain,z\n", r"line 1 is the header of a table \('prompt,source'\)"),
         ("p.txt", '\n"Prompt";"id"\nplain;1\n', "line 2 is the header of a table"),
         ("p.txt", "id\tinstruction\n1\tplain\n", "line 1 is the header of a table"),
@@ -99,7 +102,7 @@ def test_the_mark_that_editors_put_first_is_no_part_of_a_prompt(tmp_path: Path) 
         ("p.jsonl", '{"prompt": ' + "[" * 50_000 + "\n", "line 1 is not JSON"),
         ("p.jsonl", '{"prompt": "x", "score": ' + "9" * 9000 + "}\n", "line 1 is not JSON"),
     ],
-    ids=range(23),
+    ids=range(26),
 )
 def test_what_is_no_prompt_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):

@@ -29,7 +29,7 @@ def test_a_content_filter_at_a_few_questions_leaves_a_report_of_the_others(
         given = {
             "labelling__oracle": judge,
             "labelling__max_micro_usd": 200_000,
-            "labelling__acquisition": {"kind": "uniform"},
+            "labelling__acquisition": {"kind": "random"},
         }
         report = run(tiny_settings, **given)
         asked = len(server.log)

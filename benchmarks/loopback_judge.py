@@ -32,7 +32,10 @@ def right_score(text: str) -> int:
 
 @dataclass
 class LoopbackJudge:
-    """The server, for `with`. `faults` are probabilities by name, decided by (seed, request body, n-th time it is asked)."""
+    """The server, for `with`. `faults` are probabilities by name, decided by (seed, request body, n-th time it is asked).
+
+    `about` are faults by a part of what is asked, and `says` faults that are made up: status and body by name.
+    """
 
     latency: float = 0.0
     faults: dict[str, float] = field(default_factory=dict)
@@ -43,6 +46,9 @@ class LoopbackJudge:
     prefers_first: bool = False  # a judge with a bias for the place
     key: str | None = None  # of those who may ask; others are refused, and told which key they have come with
     refuse_after: int | None = None  # calls: what comes later is refused
+    usage: Any = ...  # what is said in place of the true count; ... for the true one, None for `null`
+    about: dict[str, str] = field(default_factory=dict)
+    says: dict[str, tuple[int, Any]] = field(default_factory=dict)
     headers: list[dict[str, str]] = field(default_factory=list)
     log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
@@ -97,22 +103,31 @@ class LoopbackJudge:
             draw -= chance
         return None
 
+    def _fault_about(self, body: dict[str, Any]) -> str | None:
+        asked = body["messages"][-1]["content"]
+        return next((fault for part, fault in self.about.items() if part in asked), None)
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         body = json.loads(raw)
         self.headers.append(dict(request.headers))
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        fault = "key" if self.key is not None and given != self.key else self._fault(raw)
+        fault = "key" if self.key is not None and given != self.key else self._fault_about(body) or self._fault(raw)
         if self.refuse_after is not None and len(self.log) >= self.refuse_after:
-            fault = "bad_request"
+            fault = "no_model"
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         failures = {
             "rate_limit": (429, "slow down"),
             "error": (500, "broken"),
+            "gateway": (504, "the model has not answered in time"),
             "bad_request": (400, "this cannot be judged"),
+            "no_model": (404, f"The model {body['model']!r} does not exist"),
             "key": (401, f"Incorrect API key: {given}"),
         }
+        if fault in self.says:
+            status, told = self.says[fault]
+            return web.json_response(told, status=status)
         if fault in failures:
             status, message = failures[fault]
             return web.json_response({"error": {"message": message}}, status=status, headers={"retry-after-ms": "20"})
@@ -165,12 +180,15 @@ class LoopbackJudge:
             "model": f"{body['model']}-0001",
             "system_fingerprint": "fp",
             "choices": [choice],
-            "usage": {
-                "prompt_tokens": self.prompt_tokens,
-                "completion_tokens": self.completion_tokens,
-                "total_tokens": self.prompt_tokens + self.completion_tokens,
-                "prompt_tokens_details": {"cached_tokens": 40},
-            },
+            "usage": self._usage() if self.usage is ... else self.usage,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 40},
         }
 
 

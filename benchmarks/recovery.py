@@ -107,7 +107,7 @@ class Judge(LoopbackJudge):
 
     def _fault(self, body: bytes) -> str | None:
         text = json.loads(body)["messages"][-1]["content"]
-        return "bad_request" if any(part in text for part in self.refuses) else None
+        return "no_model" if any(part in text for part in self.refuses) else None
 
 
 def cases(make: Any, rows: int) -> dict[str, Case]:  # noqa: ANN401

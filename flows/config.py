@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BeforeValidator, ValidationError
 
+from flows.relative import rooted
 from models.places import check_places
 from models.plugins import Frozen, OneOf
 
@@ -17,10 +18,10 @@ C = TypeVar("C", bound=Frozen)
 def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
     """Read a parameter file, apply `a.b=value` overrides (values are YAML) and validate the whole.
 
-    Relative paths inside the file are relative to the working directory. Raises ValueError naming the field, the rule and,
-    for a typo, the nearest field there is.
+    Paths inside the file are relative to the file, those of overrides to the working directory. Raises ValueError naming
+    the field, the rule and, for a typo, the nearest field there is.
     """
-    settings = read(path)
+    settings = read(cls, path)
     for override in overrides or []:
         name, equals, value = override.partition("=")
         if not equals or not name:
@@ -36,8 +37,11 @@ def or_file(cls: type[Frozen]) -> BeforeValidator:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return what a parameter file holds; raise ValueError if it is no mapping, or where it may not be."""
+def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
+    """Return what a parameter file holds, its paths made relative to the working directory.
+
+    Raises ValueError if it is no mapping, or where it may not be.
+    """
     check_places({"the experiment file": path})
     if not path.is_file():
         raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
@@ -50,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         json.dumps(settings, default=str)
     )  # YAML anchors share values; a change must not
-    return found
+    return rooted(found, cls, path.parent)
 
 
 def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:

@@ -16,6 +16,7 @@ from models.gate import ANY_PAIR
 from models.generators.base import Generator
 from models.generators.hf import Transformers
 from models.oracles.base import Oracle
+from models.places import FolderOrName
 from models.plugins import Frozen, OneOf
 from models.policies.dpo import DPO
 from models.policies.dtypes import ChosenDtype
@@ -34,7 +35,9 @@ class Seeds(Frozen):
 class PolicyConfig(Frozen):
     """The language model: packaged, a local directory, or a hub id `org/name@revision`."""
 
-    model: str = Field(description="packaged, a local directory, or a hub id `org/name@revision`")
+    model: Annotated[str, FolderOrName] = Field(
+        description="packaged, a local directory, or a hub id `org/name@revision`"
+    )
     template: Template = Field("chat", description="the tokenizer's chat template, or the texts as they are")
     dtype: ChosenDtype = Field(
         "auto",

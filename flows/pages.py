@@ -51,10 +51,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "evaluation",
             f"{report['evaluation_queries']} further queries of {judge}{_versus(report)}, which taught nothing",
         ),
-        (
-            "time",
-            f"{report['seconds']:.0f} s{_of_the_cache(report)}",
-        ),
+        ("time", f"{report['seconds']:.0f} s{_of_the_cache(report)}"),
     ]
 
 
@@ -196,6 +193,8 @@ def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
         lines.append(("  people", f"{facts['judgements']:.0f} judgements, Krippendorff's alpha {alpha}"))
     if facts.get("unreadable_replies"):
         lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
+    if facts.get("refused"):
+        lines.append(("  refused", f"{facts['refused']:.0f} questions, by the expert's server: not billed"))
     return lines
 
 
@@ -232,6 +231,10 @@ def warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"The books do not agree: ledger {dollars(books['ledger'])}, replies {dollars(books['replies'])} and "
             f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
+        )
+    if report.get("unscored"):
+        found.append(
+            f"{report['unscored']} held-out pairs of answers lack a score of the expert, and are not in the win rate."
         )
     if (versus := report.get("versus")) and versus["undecided"]:
         found.append(f"{versus['undecided']} held-out comparisons were not decided, and are not in the win rate.")

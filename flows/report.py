@@ -29,7 +29,7 @@ _SAMPLES, _BINS = 8, 24
 _BIASES = ("longer_preferred", "longer_preferred_by_expert", "format_shift")
 # of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
 _EXPERT_FACTS = {
-    *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies"),
+    *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies", "refused"),
     *("judgements", "krippendorff_alpha"),
 }
 
@@ -95,6 +95,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "lost_queries": arm.total("lost_queries"),
         "expert": {name: value for name, value in arm.facts.get("annotate", {}).items() if name in _EXPERT_FACTS},
         "quarantined": sum(label.status == "quarantined" for label in labels),
+        "unscored": int(outcome["unscored"]),
         "evaluation_queries": arm.total("queries", evaluation=True),
         "evaluation_micro_usd": arm.total("micro_usd", evaluation=True),
         "pairs": pairs.total(),

@@ -3,13 +3,14 @@
 import itertools
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, NonNegativeInt
 
 from flows.config import read, set_field, validated
 from flows.experiment import Experiment
 from flows.presets import ALL, PRESETS
+from flows.relative import FieldsOf
 from models.cost import MicroUsd
 from models.plugins import Frozen
 
@@ -20,10 +21,14 @@ class Sweep(Frozen):
     """Named arms and presets, each a set of changes to the `base` experiment, crossed with a grid and with seeds."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="of the sweep; its runs begin with it")
-    base: Path = Field(description="an experiment file, relative to the working directory")
+    base: Path = Field(description="an experiment file, relative to this one")
     presets: tuple[str, ...] = Field((), description="arms by the paper's names")
-    arms: dict[str, Changes] = Field({}, description="more arms: by name, fields and their values")
-    grid: dict[str, tuple[Any, ...]] = Field({}, description="fields and their values, every combination for every arm")
+    arms: dict[str, Annotated[Changes, FieldsOf(Experiment)]] = Field(
+        {}, description="more arms: by name, fields and their values"
+    )
+    grid: Annotated[dict[str, tuple[Any, ...]], FieldsOf(Experiment)] = Field(
+        {}, description="fields and their values, every combination for every arm"
+    )
     seeds: tuple[NonNegativeInt, ...] = Field(
         (0,), min_length=1, description="of selection, and of training too unless training_seeds are given"
     )
@@ -59,7 +64,7 @@ def expand(sweep: Sweep) -> Expanded:
     Arms that come to the same experiment are one, under the first one's name. Arms go on where the gate would stop a run by
     itself, unless they or the base say otherwise: what is left out for its outcome makes the comparison of the others wrong.
     """
-    base, arms = read(sweep.base), _arms(sweep)
+    base, arms = read(Experiment, sweep.base), _arms(sweep)
     found: dict[str, Arm] = {}
     merged: dict[str, str] = {}
     titles: set[str] = set()

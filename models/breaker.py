@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+from collections import Counter
 
-from models.oracles.base import LostReply, UnpaidFailure
+from models.oracles.base import LostReply, RefusedQuestion, UnpaidFailure
 from models.randomness import stream
 
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _BREAK_AFTER = 12  # failures in a row, of all workers together: the expert is down, and asking on would only lose money
+
+_REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
 
 
 def pause_after(attempt: int, failure: UnpaidFailure | LostReply, *, seed: str) -> float:
@@ -20,15 +23,26 @@ def pause_after(attempt: int, failure: UnpaidFailure | LostReply, *, seed: str) 
 
 
 class Breaker:
-    """Stops the desk when the expert fails many times in a row, whoever asks."""
+    """Stops the desk when the expert fails many times in a row, or refuses many questions alike, whoever asks."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self._failures = 0
+        self._refused = Counter[str]()
 
     def worked(self) -> None:
         """Note an answer."""
         self._failures = 0
+        self._refused.clear()
+
+    def refused(self, refusal: RefusedQuestion) -> str:
+        """Note a refused question; return what is wrong if it is every question that is refused, "" otherwise."""
+        if refusal.certain:
+            return ""
+        self._refused[refusal.signature] += 1
+        if self._refused[refusal.signature] < _REFUSED_ALIKE:
+            return ""
+        return f"{_REFUSED_ALIKE} different questions in a row were refused alike, and none was answered: {refusal}"
 
     def failed(self, failure: Exception) -> bool:
         """Note a failure; true if it is one too many."""

@@ -1,12 +1,12 @@
 """One chat completion from an OpenAI-compatible server: its rate limits, its price, and what a failure may have cost."""
 
 import atexit
-import math
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
@@ -14,14 +14,18 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from models.addresses import check_address, check_key_name
 from models.cost import Amount, Prices
 from models.event_loop import run, unless_stopped
-from models.oracles.base import Counter, Expected, LostReply, RefusedCall, UnpaidFailure
+from models.failures import Failure, failure_of, meaning
+from models.oracles.base import Counter, Expected, LostReply, RefusedCall, RefusedQuestion, UnpaidFailure
 from models.plugins import Frozen
+from models.replies import Reply, reply_of
+
+log = logging.getLogger(__name__)
 
 Message = Mapping[str, str]
 
 # A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
 _TOKENS_PER_MESSAGE = 16
-_PASSING = {408, 409, 429}  # statuses of failures that pass
+_SAID = 400  # characters of what a server says of a failure
 _SECONDS_PER_TOKEN = (
     0.02  # of a reply, and as much as thirty of them before the first: usual, where nothing was measured
 )
@@ -35,17 +39,6 @@ def most_tokens(text: str) -> int:
 def most_tokens_sent(messages: Sequence[Message]) -> int:
     """Return an upper bound of the input tokens of a call."""
     return sum(most_tokens(m["content"]) + _TOKENS_PER_MESSAGE for m in messages)
-
-
-class Reply(NamedTuple):
-    """What came back. `alternatives` are (token, probability by token) along the text, where they were asked for."""
-
-    text: str
-    refused: bool
-    alternatives: Sequence[tuple[str, Mapping[str, float]]]
-    model: str
-    tokens: int
-    micro_usd: int
 
 
 class Endpoint(Frozen):
@@ -88,7 +81,7 @@ class Endpoint(Frozen):
 
     def most(self, sent: int) -> Amount:
         """Return the most that one call may cost that sends at most so many tokens."""
-        return Amount(self.prices.cost(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
+        return Amount(self.prices.most(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
 
     def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
         """Return what one call usually costs."""
@@ -118,8 +111,9 @@ class Endpoint(Frozen):
         """Return the reply to one call.
 
         `schema` asks for JSON of that shape, `top_logprobs` for that many alternatives of each token. Raises UnpaidFailure
-        where nothing was billed (a rate limit, an error of the server, no connection), RefusedCall where trying again is no
-        use, and LostReply where the reply may have been paid for and never came, or cannot be read.
+        where nothing was billed (a rate limit, an error of the server, no connection), RefusedQuestion where these messages
+        will not be answered, RefusedCall where none will, and LostReply where the reply may have been paid for and never
+        came, or cannot be read. `models.failures.meaning` says which failure is which.
         """
         await self._wait(self.most(most_tokens_sent(messages)).tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
@@ -135,7 +129,15 @@ class Endpoint(Frozen):
         body = {"model": self.model, "messages": list(messages), **options}
         try:
             # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
-            return self._reply(await _client(self).post("/chat/completions", body=body, cast_to=object))
+            answer = await _client(self).post("/chat/completions", body=body, cast_to=object)
+            if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
+                raise self._meant(failure_of(None, answer), {}, messages)
+            reply = reply_of(answer, self.prices, sent=most_tokens_sent(messages), written=self.max_tokens)
+            if reply.doubt:
+                _warn_once(self.base_url, self.model, reply.doubt)
+            return reply
+        except (UnpaidFailure, LostReply):
+            raise
         except Exception as error:
             failure = self._failure(error, messages)
             if failure is None:
@@ -147,41 +149,38 @@ class Endpoint(Frozen):
         """Return what an error of a call means for whoever pays; None for one that is not the server's. Says no key."""
         import openai
 
-        said = str(getattr(error, "message", error)).replace(os.environ[self.key_env], f"${self.key_env}")
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
-            return RefusedCall(f"{self.base_url} says that the account has no quota left")
-        if isinstance(error, openai.APIStatusError) and status is not None:
-            if status in _PASSING or status >= 500:
-                what = "rate limit" if status == 429 else f"server error {status}"
-                return UnpaidFailure(what, retry_after=_retry_after(error.response.headers))
-            return RefusedCall(f"{self.base_url} refused the call with {status}: {said}")
+        if isinstance(error, openai.APIStatusError):
+            return self._meant(failure_of(error.status_code, error.body), error.response.headers, messages)
+        said = self._without_key(str(getattr(error, "message", error)))
         if isinstance(error, openai.APIConnectionError) and _never_sent(error):
             return UnpaidFailure(f"no connection to {self.base_url}")
         if isinstance(error, openai.APIConnectionError):
             said = f"no reply from {self.base_url}: {error.__cause__ or said}"
-        elif isinstance(error, openai.APIError | ValueError | TypeError | AttributeError | LookupError):
+        elif isinstance(
+            error, openai.APIError | ValueError | TypeError | AttributeError | LookupError | RecursionError
+        ):
             said = f"the reply of {self.base_url} cannot be read: {said}"
         else:
             return None
         return LostReply(said, most=self.most(most_tokens_sent(messages)))
 
-    def _reply(self, answer: Any) -> Reply:  # noqa: ANN401
-        choice, usage = answer["choices"][0], answer["usage"]
-        message, said = choice["message"], choice.get("logprobs") or {}
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        sent, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        return Reply(
-            text=message.get("content") or "",
-            refused=bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter",
-            alternatives=[
-                (place["token"], {top["token"]: math.exp(top["logprob"]) for top in place["top_logprobs"]})
-                for place in said.get("content") or ()
-            ],
-            model=f"{answer['model']} {answer.get('system_fingerprint') or ''}".strip(),
-            tokens=sent + written,
-            micro_usd=self.prices.cost(input_tokens=sent, output_tokens=written, cached_tokens=cached),
-        )
+    def _meant(self, failure: Failure, headers: Mapping[str, str], messages: Sequence[Message]) -> Exception:
+        """Return the error for what a server has said of a call."""
+        means, status = meaning(failure), failure.status or "an error in its reply"
+        said = self._without_key(failure.words)[:_SAID]
+        if means == "free":
+            what = "rate limit" if status == 429 else f"server error {status}"
+            return UnpaidFailure(what, retry_after=_retry_after(headers))
+        if means == "billed":
+            told = f"{self.base_url} failed with {status}, and may have billed the call: {said}"
+            return LostReply(told, most=self.most(most_tokens_sent(messages)))
+        told = f"{self.base_url} refused the call with {status}: {said}"
+        if means == "oracle":
+            return RefusedCall(told)
+        return RefusedQuestion(told, signature=failure.signature, certain=means == "question")
+
+    def _without_key(self, said: str) -> str:
+        return said.replace(os.environ[self.key_env], f"${self.key_env}")
 
     async def _wait(self, tokens: int) -> None:
         """Return when the limits allow a call of at most so many tokens; raise InterruptedError if labelling stops."""
@@ -189,6 +188,15 @@ class Endpoint(Frozen):
         for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
             if limit is not None:
                 await unless_stopped(limiter.try_acquire_async("calls", weight=min(weight, limit)))
+
+
+def _warn_once(base_url: str, model: str, doubt: str) -> None:
+    if (base_url, model) not in _warned:
+        _warned.add((base_url, model))
+        log.warning("%s (%s): %s. Its calls are booked at the most that they may cost", base_url, model, doubt)
+
+
+_warned: set[tuple[str, str]] = set()
 
 
 def _never_sent(error: BaseException | None) -> bool:

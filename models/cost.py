@@ -57,3 +57,9 @@ class Prices(Frozen):
         cached = self.input if self.cached is None else self.cached
         exact = (input_tokens - cached_tokens) * self.input + cached_tokens * cached + output_tokens * self.output
         return -(-exact // MICRO)
+
+    def most(self, *, input_tokens: int, output_tokens: int) -> int:
+        """Return the most that one call may cost: its input is cached where that is dearer."""
+        dearer = self.cached is not None and self.cached > self.input
+        cached = input_tokens if dearer else 0
+        return self.cost(input_tokens=input_tokens, output_tokens=output_tokens, cached_tokens=cached)

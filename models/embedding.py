@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from models.downloads import remembered_sha256
+from models.places import FolderOrName
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel, Pooling, on_release
@@ -137,7 +138,9 @@ class SentenceEmbedding(Embedding):
     """A sentence-transformers model: a packaged one, a local directory or a hub id, which is known by its commit."""
 
     kind: Literal["sentence"] = "sentence"
-    model: str = Field(PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id")
+    model: Annotated[str, FolderOrName] = Field(
+        PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id"
+    )
     dtype: Dtype = Field("float32", description="of the weights")
     batch_size: int = Field(64, description="texts at once")
 

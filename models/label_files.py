@@ -73,23 +73,27 @@ def read_lines(file: Path) -> list[Line]:
         raise ValueError(f"{file} does not exist")
     try:
         with file.open(encoding="utf-8-sig", newline="") as source:  # with the mark that spreadsheets put first
-            if file.suffix == ".csv":
-                return list(_csv_lines(source))
-            if file.suffix == ".json":
+            if file.suffix.lower() == ".csv":
+                return list(_csv_lines(source, file))
+            if file.suffix.lower() == ".json":
                 return annotations(json.load(source), file)
             return taken(file, [Line(n, {"": text}) for n, text in enumerate(source, 1) if text.strip()], _json_line)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise ValueError(f"{file} cannot be read as {file.suffix or 'JSON lines'}: {error}") from error
 
 
-def _csv_lines(source: Any) -> Iterator[Line]:  # noqa: ANN401
+def _csv_lines(source: Any, file: Path) -> Iterator[Line]:  # noqa: ANN401
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(source, strict=True)
     columns = next(reader, [])
+    if len(columns) != len(set(columns)):
+        raise ValueError(f"{file}, line 1 names a column twice: {', '.join(columns)}")
     begin = reader.line_num + 1
     for row in reader:
+        if row and len(row) != len(columns):
+            raise ValueError(f"{file}, line {begin} has {len(row)} columns, and the first line names {len(columns)}")
         if row:
-            yield Line(begin, dict(zip(columns, row, strict=False)))
+            yield Line(begin, dict(zip(columns, row, strict=True)))
         begin = reader.line_num + 1
 
 

@@ -68,6 +68,11 @@ def annotations(tasks: Any, source: object) -> list[Line]:  # noqa: ANN401
 def _annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:
     said = {result["from_name"]: result["value"] for result in annotation["result"]}
     who = annotation["completed_by"]
+    if ("score" in said and "choices" not in said["score"]) or (said.keys() - {"note"} and "score" not in said):
+        named = ", ".join(sorted(said))
+        raise ValueError(
+            f"an annotation by {who} has no choice named score (it has {named}): use the interface of the queue"
+        )
     chosen = said.get("score", {}).get("choices", [""])[0]
     return {
         "annotator": f"label-studio {who['email'] if isinstance(who, dict) else who}",

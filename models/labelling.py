@@ -20,9 +20,9 @@ from models.ledger import Ledger
 from models.ledger_accounts import BudgetExhausted
 from models.ledger_entries import Answer, Order, Reservation, Settlement
 from models.ledger_tables import Question
-from models.oracles.base import LostReply, Oracle, RefusedCall, Terms, UnpaidFailure, Verdict
+from models.oracles.base import LostReply, Oracle, RefusedCall, RefusedQuestion, Terms, UnpaidFailure, Verdict
 from models.people import Queue
-from models.preference import Label, Response
+from models.preference import Label, LabelStatus, Response
 from models.rubric import Rubric
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _ask_all(
     outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
     if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in answers]:
-        cause = next((error for error in errors if not isinstance(error, InterruptedError)), errors[0])
+        cause = next((e for e in errors if not isinstance(e, InterruptedError | RefusedQuestion)), errors[0])
         raise LabellingStopped(
             f"labelling stopped after {before + len(answers)} of {bar.total} queries: {cause}. "
             "The labels are kept; run again to go on from here"
@@ -196,18 +196,22 @@ class _Asking:
                     outcomes[place] = await self._ask(order)
                 except Exception as error:
                     outcomes[place] = error
-                    if not isinstance(error, BudgetExhausted):
+                    if not isinstance(error, BudgetExhausted | RefusedQuestion):
                         self.breaker.stop.set()  # at once: the others must not go on paying an expert that fails
                 self.bar.update()
 
         await asyncio.gather(*(work() for _ in range(self.ready)))
+        for place, refusal in enumerate(outcomes):
+            # not where labelling stopped, perhaps for what was refused
+            if isinstance(refusal, RefusedQuestion) and not self.breaker.stop.is_set():
+                outcomes[place] = await self._quarantine(orders[place], refusal)
         return outcomes
 
     async def _ask(self, order: Order) -> Answer:
         for attempt in range(1, _TRIES + 1):
             try:
-                answer = await self._ask_once(order)
-            except RefusedCall:
+                return await self._ask_once(order)
+            except (RefusedCall, RefusedQuestion):
                 raise
             except (UnpaidFailure, LostReply) as failure:
                 if attempt == _TRIES or self.breaker.failed(failure):
@@ -218,9 +222,6 @@ class _Asking:
                         self.breaker.stop.wait(),
                         pause_after(attempt, failure, seed=order.question.prompt + order.question.response),
                     )
-            else:
-                self.breaker.worked()
-                return answer
         raise AssertionError("unreachable")
 
     async def _ask_once(self, order: Order) -> Answer:
@@ -230,7 +231,9 @@ class _Asking:
         ledger, question = self.desk.ledger, order.question
         try:
             verdict, seconds = await self._call(question)
-        except (UnpaidFailure, InterruptedError):
+        except (UnpaidFailure, InterruptedError) as failure:
+            if isinstance(failure, RefusedQuestion) and failure.certain:
+                return await self._settle_refused(reserved, failure)
             await asyncio.to_thread(ledger.release, reserved)
             raise
         except LostReply as lost:
@@ -239,17 +242,21 @@ class _Asking:
         except BaseException:
             await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
             raise
-        return await self.clerk.settle(
-            Settlement(
-                reserved,
-                status="labelled" if math.isfinite(verdict.score) else "quarantined",
-                score=verdict.score,
-                raw=verdict.raw,
-                tokens=verdict.tokens,
-                micro_usd=verdict.micro_usd,
-                seconds=seconds,
-            )
-        )
+        found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
+        status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
+        return await self.clerk.settle(Settlement(reserved, status, *found))
+
+    async def _quarantine(self, order: Order, refusal: RefusedQuestion) -> Answer | Exception:
+        """Return the quarantined label of a question that was refused while others were answered."""
+        try:
+            held = await self._reserve(order)
+        except (BudgetExhausted, InterruptedError) as error:
+            return error
+        return held if isinstance(held, Answer) else await self._settle_refused(held, refusal)
+
+    async def _settle_refused(self, reserved: Reservation, refusal: RefusedQuestion) -> Answer:
+        log.warning("a question is quarantined, and costs nothing: %s", refusal)
+        return await self.clerk.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
 
     async def _call(self, question: Question) -> tuple[Verdict, float]:
         """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
@@ -259,10 +266,16 @@ class _Asking:
             started = time.monotonic()
             try:
                 verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
+            except RefusedQuestion as refusal:
+                if every := self.breaker.refused(refusal):
+                    self.breaker.stop.set()
+                    raise RefusedCall(every) from None
+                raise
             except BaseException as error:
                 if isinstance(error, RefusedCall) or not isinstance(error, UnpaidFailure | LostReply):
                     self.breaker.stop.set()
                 raise
+            self.breaker.worked()
             return verdict, time.monotonic() - started
 
     async def _reserve(self, order: Order) -> Reservation | Answer:

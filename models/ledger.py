@@ -18,7 +18,7 @@ from models import ledger_holders as holders
 from models import ledger_tables as tables
 from models.cost import NO_CAP, Amount
 from models.ledger_accounts import BudgetExhausted, Spent
-from models.ledger_entries import REPLIED, Answer, Order, Outcome, QueryStatus, Reservation, Settlement, dearer
+from models.ledger_entries import REPLIED, Answer, Order, Outcome, QueryStatus, Reservation, Settlement, checked
 from models.ledger_tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 from models.preference import LabelStatus
 
@@ -171,21 +171,21 @@ class Ledger:
         """Settle replies of one account within a transaction of the caller's."""
         ids = [reply.reservation.query_id for reply in replies]
         before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
-        rows, prices, answers = [], [], list[Answer | ValueError]()
-        saved = Amount(0, 0)
-        for reply in replies:
-            query_id, was = reply.reservation.query_id, before.get(reply.reservation.query_id)
+        rows, prices, answers, saved = [], [], list[Answer | ValueError](), Amount(0, 0)
+        for given in replies:
+            query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
             if was is None or was.status not in ("reserved", "lost"):
                 answers.append(ValueError(f"query {query_id} is not reserved: it was settled or released before"))
                 continue
-            status = reply.status
+            charged = Amount(was.micro_usd, was.tokens)
+            (reply, wrong), status = checked(given, charged), given.status
             if was.status == "lost" and not tables.revive(connection, query_id):
                 status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
-            charged, price = Amount(was.micro_usd, was.tokens), Amount(reply.micro_usd, reply.tokens)
+            price = Amount(reply.micro_usd, reply.tokens)
             rows.append(reply.parameters(status))
             prices.append((query_id, price))
             saved = saved.plus(price).plus(charged.negative)
-            answers.append(dearer(price, charged) or Answer(reply.score, *price, True, reply.status))
+            answers.append(wrong or Answer(reply.score, *price, True, reply.status))
         if rows:
             _SETTLE(connection, rows)
             accounts.recharge(connection, account, prices)

@@ -44,7 +44,7 @@ def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
     if not there(url):
         return []
     # of live rows, whose index tells at once that an expert has none
-    took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds.is_not(None))
+    took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds > 0)  # 0: refused
     with open_engine(url).connect() as connection:
         return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
 

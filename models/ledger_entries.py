@@ -1,6 +1,7 @@
 """What goes into the ledger and comes out of it: an order, a reservation, a settlement, an answer."""
 
 import time
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from models.cost import Amount, dollars
@@ -62,11 +63,22 @@ class Answer(NamedTuple):
 Outcome = Reservation | Answer | BudgetExhausted | None
 
 
-def dearer(price: Amount, charged: Amount) -> ValueError | None:
-    """Return the error of an expert who asks more than was reserved: the caps no longer hold."""
+def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError | None]:
+    """Return a settlement at a price that can be booked, and the error of an expert who asks what cannot be, or too much.
+
+    A price above what was reserved is booked: the caps no longer hold, and the account buys nothing more. A negative one,
+    or one that is no whole number, is booked at what was reserved.
+    """
+    price = Amount(reply.micro_usd, reply.tokens)
+    if any(not isinstance(part, Integral) or isinstance(part, bool) or part < 0 for part in price):
+        return reply._replace(micro_usd=charged.micro_usd, tokens=charged.tokens), ValueError(
+            f"oracle asked {price.micro_usd!r} micro-dollars and {price.tokens!r} tokens for a query, which are no whole "
+            f"numbers from 0 on: booked at the {dollars(charged.micro_usd)} reserved; the reply is kept"
+        )
+    reply = reply._replace(micro_usd=int(price.micro_usd), tokens=int(price.tokens))  # numpy's are not for databases
     if price.micro_usd <= charged.micro_usd and (price.tokens <= charged.tokens or not charged.tokens):
-        return None
-    return ValueError(
+        return reply, None
+    return reply, ValueError(
         f"oracle asked {dollars(price.micro_usd)} for a query reserved at {dollars(charged.micro_usd)} "
         f"({price.tokens} tokens, reserved {charged.tokens}): its ceiling is too low; the reply is kept"
     )

@@ -15,16 +15,22 @@ from models.preference import text_hash
 METADATA = sa.MetaData()
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
+
+def _count(name: str, **options: Any) -> "sa.Column[int]":  # noqa: ANN401
+    """Return a column of money or of a number, which nothing can make less than none: a cap counts on it."""
+    return sa.Column(name, sa.BigInteger, sa.CheckConstraint(f"{name} >= 0"), nullable=False, **options)
+
+
 ACCOUNTS = sa.Table(
     "accounts",
     METADATA,
     sa.Column("name", sa.String(200), primary_key=True),
     sa.Column("max_queries", sa.BigInteger, nullable=False),
     sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
-    sa.Column("queries", sa.BigInteger, nullable=False, default=0),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False, default=0),
+    _count("queries", default=0),
+    _count("micro_usd", default=0),
     sa.Column("max_tokens", sa.BigInteger, nullable=False, server_default=str(NO_CAP)),
-    sa.Column("tokens", sa.BigInteger, nullable=False, server_default="0"),
+    _count("tokens", server_default="0"),
 )
 
 QUERIES = sa.Table(
@@ -38,8 +44,8 @@ QUERIES = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("score", sa.Float),
     sa.Column("raw", sa.Text),
-    sa.Column("tokens", sa.BigInteger, nullable=False, default=0),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    _count("tokens", default=0),
+    _count("micro_usd"),
     sa.Column("seconds", sa.Float),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
@@ -116,9 +122,9 @@ CHARGES = sa.Table(
     METADATA,
     sa.Column("account", sa.String(200), primary_key=True),
     sa.Column("query_id", _NUMBER, primary_key=True),
-    sa.Column("micro_usd", sa.BigInteger, nullable=False),
+    _count("micro_usd"),
     sa.Column("bought", sa.Boolean, nullable=False),
-    sa.Column("tokens", sa.BigInteger, nullable=False, server_default="0"),
+    _count("tokens", server_default="0"),
 )
 
 
@@ -130,7 +136,7 @@ ITEMS = sa.Table(
     sa.Column("unit", sa.String(16), nullable=False),
     sa.Column("guide", sa.Text, nullable=False),
     sa.Column("judgements", sa.Integer, nullable=False),
-    sa.Column("micro_usd_each", sa.BigInteger, nullable=False),
+    _count("micro_usd_each"),
 )
 
 JUDGEMENTS = sa.Table(

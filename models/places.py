@@ -3,6 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
+
+FolderOrName: Final = "a folder, or a name"  # annotation of a text that is either
 
 ALLOWED = "NINEFOLD_FILES"  # of a worker: folders, separated as in PATH, in which all that experiments name lies
 

@@ -38,17 +38,14 @@ def judgements(source: object, lines: Sequence[Line], items: Mapping[int, Item])
 
 
 def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:
-    given, annotator = str(line.row.get("score") or "").strip(), str(line.row.get("annotator") or "").strip()
-    if line.row.get("score") == 0:
-        given = "0"
+    if missing := [name for name in ("item", "annotator", "score") if name not in line.row]:
+        raise ValueError(f"no column {missing}: import takes what export --queue wrote, and has {', '.join(line.row)}")
+    given, annotator = _as_written(line.row["score"]), str(line.row["annotator"] or "").strip()
     if not given:
         return None
-    try:
-        number = int(line.row["item"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"item {line.row.get('item')!r} is no number: import takes what export --queue wrote"
-        ) from error
+    if not (as_number := _as_written(line.row["item"])).isdecimal():
+        raise ValueError(f"item {line.row['item']!r} is no number: import takes what export --queue wrote")
+    number = int(as_number)
     if not annotator:
         raise ValueError("annotator is empty: who has judged this?")
     item = items.get(number)
@@ -68,6 +65,13 @@ def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:
         if scale is not None and score not in scale:
             raise ValueError(f"score {given!r} must be {scale[0]} … {scale[-1]}, or ? (cannot judge)")
     return Judgement(number, annotator, score, str(line.row.get("note") or ""))
+
+
+def _as_written(value: object) -> str:
+    """Return a value as people write it; a whole number as such, which tables with gaps make 4.0 of."""
+    text = "" if value is None else str(value).strip()
+    text = "" if text.lower() == "nan" else text
+    return text.removesuffix(".0") if text.removesuffix(".0").isdecimal() else text
 
 
 def _about(item: Item, row: Mapping[str, Any]) -> bool:

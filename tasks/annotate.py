@@ -11,7 +11,7 @@ from pydantic import InstanceOf
 from models.labelling import AnswersPending, Desk, label
 from models.ledger import Ledger
 from models.metrics import rank_correlation
-from models.oracles.base import Oracle, pair_text
+from models.oracles.base import Oracle, pair_text, refused
 from models.plugins import Frozen
 from models.preference import SETTLED, Label, Pick, Response
 from models.rubric import Rubric
@@ -55,7 +55,7 @@ def ask_people(purchase: Purchase) -> int:
     return 0
 
 
-@stage(version=4, ignore=["workers"])
+@stage(version=5, ignore=["workers"])
 def annotate(purchase: Purchase, *, workers: int) -> Bought:
     """Return the labels, within every cap.
 
@@ -67,6 +67,7 @@ def annotate(purchase: Purchase, *, workers: int) -> Bought:
     facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=purchase.account) if row["status"] in SETTLED]
     facts |= purchase.oracle.findings([row["raw"] for row in settled])
+    facts["refused"] = float(sum(refused(row["raw"] or "") for row in settled))
     said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
     labels = [replace(entry, remark=_remark(purchase.oracle, by_id[entry.response_id], said)) for entry in labels]
     facts |= _habits(labels, by_id)

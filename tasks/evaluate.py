@@ -107,7 +107,7 @@ class Drift(Frozen):
     before_by_base: Ref
 
 
-@stage(version=4)
+@stage(version=5)
 def assess_policy(
     before: Ref, after: Ref, *, versus: Versus | None, before_labels: Ref, after_labels: Ref, drift: Drift
 ) -> Product:
@@ -115,7 +115,8 @@ def assess_policy(
 
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
     answer. Who wins is said by `versus`, or else by the scores; fluency is the mean negative log-likelihood per token under
-    the base model M_0, which neither adapter has touched.
+    the base model M_0, which neither adapter has touched. Pairs of answers of which the expert has not scored both are
+    `unscored`, and left out.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
@@ -138,7 +139,8 @@ def assess_policy(
             f"{judge} no held-out prompt has an expert score for both policies: check the expert's failures".strip()
         )
     facts = _outcome(comparisons) | _drift(first, second, drift)
-    facts |= _diversity(first, second) | {"undecided": float(undecided)}
+    unscored = sum((r.prompt_id, r.sample) in matched for r in first) - len(scored)
+    facts |= _diversity(first, second) | {"undecided": float(undecided), "unscored": float(unscored)}
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 

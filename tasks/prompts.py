@@ -24,7 +24,7 @@ class PromptSets(Frozen):
     over_long: tuple[str, ...] = ()
 
 
-@stage(version=2)
+@stage(version=3)
 def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_prompt_tokens: int) -> PromptSets:
     """Return the stored sets; `inputs` digests the files read, so that an edited file is loaded anew."""
     del inputs

@@ -3,18 +3,20 @@
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from models import alpaca_eval
-from models.chat_api import Endpoint, Reply, most_tokens, most_tokens_sent
+from models.chat_api import Endpoint, most_tokens, most_tokens_sent
 from models.cost import MicroUsd, Prices
 from models.downloads import remembered_sha256
 from models.event_loop import run
 from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
 from models.oracles.llm_judge import Calls
+from models.places import FolderOrName
 from models.plugins import digest_of
+from models.replies import Reply
 from models.rubric import Rubric
 
 _PUBLISHED = Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000))
@@ -31,7 +33,9 @@ class AlpacaEval(Oracle):
 
     kind: Literal["alpaca_eval"] = "alpaca_eval"
     endpoint: Endpoint = Field(_PUBLISHED, description="who answers; AlpacaEval 2's judge if not given")
-    annotator: str = Field(alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one")
+    annotator: Annotated[str, FolderOrName] = Field(
+        alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one"
+    )
     reference: Path | None = Field(
         None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
     )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from models.cost import Amount, MicroUsd
@@ -43,6 +44,8 @@ class Terms(NamedTuple):
     micro_usd: MicroUsd
 
 
+_REFUSED = "refused"
+
 Counter = Callable[[str], int]  # of the tokens of a text
 
 
@@ -64,6 +67,32 @@ class UnpaidFailure(Exception):
 
 class RefusedCall(UnpaidFailure):
     """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops."""
+
+
+class RefusedQuestion(UnpaidFailure):
+    """Nothing was billed, and this question will not be answered (a content filter, too long); others may be.
+
+    `signature` is what refusals for the same reason have in common. `certain` where the server says that it is this
+    question; else it may be every question.
+    """
+
+    def __init__(self, message: str, *, signature: str, certain: bool) -> None:
+        super().__init__(message)
+        self.signature = signature
+        self.certain = certain
+
+    @property
+    def raw(self) -> str:
+        """The record of a question that was refused, as the raw text of its quarantined label."""
+        return json.dumps({_REFUSED: str(self)}, ensure_ascii=False)
+
+
+def refused(raw: str) -> bool:
+    """Whether the raw text of a label records that its question was refused."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(raw)
+        return isinstance(record, dict) and record.keys() == {_REFUSED}
+    return False
 
 
 class LostReply(Exception):

@@ -7,7 +7,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from models.cost import Amount, MicroUsd
-from models.oracles.base import Counter, Expected, LostReply, Oracle, PairOracle, UnpaidFailure, Verdict
+from models.oracles.base import (
+    Counter,
+    Expected,
+    LostReply,
+    Oracle,
+    PairOracle,
+    RefusedQuestion,
+    UnpaidFailure,
+    Verdict,
+)
 from models.plugins import OneOf
 from models.rubric import Rubric
 
@@ -33,6 +42,8 @@ class Comparing(PairOracle):
         one = self.inner.judge(prompt, first, rubric)
         try:
             other = self.inner.judge(prompt, second, rubric)
+        except RefusedQuestion as refusal:
+            return one._replace(score=math.nan, raw=f"{one.raw} | {refusal.raw}")
         except UnpaidFailure as failure:
             raise RuntimeError(
                 f"one response of the pair was scored and paid for, the other failed: {failure}"

@@ -10,11 +10,21 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message, Reply, most_tokens, most_tokens_sent
+from models.chat_api import Endpoint, Message, most_tokens, most_tokens_sent
 from models.cost import Amount, MicroUsd
 from models.event_loop import run, unless_stopped
-from models.oracles.base import Counter, Expected, LostReply, Oracle, RefusedCall, UnpaidFailure, Verdict
+from models.oracles.base import (
+    Counter,
+    Expected,
+    LostReply,
+    Oracle,
+    RefusedCall,
+    RefusedQuestion,
+    UnpaidFailure,
+    Verdict,
+)
 from models.plugins import digest_of
+from models.replies import Reply
 from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 
 NO_LENGTH = "Length is no merit: judge what is said, and do not reward a response for being longer or more formatted."
@@ -195,7 +205,8 @@ class Calls:
             except (UnpaidFailure, LostReply) as failure:
                 if not self.replies:
                     raise
-                if pause is None or not isinstance(failure, UnpaidFailure) or isinstance(failure, RefusedCall):
+                final = isinstance(failure, LostReply | RefusedCall | RefusedQuestion)
+                if pause is None or final or not isinstance(failure, UnpaidFailure):
                     self.failure = str(failure)
                     if isinstance(failure, LostReply):
                         self.lost = self.endpoint.most(most_tokens_sent(messages))
@@ -219,6 +230,8 @@ class Calls:
             "said": list(said),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})
+        if doubts := [reply.doubt for reply in self.replies if reply.doubt]:
+            raw["price"] = doubts
         return Verdict(
             score=score,
             raw=json.dumps(raw, ensure_ascii=False),
@@ -239,7 +252,7 @@ def records_of(replies: Sequence[str]) -> list[dict[str, Any]]:
     """Return what the raw texts of verdicts record; those that a judge of another version wrote are left out."""
     found = []
     for reply in replies:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             record = json.loads(reply)
             if isinstance(record, dict) and {"said", "texts"} <= record.keys():
                 found.append(record)
@@ -262,7 +275,7 @@ def stated_field(text: str, name: str) -> object:
     """Return a field of the JSON object that a judgement is; None if it is none, or has no such field."""
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON; thousands of brackets
         return None
     return told.get(name) if isinstance(told, dict) else None
 

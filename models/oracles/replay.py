@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from models.downloads import remembered_sha256
 from models.oracles.base import Oracle, Verdict
 from models.preference import text_hash
 from models.rubric import Rubric
+from models.text_files import check_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,15 +87,17 @@ def _read(oracle: Replay) -> "pd.DataFrame":
     readers: dict[str, Callable[[Replay], pd.DataFrame]] = {
         ".csv": _read_csv,
         ".parquet": lambda replay: pd.read_parquet(replay.path),
-        ".jsonl": lambda replay: pd.read_json(replay.path, lines=True, dtype=_texts(replay)),
+        ".jsonl": lambda replay: pd.read_json(replay.path, lines=True, dtype=False, convert_dates=False),
     }
-    if oracle.path.suffix not in readers:
+    if (suffix := oracle.path.suffix.lower()) not in readers:
         raise ValueError(f"label table {oracle.path} must end in one of {', '.join(readers)}")
-    frame = readers[oracle.path.suffix](oracle)
+    frame = readers[suffix](oracle)
     wanted = [oracle.prompt_column, oracle.response_column, oracle.label_column]
     wanted += [oracle.price_column] if oracle.price_column else []
     if missing := [column for column in wanted if column not in frame.columns]:
         raise ValueError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
+    for column in (oracle.prompt_column, oracle.response_column):
+        frame[column] = [_text(value, f"label table {oracle.path}, column {column!r}") for value in frame[column]]
     frame = frame.drop_duplicates([oracle.prompt_column, oracle.response_column]).reset_index(drop=True)
     score = frame[oracle.label_column].astype(float)
     if score.isna().any():
@@ -122,6 +126,16 @@ def _read(oracle: Replay) -> "pd.DataFrame":
             "score": score,
             "micro_usd": price,
         }
+    )
+
+
+def _text(value: object, where: str) -> str:
+    """Return a text, or a whole number as one; raise ValueError for what is none: nothing, a list of messages."""
+    if isinstance(value, str) or (isinstance(value, Integral) and not isinstance(value, bool)):
+        return check_text(str(value), where)
+    raise ValueError(
+        f"{where} holds {str(value)[:60]!r} ({type(value).__name__}), and a text is needed: conversations are "
+        "not read yet; remove the row or fill it in"
     )
 
 

@@ -2,13 +2,14 @@
 
 from functools import lru_cache
 from threading import Lock
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
 from models.chat import Renderer, Template
 from models.cost import MicroUsd
 from models.oracles.base import Oracle, Verdict
+from models.places import FolderOrName
 from models.policies.dtypes import Dtype
 from models.policies.language_model import on_release
 from models.policies.pretrained import check_reference, locate
@@ -27,7 +28,7 @@ class RewardModel(Oracle):
     paid_on_loss: ClassVar[bool] = False
 
     kind: Literal["reward_model"] = "reward_model"
-    model: str = Field(description="a local directory or a hub id")
+    model: Annotated[str, FolderOrName] = Field(description="a local directory or a hub id")
     template: Template = Field("chat", description="how prompt and response are rendered")
     dtype: Dtype = Field("bfloat16", description="of the weights")
     max_tokens: PositiveInt = Field(4096, description="of a text; longer ones are quarantined")

@@ -1,5 +1,6 @@
 """What every prompt source gives: a seed for SFT, an unlabelled pool, and held-out prompts."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -39,6 +40,11 @@ class PromptSource(Plugin):
         return self.digest()
 
 
+def same_prompt(text: str) -> str:
+    """Return what two prompts have in common that a reader takes for one: composed characters, single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text.replace("\ufeff", "")).split())
+
+
 def check_disjoint(prompts: Prompts) -> Prompts:
     """Return the prompts; raise ValueError if a set is empty, repeats a prompt, or shares one with another."""
     for name, rows in (("pool", prompts.pool), ("held_out", prompts.held_out)):
@@ -46,18 +52,19 @@ def check_disjoint(prompts: Prompts) -> Prompts:
             raise ValueError(f"{name} holds no prompt: give at least one")
         seen: set[str] = set()
         for prompt in rows:
-            if prompt.id in seen:
+            if (key := same_prompt(prompt.text)) in seen:
                 raise ValueError(
                     f"{name} repeats the prompt {prompt.text[:80]!r}: the same query would be bought twice"
                 )
-            seen.add(prompt.id)
+            seen.add(key)
+    held_out = {same_prompt(p.text): p.text for p in prompts.held_out}
     for name, known in (("SFT seed", prompts.seed), ("EFT seed", prompts.eft_seed)):
-        if leaked := {Prompt.of(row.prompt).id for row in known} & {p.id for p in prompts.held_out}:
-            text = next(p.text for p in prompts.held_out if p.id in leaked)
+        if leaked := {same_prompt(row.prompt) for row in known} & held_out.keys():
+            text = next(text for key, text in held_out.items() if key in leaked)
             raise ValueError(
                 f"{len(leaked)} held-out prompts are in the {name}, such as {text[:80]!r}: remove them from one"
             )
-    if shared := {p.id for p in prompts.pool} & {p.id for p in prompts.held_out}:
-        text = next(p.text for p in prompts.pool if p.id in shared)
+    if shared := {key: p.text for p in prompts.pool if (key := same_prompt(p.text)) in held_out}:
+        text = next(iter(shared.values()))
         raise ValueError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")
     return prompts

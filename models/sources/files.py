@@ -1,22 +1,25 @@
 """Prompts from text files of the user's own: JSONL or plain text, one prompt a line."""
 
-import json
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from models.downloads import sha256_of
 from models.plugins import digest_of
 from models.preference import Demonstration, Judged, Prompt
-from models.sources.base import Prompts, PromptSource, check_disjoint
+from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
+from models.text_files import TEXT, check_suffix, check_text, prompts_of, rows_of
+
+_KEYS = ("prompt", "response", "score")
 
 
 class Files(PromptSource):
     """Read `pool` and `held_out` (`{"prompt": …}` a line, or plain text) and `seed` (`{"prompt": …, "response": …}`).
 
-    A line of `eft_seed` is `{"prompt": …, "response": …, "score": …}`.
+    A line of `eft_seed` is `{"prompt": …, "response": …, "score": …}`. Files end in `.jsonl` or `.ndjson`, plain text in
+    `.txt`.
     """
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
@@ -55,15 +58,14 @@ class Files(PromptSource):
             text = record.get("prompt")
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f'{path}, line {number}: no prompt: write {{"prompt": "…"}} or a line of text')
-            prompt = Prompt.of(text.strip())
-            if prompt.id in first_seen:
+            prompt = Prompt.of(check_text(text.strip(), f"{path}, line {number}"))
+            if (seen := first_seen.setdefault(same_prompt(prompt.text), number)) != number:
                 if self.drop_duplicates:
                     continue
                 raise ValueError(
-                    f"{path}, line {number} repeats line {first_seen[prompt.id]} ({prompt.text[:60]!r}): remove it, or "
+                    f"{path}, line {number} repeats line {seen} ({prompt.text[:60]!r}): remove it, or "
                     "set prompts.drop_duplicates: true"
                 )
-            first_seen[prompt.id] = number
             prompts.append(prompt)
         if not prompts:
             raise ValueError(f"{path} holds no prompt: give at least one line")
@@ -84,32 +86,16 @@ def _judged(path: Path) -> list[Judged]:
     return rows
 
 
-def _demonstration(record: dict[str, object], where: str) -> Demonstration:
+def _demonstration(record: dict[str, Any], where: str) -> Demonstration:
     prompt, response = record.get("prompt"), record.get("response")
-    if not isinstance(prompt, str) or not isinstance(response, str) or not response.strip():
+    if not isinstance(prompt, str) or not isinstance(response, str) or not (prompt.strip() and response.strip()):
         raise ValueError(f'{where}: a seed line is {{"prompt": "…", "response": "…"}}')
-    return Demonstration(prompt=prompt.strip(), response=response.strip())
+    texts = (check_text(text.strip(), where) for text in (prompt, response))
+    return Demonstration(*texts)
 
 
-def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
+def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise FileNotFoundError(f"prompt file {path} does not exist: check the path in the prompts section")
-    try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv -t UTF-8"
-        ) from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix != ".jsonl":
-        return [(number, {"prompt": line}) for number, line in numbered]
-    records: list[tuple[int, dict[str, object]]] = []
-    for number, line in numbered:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error.msg}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object")
-        records.append((number, record))
-    return records
+    check_suffix(path)
+    return prompts_of(path) if path.suffix.lower() in TEXT else rows_of(path, _KEYS)

@@ -1,20 +1,25 @@
 """Prompts from datasets of the hub, or of a folder: columns written into a prompt, rows kept by what they hold."""
 
+import logging
 import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models import hub
 from models.downloads import sha256_of
+from models.places import FolderOrName
 from models.plugins import Frozen, digest_of
 from models.preference import Demonstration, Judged, Prompt
-from models.sources.base import Prompts, PromptSource, check_disjoint
+from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
+from models.text_files import check_text
+
+log = logging.getLogger(__name__)
 
 _COLUMN = re.compile(r"\{([\w.]+)\}")
 _PARENT = "parent."
@@ -27,7 +32,9 @@ class Table(Frozen):
     names, `{parent.column}` is a column of that message.
     """
 
-    dataset: str = Field(description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files")
+    dataset: Annotated[str, FolderOrName] = Field(
+        description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files"
+    )
     config: str | None = Field(None, description="the dataset's configuration")
     split: str = Field("train", description="of the dataset")
     prompt: str = Field(description="a text with `{column}` in it")
@@ -57,15 +64,38 @@ class Table(Frozen):
                 row, name = row_of[held[self.parent][row]], name.removeprefix(_PARENT)
             return held[name][row]
 
-        def text(row: int, template: str) -> str:
-            return _COLUMN.sub(lambda found: str(value(row, found[1])), template).strip()
+        def text(row: int, template: str) -> str | None:
+            said = {name: self._said(value(row, name), name) for name in _COLUMN.findall(template)}
+            if None in said.values():
+                return None
+            return _COLUMN.sub(lambda found: str(said[found[1]]), template).strip()
 
-        for row in np.random.default_rng(seed).permutation(len(data)).tolist():
-            if self.parent and held[self.parent][row] not in row_of:
-                continue
-            if all(value(row, name) == kept for name, kept in self.where.items()):
-                prompt, response, score = (text(row, template) for template in templates)
-                yield prompt, response, score
+        empty = 0
+        try:
+            for row in np.random.default_rng(seed).permutation(len(data)).tolist():
+                if self.parent and held[self.parent][row] not in row_of:
+                    continue
+                if all(value(row, name) == kept for name, kept in self.where.items()):
+                    prompt, response, score = (text(row, template) for template in templates)
+                    if prompt is None or response is None or score is None:
+                        empty += 1
+                    else:
+                        yield prompt, response, score
+        finally:  # whoever asks may have enough
+            if empty:
+                what = "rows of this kind hold no value where one is needed: left out"
+                log.warning("dataset %s: %d %s", self.dataset, empty, what)
+
+    def _said(self, value: object, column: str) -> str | None:
+        """Return a value as a text; None for none. Raises ValueError for what is no text: a list of messages."""
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return None
+        if not isinstance(value, str | int | float):
+            raise ValueError(
+                f"dataset {self.dataset}: column {column!r} holds a {type(value).__name__}, and a text is needed: "
+                "conversations and nested columns are not read yet; name a column of texts"
+            )
+        return check_text(str(value), f"dataset {self.dataset}, column {column!r}")
 
     def digest_inputs(self) -> str:
         """Return the digest of a folder's files, or the hub's commit: a branch that moves is another dataset."""
@@ -101,12 +131,11 @@ class Hub(PromptSource):
 
     def load(self) -> Prompts:  # noqa: D102
         seed, eft_seed = self._demonstrations(), self._judged()
-        taken = {Prompt.of(row.prompt).id for rows in (seed, eft_seed) for row in rows}
+        taken = {same_prompt(row.prompt) for rows in (seed, eft_seed) for row in rows}
         prompts: dict[str, Prompt] = {}
         for text, _, _ in self.pool.texts(self.draw):
-            prompt = Prompt.of(text)
-            if text and prompt.id not in taken:
-                prompts.setdefault(prompt.id, prompt)
+            if text and (key := same_prompt(text)) not in taken:
+                prompts.setdefault(key, Prompt.of(text))
             if len(prompts) == self.pool.rows + self.held_out:
                 break
         found = list(prompts.values())

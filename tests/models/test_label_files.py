@@ -140,3 +140,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: st
     with pytest.raises(ValueError, match=name) as error:
         read_lines(tmp_path / name)
     assert rule in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"from_name": "score", "type": "rating", "value": {"rating": 4}},
+        {"from_name": "Rating", "type": "choices", "value": {"choices": ["4"]}},
+    ],
+)
+def test_an_annotation_by_another_interface_is_refused(result: dict[str, Any]) -> None:
+    task = {"data": {"item": 1}, "annotations": [{"completed_by": 1, "result": [result]}]}
+    with pytest.raises(ValueError, match="has no choice named score"):
+        annotations([task], "export")

@@ -46,6 +46,6 @@ def test_a_content_filter_at_a_few_questions_leaves_a_report_of_the_others(
     assert any("2 held-out pairs of answers lack a score" in said for said in warnings(report))
     assert (
         "  refused",
-        f"{len(about_pool)} questions, by the expert's server: not billed, not asked again",
+        f"{len(about_pool)} questions, by the expert's server: not billed",
     ) in headlines(report)
     assert again["policy"] == report["policy"]

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 Seeds = Sequence[tuple[int, ...]]
@@ -79,6 +78,8 @@ def crossed_mean(table: Floats, seeds: Seeds | None = None) -> Crossed:
     tested = fewest >= LEAST_SEEDS
     if variance <= 0 or doubt <= 0:
         return Crossed(mean, mean, mean, (1.0 if mean == 0 else 0.0) if tested else nan, nan)
+    from scipy.stats import t as student
+
     df, error = variance**2 / doubt, float(np.sqrt(variance))
     half = float(student.ppf(0.975, df)) * error
     p = 2 * float(student.sf(abs(mean) / error, df)) if tested else nan

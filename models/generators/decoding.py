@@ -12,9 +12,9 @@ import numpy as np
 
 from models.generators.drawing import ATTEMPTS, draw
 
-# Prompts are read ahead, a quarter as many as there are rows: a pass costs much by itself and little for each row, and
-# what is read takes memory until its last sample has begun. Free rows are given out when there is one in sixteen.
-READ, FREE = 4, 16
+# Prompts are read ahead, so many tokens in a pass at most: one over few costs nearly as much, and what is read takes memory
+# until its last sample has begun. Free rows are given out when there is one in sixteen.
+READ, FREE = 512, 16
 
 
 @dataclass(eq=False)
@@ -139,7 +139,9 @@ class _Batch:
         """Read the next prompts, each once for all of its texts."""
         from models.policies.growing_cache import GrowingCache
 
-        prompts = [asked.popleft() for _ in range(min(len(asked), max(1, self._rows // READ)))]
+        prompts = [asked.popleft()]
+        while asked and len(prompts) < self._rows // 2 and (len(prompts) + 1) * len(asked[0].ids) <= READ:
+            prompts.append(asked.popleft())
         ids, mask = left_padded([one.ids for one in prompts], self._pad)
         mask = mask.to(self._model.device)
         output = self._model(

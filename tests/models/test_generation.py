@@ -137,10 +137,11 @@ class Passes:
         return [rows for rows, columns in self.shapes if of(columns)]
 
 
-@pytest.mark.parametrize(("batch_size", "samples"), [(4, 2), (8, 3), (3, 9)])
+@pytest.mark.parametrize(("batch_size", "samples", "tokens"), [(4, 2, 512), (8, 3, 512), (3, 9, 512), (64, 2, 40)])
 def test_a_prompt_is_read_once_and_no_text_is_stepped_after_its_end(
-    policy: LanguageModel, batch_size: int, samples: int
+    policy: LanguageModel, batch_size: int, samples: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding, "READ", tokens)
     passes = Passes(policy.model)
     back_end = Transformers(batch_size=batch_size, **SAMPLING)
     found = back_end.sample_from(policy, LONGER, samples=samples, seed=3, what="test")
@@ -149,6 +150,7 @@ def test_a_prompt_is_read_once_and_no_text_is_stepped_after_its_end(
     assert sum(read) == len(LONGER)
     assert sum(stepped) == sum(r.tokens - 1 for r in found), "the first token comes from reading the prompt"
     assert max(stepped) <= batch_size
+    assert all(rows == 1 or rows * columns <= tokens for rows, columns in passes.shapes)
 
 
 def test_others_take_the_place_of_texts_that_have_ended(policy: LanguageModel) -> None:

@@ -7,7 +7,8 @@ metrics. What its Share button makes brings them into sight, an experiment tag w
 import json
 from typing import Any, NamedTuple
 
-from flows.prefect_server import HOST, servers
+from flows.prefect_server import HOST
+from flows.servers import servers
 from flows.tracking import CURVE, EXPERIMENT, SWEEP, SWEEPS, open_experiment
 from tasks.settings import settings
 

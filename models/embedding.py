@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
-from tqdm import tqdm
 
+from models import progress
 from models.downloads import remembered_sha256
 from models.plugins import Plugin, digest_of
 from models.policies.dtypes import Dtype
@@ -131,7 +131,7 @@ class SentenceEmbedding(Embedding):
         encoder = SentenceTransformer(
             self._source(), trust_remote_code=False, model_kwargs={"use_safetensors": True}
         ).to(getattr(torch, self.dtype))
-        with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
+        with progress.bar(total=len(texts), desc="embedding", unit="text") as bar:
             for begin in range(0, len(texts), _SHARD):
                 rows = range(begin, min(begin + _SHARD, len(texts)))
                 vectors = encoder.encode(

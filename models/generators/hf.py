@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from models import progress
 from models.generators.base import Generator, response_id
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Prompt, Response
@@ -47,7 +47,7 @@ class Transformers(Generator):
         by_length = sorted(range(len(requests)), key=lambda row: len(requests[row].ids))
         responses: dict[int, Response] = {}
         tokens = 0
-        with tqdm(total=len(requests), desc=what, unit="response") as bar:
+        with progress.bar(total=len(requests), desc=what, unit="response") as bar:
             for begin in range(0, len(requests), self.batch_size):
                 rows = by_length[begin : begin + self.batch_size]
                 batch = self._batch(policy, [requests[row] for row in rows], seed)

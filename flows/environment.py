@@ -8,7 +8,6 @@ from pathlib import Path
 
 from flows import prefect_server
 from flows.servers import servers
-from models.progress import keep_foot
 from tasks.settings import settings
 
 
@@ -46,6 +45,8 @@ def prepare() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     prepare_libraries()
+    from models.progress import keep_foot  # with tqdm, which reads the environment when it is imported
+
     keep_foot()
     handler = _Page()
     for name in ("models", "tasks", "flows"):

@@ -210,7 +210,7 @@ class _Asking:
             except (UnpaidFailure, LostReply) as failure:
                 if attempt == _TRIES or self.breaker.failed(failure):
                     raise
-                log.info("asking again after %s", failure)
+                log.debug("asking again after %s", failure)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(
                         self.breaker.stop.wait(),

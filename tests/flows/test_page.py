@@ -94,6 +94,23 @@ def test_a_sweep_is_one_line_for_each_arm(tmp_path: Path, tiny_file: Path) -> No
     assert not re.search(r"[▶█▏▎▍▌▋▊▉]", "\n".join(lines))
 
 
+def test_the_libraries_bars_are_off_and_ours_are_not() -> None:
+    """Some cannot be told otherwise: transformers' conversion of GGUF files makes a bar of tqdm's own."""
+    script = """
+from flows.environment import prepare
+prepare()
+from datasets.utils import are_progress_bars_disabled
+from huggingface_hub.utils import tqdm as of_the_hub
+from tqdm.auto import tqdm
+from transformers.utils import logging
+from models.progress import bar
+off = tqdm(range(3)).disable, of_the_hub(range(3)).disable, are_progress_bars_disabled()
+print(off, logging.is_progress_bar_enabled(), bar(3, desc="x", unit="y").disable)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "(True, True, True) False False\n", done.stderr
+
+
 def _shown(said: str) -> list[str]:
     *lines, last = screen(said)
     assert last == "", "the prompt stands where a line begins"

@@ -253,6 +253,7 @@ def _show_report(report: dict[str, Any]) -> None:
     from flows.pages import headlines, warnings
     from flows.reports import report_folder
 
+    typer.echo()
     table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
     for warning in warnings(report):
         typer.echo(f"note: {warning}")

@@ -84,6 +84,9 @@ def prepare_libraries() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # all others: `models.progress` says that its own are shown
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
-    # tables are logged for their digest; no model is served from them
-    for told in ("Hint: Inferred schema contains integer column", "The specified dataset source can be interpreted"):
+    for told in (
+        "Failed to create the Prefect home directory",  # `prefect_server.admit` makes it, when the plan is accepted
+        "Hint: Inferred schema contains integer column",  # tables are logged for their digest; none is served from
+        "The specified dataset source can be interpreted",
+    ):
         warnings.filterwarnings("ignore", message=told)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import ROOT, with_prefect
+from tests.processes import ROOT, with_prefect, without_prefect
 from tests.terminal import COLUMNS, on_terminal, screen
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -20,11 +20,11 @@ CACHED = re.compile(r"✔ (\w+) +from cache \(\d+\.\d s when computed\)")
 
 
 def in_log(*arguments: str, home: Path) -> str:
-    """Return all that a command of ours writes where nothing is a terminal, in order."""
+    """Return all that a command of ours writes where nothing is a terminal, in order; with a Prefect server of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=ROOT,
-        env={**with_prefect(), "NINEFOLD_HOME": str(home), "COLUMNS": str(COLUMNS)},
+        env={**without_prefect(), "NINEFOLD_HOME": str(home), "COLUMNS": str(COLUMNS)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

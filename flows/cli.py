@@ -254,6 +254,7 @@ def _show_report(report: dict[str, Any]) -> None:
     from flows.pages import headlines, warnings
     from flows.reports import report_folder
 
+    typer.echo()
     table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
     for warning in warnings(report):
         typer.echo(f"note: {warning}")
@@ -266,8 +267,8 @@ def _show_plan(planned: "Plan") -> None:
         typer.echo(line)
     for step in planned.steps:
         typer.echo(f"  {step.stage:30} {step.work:40} ~{step.seconds:4.0f} s")
-    basis = "measured on two cores" if planned.measured else "proportions only: measured with another model"
-    typer.echo(f"  {'in all':71} ~{planned.seconds / 60:4.1f} min ({basis})\n")
+    basis = "measured on two cores" if planned.measured else "proportions only, measured with another model"
+    typer.echo(f"  {'in all':71} ~{planned.seconds / 60:4.1f} min\n  times are {basis}\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def busy(load: float, cores: int) -> Finding:
     if load < cores / 2:
         return Finding("no other work keeps the cores busy", True)
     return Finding(
-        f"other work keeps {min(load, cores):.1f} of {cores} cores busy: a run takes up to twice as long beside it", True
+        f"other work keeps {min(load, cores):.1f} of {cores} cores busy: a run takes up to twice as long beside it",
+        True,
     )
 
 

@@ -43,6 +43,7 @@ def lay_prefect_database(file: Path) -> bool:
 def lay_mlflow_database(file: Path) -> None:
     """Copy an empty database of the installed MLflow to where none is."""
     if not file.exists() and (empty := _made(f"mlflow-{version('mlflow')}", _make_mlflow)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)  # where Prefect's server is elsewhere, nobody has made it yet
         _copy(empty, file)
 
 

@@ -2,10 +2,9 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
-
-from rich.logging import RichHandler
 
 from flows import prefect_server
 from flows.servers import servers
@@ -14,6 +13,18 @@ from tasks.settings import settings
 # How OpenMP's threads wait for each other: a short spin, then asleep. By default they spin for a millisecond, which beside
 # other work on the same cores costs many times what it saves (benchmarks/beside.py).
 WAITING = {"GOMP_SPINCOUNT": "10000"}
+
+
+class _Page(logging.Handler):
+    """Prints what the project logs as plain lines on stdout, between the plan and the report."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            grave = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            sys.stdout.write(f"{grave}{self.format(record)}\n")
+            sys.stdout.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def prepare() -> None:
@@ -38,10 +49,13 @@ def prepare() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     prepare_libraries()
-    handler = RichHandler(show_path=False, show_level=False, rich_tracebacks=False, markup=False)
+    from models.progress import keep_foot  # with tqdm, which reads the environment when it is imported
+
+    keep_foot()
+    handler = _Page()
     for name in ("models", "tasks", "flows"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(settings().log.upper())
         logger.handlers = [handler]
         logger.propagate = False
 
@@ -73,8 +87,13 @@ def prepare_libraries() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # and transformers'
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # all others: `models.progress` says that its own are shown
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries among themselves
-    # tables are logged for their digest; no model is served from them
-    for told in ("Hint: Inferred schema contains integer column", "The specified dataset source can be interpreted"):
+    for told in (
+        "Failed to create the Prefect home directory",  # `prefect_server.admit` makes it, when the plan is accepted
+        "Hint: Inferred schema contains integer column",  # tables are logged for their digest; none is served from
+        "The specified dataset source can be interpreted",
+    ):
         warnings.filterwarnings("ignore", message=told)

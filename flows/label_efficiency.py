@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
-from tqdm import tqdm
 
 from flows.figures import learning_curves
 from flows.reports import write_text, writing
@@ -15,6 +14,7 @@ from flows.steps import base_policy
 from flows.study import LabelEfficiency, StudyArm
 from flows.study_pages import to_html, to_markdown
 from flows.tracking import study_run
+from models import progress
 from models.label_efficiency import Point
 from models.learning_curves import area, saving
 from models.rubric import Rubric
@@ -35,7 +35,7 @@ def label_efficiency(study: LabelEfficiency) -> dict[str, Any]:
     views = _views(study, recorded)
     arms = study.arms()
     curves: dict[str, list[Curve]] = {arm.name: [] for arm in arms}
-    with tqdm(total=len(arms) * study.seeds, desc="learning curves", unit="curve") as bar:
+    with progress.bar(total=len(arms) * study.seeds, desc="learning curves", unit="curve") as bar:
         for seed in range(study.seeds):
             for arm in arms:
                 bar.set_postfix_str(arm.name)

@@ -25,8 +25,10 @@ from flows.sweep_pages import notes, rows_of, to_html, to_markdown
 from flows.sweep_plan import plan_sweep
 from flows.tracking import announce
 from flows.workers import check_shared
+from models import progress
 from models.cost import dollars
 from models.ledger import Ledger
+from tasks.caching import untold
 from tasks.settings import settings
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)], workers: bool = False) ->
             log.warning("arm %s failed: %s", name, ended)
         else:
             reports[name] = ended
-            log.info("arm %d of %d is done: %s", number, len(arms), name)
+            log.info("✔ arm %d of %d is done: %s, %s", number, len(arms), name, _took(ended))
         report = told()
         _write(report)
     try:
@@ -89,13 +91,20 @@ def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)], workers: bool = False) ->
 
 def _here(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
     for number, experiment in enumerate(experiments, start=1):
-        log.info("arm %d of %d: %s", number, len(experiments), experiment.name)
         ended: Ended
-        try:
-            ended = proxy_reward(experiment, sweep=sweep)
-        except Exception as error:  # the other arms are worth having
-            ended = f"{type(error).__name__}: {error}"
+        with progress.heading(f"arm {number} of {len(experiments)}: {experiment.name}"), untold():
+            try:
+                ended = proxy_reward(experiment, sweep=sweep)
+            except Exception as error:  # the other arms are worth having
+                ended = f"{type(error).__name__}: {error}"
         yield experiment, ended
+
+
+def _took(report: dict[str, Any]) -> str:
+    """Return the seconds that an arm's run spent in stages that it executed itself, and how many it did not."""
+    executed = [stage["seconds"] for stage in report["stages"] if not stage["cached"]]
+    stages = len(report["stages"])
+    return f"{sum(executed):.1f} s, {stages - len(executed)} of {stages} stages from cache"
 
 
 def _on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:

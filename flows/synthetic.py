@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from flows.reports import write_text, writing
+from models import progress
 from models.acquisition.bald import Bald
 from models.acquisition.base import Acquisition
 from models.acquisition.coreset import CoresetEFT
@@ -50,7 +50,7 @@ def synthetic_study(seeds: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     rows = []
-    with tqdm(total=len(REGIMES) * len(STRATEGIES) * seeds, desc="synthetic worlds", unit="curve") as bar:
+    with progress.bar(total=len(REGIMES) * len(STRATEGIES) * seeds, desc="synthetic worlds", unit="curve") as bar:
         for regime in REGIMES:
             worlds = [world(regime, seed) for seed in range(seeds)]
             regret: dict[str, NDArray[np.float64]] = {}

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
-from tqdm import tqdm
 
+from models import progress
 from models.downloads import remembered_sha256
 from models.places import FolderOrName
 from models.plugins import Plugin, digest_of
@@ -148,7 +148,7 @@ class SentenceEmbedding(Embedding):
         encoder = _encoder(self._source(), self.dtype, self.digest_inputs())
         if sum(weight.nbytes for weight in encoder.parameters()) > _KEPT:
             _encoder.cache_clear()
-        with tqdm(total=len(texts), desc="embedding", unit="text") as bar:
+        with progress.bar(total=len(texts), desc="embedding", unit="text") as bar:
             for begin in range(0, len(texts), _SHARD):
                 rows = range(begin, min(begin + _SHARD, len(texts)))
                 vectors = encoder.encode(

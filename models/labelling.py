@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-from tqdm import tqdm
-
+from models import progress
 from models.breaker import Breaker, pause_after
 from models.clerk import Clerk
 from models.cost import NO_CAP, Amount, total
@@ -108,7 +106,7 @@ def label(
     orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
     answers: list[Answer | BudgetExhausted] = []
     left = Amount(max_micro_usd, max_tokens)
-    with tqdm(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
+    with progress.bar(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
         while covered := _covered(orders[len(answers) :], left):
             wanted = orders[len(answers) : len(answers) + covered]
             if desk.terms and (waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.unit)):
@@ -156,7 +154,7 @@ def _covered(orders: Sequence[Order], left: Amount) -> int:
 
 
 def _ask_all(
-    orders: Sequence[Order], desk: Desk, workers: int, bar: "tqdm[Any]", before: int
+    orders: Sequence[Order], desk: Desk, workers: int, bar: progress.Bar, before: int
 ) -> list[Answer | BudgetExhausted]:
     asking = _Asking(desk, workers, bar)
     # on Ctrl-C what is in flight is settled, and what is queued is not asked
@@ -174,7 +172,7 @@ def _ask_all(
 class _Asking:
     """Asks the expert about many tuples at once."""
 
-    def __init__(self, desk: Desk, workers: int, bar: "tqdm[Any]") -> None:
+    def __init__(self, desk: Desk, workers: int, bar: progress.Bar) -> None:
         self.desk = desk
         self.clerk = Clerk(desk.ledger, desk.account)
         self.breaker = Breaker()
@@ -216,7 +214,7 @@ class _Asking:
             except (UnpaidFailure, LostReply) as failure:
                 if attempt == _TRIES or self.breaker.failed(failure):
                     raise
-                log.info("asking again after %s", failure)
+                log.debug("asking again after %s", failure)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(
                         self.breaker.stop.wait(),

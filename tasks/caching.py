@@ -8,7 +8,7 @@ oracle must not buy its labels again. Change what a stage does → bump its vers
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import signature
@@ -20,6 +20,7 @@ from prefect.context import TaskRunContext
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
+from models import progress
 from models.plugins import Frozen, digest_of
 from tasks import durations
 from tasks.locks import StageLocks
@@ -107,6 +108,30 @@ def stage_runs() -> Iterator[list[StageRun]]:
         _runs.reset(token)
 
 
+_untold: ContextVar[bool] = ContextVar("untold", default=False)
+
+
+@contextmanager
+def untold() -> Iterator[list[StageRun]]:
+    """Log no line of the stages that run in the block, but at DEBUG: whoever opens it tells of all of them in one line.
+
+    Collects their runs, which are collected outside of the block too.
+    """
+    outer, token = _runs.get(), _untold.set(True)
+    try:
+        with stage_runs() as collected:
+            yield collected
+    finally:
+        _untold.reset(token)
+        if outer is not None:
+            outer.extend(collected)
+
+
+def tell_done(name: str, how: str) -> None:
+    """Log the one line about a stage, or about many runs of it, that stays on the page."""
+    log.log(logging.DEBUG if _untold.get() else logging.INFO, "✔ %-24s %s", name, how)
+
+
 STAGES: list[str] = []  # by name, in the order in which they were declared
 
 
@@ -153,7 +178,7 @@ class Stage(Generic[P, R]):
 
     task: Task[P, R]
     recipe: Recipe
-    level: int = logging.INFO
+    told: bool = True
 
     @property
     def name(self) -> str:
@@ -163,7 +188,23 @@ class Stage(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the stage, or return its result from an earlier run with the same key."""
         started = time.monotonic()
-        log.log(self.level, "▶ %s", self.name)
+        log.debug("▶ %s", self.name)
+        with progress.heading(f"▶ {self.name}") if self.told else nullcontext():
+            result, cached = self._result(*args, **kwargs)
+        waited, key = time.monotonic() - started, self._key(*args, **kwargs)
+        took = durations.kept(key) if cached else None
+        run = StageRun(self.name, cached, waited if took is None else took, waited, key)
+        if not cached:
+            durations.keep(key, waited)
+        if self.told:
+            before = f" ({took:.1f} s when computed)" if took is not None else ""
+            tell_done(self.name, f"from cache{before}" if cached else f"{waited:.1f} s")
+        if (collected := _runs.get()) is not None:
+            collected.append(run)
+        return result
+
+    def _result(self, *args: P.args, **kwargs: P.kwargs) -> tuple[R, bool]:
+        """Return the stage's result, and whether it came from the cache."""
         options = result_options()
         task = self.task.with_options(**options) if options else self.task
         state: Any = (task.with_options(refresh_cache=True) if _anew(self.name) else task)(
@@ -175,15 +216,7 @@ class Stage(Generic[P, R]):
             log.warning("%s: %s; computing it again", self.name, damage)
             state = task.with_options(refresh_cache=True)(*args, return_state=True, **kwargs)
             result, cached = state.result(), False
-        waited, key = time.monotonic() - started, self._key(*args, **kwargs)
-        took = durations.kept(key) if cached else None
-        run = StageRun(self.name, cached, waited if took is None else took, waited, key)
-        if not cached:
-            durations.keep(key, waited)
-        log.log(self.level, "✔ %s %s", self.name, "from cache" if cached else f"in {run.seconds:.1f} s")
-        if (collected := _runs.get()) is not None:
-            collected.append(run)
-        return result
+        return result, cached
 
     def _key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         given = signature(self.task.fn).bind(*args, **kwargs)
@@ -191,12 +224,10 @@ class Stage(Generic[P, R]):
         return self.recipe.key(self.name, given.arguments)
 
 
-def stage(
-    *, version: int, ignore: Sequence[str] = (), level: int = logging.INFO
-) -> Callable[[Callable[P, R]], Stage[P, R]]:
+def stage(*, version: int, ignore: Sequence[str] = (), told: bool = True) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Make a function a cached stage. Results are small JSON values; what is big travels as a Ref.
 
-    `level` is that of its log lines: a stage run by the hundred behind a progress bar keeps them to itself.
+    One that is not `told` has no line on the page: a stage run by the hundred behind a progress bar.
     """
 
     def decorate(function: Callable[P, R]) -> Stage[P, R]:
@@ -216,7 +247,7 @@ def stage(
             log_prints=False,
         )
         STAGES.append(task.name)
-        return Stage(task, policy, level)
+        return Stage(task, policy, told)
 
     return decorate
 

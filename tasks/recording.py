@@ -1,6 +1,5 @@
 """Expert labels recorded in a table, as a pool to study strategies on: load them, and draw one learning curve."""
 
-import logging
 from collections import Counter
 from typing import NamedTuple
 
@@ -65,7 +64,7 @@ def load_recording(labels: Replay, *, fingerprint: str, responses_per_prompt: in
     )
 
 
-@stage(version=1, level=logging.DEBUG)
+@stage(version=1, told=False)
 def curve(
     recorded: Recorded,
     views: tuple[ViewRef, ...],

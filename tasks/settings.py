@@ -3,6 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from dotenv import dotenv_values
 from pydantic import Field, PositiveInt
@@ -34,6 +35,7 @@ class Settings(BaseSettings):
     shard: PositiveInt = Field(
         2048, description="responses that are generated, embedded or scored at once, and then kept"
     )
+    log: Literal["debug", "info", "warning"] = Field("info", description="least grave of the lines on the terminal")
     threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
 
     @property

@@ -1,6 +1,7 @@
 """Work over many rows in shards: each is a run of a stage on its own, so that what is done is not done again."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
@@ -9,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from models import progress
 from models.plugins import Frozen
-from tasks.caching import Product, stage
+from tasks.caching import Product, stage, tell_done, untold
 from tasks.cluster import let_go, room
 from tasks.store import Ref, store
 
@@ -38,19 +39,24 @@ def in_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str)
     if (table.rows or 0) <= rows:
         return [stage_of(table)]
     shards = cut(table, rows=rows).shards
-    at_once = min(room(), len(shards))
-    with tqdm(total=len(shards), desc=what, unit="shard") as bar:
+    at_once, started = min(room(), len(shards)), time.monotonic()
+    with untold() as runs, progress.bar(total=len(shards), desc=what, unit="shard") as bar:
         if at_once == 1:
-            return [_counted(stage_of(shard), bar) for shard in shards]
-        return _at_once(stage_of, shards, bar, at_once)
+            made = [_counted(stage_of(shard), bar) for shard in shards]
+        else:
+            made = _at_once(stage_of, shards, bar, at_once)
+    cached = sum(run.cached for run in runs)
+    known = f", {cached} from cache" if cached else ""
+    tell_done(runs[0].name if runs else what, f"{time.monotonic() - started:.1f} s ({len(shards)} shards{known})")
+    return made
 
 
-def _counted(made: R, bar: "tqdm[Any]") -> R:
+def _counted(made: R, bar: progress.Bar) -> R:
     bar.update()
     return made
 
 
-def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: "tqdm[Any]", threads: int) -> list[R]:
+def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: progress.Bar, threads: int) -> list[R]:
     with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
         futures = [pool.submit(copy_context().run, stage_of, shard) for shard in shards]
         for future in futures:

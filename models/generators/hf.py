@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from tqdm import tqdm
-
+from models import progress
 from models.generators.base import Generator, response_of
 from models.generators.decoding import Asked, Sampling, Text, write
 from models.policies.language_model import Checkpoint, LanguageModel
@@ -38,7 +37,7 @@ class Transformers(Generator):
         ]
         sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens, frozenset({end}))
         tokens = 0
-        with torch.inference_mode(), tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
+        with torch.inference_mode(), progress.bar(total=len(prompts) * samples, desc=what, unit="response") as bar:
             for text in write(policy.model, asked, sampling, rows=self.batch_size, pad=pad):
                 tokens += len(text.tokens)
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)

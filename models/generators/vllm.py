@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
-from tqdm import tqdm
 
+from models import progress
 from models.chat import Renderer
 from models.downloads import sha256_of
 from models.event_loop import run
@@ -136,7 +136,7 @@ class VLLM(Generator):
                 logprob=float(sum(choice["logprobs"]["token_logprobs"])),  # of the model as it is, at temperature 1
             )
 
-        with tqdm(total=len(prompts) * samples, desc=what, unit="response") as bar:
+        with progress.bar(total=len(prompts) * samples, desc=what, unit="response") as bar:
             direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # by no proxy
             async with (
                 openai.AsyncOpenAI(

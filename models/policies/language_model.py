@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from models import progress
 from models.chat import Encoded, Renderer, Template
 from models.policies.dtypes import Dtype, attention
 from models.policies.head import is_plain
@@ -165,7 +165,7 @@ class LanguageModel:
 
         longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]))
         pad = self.tokenizer.pad_token_id
-        with tqdm(total=len(encoded), desc=what, unit="text", disable=not what) as bar:
+        with progress.bar(total=len(encoded), desc=what, unit="text", disable=not what) as bar:
             while longest_first:
                 width = len(encoded[longest_first[0]])
                 count = batch_size or max(AT_LEAST, AT_ONCE // max(1, width))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models import progress
 from models.chat import Renderer
 from models.plugins import Frozen
 from models.policies.language_model import ADAPTER
@@ -80,7 +81,7 @@ def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
         "dataloader_pin_memory": False,
         "save_strategy": "no",
         "report_to": "none",
-        "disable_tqdm": False,
+        "disable_tqdm": True,  # the bar is that of `run`
         "logging_steps": 5,
     }
 
@@ -103,8 +104,8 @@ def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: in
 
 
 def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
-    """Train under a progress bar; save the adapter as it is at equal distances on the way, one in each folder of `along`."""
-    from transformers import ProgressCallback, TrainerCallback
+    """Train under a bar of steps; save the adapter as it is at equal distances on the way, one in each folder of `along`."""
+    from transformers import PrinterCallback, TrainerCallback
 
     class Keep(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
@@ -114,14 +115,25 @@ def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
                 if state.global_step == max(1, round(state.max_steps * number / (len(along) + 1))):
                     save_trained(trainer, folder)
 
-    class Bar(ProgressCallback):  # type: ignore[misc]
-        def on_log(self, *_: object, **__: object) -> None:
-            """Leave the logged metrics to the report: printed between the bars they are noise."""
+    class Tell(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+            """Say how many steps there are."""
+            bar.reset(total=state.max_steps)
 
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Bar)
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+            """Count the step."""
+            bar.update(state.global_step - bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: object) -> None:  # noqa: ANN401
+            """Show the loss beside the bar; the other metrics are the report's."""
+            if logs and "loss" in logs:
+                bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Keep)
-    trainer.train()
+    with progress.bar(desc="training", unit="step", disable=not trainer.is_world_process_zero()) as bar:
+        trainer.add_callback(Tell)
+        trainer.train()
 
 
 def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, float]:

@@ -57,6 +57,7 @@ class Shell:
             "PREFECT_API_URL": str(PREFECT_API_URL.value()),
             "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "storage"),
             "PYTHONUNBUFFERED": "1",
+            "NINEFOLD_LOG": "debug",  # that a stage begins is told too
             "COLUMNS": "200",
         }
         self.home = home
@@ -99,7 +100,7 @@ class Shell:
         return done.stdout
 
     def _count(self, line: str) -> None:
-        if "✔ " in line and " in " in line:
+        if "✔ " in line and "from cache" not in line:
             self.finished[line.split("✔ ")[1].split(maxsplit=1)[0]] += 1
 
     def _wait_for_labels(self, count: int) -> None:

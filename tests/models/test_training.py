@@ -1,6 +1,7 @@
 """The trainers: weights move the right way, the same seed gives the same bytes, training sees the text that scoring sees."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from models import progress
 from models.evaluators.reward_head import RewardHead
 from models.policies.dpo import DPO, reference_logprob, train_dpo
 from models.policies.language_model import Checkpoint
@@ -61,6 +63,24 @@ def test_a_training_of_one_step_moves_the_weights(tiny_checkpoint: Checkpoint, t
         for adapters in ((), (tmp_path,))
     )
     assert (before != after).any(), "three pairs are one step, and warming up must not take it all"
+
+
+def test_a_training_tells_its_steps_and_loss_and_prints_neither(
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
+    with caplog.at_level("INFO", logger="models.progress"):
+        train_sft(tiny_checkpoint.load(), shown, SFT(epochs=2, batch_size=4, lora=LORA), folder=tmp_path, seed=0)
+    assert [line for line in caplog.messages if re.match(r"training 6/6 steps, loss \d+\.\d{3}", line)]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "loss" not in err
+    assert "/6" not in err
 
 
 @pytest.mark.parametrize("template", ["plain", "chat"])

@@ -1,5 +1,6 @@
 """The cache: what is in a key and what is not; one computation for identical tasks; failures and damage never served."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from prefect import flow
 from models.generators.hf import Transformers
 from models.preference import Prompt
 from models.sources.files import Files
-from tasks.caching import Product, identity, saved_seconds, stage, stage_runs
+from tasks.caching import Product, identity, saved_seconds, stage, stage_runs, untold
 from tasks.policy import Policy
 from tasks.store import store
 
@@ -44,6 +45,19 @@ def test_the_same_inputs_are_computed_once_across_flow_runs() -> None:
     assert calls == ["one two"]
     counting("three")
     assert calls == ["one two", "three"]
+
+
+def test_a_call_leaves_one_line_that_says_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tasks"):
+        counting("one two")
+        counting("one two")
+        with untold() as runs:
+            counting("one two three")
+    told = [line for line in caplog.messages if line.startswith("✔")]
+    computed, cached = [re.sub(r" +", " ", re.sub(r"\d+\.\d", "N", line)) for line in told]
+    assert computed == "✔ count_words N s"
+    assert cached == "✔ count_words from cache (N s when computed)"
+    assert [(run.name, run.cached) for run in runs] == [("count_words", False)]
 
 
 def test_workers_and_batch_sizes_are_not_in_the_key_and_temperature_is() -> None:

@@ -1,5 +1,6 @@
 """Shards: what they make is what the whole makes, prompts are not parted, and only what failed is computed again."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from models.policies.sft import SFT
 from models.preference import Label, Prompt, Response, Score
 from models.rubric import Rubric
 from tasks import generate as generating
+from tasks.caching import stage_runs
 from tasks.embed import embedded
 from tasks.generate import generated
 from tasks.history import Batch
@@ -74,6 +76,21 @@ def test_more_prompts_cost_their_own_shards_only(policy: Policy, monkeypatch: py
     assert asked == [4, 4]
     sampled(policy, store().write_rows("prompts", PROMPTS, Prompt))
     assert asked == [4, 4, 2]
+
+
+def test_shards_leave_one_line_together_and_each_is_counted(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards_of(12, monkeypatch)
+    with stage_runs() as runs, caplog.at_level("INFO", logger="tasks"):
+        for prompts in (PROMPTS[:8], PROMPTS):
+            sampled(policy, store().write_rows("prompts", prompts, Prompt))
+    told = [line for line in caplog.messages if line.startswith("✔ generate")]
+    assert [re.sub(r" +\d+\.\d", "", line) for line in told] == [
+        "✔ generate s (2 shards)",
+        "✔ generate s (3 shards, 2 from cache)",
+    ]
+    assert [run.cached for run in runs if run.name == "generate"] == [False, False, True, True, False]
 
 
 def test_a_shard_that_fails_leaves_what_was_done_before_it(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

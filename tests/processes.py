@@ -43,7 +43,8 @@ def with_prefect() -> dict[str, str]:
     """Return this environment for commands that are to use the tests' own Prefect server, and start none."""
     from prefect.settings import PREFECT_API_URL
 
-    return without_prefect() | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    server = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": os.environ["PREFECT_HOME"]}
+    return without_prefect() | server
 
 
 def fetch(url: str, body: dict[str, object] | None = None) -> bytes:

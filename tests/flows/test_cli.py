@@ -1,7 +1,6 @@
 """The command line as users meet it: fast help, one-line errors, a ledger that moves between machines."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from models.ledger import Ledger
 from models.ledger_tables import Question
+from tests.processes import without_prefect
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ def ninefold(*arguments: str, home: Path, status: int = 0, **environment: str) -
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=ROOT,
-        env={**os.environ, "NINEFOLD_HOME": str(home), "COLUMNS": "160", **environment},
+        env={**without_prefect(), "NINEFOLD_HOME": str(home), "COLUMNS": "160", **environment},
         capture_output=True,
         text=True,
         timeout=120,

@@ -85,7 +85,8 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
         refused = subprocess.run(
             [sys.executable, "-m", "flows.cli", "labels", "injection", "judged.yaml", "--occasion", "unattended"],
             cwd=folder,
-            env=os.environ | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
+            env=without_prefect()
+            | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

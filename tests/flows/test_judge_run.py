@@ -1,7 +1,6 @@
 """A whole run with a language model as the expert: the books agree to the micro-dollar, and the key is nowhere."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
+from tests.processes import without_prefect
 
 ROOT = Path(__file__).parents[2]
 KEY, WRONG = "sk-planted-0123456789abcdef", "sk-wrong-fedcba9876543210"
@@ -47,7 +47,12 @@ def ninefold(*arguments: str, home: Path, key: str) -> subprocess.CompletedProce
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=ROOT,
-        env={**os.environ, "NINEFOLD_HOME": str(home), "NINEFOLD_TEST_KEY": key, "PREFECT_LOGGING_LEVEL": "DEBUG"},
+        env={
+            **without_prefect(),
+            "NINEFOLD_HOME": str(home),
+            "NINEFOLD_TEST_KEY": key,
+            "PREFECT_LOGGING_LEVEL": "DEBUG",
+        },
         capture_output=True,
         text=True,
         timeout=300,

@@ -26,6 +26,14 @@ from signal import Signals
 LIBRARIES = (
     *("pandas", "pyarrow", "sqlalchemy", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "faiss"),
     *("torch", "transformers", "datasets", "accelerate", "peft", "trl", "sentence_transformers"),
+    *(
+        "trl.trainer.sft_trainer",
+        "trl.trainer.dpo_trainer",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "alembic",
+        "PIL.Image",
+    ),
+    *("griffe", "graphviz", "httpcore", "pendulum", "websockets", "jsonschema", "prometheus_client"),  # Prefect's
     *("mlflow", "openai", "aiohttp", "httpx", "pydantic_settings", "typer", "rich.logging", "rich.table", "yaml"),
 )
 _READ_LATE = ("NINEFOLD_", "PREFECT_", "AWS_", "PYTHON", "PYTEST_", "COLUMNS", "PATH", "PWD", "OLDPWD", "SHLVL", "_")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
+from models.downloads import once
 from tests.postgres import Postgres
 from tests.processes import KEY, prefect_server, without_prefect
 from tests.tiny_experiment import tiny_experiment
@@ -18,14 +19,17 @@ from tests.tiny_experiment import tiny_experiment
 
 @pytest.fixture(scope="session")
 def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables with nothing in them: to make them takes seconds."""
+    """MLflow's tables with nothing in them: to make them takes seconds, so they are made once for all sessions."""
     from mlflow import MlflowClient
+    from mlflow import __version__ as version
 
-    made, kept = (tmp_path_factory.mktemp(name) / "mlflow.sqlite" for name in ("made", "kept"))
-    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
-    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(kept)) as copy:
-        source.backup(copy)
-    return kept
+    def make(folder: Path) -> None:
+        made = tmp_path_factory.mktemp("made") / "mlflow.sqlite"
+        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(folder / "mlflow.sqlite")) as copy:
+            source.backup(copy)
+
+    return once(f"mlflow-{version}-no-runs", make) / "mlflow.sqlite"
 
 
 @pytest.fixture

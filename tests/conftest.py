@@ -1,23 +1,19 @@
 """Fixtures: a home of its own for every test, a real Prefect server, and a tiny language model made in memory."""
 
-import os
+from tests.isolation import SESSION  # before anything reads the environment
+
+# isort: split
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-os.environ["DO_NOT_TRACK"] = "1"
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
 import pytest
 
 from models.policies.language_model import Checkpoint, LanguageModel
 from models.preference import Response
+from tasks.settings import settings
 from tests import processes
 from tests.postgres import Postgres, running
 from tests.tiny_model import write_tiny_model
@@ -40,6 +36,10 @@ LONGEST = (
     "contest",
     "compare",
 )
+
+
+def pytest_unconfigure() -> None:
+    SESSION.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,19 +108,24 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return make()
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A NINEFOLD_HOME of the test's own, with the task results in it."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
-    from tasks.settings import settings
-
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A NINEFOLD_HOME of the test's own, not made yet; whatever is the user's was left alone when the test ends."""
     folder = tmp_path / "home"
     monkeypatch.setenv("NINEFOLD_HOME", str(folder))
     settings.cache_clear()
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: folder / "prefect" / "storage"}):
-        yield folder
+    yield folder
     settings.cache_clear()
+    SESSION.check()
+
+
+@pytest.fixture
+def home(own_home: Path) -> Iterator[Path]:
+    """The home of the test's own, with the task results in it."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: own_home / "prefect" / "storage"}):
+        yield own_home
 
 
 def response(number: int, *, prompt: str = "the film", text: str | None = None, sample: int = 0) -> Response:

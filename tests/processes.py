@@ -10,7 +10,10 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from tests.warm import Command, begins_warm
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-planted-0123456789abcdef"  # of an expert's API; it must turn up nowhere
@@ -18,14 +21,41 @@ KEY = "sk-planted-0123456789abcdef"  # of an expert's API; it must turn up nowhe
 
 def ninefold(*arguments: str, home: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command on a machine: a home, and an environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT,
-        env={**environment, "NINEFOLD_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return finished("flows.cli", *arguments, environment={**environment, "NINEFOLD_HOME": str(home)})
+
+
+def finished(
+    *module: str, environment: Mapping[str, str], cwd: Path = ROOT, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a module to its end in a process of its own, as `python -m` does."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = begin(*module, environment=environment, cwd=cwd, out=out, err=err)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(module, status, out.read_text(), err.read_text())
+
+
+def begin(
+    *module: str, environment: Mapping[str, str], cwd: Path, out: Path, err: Path | None = None, session: bool = False
+) -> "Command | subprocess.Popen[bytes]":
+    """Start a module in a process of its own, as `python -m` does; it writes to the end of files."""
+    err = err or out
+    if begins_warm(environment):
+        return Command(module, cwd=cwd, env=environment, out=out, err=err, session=session)
+    with out.open("ab") as said, err.open("ab") as told:
+        command = [sys.executable, "-m", *module]
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdout=said,
+            stderr=told,
+            stdin=subprocess.DEVNULL,
+            start_new_session=session,
+        )
 
 
 def free_port() -> int:
@@ -43,7 +73,8 @@ def with_prefect() -> dict[str, str]:
     """Return this environment for commands that are to use the tests' own Prefect server, and start none."""
     from prefect.settings import PREFECT_API_URL
 
-    return without_prefect() | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    server = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": os.environ["PREFECT_HOME"]}
+    return without_prefect() | server
 
 
 def fetch(url: str, body: dict[str, object] | None = None) -> bytes:

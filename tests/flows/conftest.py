@@ -1,6 +1,5 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -12,23 +11,25 @@ import pytest
 import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
+from models.downloads import once
 from tests.postgres import Postgres
 from tests.processes import KEY, prefect_server, without_prefect
-
-WORDS = ["film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "mess"]
-KINDS = ["warm", "witty", "dull", "boring", "good", "bad", "fresh", "tired", "clever", "silly"]
+from tests.tiny_experiment import tiny_experiment
 
 
 @pytest.fixture(scope="session")
 def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables with nothing in them: to make them takes seconds."""
+    """MLflow's tables with nothing in them: to make them takes seconds, so they are made once for all sessions."""
     from mlflow import MlflowClient
+    from mlflow import __version__ as version
 
-    made, kept = (tmp_path_factory.mktemp(name) / "mlflow.sqlite" for name in ("made", "kept"))
-    MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
-    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(kept)) as copy:
-        source.backup(copy)
-    return kept
+    def make(folder: Path) -> None:
+        made = tmp_path_factory.mktemp("made") / "mlflow.sqlite"
+        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(folder / "mlflow.sqlite")) as copy:
+            source.backup(copy)
+
+    return once(f"mlflow-{version}-no-runs", make) / "mlflow.sqlite"
 
 
 @pytest.fixture
@@ -42,48 +43,7 @@ def home(home: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def tiny_settings(tmp_path: Path, tiny_model_path: Path) -> dict[str, Any]:
-    prompts = [f"the {kind} {word} is" for kind in KINDS for word in WORDS]
-    for name, rows in (("pool", prompts[:40]), ("held", prompts[40:52])):
-        (tmp_path / f"{name}.txt").write_text("\n".join(rows) + "\n")
-    seeds = [
-        {"prompt": p, "response": f"{KINDS[n % 10]} and {KINDS[(n + 3) % 10]}"} for n, p in enumerate(prompts[60:])
-    ]
-    (tmp_path / "seed.jsonl").write_text("\n".join(json.dumps(s) for s in seeds) + "\n")
-    train = {"learning_rate": 3e-3, "batch_size": 8, "max_length": 64, "lora": {"r": 4, "alpha": 8}}
-    return {
-        "name": "tiny",
-        "prompts": {
-            "kind": "files",
-            "pool": str(tmp_path / "pool.txt"),
-            "held_out": str(tmp_path / "held.txt"),
-            "seed": str(tmp_path / "seed.jsonl"),
-        },
-        "policy": {
-            "model": str(tiny_model_path),
-            "template": "plain",
-            "dtype": "float32",
-            "max_prompt_tokens": 32,
-            "sft": train,
-        },
-        "generation": {
-            "kind": "transformers",
-            "samples": 2,
-            "temperature": 1.0,
-            "max_new_tokens": 8,
-            "batch_size": 32,
-        },
-        "embedding": {"kind": "policy", "pooling": "mean"},
-        "labelling": {
-            "acquisition": {"kind": "coreset_eft"},
-            "oracle": {"kind": "gold", "micro_usd": 10_000},
-            "rubric": {"name": "warmth"},
-            "queries": 10,
-            "max_micro_usd": 100_000,
-        },
-        "evaluator": {"kind": "linear", "ensemble": 4},
-        "dpo": train,
-        "evaluation": {"samples": 2, "max_micro_usd": 1_000_000},
-    }
+    return tiny_experiment(tmp_path, tiny_model_path)
 
 
 @pytest.fixture

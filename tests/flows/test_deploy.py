@@ -19,7 +19,7 @@ import yaml
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
 from tests.postgres import Postgres, running
-from tests.processes import KEY, ROOT, free_port, until, without_prefect
+from tests.processes import KEY, ROOT, finished, free_port, until, without_prefect
 
 DEPLOYMENTS = ROOT / "deployments"
 SECRETS = {
@@ -107,16 +107,17 @@ class Host:
         mine = {"NINEFOLD_HOME": str(self.folder / f"home-{service}"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return base | mine | given | {"PREFECT_HOME": str(self.folder / service), "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
-    def command(self, words: list[str]) -> list[str]:
+    def words(self, words: list[str]) -> list[str]:
         program, *rest = (self.here(word) for word in words)
-        module = {"ninefold": "flows.cli"}.get(program, program)
-        return [sys.executable, *([] if program == "python" else ["-m", module]), *rest]
+        return [{"ninefold": "flows.cli"}.get(program, program), *rest]
+
+    def command(self, words: list[str]) -> list[str]:
+        program, *rest = self.words(words)
+        return [sys.executable, *([] if program == "python" else ["-m", program]), *rest]
 
     def run(self, service: str, *words: str) -> str:
-        command = self.command(list(words) or self.services[service]["command"])
-        done = subprocess.run(
-            command, env=self.environment(service), cwd=self.folder, capture_output=True, text=True, timeout=300
-        )
+        command = self.words(list(words) or self.services[service]["command"])
+        done = finished(*command, environment=self.environment(service), cwd=self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
+from tests.isolation import SESSION
 from tests.processes import free_port, with_prefect, without_prefect
+from tests.warm import program
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,15 +45,17 @@ def page(name: str, **instead: str) -> Page:
 
 def follow(commands: str, folder: Path, **environment: str) -> str:
     """Execute the commands in one shell that stops at the first failure; return what they said."""
-    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NINEFOLD_HOME": str(folder / "artifacts")}
-    done = subprocess.run(
-        ["bash", "-ex", "-c", commands],
-        cwd=folder,
-        env={**without_prefect(), **environment, **path, "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
+    with program("ninefold", "flows.cli", SESSION.folder) as programs:
+        path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        own = {"PATH": path, "NINEFOLD_HOME": str(folder / "artifacts"), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            ["bash", "-ex", "-c", commands],
+            cwd=folder,
+            env={**without_prefect(), **environment, **own},
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
 
@@ -83,7 +87,8 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
         refused = subprocess.run(
             [sys.executable, "-m", "flows.cli", "labels", "injection", "judged.yaml", "--occasion", "unattended"],
             cwd=folder,
-            env=os.environ | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
+            env=without_prefect()
+            | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 from models.ledger import Ledger
+from tests.processes import begin, finished
 
 ROOT = Path(__file__).parents[2]
 STAGES = [
@@ -50,7 +49,7 @@ class Shell:
     def __init__(self, experiment: Path, home: Path) -> None:
         from prefect.settings import PREFECT_API_URL
 
-        self.command = [sys.executable, "-m", "flows.cli", "run", str(experiment)]
+        self.command = ["flows.cli", "run", str(experiment)]
         self.environment = {
             **os.environ,
             "NINEFOLD_HOME": str(home),
@@ -65,35 +64,32 @@ class Shell:
 
     def until(self, stage: str, how: signal.Signals) -> int:
         """Start a run and send it the signal inside the stage; return its exit status."""
-        process = subprocess.Popen(
-            self.command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            self._count(line)
-            if f"▶ {stage}" in line:
-                if stage == "annotate":
-                    self._wait_for_labels(2)
-                process.send_signal(how)
-                break
-        else:
-            raise AssertionError(f"the run ended before {stage}:\n{''.join(seen)[-3000:]}")
-        rest = process.communicate(timeout=120)[0]
+        reading, writing = os.pipe()
+        pipe = Path(f"/proc/{os.getpid()}/fd/{writing}")
+        process = begin(*self.command, environment=self.environment, cwd=ROOT, out=pipe)
+        with open(reading) as said:
+            seen: list[str] = []
+            for line in said:
+                if not seen:
+                    os.close(writing)  # it has its own: what it says ends with it
+                seen.append(line)
+                self._count(line)
+                if f"▶ {stage}" in line:
+                    if stage == "annotate":
+                        self._wait_for_labels(2)
+                    process.send_signal(how)
+                    break
+            else:
+                raise AssertionError(f"the run ended before {stage}:\n{''.join(seen)[-3000:]}")
+            rest = said.read()
         for line in rest.splitlines():
             self._count(line)
         if how == signal.SIGINT:
             assert "every label paid for is kept" in rest, rest[-2000:]
-        return process.returncode
+        return process.wait(120)
 
     def whole(self) -> str:
-        done = subprocess.run(self.command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=300)
+        done = finished(*self.command, environment=self.environment)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         for line in done.stdout.splitlines():
             self._count(line)

@@ -1,10 +1,8 @@
 """A whole run with a language model as the expert: the books agree to the micro-dollar, and the key is nowhere."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
+from tests.processes import finished, without_prefect
 
-ROOT = Path(__file__).parents[2]
 KEY, WRONG = "sk-planted-0123456789abcdef", "sk-wrong-fedcba9876543210"
 FAULTS = {"rate_limit": 0.05, "error": 0.05, "truncated": 0.05, "drop": 0.05, "out_of_range": 0.4}
 
@@ -44,14 +42,8 @@ def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge)
 
 
 def ninefold(*arguments: str, home: Path, key: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "NINEFOLD_HOME": str(home), "NINEFOLD_TEST_KEY": key, "PREFECT_LOGGING_LEVEL": "DEBUG"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    own = {"NINEFOLD_HOME": str(home), "NINEFOLD_TEST_KEY": key, "PREFECT_LOGGING_LEVEL": "DEBUG"}
+    return finished("flows.cli", *arguments, environment=without_prefect() | own)
 
 
 def where(text: str, home: Path) -> set[str]:

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,21 @@ PEOPLE = Human(annotators=2, micro_usd=1000)
 
 
 def _install(folder: Path) -> None:
+    """Make the server's environment: by uv, which takes an eighth of pip's time; it knows no index but its own settings'."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"]
-    subprocess.run(pip, check=True)
+    python, wanted = str(folder / "bin" / "python"), ["--quiet", f"label-studio=={VERSION}"]
+    uv = _uv()
+    if uv is None or subprocess.run([uv, "pip", "install", "--python", python, *wanted]).returncode != 0:
+        subprocess.run([python, "-m", "pip", "install", *wanted], check=True)
+
+
+def _uv() -> str | None:
+    """Return uv's program: of its package, or the system's."""
+    with suppress(ImportError, FileNotFoundError):
+        from uv import find_uv_bin
+
+        return str(find_uv_bin())
+    return shutil.which("uv")
 
 
 class Annotator:

@@ -60,7 +60,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "flows.cli", "up", "--mlflow-port", str(port)],
             cwd=ROOT,
-            env=os.environ | {"NINEFOLD_HOME": str(tmp_path)},
+            env=without_prefect() | {"NINEFOLD_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=60,

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ import sqlalchemy as sa
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
 from tests.postgres import Postgres
-from tests.processes import KEY, ROOT, ninefold, until, with_prefect, without_prefect
+from tests.processes import KEY, ROOT, begin, ninefold, until, with_prefect, without_prefect
 
 
 def report_of(home: Path) -> dict[str, Any]:
@@ -88,16 +86,11 @@ def test_a_machine_that_dies_is_taken_over_and_nothing_is_bought_twice(
 ) -> None:
     server.latency = 0.5
     first, second, later = (tmp_path / name for name in ("first", "second", "later"))
-    command = [sys.executable, "-m", "flows.cli", "run", str(judged)]
+    command = ["flows.cli", "run", str(judged)]
+    for home in (first, second):
+        home.mkdir()
     running = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=shared | {"NINEFOLD_HOME": str(home)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        begin(*command, environment=shared | {"NINEFOLD_HOME": str(home)}, cwd=ROOT, out=home / "log", session=True)
         for home in (first, second)
     ]
     try:
@@ -107,8 +100,7 @@ def test_a_machine_that_dies_is_taken_over_and_nothing_is_bought_twice(
         killed = next(process for process in running if f"|{process.pid}|" in holder)
         os.killpg(killed.pid, signal.SIGKILL)
         (other,) = [process for process in running if process is not killed]
-        said, _ = other.communicate(timeout=200)
-        assert other.returncode == 0, said.decode()[-3000:]
+        assert other.wait(200) == 0, "".join((home / "log").read_text()[-3000:] for home in (first, second))
     finally:
         for process in running:
             with suppress(ProcessLookupError):

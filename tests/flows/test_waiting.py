@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from models.label_files import read_lines, write_rows
 from models.ledger import Ledger
 from models.people import Queue
-from tests.processes import until, without_prefect
+from tests.processes import Command, begin, finished, until, without_prefect
 
 ROOT = Path(__file__).parents[2]
 QUERIES = 6
@@ -48,17 +47,9 @@ class Terminal:
         } | ({"PREFECT_API_URL": api, "PREFECT_HOME": str(home / "prefect")} if api else {})
 
     @contextmanager
-    def start(self, *command: str) -> Iterator["subprocess.Popen[str]"]:
-        with (self.home / "output.txt").open("a") as out:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self.environment,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+    def start(self, *module: str) -> "Iterator[Command | subprocess.Popen[bytes]]":
+        log = self.home / "output.txt"
+        process = begin(*module, environment=self.environment, cwd=ROOT, out=log, session=True)
         try:
             yield process
         finally:
@@ -67,14 +58,7 @@ class Terminal:
             process.wait(30)
 
     def ninefold(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = finished("flows.cli", *arguments, environment=self.environment, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -107,7 +91,7 @@ def home_folder(tmp_path: Path) -> Path:
 
 def test_a_run_in_a_terminal_pauses_and_goes_on_when_people_have_answered(home_folder: Path, asking: Path) -> None:
     terminal = Terminal(home_folder)
-    run = [sys.executable, "-m", "flows.cli", "run", str(asking)]
+    run = ["flows.cli", "run", str(asking)]
     with terminal.start(*run) as first:
         terminal.until(lambda: Queue(terminal.ledger).items())
         terminal.until(lambda: f"{QUERIES} questions wait for people" in (home_folder / "output.txt").read_text())
@@ -152,7 +136,7 @@ def test_a_deployed_run_is_suspended_and_a_worker_finishes_it(
         client.create_work_pool(WorkPoolCreate(name="people", type="process"))
     source: Any = flow.from_source(str(ROOT), entrypoint="flows/proxy_reward.py:proxy_reward")
     source.deploy(name="people", work_pool_name="people", print_next_steps=False, ignore_warnings=True)
-    with terminal.start(sys.executable, "-m", "prefect", "worker", "start", "--pool", "people", "--type", "process"):
+    with terminal.start("prefect", "worker", "start", "--pool", "people", "--type", "process"):
         given = {"experiment": yaml.safe_load(asking.read_text())}
         run: Any = run_deployment("proxy-reward/people", parameters=given, timeout=0)
         terminal.until(lambda: state().name == "Suspended")

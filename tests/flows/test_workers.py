@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
 from models.ledger import Ledger
-from tests.processes import KEY, ROOT, until, with_prefect, without_prefect
+from tests.processes import KEY, ROOT, Command, begin, until, with_prefect, without_prefect
 
 ARMS, QUERIES = 3, 10
 FILES = ("pool.txt", "held.txt", "seed.jsonl")
@@ -37,12 +37,9 @@ class Machine:
         quick = {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
         self.environment = environment | quick | {"NINEFOLD_HOME": "home", "NINEFOLD_TEST_KEY": KEY}
 
-    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        log = (self.folder / "log").open("ab")
-        command = [sys.executable, "-m", "flows.cli", *arguments]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    def start(self, *arguments: str) -> "Command | subprocess.Popen[bytes]":
+        log = self.folder / "log"
+        return begin("flows.cli", *arguments, environment=self.environment, cwd=self.folder, out=log, session=True)
 
     def run(self, *arguments: str) -> str:
         """Run a command and return what it says."""
@@ -57,7 +54,12 @@ class Machine:
 
     @contextmanager
     def working(self) -> Iterator[psutil.Process]:
-        worker = self.start("worker", "--name", self.folder.name)
+        command = [sys.executable, "-m", "flows.cli", "worker", "--name", self.folder.name]
+        # begun from nothing: what is left of it is looked for by the environment that a process begins with
+        with (self.folder / "log").open("ab") as log:
+            worker = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             yield psutil.Process(worker.pid)
         finally:

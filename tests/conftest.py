@@ -3,7 +3,9 @@
 from tests.isolation import SESSION  # before anything reads the environment
 
 # isort: split
+import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,9 +110,25 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return make()
 
 
+_settled = 0
+
+
+def settle() -> None:
+    """Take what the libraries have made on being imported out of the garbage collector's sight.
+
+    accelerate collects after each training, which takes a second among the million objects of torch, Prefect and MLflow.
+    """
+    global _settled  # noqa: PLW0603
+    if len(sys.modules) > _settled + 100:
+        gc.collect()
+        gc.freeze()
+        _settled = len(sys.modules)
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A NINEFOLD_HOME of the test's own, not made yet; whatever is the user's was left alone when the test ends."""
+    settle()
     folder = tmp_path / "home"
     monkeypatch.setenv("NINEFOLD_HOME", str(folder))
     settings.cache_clear()

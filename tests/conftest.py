@@ -24,29 +24,30 @@ from tests.tiny_model import write_tiny_model
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose few tests take minutes, longest first: begun last, one of two workers would wait for the other.
+# What takes longest, longest first: begun last, one of the workers would wait for it at the end.
 LONGEST = (
-    "deployments",
-    "guide",
-    "workers",
-    "waiting",
-    "ray",
-    "shared",
-    "deploy",
-    "proxy_reward",
-    "again",
-    "contest",
-    "compare",
+    *("deployments", "guide", "workers", "interruptions", "ray", "waiting", "shared", "proxy_reward", "label_studio"),
+    *("deploy", "sweep", "judge_run", "again", "contest", "compare", "evaluators", "judges", "launched"),
 )
+# Of these each test is for any worker; the tests of another file share what they have set up, and stay together.
+APART = {"workers", "ray", "waiting", "shared", "proxy_reward", "sweep", "again", "evaluators", "judges", "launched"}
+SERVERS = {"prefect_server", "postgres", "s3_server", "postgresql"}  # fixtures, and a parameter of one
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.stem.removeprefix("test_") not in APART:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(name in SERVERS for name in (*getattr(item, "fixturenames", ()), *map(str, parameters))):
+            item.add_marker("server")
 
 
 def pytest_unconfigure() -> None:
     SESSION.close()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from tests.isolation import SESSION  # before anything reads the environment
 
 # isort: split
+import gc
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,29 +24,30 @@ from tests.tiny_model import write_tiny_model
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose few tests take minutes, longest first: begun last, one of two workers would wait for the other.
+# What takes longest, longest first: begun last, one of the workers would wait for it at the end.
 LONGEST = (
-    "deployments",
-    "guide",
-    "workers",
-    "waiting",
-    "ray",
-    "shared",
-    "deploy",
-    "proxy_reward",
-    "again",
-    "contest",
-    "compare",
+    *("deployments", "guide", "workers", "interruptions", "ray", "waiting", "shared", "proxy_reward", "label_studio"),
+    *("deploy", "sweep", "judge_run", "again", "contest", "compare", "evaluators", "judges", "launched"),
 )
+# Of these each test is for any worker; the tests of another file share what they have set up, and stay together.
+APART = {"workers", "ray", "waiting", "shared", "proxy_reward", "sweep", "again", "evaluators", "judges", "launched"}
+SERVERS = {"prefect_server", "postgres", "s3_server", "postgresql"}  # fixtures, and a parameter of one
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.stem.removeprefix("test_") not in APART:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(name in SERVERS for name in (*getattr(item, "fixturenames", ()), *map(str, parameters))):
+            item.add_marker("server")
 
 
 def pytest_unconfigure() -> None:
     SESSION.close()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +111,25 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return make()
 
 
+_settled = 0
+
+
+def settle() -> None:
+    """Take what the libraries have made on being imported out of the garbage collector's sight.
+
+    accelerate collects after each training, which takes a second among the million objects of torch, Prefect and MLflow.
+    """
+    global _settled  # noqa: PLW0603
+    if len(sys.modules) > _settled + 100:
+        gc.collect()
+        gc.freeze()
+        _settled = len(sys.modules)
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A NINEFOLD_HOME of the test's own, not made yet; whatever is the user's was left alone when the test ends."""
+    settle()
     folder = tmp_path / "home"
     monkeypatch.setenv("NINEFOLD_HOME", str(folder))
     settings.cache_clear()

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from benchmarks.loopback_judge import LoopbackJudge
 from flows.servers import Servers, port_taken
 from models.ledger import Ledger
 from tests.browser import browser, prefect_page
-from tests.processes import free_port, until, without_prefect
+from tests.processes import finished, free_port, until, without_prefect
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "deployments" / "prefect.yaml"
@@ -40,14 +38,7 @@ class Lab:
         self.api.headers["Prefect-Csrf-Client"] = str(uuid4())
 
     def command(self, *arguments: str, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=self.folder,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = finished(*arguments, environment=self.environment | environment, cwd=self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -115,7 +106,7 @@ def lab(tmp_path: Path, tiny_file: Path) -> Iterator[Lab]:
         file = {"experiment": "tiny.yaml"} if deployment["name"] == "run" else {"sweep": "sweep.yaml"}
         deployment["parameters"] = file
         for schedule in deployment.get("schedules", []):
-            schedule |= {"cron": "* * * * *", "active": True}  # every minute, or the test waits for the night
+            schedule |= {"cron": "* * * * * */20", "active": True}  # every 20 s, or the test waits for the night
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(shipped))
     try:
         yield lab

@@ -26,7 +26,7 @@ from tasks.generate import generated
 from tasks.policy import Policy
 from tasks.settings import settings
 from tasks.store import Ref, store
-from tests.processes import ROOT, free_port, ninefold, until, with_prefect, without_prefect
+from tests.processes import ROOT, Command, begin, free_port, ninefold, until, with_prefect, without_prefect
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -35,6 +35,7 @@ def node(folder: Path, environment: dict[str, str], gpus: int, *where: str) -> p
     """Start a node of one processor, and the GPUs that Ray is told of; it keeps all in its folder and in the store."""
     folder.mkdir()
     own = environment | {"NINEFOLD_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own["RAY_health_check_period_ms"] = "500"  # a node that does not answer five times is lost: else 15 s
     command = [
         RAY,
         "start",
@@ -99,24 +100,23 @@ def works(process: psutil.Process) -> bool:
 @pytest.fixture
 def machine(
     prefect_server: None, s3: str, tmp_path: Path, tiny_settings: dict[str, Any]
-) -> Callable[..., "subprocess.Popen[bytes]"]:
+) -> Callable[..., "Command | subprocess.Popen[bytes]"]:
     """Return how to start a command on a machine of its own that shares the store."""
     tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "schedule": tiny_settings["dpo"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
 
-    def start(home: Path, **more: str) -> "subprocess.Popen[bytes]":
+    def start(home: Path, **more: str) -> "Command | subprocess.Popen[bytes]":
         environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
         environment |= {"NINEFOLD_SHARD": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
-        command = [sys.executable, "-m", "flows.cli", "run", str(tmp_path / "tiny.yaml")]
         home.mkdir()
-        with (home / "log").open("w") as log:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        command = ["flows.cli", "run", str(tmp_path / "tiny.yaml")]
+        return begin(*command, environment=environment, cwd=ROOT, out=home / "log")
 
     return start
 
 
 def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
-    machine: Callable[..., "subprocess.Popen[bytes]"], s3: str, tmp_path: Path
+    machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
     assert machine(tmp_path / "alone").wait(300) == 0, (tmp_path / "alone/log").read_text()[-4000:]
     shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver"}
@@ -196,7 +196,7 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
 
 
 def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(
-    machine: Callable[..., "subprocess.Popen[bytes]"], s3: str, tmp_path: Path
+    machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
     with cluster(tmp_path, [without_prefect() | {"NINEFOLD_STORE": f"{s3}/another"}]) as (address, _):
         refused = machine(tmp_path / "driver", NINEFOLD_RAY=address)

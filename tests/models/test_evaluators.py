@@ -85,6 +85,7 @@ def teach(evaluator: Evaluator, count: int, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("evaluator", [e for e in LEARN_SCORES if not isinstance(e, Length)], ids=repr)
+@pytest.mark.slow
 def test_it_learns_the_order_it_was_shown(evaluator: Evaluator, bench: Bench) -> None:
     shown, scores = world(96, seed=0)
     facts = evaluator.fit(shown, scores, bench)
@@ -129,6 +130,7 @@ def test_tied_labels_are_refused_with_the_reason(evaluator: Evaluator, bench: Be
 
 
 @every_evaluator
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores(evaluator: Evaluator, bench: Bench) -> None:
     import torch
 
@@ -301,6 +303,7 @@ LEARN_PAIRS = [e for e in EVALUATORS if e.learns_pairs]
 
 
 @pytest.mark.parametrize("evaluator", LEARN_PAIRS, ids=repr)
+@pytest.mark.slow
 def test_it_learns_from_comparisons(evaluator: Evaluator, bench: Bench) -> None:
     first, second, _, preference = comparisons(96, seed=0)
     facts = evaluator.fit_pairs(first, second, preference, bench)

@@ -107,6 +107,7 @@ def test_the_choice_is_between_the_answers_alone_and_by_one_token(tiny_model: La
 
 
 @pytest.mark.parametrize("ensemble_by", ["adapters", "dropout"])
+@pytest.mark.slow
 def test_members_of_an_ensemble_differ_and_are_the_same_in_any_batch(bench: Bench, ensemble_by: Any) -> None:
     schedule = SCHEDULE.model_copy(update={"lora": Lora(r=8, alpha=16, dropout=0.2)})
     evaluator = Generative(schedule=schedule, ensemble=3, ensemble_by=ensemble_by)
@@ -151,6 +152,7 @@ def eft_seed(count: int, seed: int = 5) -> list[Judged]:
     return [Judged(r.prompt, r.text, 100 + 10 * s) for r, s in zip(shown.responses, scores, strict=True)]
 
 
+@pytest.mark.slow
 def test_the_eft_seed_teaches_what_few_labels_cannot(bench: Bench) -> None:
     few, scores = world(6, seed=0)
     unseen, truth = world(60, seed=1)
@@ -236,6 +238,7 @@ def test_a_control_is_not_taught_by_the_seed_either(bench: Bench) -> None:
     assert Teaching(seed=0).eft_seed(rows) is rows
 
 
+@pytest.mark.slow
 def test_the_seed_alone_teaches_a_policy_that_judges_itself(bench: Bench) -> None:
     evaluator = Generative(schedule=SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8}), eft_seed="raw")
     with_seed = replace(bench, eft_seed=eft_seed(96))
@@ -246,6 +249,7 @@ def test_the_seed_alone_teaches_a_policy_that_judges_itself(bench: Bench) -> Non
     assert 0 <= scores.min() <= scores.max() <= 5
 
 
+@pytest.mark.slow
 def test_the_justification_is_taught_where_it_is_to_be_sampled(bench: Bench) -> None:
     shown, scores = world(32, seed=0)
     told = replace(shown, remarks=["superb charm" if score > 0 else "dull mess" for score in scores])

@@ -265,6 +265,7 @@ def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monk
     assert not language_model._held, "two at a time would be too many"
 
 
+@pytest.mark.slow
 def test_the_packaged_model_converts_and_continues_english() -> None:
     located = locate("smollm2-135m-instruct")
     model = Checkpoint(located.source, (), "bfloat16", "plain").load()

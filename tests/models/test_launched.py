@@ -16,6 +16,8 @@ from models.policies.training import Lora
 from models.preference import Demonstration, Pair
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = ROOT / "deployments/accelerate"
 WORDS = ("film", "tale", "plot", "cast")
 SHOWN = [Demonstration(f"the {word} is", f"warm and witty {word}") for word in WORDS] * 4

@@ -211,6 +211,7 @@ def test_a_call_that_is_refused_stops_at_once_with_the_reason(ledger: Ledger, ma
     assert ledger.spent("a").queries == 0
 
 
+@pytest.mark.slow
 def test_every_right_label_arrives_through_every_fault_and_each_lost_reply_is_counted(
     ledger: Ledger, make_response: Any
 ) -> None:

@@ -23,6 +23,8 @@ from models.rubric import Rubric
 from tests.conftest import response
 from tests.processes import free_port, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:

@@ -21,6 +21,8 @@ from models.policies.sft import SFT, train_sft
 from models.preference import Demonstration, Prompt
 from tests.processes import ROOT, until
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt.of(text) for text in ("the film is", "a warm and witty tale of", "the film is a")]
 REAL = os.environ.get("NINEFOLD_VLLM")
 

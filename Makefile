@@ -20,7 +20,7 @@ LOCKS := deployments/locks
 .PHONY: help setup lock rewardbench demo test test-fast check audit deployments chaos format up clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## build .venv (idempotent)
 

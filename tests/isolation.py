@@ -63,9 +63,9 @@ class Session:
 
     def _told(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "subprocess.Popen":
-            _, command, cwd, environment = args
+            program, command, cwd, environment = args
             home = os.path.join(os.fspath(cwd or "."), _home(environment))
-            if os.path.abspath(home) in self._homes:
+            if os.path.abspath(home) in self._homes and not _of_others(program):
                 self._refuse(f"the default home would be that of {command}: give it NINEFOLD_HOME")
         elif event in {"open", "sqlite3.connect", "os.mkdir", "os.listdir", "os.scandir", "os.rename", "os.remove"}:
             for named in (os.fsdecode(each) for each in args[:2] if isinstance(each, (str, bytes, os.PathLike))):
@@ -96,6 +96,12 @@ def theirs(environment: Mapping[str, str]) -> list[str]:
     """Return the names of variables that would change what the tests do, or are secrets."""
     found = (name for name in environment if name.startswith(_PRODUCTS) or name.endswith(_SECRETS))
     return [name for name in found if name not in _DELIBERATE]
+
+
+def _of_others(program: Any) -> bool:
+    """Whether a program is the Python of another environment, which knows nothing of this project and its home."""
+    path = Path(os.fsdecode(program or ""))
+    return path.name.startswith("python") and path.is_absolute() and path.parent != Path(sys.executable).parent
 
 
 def _home(environment: Any) -> str:

@@ -152,7 +152,7 @@ def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
     assert "auto-scheduled" in lab.run(scheduled)["tags"]
     says = lab.said(scheduled)
     assert any("sweep      ablation: 2 arms" in line for line in says), "the plan, before money is spent"
-    assert any(line == "arm 2 of 2: ablation.random.queries-10.s0" for line in says)
+    assert any(line.startswith("✔ arm 2 of 2 is done: ablation.random.queries-10.s0, ") for line in says)
     artifacts = lab.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [scheduled]}}})
     assert {of["key"]: of["type"] for of in artifacts} == {
         "sweep-ablation": "table",

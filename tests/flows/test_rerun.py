@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 # in the order in which they are first reached
 STAGES = ["load_prompts", "fine_tune", "generate", "embed", "acquire", "annotate", "train_evaluator", "cross_fit"]
 STAGES += [
+    "gate",
     "proxy_label",
     "pair",
     "reference",
@@ -77,7 +78,7 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     assert found == (experiment, "nightly"), "a run that failed is known by its name"
     report = proxy_reward(found.experiment, sweep=found.sweep)
     calls = Counter(stage["name"] for stage in report["stages"])
-    assert succeeded == calls, "after seventeen failures every stage has been executed as often as in one run"
+    assert succeeded == calls, "after eighteen failures every stage has been executed as often as in one run"
     assert report["queries"] == 10
     bought = len(list(Ledger(settings().ledger_url).rows()))
 

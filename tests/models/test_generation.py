@@ -1,5 +1,6 @@
 """Generation with transformers: every text is what a plain loop draws for it alone, and nothing is computed twice."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import progress
 from models.generators import decoding
 from models.generators.drawing import ATTEMPTS, draw
 from models.generators.hf import Transformers
@@ -164,13 +166,13 @@ def test_others_take_the_place_of_texts_that_have_ended(policy: LanguageModel) -
 
 
 def test_progress_counts_responses_and_tells_tokens_a_second(
-    policy: LanguageModel, capsys: pytest.CaptureFixture[str]
+    policy: LanguageModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Transformers(batch_size=4, **SAMPLING).sample_from(policy, PROMPTS, samples=2, seed=3, what="writing")
-    last = capsys.readouterr().err.rpartition("\r")[2]
-    assert "writing: 100%" in last
-    assert "14/14" in last
-    assert "tokens/s" in last
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)  # a line for each step instead of each half minute
+    with caplog.at_level(logging.INFO):
+        Transformers(batch_size=4, **SAMPLING).sample_from(policy, PROMPTS, samples=2, seed=3, what="writing")
+    assert caplog.messages[-1].startswith("writing 14/14 responses, ")
+    assert "tokens/s" in caplog.messages[-1]
 
 
 def sliding(config: dict[str, Any]) -> Any:

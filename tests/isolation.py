@@ -63,9 +63,9 @@ class Session:
 
     def _told(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "subprocess.Popen":
-            _, command, cwd, environment = args
+            program, command, cwd, environment = args
             home = os.path.join(os.fspath(cwd or "."), _home(environment))
-            if os.path.abspath(home) in self._homes:
+            if os.path.abspath(home) in self._homes and _may_be_ours(os.fsdecode(program)):
                 self._refuse(f"the default home would be that of {command}: give it NINEFOLD_HOME")
         elif event in {"open", "sqlite3.connect", "os.mkdir", "os.listdir", "os.scandir", "os.rename", "os.remove"}:
             for named in (os.fsdecode(each) for each in args[:2] if isinstance(each, (str, bytes, os.PathLike))):
@@ -96,6 +96,12 @@ def theirs(environment: Mapping[str, str]) -> list[str]:
     """Return the names of variables that would change what the tests do, or are secrets."""
     found = (name for name in environment if name.startswith(_PRODUCTS) or name.endswith(_SECRETS))
     return [name for name in found if name not in _DELIBERATE]
+
+
+def _may_be_ours(program: str) -> bool:
+    """Whether a program may run this project: a shell, or one of this environment; not, say, RewardBench's own Python."""
+    path = Path(shutil.which(program) or program)
+    return path.name in {"sh", "bash"} or path.parent == Path(sys.executable).parent
 
 
 def _home(environment: Any) -> str:

@@ -65,10 +65,10 @@ demo: setup ## run the paper's algorithm on the packaged model: plan, progress, 
 
 test: setup $(BROWSER) $(POSTGRES) $(REWARDBENCH)/.ready ## run every test, two at a time
 	@echo "running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=20
 
 test-fast: setup ## run the tests of models and stages that are quick and need no server: for while you write
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not server and not slow" \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not server and not slow" \
 	  tests/models tests/tasks tests/test_project.py tests/test_isolation.py
 
 check: setup audit ## format, lint, types, import rules and known weaknesses of dependencies

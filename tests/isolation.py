@@ -65,7 +65,7 @@ class Session:
         if event == "subprocess.Popen":
             program, command, cwd, environment = args
             home = os.path.join(os.fspath(cwd or "."), _home(environment))
-            if os.path.abspath(home) in self._homes and not _of_others(program):
+            if os.path.abspath(home) in self._homes and _may_be_ours(os.fsdecode(program)):
                 self._refuse(f"the default home would be that of {command}: give it NINEFOLD_HOME")
         elif event in {"open", "sqlite3.connect", "os.mkdir", "os.listdir", "os.scandir", "os.rename", "os.remove"}:
             for named in (os.fsdecode(each) for each in args[:2] if isinstance(each, (str, bytes, os.PathLike))):
@@ -98,10 +98,10 @@ def theirs(environment: Mapping[str, str]) -> list[str]:
     return [name for name in found if name not in _DELIBERATE]
 
 
-def _of_others(program: Any) -> bool:
-    """Whether a program is the Python of another environment, which knows nothing of this project and its home."""
-    path = Path(os.fsdecode(program or ""))
-    return path.name.startswith("python") and path.is_absolute() and path.parent != Path(sys.executable).parent
+def _may_be_ours(program: str) -> bool:
+    """Whether a program may run this project: a shell, or one of this environment; not, say, RewardBench's own Python."""
+    path = Path(shutil.which(program) or program)
+    return path.name in {"sh", "bash"} or path.parent == Path(sys.executable).parent
 
 
 def _home(environment: Any) -> str:

@@ -60,7 +60,7 @@ def test_the_environment_has_none_of_their_values() -> None:
         lambda: sqlite3.connect(DEFAULT / "ledger.sqlite"),
         lambda: Ledger(f"sqlite:///{DEFAULT / 'ledger.sqlite'}"),
         (Path.home() / ".cache" / "ninefold" / "a-model").open,
-        lambda: subprocess.run(["true"], cwd=ROOT, env={}),
+        lambda: subprocess.run(["sh", "-c", "true"], cwd=ROOT, env={}),
         lambda: ninefold("labels", "list", home=DEFAULT, environment=without_prefect()),
     ],
 )

@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 
 from flows import prefect_server
 from flows.servers import servers
@@ -65,8 +64,8 @@ def prepare_flows() -> None:
     prepare()
     if "PREFECT_API_URL" in os.environ:
         return
-    home = Path(os.environ.get("PREFECT_HOME") or settings().prefect_home)
-    if os.environ.keys() & {"PREFECT_HOME", "PREFECT_PROFILE"} and home != settings().prefect_home:
+    home = settings().prefect_home
+    if os.environ.get("PREFECT_HOME") != str(home):
         from prefect.settings import get_current_settings  # the user's own profile may name a server
 
         if get_current_settings().api.url is not None:

@@ -43,10 +43,12 @@ class Generator(Plugin):
         raise NotImplementedError
 
 
-def response_of(renderer: Renderer, prompt: Prompt, sample: int, drawn: Sequence[int], *, logprob: float) -> Response:
+def response_of(
+    renderer: Renderer, prompt: Prompt, sample: int, drawn: Sequence[int], *, logprob: float, rounds_alike: bool = True
+) -> Response:
     """Return a sampled response: the ids `drawn`, the end token last if it was reached, and Σ log π of them in nats.
 
-    For back ends that compute as `LanguageModel.likelihood` does: what they have recorded stands for it where it can.
+    Of back ends that round as `LanguageModel.likelihood` does, what is recorded stands for that where it can.
     """
     text = renderer.tokenizer.decode(drawn, skip_special_tokens=True).strip()
     return Response(
@@ -57,7 +59,7 @@ def response_of(renderer: Renderer, prompt: Prompt, sample: int, drawn: Sequence
         text=text,
         tokens=len(drawn),
         logprob=logprob,
-        canonical=renderer.is_canonical(prompt.text, text, drawn),
+        canonical=rounds_alike and renderer.is_canonical(prompt.text, text, drawn),
     )
 
 

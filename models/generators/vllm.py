@@ -22,7 +22,7 @@ from models import progress
 from models.chat import Renderer
 from models.downloads import sha256_of
 from models.event_loop import run
-from models.generators.base import Generator, response_id
+from models.generators.base import Generator, response_of
 from models.policies.language_model import Checkpoint, release
 from models.preference import Prompt, Response
 from models.randomness import seed_of
@@ -125,16 +125,8 @@ class VLLM(Generator):
                 answer = await client.post("/completions", body=options | drawn, cast_to=object)
             bar.update()
             choice = answer["choices"][0]
-            text = renderer.tokenizer.decode(choice["token_ids"], skip_special_tokens=True).strip()
-            return Response(
-                id=response_id(prompt.id, number, text),
-                prompt_id=prompt.id,
-                prompt=prompt.text,
-                sample=number,
-                text=text,
-                tokens=len(choice["token_ids"]),
-                logprob=float(sum(choice["logprobs"]["token_logprobs"])),  # of the model as it is, at temperature 1
-            )
+            logprob = float(sum(choice["logprobs"]["token_logprobs"]))  # of the model as it is, at temperature 1
+            return response_of(renderer, prompt, number, choice["token_ids"], logprob=logprob, rounds_alike=False)
 
         with progress.bar(total=len(prompts) * samples, desc=what, unit="response") as bar:
             direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # by no proxy

@@ -1,9 +1,6 @@
 """A tiny experiment: everything real but small (a 60k-parameter model, a real server, a real ledger)."""
 
-import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +8,10 @@ import pytest
 import yaml
 
 from benchmarks.loopback_judge import LoopbackJudge
-from models.downloads import once
+from flows.empty_databases import lay_mlflow_database
 from tests.postgres import Postgres
 from tests.processes import KEY, prefect_server, without_prefect
 from tests.tiny_experiment import tiny_experiment
-
-
-@pytest.fixture(scope="session")
-def no_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables with nothing in them: to make them takes seconds, so they are made once for all sessions."""
-    from mlflow import MlflowClient
-    from mlflow import __version__ as version
-
-    def make(folder: Path) -> None:
-        made = tmp_path_factory.mktemp("made") / "mlflow.sqlite"
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
-        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(folder / "mlflow.sqlite")) as copy:
-            source.backup(copy)
-
-    return once(f"mlflow-{version}-no-runs", make) / "mlflow.sqlite"
 
 
 @pytest.fixture
@@ -37,7 +19,7 @@ def home(home: Path, request: pytest.FixtureRequest) -> Path:
     """A home as it is after a first run, where flows are run in the tests' own process."""
     if "prefect_server" in request.fixturenames:
         home.mkdir()
-        shutil.copy(request.getfixturevalue("no_runs"), home)
+        lay_mlflow_database(home / "mlflow.sqlite")
     return home
 
 

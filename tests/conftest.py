@@ -4,6 +4,7 @@ from tests.isolation import SESSION  # before anything reads the environment
 
 # isort: split
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -138,13 +139,21 @@ def settle() -> None:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A NINEFOLD_HOME of the test's own, not made yet; whatever is the user's was left alone when the test ends."""
+    """A NINEFOLD_HOME of the test's own, not made yet, and an environment that ends with the test.
+
+    Libraries set variables too, and a command that inherited them would not begin warm. Whatever is the user's was left
+    alone when the test ends.
+    """
     settle()
+    before = dict(os.environ)
     folder = tmp_path / "home"
     monkeypatch.setenv("NINEFOLD_HOME", str(folder))
     settings.cache_clear()
     yield folder
     settings.cache_clear()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ |= before
     SESSION.check()
 
 

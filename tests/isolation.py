@@ -51,6 +51,7 @@ class Session:
             "PREFECT_HOME": str(self.folder / "prefect"),
             "HF_HOME": str(self.folder / "hugging-face"),
         }
+        self.environment = dict(os.environ)
         sys.addaudithook(self._told)
 
     def close(self) -> None:

@@ -19,9 +19,12 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from signal import Signals
+
+from tests.isolation import SESSION
 
 LIBRARIES = (
     *("pandas", "pyarrow", "sqlalchemy", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "faiss"),
@@ -39,7 +42,6 @@ LIBRARIES = (
 _READ_LATE = ("NINEFOLD_", "PREFECT_", "AWS_", "PYTHON", "PYTEST_", "COLUMNS", "PATH", "PWD", "OLDPWD", "SHLVL", "_")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(list(LIBRARIES))
-_read_early: dict[str, str] = {}  # what the server was begun with
 
 
 class Command:
@@ -77,15 +79,24 @@ class Command:
 
 
 def begins_warm(env: Mapping[str, str]) -> bool:
-    """Whether an environment is, but for what is read late, what the server was begun with; begin it."""
-    if not _read_early:
-        _read_early.update(_early(os.environ))
-        home = os.environ.pop("NINEFOLD_HOME", None)  # of the test that comes first: the server belongs to none
-        try:
-            forkserver.ensure_running()
-        finally:
-            os.environ |= {} if home is None else {"NINEFOLD_HOME": home}
-    return _early(env) == _read_early
+    """Whether an environment is, but for what is read late, the session's, which is what the server is begun with."""
+    _begin_server()
+    return _early(env) == _early(SESSION.environment)
+
+
+@cache
+def _begin_server() -> None:
+    now = dict(os.environ)  # a test's, which may have a home or settings of its own
+    try:
+        _become({name: value for name, value in SESSION.environment.items() if name != "NINEFOLD_HOME"})
+        forkserver.ensure_running()
+    finally:
+        _become(now)
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
@@ -101,8 +112,7 @@ def _run(module: list[str], cwd: str, env: dict[str, str], out: str, err: str, s
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, stream)
         os.close(opened)
-    os.environ.clear()
-    os.environ.update(env)
+    _become(env)
     os.chdir(cwd)
     installed = [place for place in sys.path if place.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]

@@ -84,7 +84,10 @@ class Lab:
 
     def said(self, run: str) -> list[str]:
         logs = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
-        return [line["message"] for line in self.post("/logs/filter", logs)]
+        found: list[str] = []
+        while page := self.post("/logs/filter", logs | {"offset": len(found)}):
+            found += [line["message"] for line in page]
+        return found
 
     def until(self, true: Callable[[], Any], seconds: float = 180.0) -> Any:
         return until(true, log=self.home / "servers.log", seconds=seconds)
@@ -150,9 +153,10 @@ def a_schedule_fires_and_a_worker_finishes(lab: Lab) -> None:
     lab.until(lambda: lab.api.patch(schedule, json={"active": False}).is_success)
     lab.ended(scheduled, "COMPLETED")
     assert "auto-scheduled" in lab.run(scheduled)["tags"]
-    says = lab.said(scheduled)
-    assert any("sweep      ablation: 2 arms" in line for line in says), "the plan, before money is spent"
-    assert any(line.startswith("✔ arm 2 of 2 is done: ablation.random.queries-10.s0, ") for line in says)
+    done = "✔ arm 2 of 2 is done: ablation.random.queries-10.s0, "
+    lab.until(lambda: any(line.startswith(done) for line in lab.said(scheduled)))  # lines follow the state
+    plan = "sweep      ablation: 2 arms"
+    assert any(plan in line for line in lab.said(scheduled)), "the plan, before money is spent"
     artifacts = lab.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [scheduled]}}})
     assert {of["key"]: of["type"] for of in artifacts} == {
         "sweep-ablation": "table",

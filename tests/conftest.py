@@ -1,6 +1,6 @@
 """Fixtures: a home of its own for every test, a real Prefect server, and a tiny language model made in memory."""
 
-from tests.isolation import SESSION  # before anything reads the environment
+from tests.isolation import SESSION, become  # before anything reads the environment
 
 # isort: split
 import gc
@@ -55,6 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if any(name in SERVERS for name in (*getattr(item, "fixturenames", ()), *map(str, parameters))):
             item.add_marker("server")
+
+
+def pytest_collection_finish() -> None:
+    SESSION.restore()  # libraries set variables on being imported; a command that inherits them would not begin warm
 
 
 def pytest_unconfigure() -> None:
@@ -141,8 +145,7 @@ def settle() -> None:
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A NINEFOLD_HOME of the test's own, not made yet, and an environment that ends with the test.
 
-    Libraries set variables too, and a command that inherited them would not begin warm. Whatever is the user's was left
-    alone when the test ends.
+    Whatever is the user's was left alone when the test ends.
     """
     settle()
     before = dict(os.environ)
@@ -151,9 +154,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.cache_clear()
     yield folder
     settings.cache_clear()
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ |= before
+    become(before)
     SESSION.check()
 
 

@@ -54,6 +54,10 @@ class Session:
         self.environment = dict(os.environ)
         sys.addaudithook(self._told)
 
+    def restore(self) -> None:
+        """Take back what the environment has become since the session began."""
+        become(self.environment)
+
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -79,6 +83,13 @@ class Session:
     def _refuse(self, why: str) -> None:
         self.touched.append(Touched(why))
         raise self.touched[-1]
+
+
+def become(environment: Mapping[str, str]) -> None:
+    """Make this process's environment another one."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _in_memory() -> str | None:

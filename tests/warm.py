@@ -24,7 +24,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from signal import Signals
 
-from tests.isolation import SESSION
+from tests.isolation import SESSION, become
 
 LIBRARIES = (
     *("pandas", "pyarrow", "sqlalchemy", "sklearn.linear_model", "scipy.stats", "matplotlib.pyplot", "faiss"),
@@ -88,15 +88,10 @@ def begins_warm(env: Mapping[str, str]) -> bool:
 def _begin_server() -> None:
     now = dict(os.environ)  # a test's, which may have a home or settings of its own
     try:
-        _become({name: value for name, value in SESSION.environment.items() if name != "NINEFOLD_HOME"})
+        become({name: value for name, value in SESSION.environment.items() if name != "NINEFOLD_HOME"})
         forkserver.ensure_running()
     finally:
-        _become(now)
-
-
-def _become(environment: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+        become(now)
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
@@ -112,7 +107,7 @@ def _run(module: list[str], cwd: str, env: dict[str, str], out: str, err: str, s
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, stream)
         os.close(opened)
-    _become(env)
+    become(env)
     os.chdir(cwd)
     installed = [place for place in sys.path if place.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]

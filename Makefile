@@ -69,7 +69,7 @@ test: setup $(BROWSER) $(POSTGRES) $(REWARDBENCH)/.ready ## run every test, two 
 
 test-fast: setup ## run the tests of models and stages that are quick and need no server: for while you write
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not server and not slow" \
-	  tests/models tests/tasks tests/test_project.py tests/test_isolation.py
+	  tests/contracts tests/models tests/tasks tests/conventions/test_project.py tests/conventions/test_isolation.py
 
 check: setup audit ## format, lint, types, import rules and known weaknesses of dependencies
 	@$(BIN)/ruff format --check .
@@ -78,17 +78,17 @@ check: setup audit ## format, lint, types, import rules and known weaknesses of 
 	@$(BIN)/lint-imports
 
 audit: $(VENV)/audit/.ready ## ask PyPI's advisories about what is installed
-	@$(BIN)/python .ci/audit.py $(VENV)/audit/bin/pip-audit $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+	@$(BIN)/python scripts/audit.py $(VENV)/audit/bin/pip-audit $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 $(VENV)/audit/.ready: $(VENV)/.ready $(LOCKS)/audit.txt
 	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)/audit audit none pip-audit
 	@touch $@
 
 deployments: ## as root: check compose.yaml and Caddyfile, and the image's build step by step, without a Docker engine
-	@$(PYTHON) .ci/deployments.py $(ARGS)
+	@$(PYTHON) scripts/check_deployments.py $(ARGS)
 
 chaos: setup ## buy labels through faults and random kill -9s, then hold the ledger against the server's own log
-	@$(BIN)/python benchmarks/chaos.py
+	@$(BIN)/python benchmarks/labelling_chaos.py
 
 format: setup ## rewrite the sources as check wants them
 	@$(BIN)/ruff format .

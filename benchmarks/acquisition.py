@@ -122,7 +122,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[[Vectors, int, list[int]], list[int]],
 
 def radius(vectors: Vectors, centres: list[int]) -> float:
     """Return the largest distance of a row to its nearest centre."""
-    from models.index import nearest
+    from models.acquisition.neighbours import nearest
 
     chunks = range(0, len(vectors), 50_000)
     return max(float(nearest(vectors[b : b + 50_000], vectors[centres], 1).distances.max()) for b in chunks)
@@ -209,7 +209,7 @@ def warm_start(case: Case, file: Path, ours: dict[str, Any], *, repeats: int, th
 def pair_rules(repeats: int) -> dict[str, float]:
     """Return the median seconds of each rule for 20,000 prompts × 17 responses × 10 members."""
     from models.acquisition.pair_rules.base import Grid, PairRule
-    from models.plugins import plugins_of
+    from models.core.registry import plugins_of
 
     rng = np.random.default_rng(0)
     grid = Grid(np.ones((20_000, 17), dtype=bool), rng.normal(size=(10, 20_000, 17)))

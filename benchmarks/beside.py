@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flows.environment import WAITING  # noqa: E402
+from flows.runtime.environment import WAITING  # noqa: E402
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -38,7 +38,7 @@ def work(seconds: float) -> int:
     import torch
 
     from models.policies.language_model import Checkpoint
-    from models.policies.pretrained import locate
+    from models.policies.resolve import locate
 
     model = Checkpoint(locate("smollm2-135m-instruct").source).load().model
     rows = torch.randint(10, 1000, (64, 24))

@@ -31,13 +31,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from models.core.data import Prompt
+from models.core.randomness import stream
 from models.generators.hf import Transformers
 from models.policies.language_model import Checkpoint, LanguageModel
-from models.policies.pretrained import PACKAGED, locate
-from models.policies.sft import SFT, train_sft
-from models.preference import Prompt
-from models.randomness import stream
+from models.policies.resolve import PACKAGED, locate
 from models.sources.movie_reviews import MovieReviews
+from models.training.sft import SFT, train_sft
 
 ATTEMPTS = 16
 STEPS = 24  # that the bound is measured in

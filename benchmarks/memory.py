@@ -1,4 +1,4 @@
-"""What a training step and generation take of memory, beside what models/policies/memory.py says of them.
+"""What a training step and generation take of memory, beside what models/training/memory.py says of them.
 
 python benchmarks/memory.py: the packaged model in float32, each in a process of its own, the largest resident size less what
 the libraries took before.
@@ -30,12 +30,12 @@ def measure(stage: str, rows: int, tokens: int) -> None:
     import trl  # noqa: F401 - what the libraries take is not the model's
     from trl import SFTTrainer  # noqa: F401
 
+    from models.core.data import Demonstration, Prompt
     from models.generators.hf import Transformers
     from models.policies.language_model import Checkpoint
-    from models.policies.memory import generating, shape_of, training
-    from models.policies.pretrained import PACKAGED, locate
-    from models.policies.sft import SFT, train_sft
-    from models.preference import Demonstration, Prompt
+    from models.policies.resolve import PACKAGED, locate
+    from models.training.memory import generating, shape_of, training
+    from models.training.sft import SFT, train_sft
 
     checkpoint = Checkpoint(locate(PACKAGED).source, (), "float32", "plain")
     shape, process = shape_of(Path(checkpoint.source)), psutil.Process()

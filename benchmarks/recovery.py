@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loopback_judge import LoopbackJudge, right_score  # noqa: E402
-from models.downloads import once  # noqa: E402
+from models.core.cache import once  # noqa: E402
+from tests.support.fake_judge import LoopbackJudge, right_score  # noqa: E402
 
 _BATCH = 50
 _HUNG = 90.0  # seconds
@@ -134,21 +134,21 @@ def cases(make: Any, rows: int) -> dict[str, Case]:  # noqa: ANN401
 
 def our_job(path: Path) -> None:
     """Run the job here: three cached stages, the labels bought through the ledger."""
-    from flows.environment import prepare_flows
-    from flows.prefect_server import admitted
+    from flows.runtime.environment import prepare_flows
+    from flows.runtime.prefect_server import admitted
 
     prepare_flows()
     from prefect import flow
 
-    from models.chat_api import Endpoint
-    from models.cost import NO_CAP, Prices
+    from models.core.data import Label, Response, Score
+    from models.core.money import NO_CAP, Prices
+    from models.core.registry import digest_of
+    from models.core.rubric import Rubric
+    from models.oracles.chat_client import Endpoint
     from models.oracles.llm_judge import LLMJudge
-    from models.plugins import digest_of
-    from models.preference import Label, Response, Score
-    from models.rubric import Rubric
-    from tasks.annotate import Purchase, annotate
-    from tasks.caching import stage
-    from tasks.store import Ref, store
+    from tasks.engine.caching import stage
+    from tasks.engine.store import Ref, store
+    from tasks.labelling.annotate import Purchase, annotate
 
     job = json.loads(path.read_text())
 

@@ -24,8 +24,8 @@ import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.postgres import running
-from tests.processes import ROOT, prefect_server, without_prefect
+from tests.support.postgres import running
+from tests.support.processes import ROOT, prefect_server, without_prefect
 
 _BATCH, _BATCHES = 64, 40  # what as many calls in flight settle and reserve at once
 _PATIENCE = 240  # seconds for one selection
@@ -57,8 +57,8 @@ def main() -> None:
 
 def _ledger(given: argparse.Namespace) -> dict[str, Any]:
     """Measure a ledger on PostgreSQL while it is empty, fill it, and measure it again."""
-    from models.ledger import Ledger
-    from models.ledger_engine import seconds_of
+    from models.ledger.database import seconds_of
+    from models.ledger.ledger import Ledger
 
     rows = given.rows
     with running() as postgres:
@@ -116,10 +116,10 @@ def _fill(engine: sa.Engine, rows: int) -> None:
 
 def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
     """Return labels a second through `exchange`, new ones and owned ones, and the seconds of opening and recovering."""
-    from models.cost import Amount
-    from models.ledger import Ledger
-    from models.ledger_entries import Order, Reservation, Settlement
-    from models.ledger_tables import Question
+    from models.core.money import Amount
+    from models.ledger.entries import Order, Reservation, Settlement
+    from models.ledger.ledger import Ledger
+    from models.ledger.tables import Question
 
     def asked(batch: int) -> list[Order]:
         made = [Question("judge", account, f"prompt {batch} " * 12, f"response {n} " * 40) for n in range(_BATCH)]
@@ -192,7 +192,7 @@ def _select(folder: Path, kind: str, queries: int) -> dict[str, float]:
     from pydantic import TypeAdapter
 
     from models.acquisition.base import Acquisition, Pool
-    from models.plugins import OneOf
+    from models.core.registry import OneOf
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     size, rng = len(vectors), np.random.default_rng(1)
@@ -250,10 +250,10 @@ def _shards(given: argparse.Namespace) -> dict[str, float]:
 _NO_WORK = """
 import json, logging, sys, time
 from prefect import flow
-from models.preference import Prompt
-from tasks.caching import stage
-from tasks.shards import cut, in_shards
-from tasks.store import Ref, store
+from models.core.data import Prompt
+from tasks.engine.caching import stage
+from tasks.engine.shards import cut, in_shards
+from tasks.engine.store import Ref, store
 
 @stage(version=1, level=logging.DEBUG)
 def counted(shard: Ref) -> int:
@@ -284,10 +284,10 @@ def _scheduler(given: argparse.Namespace) -> dict[str, float]:
 _HAND_OUT = """
 import json, sys, time
 from prefect import get_client
-from flows.conductor import _hand_out, _read
-from flows.config import load
-from flows.experiment import Experiment
-from flows.workers import arms_deployment
+from flows.runtime.dispatch import _hand_out, _read
+from flows.config.loading import load
+from flows.config.experiment import Experiment
+from flows.runtime.workers import arms_deployment
 from pathlib import Path
 x, arms = load(Experiment, Path("deployments/experiments/quickstart.yaml")), int(sys.argv[1])
 with get_client(sync_client=True) as client:

@@ -26,8 +26,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loopback_judge import LoopbackJudge  # noqa: E402
 from benchmarks.recovery import Contestant, contestants  # noqa: E402
+from tests.support.fake_judge import LoopbackJudge  # noqa: E402
 
 QUICKSTART = ROOT / "deployments" / "experiments" / "quickstart.yaml"
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="also run the recovery job, beside distilabel")
     parser.add_argument("--rows", type=int, default=2000, help="of the recovery job")
     given = parser.parse_args()
-    from flows.config import read
+    from flows.config.loading import read
 
     file, name = str(given.experiment), read(given.experiment)["name"]
     commands: dict[str, list[str]] = {

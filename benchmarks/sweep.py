@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from flows.config import load, read, set_field
-from flows.sweep import Sweep, expand
-from flows.sweep_run import executed
-from models.policies.pretrained import PACKAGED, locate
+from flows.config.loading import load, read, set_field
+from flows.config.sweep import Sweep, expand
+from flows.sweep import executed
+from models.policies.resolve import PACKAGED, locate
 
 STRATEGIES = ("random", "coreset_eft", "uncertainty", "shuffled")
 QUICKSTART = Path("deployments/experiments/quickstart.yaml")
@@ -110,7 +110,7 @@ def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
     environment = {n: v for n, v in os.environ.items() if n in kept or not n.startswith(("PREFECT_", "NINEFOLD_"))}
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *command],
+        [sys.executable, "-m", "flows.cli.main", *command],
         env=environment | {"NINEFOLD_HOME": str(home)},
         capture_output=True,
         text=True,

@@ -23,11 +23,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.loopback_judge import LoopbackJudge
-from models.ledger import Ledger
-from tests.postgres import Postgres, running
-from tests.processes import ROOT, prefect_server, s3_server, without_prefect
-from tests.tiny_model import write_tiny_model
+from models.ledger.ledger import Ledger
+from tests.support.fake_judge import LoopbackJudge
+from tests.support.postgres import Postgres, running
+from tests.support.processes import ROOT, prefect_server, s3_server, without_prefect
+from tests.support.tiny_model import write_tiny_model
 
 ARMS = 4
 NOUNS = ("film", "story", "tale", "plot", "cast", "ending", "music", "acting", "director", "mess")
@@ -139,7 +139,7 @@ def _write(folder: Path, judge: str, queries: int) -> None:
 def _ninefold(
     folder: Path, name: str, environment: dict[str, str], *arguments: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
+    command = [sys.executable, "-m", "flows.cli.main", *arguments]
     places = environment | {"NINEFOLD_HOME": f"home-{name}"}
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=places, stdout=log, stderr=subprocess.STDOUT)

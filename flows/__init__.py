@@ -1,1 +1,1 @@
-"""Experiments: compose tasks, decide, and own the MLflow run."""
+"""What runs: Prefect flows that chain the stages of tasks/, and what plans, shows and serves them."""

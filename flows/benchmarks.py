@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from prefect import flow
 
-from flows.contest import Contest, contested
-from flows.export import finished
-from flows.ranking import NAME as REWARDBENCH
-from flows.ranking import Ranking, ranked
-from flows.reports import finite, write_text, writing
-from flows.tables import markdown_table
-from flows.tracking import EXPERIMENT, log_metrics, open_experiment
-from models.harness import Task, check
-from models.preference import Graded
-from models.stats import Interval, averaged, clustered_mean
-from tasks.alpaca_eval import AT_EQUAL_LENGTH, RAW
-from tasks.benchmark import benchmark
-from tasks.caching import Product
-from tasks.store import store
+from flows.evaluation.alpaca_eval import Contest, contested
+from flows.evaluation.reward_bench import NAME as REWARDBENCH
+from flows.evaluation.reward_bench import Ranking, ranked
+from flows.reporting.export import finished
+from flows.reporting.render import markdown_table
+from flows.reporting.storage import finite, write_text, writing
+from flows.tracking.run import EXPERIMENT, log_metrics, open_experiment
+from models.benchmarks.lm_eval import Task, check
+from models.core.data import Graded
+from models.metrics.intervals import Interval, averaged, clustered_mean
+from tasks.engine.caching import Product
+from tasks.engine.store import store
+from tasks.evaluation.alpaca_eval import AT_EQUAL_LENGTH, RAW
+from tasks.evaluation.lm_eval import benchmark
 
 COLUMNS = ("benchmark", "metric", "questions", "M₁", "M₂", "gain")
 AVERAGE = "average"

@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from prefect import flow
 
-from flows.figures import learning_curves
-from flows.reports import write_text, writing
-from flows.steps import base_policy
-from flows.study import LabelEfficiency, StudyArm
-from flows.study_pages import to_html, to_markdown
-from flows.tracking import study_run
-from models import progress
-from models.label_efficiency import Point
-from models.learning_curves import area, saving
-from models.rubric import Rubric
-from models.stats import Interval, clustered_mean, paired_difference
-from tasks.embed import embedded
-from tasks.recording import Curve, Recorded, ViewRef, curve, load_recording
+from flows.config.study import LabelEfficiency, StudyArm
+from flows.reporting.figures import learning_curves
+from flows.reporting.storage import write_text, writing
+from flows.reporting.study_text import to_html, to_markdown
+from flows.steps.stages import base_policy
+from flows.tracking.run import study_run
+from models.core import progress
+from models.core.rubric import Rubric
+from models.metrics.intervals import Interval, clustered_mean, paired_difference
+from models.metrics.learning_curves import area, saving
+from models.studies.recorded import Point
+from tasks.data.recorded_labels import Curve, Recorded, ViewRef, curve, load_recording
+from tasks.policy.embed import embedded
 
 Floats = NDArray[np.float64]
 

@@ -8,19 +8,19 @@ from typing import Annotated, Any
 
 from prefect import flow
 
-from flows import steps
-from flows.assessment import assess
-from flows.config import or_file
-from flows.experiment import Experiment
-from flows.findings import Rounds
-from flows.report import write_report
-from flows.tracking import arm_run
-from flows.workers import living
-from tasks.align import reference
-from tasks.caching import restarting
-from tasks.history import Batch
-from tasks.policy import Policy
-from tasks.prompts import load_prompts
+from flows.config.experiment import Experiment
+from flows.config.loading import or_file
+from flows.evaluation.held_out import assess
+from flows.reporting.run import write_report
+from flows.runtime.workers import living
+from flows.steps import stages as steps
+from flows.steps.results import Rounds
+from flows.tracking.run import arm_run
+from tasks.data.prompts import load_prompts
+from tasks.engine.caching import restarting
+from tasks.labelling.batches import Batch
+from tasks.policy.align import reference
+from tasks.policy.policy_ref import Policy
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")

@@ -1,137 +1,180 @@
-"""A sweep: many arms as one file, each a whole experiment, sharing every stage and every label that they have in common."""
+"""Run a sweep through one cache and one ledger, here or on workers; what fails is told, and leaves the others whole."""
 
-import itertools
-from copy import deepcopy
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+import json
+import logging
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt
+import pandas as pd
+from prefect import flow
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
-from flows.config import read, set_field, validated
-from flows.experiment import Experiment
-from flows.presets import ALL, PRESETS
-from flows.relative import FieldsOf
-from models.cost import MicroUsd
-from models.plugins import Frozen
+from flows.config.experiment import Experiment
+from flows.config.loading import or_file
+from flows.config.sweep import Arm, Sweep
+from flows.planning.sweep import plan_sweep
+from flows.proxy_reward import proxy_reward
+from flows.reporting.comparison import compare
+from flows.reporting.comparison_run import CURVES, publish
+from flows.reporting.storage import read_report, write_text, writing
+from flows.reporting.sweep_text import notes, rows_of, to_html, to_markdown
+from flows.runtime.dispatch import on_workers
+from flows.runtime.workers import check_shared
+from flows.tracking.links import curves_page
+from flows.tracking.run import announce
+from models.core import progress
+from models.core.money import dollars
+from models.ledger.ledger import Ledger
+from tasks.engine.caching import untold
+from tasks.engine.settings import settings
 
-Changes = dict[str, Any]
-
-
-class Sweep(Frozen):
-    """Named arms and presets, each a set of changes to the `base` experiment, crossed with a grid and with seeds."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="of the sweep; its runs begin with it")
-    base: Path = Field(description="an experiment file, relative to this one")
-    presets: tuple[str, ...] = Field((), description="arms by the paper's names")
-    arms: dict[str, Annotated[Changes, FieldsOf(Experiment)]] = Field(
-        {}, description="more arms: by name, fields and their values"
-    )
-    grid: Annotated[dict[str, tuple[Any, ...]], FieldsOf(Experiment)] = Field(
-        {}, description="fields and their values, every combination for every arm"
-    )
-    seeds: tuple[NonNegativeInt, ...] = Field(
-        (0,), min_length=1, description="of selection, and of training too unless training_seeds are given"
-    )
-    training_seeds: tuple[NonNegativeInt, ...] = Field(
-        (), description="crossed with seeds, so that the variance of the two can be told apart"
-    )
-    exclude: tuple[Changes, ...] = Field(
-        (), description="combinations to leave out: `arm`, `seed`, `training_seed`, or fields of the grid"
-    )
-    max_micro_usd: MicroUsd = Field(description="micro-dollars for all arms together, evaluation included")
+log = logging.getLogger(__name__)
 
 
-class Arm(NamedTuple):
-    """One run of a sweep: which arm, what of the grid, which seeds of selection and of training."""
-
-    arm: str
-    point: Changes
-    seed: int
-    training_seed: int
-    experiment: Experiment
+Ended = dict[str, Any] | str  # an arm's report, or why there is none
 
 
-class Expanded(NamedTuple):
-    """The arms of a sweep in order, and, for those that ask for the same experiment as an earlier one, which that is."""
+class Incomplete(RuntimeError):
+    """A sweep of which arms failed: the message names them, and `report` has the others'."""
 
-    arms: tuple[Arm, ...]
-    merged: dict[str, str]
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(notes(report)[0])
+        self.report = report
 
 
-def expand(sweep: Sweep) -> Expanded:
-    """Return every arm, validated; raise ValueError naming the arm and the field.
+@flow(name="sweep", flow_run_name="{sweep.name}")
+def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)], workers: bool = False) -> dict[str, Any]:
+    """Run every arm, compare them, and return the sweep's report (also written to the reports folder).
 
-    Arms that come to the same experiment are one, under the first one's name. Arms go on where the gate would stop a run by
-    itself, unless they or the base say otherwise: what is left out for its outcome makes the comparison of the others wrong.
+    The sweep may be given as a file. Arms run here, one after another, or on the machines of `ninefold worker`. The
+    sweep's table and learning curves are shown on the flow run's page. Raises Incomplete, when all of that is done, if an
+    arm fails; the next execution of the same sweep runs what is missing.
     """
-    base, arms = read(Experiment, sweep.base), _arms(sweep)
-    found: dict[str, Arm] = {}
-    merged: dict[str, str] = {}
-    titles: set[str] = set()
-    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    seeds = list(itertools.product(sweep.seeds, sweep.training_seeds)) or [(seed, seed) for seed in sweep.seeds]
-    for (name, changes), point, (seed, training) in itertools.product(arms.items(), points, seeds):
-        known = {"arm": name, "seed": seed, "training_seed": training, **point}
-        if any(_excluded(rule, known, sweep) for rule in sweep.exclude):
-            continue
-        # what the arm itself sets does not vary with the grid
-        varied = {field: value for field, value in point.items() if field not in changes}
-        title = _title(sweep, name, varied, seed, training)
-        if title in titles:
-            continue
-        titles.add(title)
-        fields = {**varied, **changes, "name": title, "seeds.selection": seed, "seeds.training": training}
-        experiment = _experiment(base, fields, f"sweep {sweep.name}, arm {name}", sweep.max_micro_usd)
-        identity = experiment.model_copy(update={"name": "x"}).digest()
-        if identity in found:
-            merged[title] = found[identity].experiment.name
+    if workers:
+        check_shared()
+    started, planned = time.monotonic(), plan_sweep(sweep)
+    announce(planned.lines())
+    reports: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    arms = planned.expanded.arms
+    earlier = {arm.experiment.name: found for arm in arms if (found := _report_of(arm.experiment)) is not None}
+
+    def told() -> dict[str, Any]:
+        known = {"merged": planned.expanded.merged, "seconds": time.monotonic() - started}
+        done = {name: found for name, found in (earlier | reports).items() if name not in failures}
+        return _report(sweep, arms, done, failures) | known | {"executed": executed(reports.values())}
+
+    experiments = [arm.experiment for arm in arms]
+    for number, (experiment, ended) in enumerate((_on_workers if workers else _here)(experiments, sweep.name), start=1):
+        name = experiment.name
+        if isinstance(ended, str):
+            failures[name] = ended
+            log.warning("arm %s failed: %s", name, ended)
         else:
-            found[identity] = Arm(name, varied, seed, training, experiment)
-    if not found:
-        raise ValueError(f"sweep {sweep.name} has no arm left: every combination is excluded")
-    return Expanded(tuple(found.values()), merged)
-
-
-def _arms(sweep: Sweep) -> dict[str, Changes]:
-    """Return the named arms; raise ValueError for none, an unknown preset, or a name that is taken."""
-    if unknown := [name for name in sweep.presets if name not in PRESETS]:
-        raise ValueError(f"sweep {sweep.name}: presets {unknown} are none of {', '.join(PRESETS)}")
-    if taken := set(sweep.presets) & set(sweep.arms):
-        raise ValueError(f"sweep {sweep.name}: {sorted(taken)} are presets and arms: give the arms other names")
-    arms = {**{name: PRESETS[name] for name in sweep.presets}, **sweep.arms}
-    if not arms:
-        raise ValueError(f"sweep {sweep.name} names no arm: list presets ({', '.join(PRESETS)}) or arms")
-    return arms
-
-
-def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: MicroUsd) -> Experiment:
-    """Return the base with other fields; raise ValueError that says where they come from."""
-    settings, everything = deepcopy(base), fields.get("labelling.queries") == ALL
+            reports[name] = ended
+            log.info("✔ arm %d of %d is done: %s, %s", number, len(arms), name, _took(ended))
+        report = told()
+        _write(report)
     try:
-        for field, value in fields.items():
-            all_of_it = max_micro_usd if field.endswith("max_micro_usd") else 1  # 1 query until the pool is known
-            set_field(settings, field, all_of_it if value == ALL else value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    dpo = settings.get("dpo", {})
-    if isinstance(dpo, dict) and isinstance(gate := dpo.get("gate", {}), dict):  # anything else is refused below
-        settings["dpo"] = {**dpo, "gate": {"at_chance": "continue", **gate}}
-    experiment = validated(Experiment, settings, where)
-    if everything:
-        per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.unit == "pair" else 1)
-        queries = len(experiment.prompts.load().pool) * per_prompt * experiment.dpo.rounds
-        set_field(settings, "labelling.queries", queries)
-        experiment = validated(Experiment, settings, where)
-    return experiment
+        _show(report)
+    except Exception as error:
+        if failures:
+            raise Incomplete(report) from error
+        raise
+    if failures:
+        raise Incomplete(report)
+    return report
 
 
-def _excluded(rule: Changes, known: Changes, sweep: Sweep) -> bool:
-    if unknown := rule.keys() - known.keys():
-        raise ValueError(f"sweep {sweep.name}: exclude names {sorted(unknown)}: it may name {', '.join(known)}")
-    return all(known[name] == value for name, value in rule.items())
+def _here(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
+    for number, experiment in enumerate(experiments, start=1):
+        ended: Ended
+        with progress.heading(f"arm {number} of {len(experiments)}: {experiment.name}"), untold():
+            try:
+                ended = proxy_reward(experiment, sweep=sweep)
+            except Exception as error:  # the other arms are worth having
+                ended = f"{type(error).__name__}: {error}"
+        yield experiment, ended
 
 
-def _title(sweep: Sweep, arm: str, point: Changes, seed: int, training: int) -> str:
-    parts = [sweep.name, arm, *(f"{field.rpartition('.')[2]}-{value}" for field, value in point.items())]
-    crossed = f"t{training}" if sweep.training_seeds else ""
-    return ".".join([*(str(part).lower().replace("_", "-") for part in parts), f"s{seed}{crossed}"])
+def _took(report: dict[str, Any]) -> str:
+    """Return the seconds that an arm's run spent in stages that it executed itself, and how many it did not."""
+    executed = [stage["seconds"] for stage in report["stages"] if not stage["cached"]]
+    stages = len(report["stages"])
+    return f"{sum(executed):.1f} s, {stages - len(executed)} of {stages} stages from cache"
+
+
+def _on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
+    for experiment, failure in on_workers(experiments, sweep):
+        elsewhere = "it has finished, but not with the files that it names here: give all machines the same"
+        yield experiment, failure or _report_of(experiment) or elsewhere
+
+
+def _report_of(experiment: Experiment) -> dict[str, Any] | None:
+    """Return the report of an arm that an earlier execution has finished, if it is this very experiment's."""
+    found = read_report(experiment.name)
+    same = found is not None and (found.get("arm"), found.get("inputs")) == (
+        experiment.digest(),
+        experiment.prompts.digest_inputs(),
+    )
+    return found if same else None
+
+
+def executed(reports: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return how many times each stage was executed rather than read from the cache."""
+    return dict(Counter(stage["name"] for report in reports for stage in report["stages"] if not stage["cached"]))
+
+
+def _report(
+    sweep: Sweep, arms: tuple[Arm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
+) -> dict[str, Any]:
+    ledger = Ledger(settings().ledger_url)
+    accounts = {account for report in reports.values() for account in report["accounts"]}
+    return {
+        "name": sweep.name,
+        "oracle_simulated": any(arm.experiment.simulated for arm in arms),
+        "arms": [
+            {
+                "name": arm.experiment.name,
+                "arm": arm.arm,
+                "seed": arm.seed,
+                "training_seed": arm.training_seed,
+                "point": arm.point,
+                "failure": failures.get(arm.experiment.name),
+                "report": reports.get(arm.experiment.name),
+            }
+            for arm in arms
+        ],
+        "micro_usd": sum(report["micro_usd"] + report["evaluation_micro_usd"] for report in reports.values()),
+        "micro_usd_paid": sum(ledger.spent(account).bought_micro_usd for account in accounts),
+    }
+
+
+def _write(report: dict[str, Any]) -> None:
+    with writing(report["name"]) as folder:
+        write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
+        write_text(folder / "sweep.md", to_markdown(report))
+        write_text(folder / "sweep.html", to_html(report))
+        pd.DataFrame(rows_of(report)).to_csv(folder / "sweep.csv", index=False)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Put the table, and the learning curves if an arm has finished, on the flow run's page."""
+    key = f"sweep-{report['name']}".replace(".", "-").replace("_", "-")
+    create_table_artifact(
+        table=[{name: str(value) for name, value in row.items()} for row in rows_of(report)],
+        key=key,
+        description=f"{report['name']}: {dollars(report['micro_usd'])} if each arm ran alone, "
+        f"{dollars(report['micro_usd_paid'])} paid",
+    )
+    if any(arm["report"] for arm in report["arms"]):
+        picture = b64encode((publish(compare(report["name"])) / CURVES).read_bytes()).decode()
+        create_image_artifact(
+            image_url=f"data:image/png;base64,{picture}",
+            key=f"{key}-curves",
+            description=f"{report['name']}: learning curves, with 95 % intervals",
+        )
+        create_link_artifact(link=curves_page(report["name"]), link_text="the curves in MLflow", key=f"{key}-mlflow")

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.reports import write_text, writing
-from models import progress
+from flows.reporting.storage import write_text, writing
 from models.acquisition.bald import Bald
 from models.acquisition.base import Acquisition
 from models.acquisition.coreset import CoresetEFT
@@ -20,11 +19,12 @@ from models.acquisition.max_herding import MaxHerding
 from models.acquisition.typiclust import TypiClust
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
+from models.core import progress
 from models.evaluators.linear import Linear
-from models.label_efficiency import learning_curve
-from models.learning_curves import area
-from models.stats import paired_difference
-from models.synthetic import REGIMES, world
+from models.metrics.intervals import paired_difference
+from models.metrics.learning_curves import area
+from models.studies.recorded import learning_curve
+from models.studies.synthetic import REGIMES, world
 
 BUDGETS = (24, 48, 96, 192)
 STRATEGIES: dict[str, Acquisition] = {

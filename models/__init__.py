@@ -1,1 +1,1 @@
-"""The domain: values, strategies and learners. Imports neither Prefect nor MLflow."""
+"""The domain: selection, oracles, evaluators, policies, money and statistics. Imports neither Prefect nor MLflow."""

@@ -1,1 +1,1 @@
-"""Units of work: one cached Prefect task per file, thin over the domain."""
+"""Units of work: cached Prefect tasks, thin over models/."""

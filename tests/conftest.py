@@ -1,6 +1,6 @@
 """Fixtures: a home of its own for every test, a real Prefect server, and a tiny language model made in memory."""
 
-from tests.isolation import SESSION, become  # before anything reads the environment
+from tests.support.isolation import SESSION, become  # before anything reads the environment
 
 # isort: split
 import gc
@@ -14,12 +14,12 @@ from uuid import uuid4
 
 import pytest
 
+from models.core.data import Response
 from models.policies.language_model import Checkpoint, LanguageModel
-from models.preference import Response
-from tasks.settings import settings
-from tests import processes
-from tests.postgres import Postgres, running
-from tests.tiny_model import write_tiny_model
+from tasks.engine.settings import settings
+from tests.support import processes
+from tests.support.postgres import Postgres, running
+from tests.support.tiny_model import write_tiny_model
 
 # A background job of a shell ignores Ctrl-C, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,12 +27,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What takes longest, longest first: begun last, one of the workers would wait for it at the end.
 LONGEST = (
-    *("deployments", "guide", "workers", "interruptions", "ray", "waiting", "shared", "proxy_reward", "label_studio"),
-    *("deploy", "sweep", "judge_run", "again", "contest", "compare", "evaluators", "judges", "launched"),
+    *("deployments", "docs_commands", "workers", "interruptions", "ray", "human", "shared_storage", "proxy_reward"),
+    *("label_studio", "shipped_files", "sweep", "judge_run", "cache_reuse", "alpaca_eval", "comparison"),
+    *("evaluators", "generative", "accelerate"),
 )
 # Of these each test is for any worker; the tests of another file share what they have set up, and stay together.
 # (xdist's own groups are not seen with pytest 9.2: it renames tests by a private attribute that is no more.)
-APART = {"workers", "ray", "waiting", "shared", "proxy_reward", "sweep", "again", "evaluators", "judges", "launched"}
+APART = {
+    *("workers", "ray", "human", "shared_storage", "proxy_reward", "sweep", "cache_reuse"),
+    *("evaluators", "generative", "accelerate"),
+}
 SERVERS = {"prefect_server", "postgres", "s3_server", "postgresql"}  # fixtures, and a parameter of one
 
 

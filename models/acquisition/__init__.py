@@ -1,1 +1,1 @@
-"""Query strategies: which tuples of the pool to spend the expert on."""
+"""Extension point: strategies that choose which responses the oracle labels, one kind per file."""

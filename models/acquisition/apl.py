@@ -11,7 +11,7 @@ from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
 from models.acquisition.predictive_entropy import prompt_entropy
-from models.plugins import OneOf
+from models.core.registry import OneOf
 
 
 class Apl(PairAcquisition):

@@ -7,8 +7,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from models.acquisition.bald import information
 from models.acquisition.base import Chosen, Floats, Needs, Pool, Rows
+from models.acquisition.neighbours import Vectors, neighbour_distances
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
-from models.index import Vectors, neighbour_distances
 
 
 class BalPm(PairAcquisition):

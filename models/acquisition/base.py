@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.embedding import View
-from models.plugins import Plugin
-from models.preference import Pick
+from models.core.data import Pick
+from models.core.registry import Plugin
+from models.embeddings.base import View
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat
 
 from models.acquisition.base import Acquisition, Chosen, Needs, Pool
 from models.acquisition.uniform import Uniform
-from models.plugins import OneOf
+from models.core.registry import OneOf
 
 
 class CostAware(Acquisition):

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from models.acquisition.base import Acquisition, Chosen, Needs, Pool
 from models.acquisition.coreset import cover
 from models.acquisition.margin import Margin
-from models.embedding import View
-from models.plugins import OneOf
+from models.core.registry import OneOf
+from models.embeddings.base import View
 
 _VIEW: View = "evaluation"
 

@@ -11,8 +11,8 @@ from pydantic import Field, PositiveFloat
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
 from models.acquisition.pair_rules.base import Grid, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
-from models.plugins import OneOf
-from models.preference import Pick
+from models.core.data import Pick
+from models.core.registry import OneOf
 
 Temperature = Annotated[PositiveFloat, Field(description="T of p = σ(difference of scores / T)")]
 

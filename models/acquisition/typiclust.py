@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
-from models.index import clusters, neighbour_distances
+from models.acquisition.neighbours import clusters, neighbour_distances
 
 
 class TypiClust(Acquisition):

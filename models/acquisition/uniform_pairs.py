@@ -9,7 +9,7 @@ from models.acquisition.base import Floats, Needs
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
-from models.plugins import OneOf
+from models.core.registry import OneOf
 
 
 class UniformPairs(PairAcquisition):

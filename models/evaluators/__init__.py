@@ -1,1 +1,1 @@
-"""Proxy reward models: learn from bought labels, score the rest of the pool."""
+"""Extension point: proxy reward models, which learn from labels and score other responses, one kind per file."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.embedding import View
-from models.plugins import Plugin
+from models.core.data import Judged, Response
+from models.core.registry import Plugin
+from models.core.rubric import Rubric
+from models.embeddings.base import View
 from models.policies.language_model import Checkpoint
-from models.preference import Judged, Response
-from models.rubric import Rubric
 
 Floats = NDArray[np.float64]
 

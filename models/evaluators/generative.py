@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from models.core.data import Demonstration, Judged, Prompt
+from models.core.rubric import LEVELS, parse_score
 from models.evaluators.base import Bench, Floats, Tuples, check_trainable
 from models.evaluators.judge import Judge
+from models.evaluators.ordinal import balanced, levels_of
 from models.generators.hf import Transformers
-from models.levels import balanced, levels_of
+from models.policies.choice_scoring import choice_logprob
 from models.policies.language_model import LanguageModel
-from models.policies.next_token import choice_logprob
-from models.preference import Demonstration, Judged, Prompt
-from models.rubric import LEVELS, parse_score
 
 _LEVELS = "levels.json"
 _ANSWER_TOKENS = 128  # at least that many may be sampled

@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from models.core.data import Demonstration
 from models.evaluators.base import Bench, Floats, Tuples, check_decided
 from models.evaluators.judge import Judge
-from models.metrics import Rows, numbered, within_prompt_pairs
-from models.policies.next_token import choice_logprob
-from models.preference import Demonstration
+from models.metrics.agreement import Rows, numbered, within_prompt_pairs
+from models.policies.choice_scoring import choice_logprob
 
 _FIRST, _SECOND = "Better: A", "Better: B"
 

@@ -8,12 +8,12 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
+from models.core.data import Demonstration
+from models.core.randomness import seed_of, stream
 from models.evaluators.base import Bench, Evaluator
-from models.policies.dropout import drop_inputs
 from models.policies.language_model import Checkpoint
-from models.policies.sft import SFT, train_sft
-from models.preference import Demonstration
-from models.randomness import seed_of, stream
+from models.training.mc_dropout import drop_inputs
+from models.training.sft import SFT, train_sft
 
 _TRAINED, _MEMBER = "trained", "judge-{}"
 

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from models.calibration import temperature, temperature_of
-from models.embedding import View
+from models.embeddings.base import View
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
-from models.metrics import numbered, within_prompt_pairs
-from models.mixed_ridge import Rows, choose_penalty, restore, solve, within
-from models.surface import length, style
+from models.evaluators.mixed_ridge import Rows, choose_penalty, restore, solve, within
+from models.evaluators.text_features import length, style
+from models.metrics.agreement import numbered, within_prompt_pairs
+from models.metrics.calibration import temperature, temperature_of
 
 _WEIGHTS = "linear.safetensors"
 _MOST_PAIRS = 8192  # 1,700 labels make 1.4 million pairs, which no memory holds as features

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from models.calibration import temperature
+from models.core.data import Response
 from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
-from models.last_layer import draw_heads, of_comparisons, of_texts
-from models.levels import levels_of
-from models.metrics import numbered
-from models.policies.classifier import save_classifier
-from models.policies.cpu_kernels import use_cpu_kernels
+from models.evaluators.laplace import draw_heads, of_comparisons, of_texts
+from models.evaluators.ordinal import levels_of
+from models.metrics.agreement import numbered
+from models.metrics.calibration import temperature
 from models.policies.language_model import LanguageModel
-from models.policies.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
-from models.policies.training import Schedule, arguments, fitting, metrics_of, run, save_adapter
-from models.preference import Response
+from models.training.classifier import save_classifier
+from models.training.cpu_kernels import use_cpu_kernels
+from models.training.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
+from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_adapter
 
 _ADAPTER, _HEADS = "reward_head", "heads.safetensors"
 
@@ -31,12 +31,12 @@ class _Comparisons(NamedTuple):
 
 
 class RewardHead(Evaluator):
-    """A reward r(x, y), taught by one of three losses (models/policies/reward_losses.py).
+    """A reward r(x, y), taught by one of three losses (models/training/reward_losses.py).
 
     `bradley_terry`: every two labelled tuples with different scores are a comparison, whether or not they share the prompt.
     That is our choice: the expert scores single tuples on one scale, so any two are ordered. `regression`: the scores.
     `ordinal`: levels 0…5 of the scores, cut at their quantiles. Members are heads drawn from the Laplace approximation
-    around the trained one, on its trunk (models/last_layer.py).
+    around the trained one, on its trunk (models/evaluators/laplace.py).
     """
 
     classifies: ClassVar[bool] = True

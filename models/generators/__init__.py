@@ -1,1 +1,1 @@
-"""Back ends that sample responses from a policy."""
+"""Extension point: back ends that sample responses from a policy, one kind per file."""

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from models.chat import Renderer
-from models.plugins import Plugin
+from models.core.data import Prompt, Response, text_hash
+from models.core.registry import Plugin
+from models.policies.chat_template import Renderer
 from models.policies.language_model import Checkpoint
-from models.preference import Prompt, Response, text_hash
 
 
 class Generator(Plugin):

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from models import progress
+from models.core import progress
+from models.core.data import Prompt, Response
+from models.core.randomness import stream
 from models.generators.base import Generator, response_of
 from models.generators.decoding import Asked, Sampling, Text, write
 from models.policies.language_model import Checkpoint, LanguageModel
-from models.preference import Prompt, Response
-from models.randomness import stream
 
 
 class Transformers(Generator):

@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
-from models import progress
-from models.chat import Renderer
-from models.downloads import sha256_of
-from models.event_loop import run
+from models.core import progress
+from models.core.cache import sha256_of
+from models.core.data import Prompt, Response
+from models.core.event_loop import run
+from models.core.randomness import seed_of
+from models.core.subprocesses import watched
 from models.generators.base import Generator, response_of
+from models.policies.chat_template import Renderer
 from models.policies.language_model import Checkpoint, release
-from models.preference import Prompt, Response
-from models.randomness import seed_of
-from models.watched import watched
 
 _COMMAND = "NINEFOLD_VLLM"
 _INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"

@@ -1,1 +1,1 @@
-"""Experts that score a response: real ones, recorded ones and simulated ones."""
+"""Extension point: who labels a response (LLM judge, people, reward model, record, simulation), one kind per file."""

@@ -7,17 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from models import alpaca_eval
-from models.chat_api import Endpoint, most_tokens, most_tokens_sent
-from models.cost import MicroUsd, Prices
-from models.downloads import remembered_sha256
-from models.event_loop import run
+from models.benchmarks import alpaca_eval
+from models.core.allowlist import FolderOrName
+from models.core.cache import remembered_sha256
+from models.core.event_loop import run
+from models.core.money import MicroUsd, Prices
+from models.core.registry import digest_of
+from models.core.rubric import Rubric
 from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
+from models.oracles.chat_client import Endpoint, most_tokens, most_tokens_sent
 from models.oracles.llm_judge import Calls
-from models.places import FolderOrName
-from models.plugins import digest_of
-from models.replies import Reply
-from models.rubric import Rubric
+from models.oracles.replies import Reply
 
 _PUBLISHED = Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000))
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from models.cost import Amount, MicroUsd
-from models.plugins import Plugin, digest_of
-from models.rubric import Rubric
+from models.core.money import Amount, MicroUsd
+from models.core.registry import Plugin, digest_of
+from models.core.rubric import Rubric
 
 
 class Verdict(NamedTuple):

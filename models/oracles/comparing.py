@@ -6,7 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from models.cost import Amount, MicroUsd
+from models.core.money import Amount, MicroUsd
+from models.core.registry import OneOf
+from models.core.rubric import Rubric
 from models.oracles.base import (
     Counter,
     Expected,
@@ -17,8 +19,6 @@ from models.oracles.base import (
     UnpaidFailure,
     Verdict,
 )
-from models.plugins import OneOf
-from models.rubric import Rubric
 
 
 class Comparing(PairOracle):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cost import MicroUsd
+from models.core.money import MicroUsd
+from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
-from models.rubric import Rubric
 from models.sources.movie_reviews import ARCHIVE_SHA256, snippets
 
 _fitting = Lock()

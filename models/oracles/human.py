@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from models.cost import MicroUsd
+from models.core.money import MicroUsd
+from models.core.rubric import Rubric
+from models.metrics.agreement import krippendorff_alpha
 from models.oracles.base import Counter, Expected, Oracle, Terms, Verdict
-from models.rubric import Rubric
 
 
 class Human(Oracle):
@@ -48,9 +49,7 @@ class Human(Oracle):
         for reply in replies:
             with suppress(ValueError, TypeError, KeyError):  # an import's may be others
                 judged.append([(name, score) for name, score, _ in json.loads(reply)["judgements"]])
-        from models.people import agreement  # with the database's library, which a plan may do without
-
-        return {"judgements": float(sum(map(len, judged))), "krippendorff_alpha": agreement(judged)}
+        return {"judgements": float(sum(map(len, judged))), "krippendorff_alpha": krippendorff_alpha(judged)}
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.panel, self.asks, self.annotators]

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message, most_tokens, most_tokens_sent
-from models.cost import Amount, MicroUsd
-from models.event_loop import run, unless_stopped
+from models.core.event_loop import run, unless_stopped
+from models.core.money import Amount, MicroUsd
+from models.core.registry import digest_of
+from models.core.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 from models.oracles.base import (
     Counter,
     Expected,
@@ -23,9 +24,8 @@ from models.oracles.base import (
     UnpaidFailure,
     Verdict,
 )
-from models.plugins import digest_of
-from models.replies import Reply
-from models.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
+from models.oracles.chat_client import Endpoint, Message, most_tokens, most_tokens_sent
+from models.oracles.replies import Reply
 
 NO_LENGTH = "Length is no merit: judge what is said, and do not reward a response for being longer or more formatted."
 QUOTED = (

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from models.chat_api import Endpoint, Message, most_tokens
-from models.cost import MicroUsd
-from models.event_loop import run
+from models.core.event_loop import run
+from models.core.money import MicroUsd
+from models.core.rubric import Rubric
 from models.oracles.base import Counter, Expected, PairOracle, Verdict
+from models.oracles.chat_client import Endpoint, Message, most_tokens
 from models.oracles.llm_judge import (
     TOLD,
     USUAL_REPLY,
@@ -23,7 +24,6 @@ from models.oracles.llm_judge import (
     records_of,
     stated_field,
 )
-from models.rubric import Rubric
 
 _SCHEMA: Mapping[str, Any] = {
     "type": "object",

@@ -5,12 +5,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from models.cost import MicroUsd
+from models.core.data import text_hash
+from models.core.money import MicroUsd
+from models.core.randomness import stream
+from models.core.registry import OneOf
+from models.core.rubric import Rubric
 from models.oracles.base import Counter, Expected, Oracle, UnpaidFailure, Verdict
-from models.plugins import OneOf
-from models.preference import text_hash
-from models.randomness import stream
-from models.rubric import Rubric
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from models.cost import MICRO, MicroUsd
-from models.downloads import remembered_sha256
+from models.core.cache import remembered_sha256
+from models.core.data import text_hash
+from models.core.money import MICRO, MicroUsd
+from models.core.rubric import Rubric
+from models.core.text_files import check_text
 from models.oracles.base import Oracle, Verdict
-from models.preference import text_hash
-from models.rubric import Rubric
-from models.text_files import check_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
-from models.chat import Renderer, Template
-from models.cost import MicroUsd
+from models.core.allowlist import FolderOrName
+from models.core.money import MicroUsd
+from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
-from models.places import FolderOrName
+from models.policies.chat_template import Renderer, Template
 from models.policies.dtypes import Dtype
 from models.policies.language_model import on_release
-from models.policies.pretrained import check_reference, locate
-from models.rubric import Rubric
+from models.policies.resolve import check_reference, locate
 
 _loading = Lock()
 

@@ -1,1 +1,1 @@
-"""The language model being trained: loading, SFT and DPO."""
+"""The language model that is trained: loading, chat template, dtypes, scoring."""

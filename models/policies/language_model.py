@@ -10,13 +10,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models import progress
-from models.chat import Encoded, Renderer, Template
+from models.core import progress
+from models.core.data import Response
+from models.policies.chat_template import Encoded, Renderer, Template
 from models.policies.dtypes import Dtype, attention
-from models.policies.head import is_plain
-from models.policies.head import logprob as head_logprob
+from models.policies.lm_head import is_plain
+from models.policies.lm_head import logprob as head_logprob
 from models.policies.recorded import recorded
-from models.preference import Response
 
 Floats = NDArray[np.float32]
 ADAPTER = "adapter_config.json"

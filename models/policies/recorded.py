@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.chat import Encoded
-from models.preference import Response
+from models.core.data import Response
+from models.policies.chat_template import Encoded
 
 
 def recorded(encoded: Sequence[Encoded], sampled: Sequence[Response | None]) -> NDArray[np.float64]:

@@ -1,1 +1,1 @@
-"""Where prompts and the SFT seed come from."""
+"""Extension point: where prompts and demonstrations come from, one kind per file."""

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from models.plugins import Plugin
-from models.preference import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Judged, Prompt
+from models.core.registry import Plugin
 
 
 class Prompts(NamedTuple):

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from models.downloads import sha256_of
-from models.plugins import digest_of
-from models.preference import Demonstration, Judged, Prompt
+from models.core.cache import sha256_of
+from models.core.data import Demonstration, Judged, Prompt
+from models.core.registry import digest_of
+from models.core.text_files import TEXT, check_suffix, check_text, prompts_of, rows_of
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
-from models.text_files import TEXT, check_suffix, check_text, prompts_of, rows_of
 
 _KEYS = ("prompt", "response", "score")
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from models import hub
-from models.downloads import sha256_of
-from models.places import FolderOrName
-from models.plugins import Frozen, digest_of
-from models.preference import Demonstration, Judged, Prompt
+from models.core import hub
+from models.core.allowlist import FolderOrName
+from models.core.cache import sha256_of
+from models.core.data import Demonstration, Judged, Prompt
+from models.core.registry import Frozen, digest_of
+from models.core.text_files import check_text
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
-from models.text_files import check_text
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from models.children import environment
-from models.downloads import check_sha256, once
-from models.preference import Demonstration, Judged, Prompt, text_hash
+from models.core.cache import check_sha256, once
+from models.core.children import environment
+from models.core.data import Demonstration, Judged, Prompt, text_hash
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 PACKAGE = "vaderSentiment==0.5"

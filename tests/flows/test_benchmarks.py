@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from flows.benchmarks import SUITES, benchmarks
-from flows.experiment import Experiment
+from flows.config.experiment import Experiment
+from flows.evaluation.reward_bench import NAME
 from flows.proxy_reward import proxy_reward
-from flows.ranking import NAME
-from flows.reports import report_folder
-from models.harness import Task, _manager, check, grade
+from flows.reporting.storage import report_folder
+from models.benchmarks.lm_eval import Task, _manager, check, grade
 from models.policies.language_model import Checkpoint, LanguageModel
-from tasks.alpaca_eval import RAW
-from tasks.settings import settings
-from tests.flows.test_judge_run import ninefold
+from tasks.engine.settings import settings
+from tasks.evaluation.alpaca_eval import RAW
+from tests.end_to_end.test_judge_run import ninefold
 
 QUESTIONS = [
     {"prompt": f"the {word} is", "choices": ["warm and witty", "dull", "a mess"], "answer": n % 3}

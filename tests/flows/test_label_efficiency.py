@@ -9,13 +9,13 @@ import mlflow
 import pytest
 import yaml
 
-from flows.config import load
+from flows.config.loading import load
+from flows.config.study import LabelEfficiency
 from flows.label_efficiency import label_efficiency
-from flows.reports import report_folder
-from flows.study import LabelEfficiency
-from flows.study_pages import headlines, notes
-from tasks.caching import stage_runs
-from tasks.settings import settings
+from flows.reporting.storage import report_folder
+from flows.reporting.study_text import headlines, notes
+from tasks.engine.caching import stage_runs
+from tasks.engine.settings import settings
 
 GOOD, BAD = ["warm", "witty", "good", "fresh", "clever", "great"], ["dull", "boring", "bad", "tired", "silly", "awful"]
 

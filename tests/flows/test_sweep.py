@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.config import load
-from flows.presets import PRESETS
-from flows.reports import report_folder
-from flows.sweep import Sweep, expand
-from flows.sweep_pages import notes, rows_of, to_markdown
-from flows.sweep_plan import plan_sweep
-from flows.sweep_run import Incomplete, run_sweep
-from models.ledger import Ledger
-from tasks.settings import settings
-from tests.flows.test_cli import ninefold
+from flows.config.loading import load
+from flows.config.presets import PRESETS
+from flows.config.sweep import Sweep, expand
+from flows.planning.sweep import plan_sweep
+from flows.reporting.storage import report_folder
+from flows.reporting.sweep_text import notes, rows_of, to_markdown
+from flows.sweep import Incomplete, run_sweep
+from models.ledger.ledger import Ledger
+from tasks.engine.settings import settings
+from tests.flows.cli.test_main import ninefold
 
 ROOT = Path(__file__).parents[2]
 

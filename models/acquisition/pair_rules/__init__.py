@@ -1,1 +1,1 @@
-"""Pair rules: which two responses of a prompt to compare."""
+"""Extension point: rules that choose which two responses of a prompt to compare, one kind per file."""

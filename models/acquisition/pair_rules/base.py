@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
-from models.plugins import Plugin
+from models.core.registry import Plugin
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""The `ninefold` command, one file per group of subcommands."""

@@ -1,0 +1,97 @@
+"""`ninefold labels drift | injection`: can the expert be trusted? Both ask about labels that were bought before."""
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from flows.cli.labels import open_ledger
+from flows.cli.terminal import UserError, agree
+
+if TYPE_CHECKING:
+    from models.metrics.intervals import Interval
+
+Found = TypeVar("Found")
+
+app = typer.Typer()  # its commands stand among those of `ninefold labels`
+
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment whose expert is asked.")]
+SampleOption = Annotated[int, typer.Option(min=2, help="Labels bought earlier to ask about.")]
+OccasionOption = Annotated[str, typer.Option(help="A name for this check; today's date if not given.")]
+MoneyOption = Annotated[int, typer.Option(min=0, help="Micro-dollars that it may cost.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")]
+
+
+@app.command("drift", epilog="Example: `ninefold labels drift experiment.yaml --sample 20 --yes`")
+def labels_drift(
+    file: ExperimentFile,
+    sample: SampleOption = 20,
+    occasion: OccasionOption = "",
+    max_micro_usd: MoneyOption = 1_000_000,
+    yes: YesOption = False,
+) -> None:
+    """Ask the expert again about labels bought before, and say how it agrees with itself."""
+    from models.core.money import dollars
+    from models.labelling.drift import ask_again
+
+    found = _check(ask_again, file, sample=sample, times=1, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
+    typer.echo(
+        f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
+        f"Spearman {found.spearman:.2f}, mean change {_interval(found.change)}"
+    )
+
+
+@app.command("injection", epilog="Example: `ninefold labels injection experiment.yaml --sample 24 --yes`")
+def labels_injection(
+    file: ExperimentFile,
+    sample: SampleOption = 24,
+    occasion: OccasionOption = "",
+    max_micro_usd: MoneyOption = 1_000_000,
+    yes: YesOption = False,
+) -> None:
+    """Put orders to the judge into answers it has judged before, beside a harmless line, and say whether it obeys."""
+    from models.core.money import dollars
+    from models.labelling.injection import attack
+
+    found = _check(attack, file, sample=sample, times=2, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
+    for name, change in sorted(found.by_injection.items(), key=lambda pair: -pair[1]):
+        typer.echo(f"  {name:11} {change:+.2f}")
+    typer.echo(
+        f"{found.answered} of {found.asked} answers judged for {dollars(found.micro_usd)}: an injection moves the score "
+        f"by {_interval(found.change)} beside a harmless line, and raises {found.raised:.0%} of them"
+    )
+
+
+def _check(
+    check: Callable[..., Found], file: Path, *, sample: int, times: int, occasion: str, max_micro_usd: int, yes: bool
+) -> Found:
+    """Return what a check finds of labels that an experiment's expert has given, once the user has agreed to the price."""
+    from flows.config.experiment import Experiment
+    from flows.config.loading import load
+    from models.core.money import dollars
+    from models.labelling.drift import sample_of
+    from models.labelling.label import Desk
+    from models.oracles.base import a_token_to_four_bytes
+
+    labelling = load(Experiment, file).labelling
+    labelling.oracle.check()
+    if labelling.oracle.terms(labelling.rubric) and not occasion:
+        raise UserError("people answer in their own time: name the check with --occasion, and use the same name again")
+    desk = Desk(open_ledger(), labelling.oracle, labelling.rubric, "check")
+    rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
+    if not rows:
+        raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
+    asked = [(row["prompt"], row["response"]) for row in rows]
+    price = times * sum(labelling.oracle.expected(*each, a_token_to_four_bytes).micro_usd for each in asked)
+    typer.echo(
+        f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
+    )
+    agree(yes=yes)
+    named = occasion or date.today().isoformat()
+    return check(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
+
+
+def _interval(found: "Interval") -> str:
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

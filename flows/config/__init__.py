@@ -1,0 +1,1 @@
+"""Experiment, sweep and study files: their fields, presets, loading with overrides."""

@@ -1,0 +1,107 @@
+"""Read a parameter file: YAML, typed overrides, and errors that name the field, the rule and the nearest field there is."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, ValidationError
+
+from flows.config.paths import rooted
+from models.core.allowlist import check_places
+from models.core.registry import Frozen, OneOf
+
+C = TypeVar("C", bound=Frozen)
+
+
+def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
+    """Read a parameter file, apply `a.b=value` overrides (values are YAML) and validate the whole.
+
+    Paths inside the file are relative to the file, those of overrides to the working directory. Raises ValueError naming
+    the field, the rule and, for a typo, the nearest field there is.
+    """
+    settings = read(cls, path)
+    for override in overrides or []:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {override!r} must read field.subfield=value")
+        set_field(settings, name, yaml.safe_load(value))
+    return validated(cls, settings, str(path))
+
+
+def or_file(cls: type[Frozen]) -> BeforeValidator:
+    """Return what lets a flow's parameter be given as a parameter file too, by its path: a deployment's are strings."""
+    return BeforeValidator(
+        lambda given: load(cls, Path(given)) if isinstance(given, str) else given, json_schema_input_type=cls | str
+    )
+
+
+def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
+    """Return what a parameter file holds, its paths made relative to the working directory.
+
+    Raises ValueError if it is no mapping, or where it may not be.
+    """
+    check_places({"the experiment file": path})
+    if not path.is_file():
+        raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a mapping of fields, got {type(settings).__name__}")
+    found: dict[str, Any] = json.loads(
+        json.dumps(settings, default=str)
+    )  # YAML anchors share values; a change must not
+    return rooted(found, cls, path.parent)
+
+
+def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:
+    """Return the parameters that settings hold; the errors begin with `where` they come from."""
+    try:
+        return cls.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_explain(error, cls)}") from error
+
+
+def set_field(settings: dict[str, Any], name: str, value: Any) -> None:  # noqa: ANN401
+    """Set `a.b` in nested settings; a new `kind` clears the fields of the old. Raises ValueError if `a` has no fields."""
+    *parents, last = name.split(".")
+    place = settings
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"{name!r}: {parent!r} has no fields of its own")
+    if last == "kind" and place.get("kind") != value:
+        place.clear()  # another plugin has other fields
+    place[last] = value
+
+
+def _explain(error: ValidationError, cls: type[Frozen]) -> str:
+    lines = []
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        line = f"{'.'.join(place) or 'the file'}: {problem['msg'].removeprefix('Value error, ')}"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place[-1], _fields_at(cls, place[:-1]), n=1, cutoff=0.4)
+            line += f" (got {place[-1]!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?)" if near else ""
+        elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
+            line += f", got {problem['input']!r}"
+        lines.append(line)
+    return "; ".join(lines)
+
+
+def _fields_at(cls: type[Frozen], place: list[str]) -> list[str]:
+    """Return the names of the fields that may stand at a place of the file."""
+    model: Any = cls
+    for part in place:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            annotation = fields[part].annotation
+            one_of = next((m for m in fields[part].metadata if isinstance(m, OneOf)), None)
+            model = (one_of, annotation) if one_of else annotation
+        elif isinstance(model, tuple):  # a union's place is followed by the kind
+            kinds = {str(p.model_fields["kind"].default): p for p in model[0].plugins(model[1])}
+            model = kinds.get(part, cls)
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,116 @@
+"""The parameters of a label-efficiency study, validated at the edge."""
+
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from flows.config.experiment import PolicyConfig
+from models.acquisition.base import Acquisition
+from models.acquisition.uniform import Uniform
+from models.acquisition.uniform_pairs import UniformPairs
+from models.core.registry import Frozen, OneOf
+from models.embeddings.base import Embedding, View
+from models.evaluators.base import Evaluator
+from models.evaluators.length import Length
+from models.evaluators.linear import Linear
+from models.oracles.replay import Replay
+from models.policies.resolve import check_reference
+from models.studies.recorded import CLEAR_GAP
+
+_FEW_PROMPTS = 10
+
+
+class StudyArm(NamedTuple):
+    """A strategy with the evaluator that learns from its labels; `shuffle` is the control that must learn nothing."""
+
+    name: str
+    strategy: Acquisition
+    evaluator: Evaluator
+    shuffle: bool = False
+
+
+class LabelEfficiency(Frozen):
+    """Every strategy on the same recorded labels, the same splits and the same first batches."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of its report")
+    labels: Replay = Field(description="what was recorded, and is bought again from the record")
+    embedding: Annotated[Embedding, OneOf("models.embeddings")]
+    policy: PolicyConfig | None = Field(None, description="whose hidden states, for embedding.kind policy")
+    evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
+    strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(
+        min_length=1, description="compared with one another"
+    )
+    budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")
+    seeds: int = Field(10, ge=2, description="paired: each fixes a split, a first batch and every draw")
+    responses_per_prompt: int = Field(16, ge=2, description="of the record, at most")
+    held_out: float = Field(0.3, gt=0, lt=1, description="share of the prompts")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelEfficiency":
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets must ascend, got {list(self.budgets)}")
+        for strategy in self.strategies:
+            if strategy.needs.logprob:
+                raise ValueError(
+                    f"strategies: {strategy.label()!r} needs log-probabilities of the policy that wrote the responses, "
+                    "which a table of labels does not hold: remove it"
+                )
+        if self.evaluator.feature_view is None:
+            raise ValueError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
+        if self.embedding.needs_policy and self.policy is None:
+            raise ValueError("embedding.kind policy needs a policy whose hidden states it takes: set policy.model")
+        return self
+
+    def arms(self) -> list[StudyArm]:
+        """Return the arms: random and random_pairs, each strategy, then the two controls.
+
+        A strategy over pairs buys both answers of a prompt and random single ones, which alone makes a difference:
+        random_pairs is what its ranking must beat.
+        """
+        controls: tuple[Acquisition, ...] = (Uniform(), UniformPairs())
+        arms = [StudyArm(control.label(), control, self.evaluator) for control in controls]
+        for strategy in self.strategies:
+            if strategy in controls:
+                continue
+            names = {arm.name for arm in arms}
+            name = strategy.label()
+            arms.append(
+                StudyArm(name if name not in names else f"{name}-{strategy.digest()[:4]}", strategy, self.evaluator)
+            )
+        arms.append(StudyArm("random, length only", Uniform(), Length()))
+        arms.append(StudyArm("random, shuffled labels", Uniform(), self.evaluator, shuffle=True))
+        return arms
+
+    def views(self) -> list[View]:
+        """Return the views to embed. A table names no rubric: the evaluation view is that of x + y."""
+        needed = {arm.strategy.needs.view for arm in self.arms()} | {self.evaluator.feature_view}
+        return [view for view in ("instruction", "response") if view in needed or "evaluation" in needed]
+
+    def plan(self) -> list[str]:
+        """Return what the study will do as lines of text; raise before anything runs if the table cannot be read."""
+        frame = self.labels.frame()
+        self.embedding.check()
+        if self.policy is not None:
+            check_reference(self.policy.model)
+        per_prompt = frame.groupby("prompt").score
+        taken = np.sort(np.minimum(per_prompt.size().to_numpy(), self.responses_per_prompt))
+        prompts = len(taken)
+        held = max(1, round(prompts * self.held_out))
+        pool = int(taken[: prompts - held].sum())  # the smallest that a split can leave
+        if self.budgets[-1] > pool:
+            raise ValueError(
+                f"budgets: {self.budgets[-1]} passes the pool, which may hold no more than {pool} tuples ({prompts} prompts "
+                f"of up to {self.responses_per_prompt} responses, {held} held out): lower it"
+            )
+        if ((per_prompt.max() - per_prompt.min()) > CLEAR_GAP).sum() < _FEW_PROMPTS:
+            raise ValueError(
+                f"labels: fewer than {_FEW_PROMPTS} prompts have two labels more than {CLEAR_GAP:g} apart, which is what "
+                "agreement is counted on: set labels.scale to logit if these are probabilities"
+            )
+        arms = self.arms()
+        return [
+            f"study      {self.name}: {len(arms)} arms × {self.seeds} seeds, budgets {', '.join(map(str, self.budgets))}",
+            f"labels     {len(frame)} recorded judgements of {prompts} prompts in {self.labels.path}; nothing is bought",
+            f"arms       {', '.join(arm.name for arm in arms)}",
+        ]

@@ -1,0 +1,1 @@
+"""What a finished policy and evaluator are measured by: held-out prompts, AlpacaEval 2, RewardBench."""

@@ -1,0 +1,155 @@
+"""Hold evaluator and policy against the expert on held-out prompts, a shuffled-label control beside them."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+from flows.steps import stages as steps
+from flows.steps.results import Agreement, Findings, Point, Rounds
+from flows.tracking.run import Arm
+from tasks.engine.caching import Product
+from tasks.engine.store import Ref
+from tasks.evaluation.biases import assess_biases, reformat
+from tasks.evaluation.held_out import Drift, Versus, assess_evaluator, assess_policy, contests
+from tasks.evaluation.overoptimisation import assess_best_of, assess_point, best_of
+from tasks.evaluator.score import Scored
+from tasks.policy.generate import generated
+from tasks.policy.logprobs import likelihood
+from tasks.policy.policy_ref import Policy
+
+
+class _Answers(NamedTuple):
+    """A policy's held-out answers and what the expert says of them."""
+
+    policy: Policy
+    responses: Ref
+    labels: Ref
+
+
+def assess(arm: Arm, rounds: Rounds) -> Findings:
+    """Return what is found of the rounds' evaluator and of M_2 against M_1."""
+    x, evaluator = arm.experiment, rounds.evaluator
+    before, after = (_answers(arm, rounds, policy) for policy in (rounds.first, rounds.policy))
+    versus = _compared(arm, before, after)
+    outcome = assess_policy(
+        before.responses,
+        after.responses,
+        versus=versus,
+        before_labels=before.labels,
+        after_labels=after.labels,
+        drift=_drift(arm, before, after),
+    )
+    consistency = math.nan if versus is None else versus.order_consistency
+    found = Findings(rounds, before.responses, before.labels, None, outcome, consistency)
+    if evaluator is None:
+        return found
+    return replace(
+        found,
+        agreement=_assess_evaluator(arm, evaluator, rounds, before),
+        best_of=_assess_best_of(arm, evaluator, rounds, before) if x.evaluation.best_of else None,
+        curve=_assess_curve(arm, evaluator, rounds, [before, after]) if rounds.along else (),
+    )
+
+
+def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
+    """Sample with the same random numbers for every policy: what differs is the policy."""
+    x = arm.experiment
+    responses = generated(
+        policy,
+        rounds.prompts.held_out,
+        x.generation,
+        samples=x.evaluation.samples,
+        seed=steps.seed(arm, 0, "evaluate"),
+    ).ref
+    labels = arm.measure(steps.asked(arm, responses, None, arm.evaluation_left)).ref
+    return _Answers(policy, responses, labels)
+
+
+def _drift(arm: Arm, before: _Answers, after: _Answers) -> Drift:
+    """Score both policies' answers: M_2 first, which has just written its own and is loaded."""
+    base = before.policy.base
+    by_second, by_first = _likelihoods(arm, before.policy, after)
+    return Drift(
+        after=by_second,
+        after_by_first=by_first,
+        after_by_base=_likelihood(arm, base, after),
+        before_by_base=_likelihood(arm, base, before),
+    )
+
+
+def _likelihoods(arm: Arm, first: Policy, at: _Answers) -> tuple[Ref, Ref]:
+    """Return the likelihoods of a policy's answers under itself and under M_1."""
+    return _likelihood(arm, at.policy, at), _likelihood(arm, first, at)
+
+
+def _likelihood(arm: Arm, policy: Policy, answers: _Answers) -> Ref:
+    longest, own = arm.experiment.generation.max_new_tokens, policy == answers.policy
+    return likelihood(answers.responses, policy, max_new_tokens=longest, own=own).ref
+
+
+def _compared(arm: Arm, before: _Answers, after: _Answers) -> Versus | None:
+    """Return who wins by an expert who compares; None where scores decide."""
+    judge = arm.experiment.evaluation.versus
+    if judge is None:
+        return None
+    both = contests(before.responses, after.responses)
+    if not both.picks.rows:
+        return Versus(labels=None)
+    labels = arm.measure(steps.asked(arm, both.responses, both.picks, arm.evaluation_left, by=judge))
+    consistency = labels.facts.get("order_consistency", math.nan)
+    return Versus(labels=labels.ref, order_consistency=consistency)
+
+
+def _scored(arm: Arm, evaluator: Product, rounds: Rounds, responses: Ref) -> Scored:
+    return steps.scored(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
+
+
+def _features(arm: Arm, rounds: Rounds, responses: Ref) -> Ref | None:
+    return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
+
+
+def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> Agreement:
+    """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
+    first, features, control = rounds.first, _features(arm, rounds, before.responses), None
+    proxy = steps.scored(arm, evaluator.ref, before.responses, features, first)
+    if rounds.taught:
+        last = arm.experiment.dpo.rounds
+        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, first, last, shuffle=True)
+        control = steps.scored(arm, shuffled.ref, before.responses, features, first)
+    calibration = None if rounds.gate is None else rounds.gate.calibration
+    across = arm.experiment.evaluator.learns_scores  # else it has only compared, within prompts
+    facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)
+    varied = reformat(before.responses).ref
+    listed = _scored(arm, evaluator, rounds, varied) if varied.rows else None
+    facts |= assess_biases(before.responses, before.labels, proxy, listed)
+    place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
+    return Agreement(proxy.ref, facts | place)
+
+
+def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> dict[str, float]:
+    """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
+    x, count = arm.experiment, arm.experiment.evaluation.best_of
+    seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
+    drawn = generated(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
+    best = best_of(drawn, _scored(arm, evaluator, rounds, drawn).ref).ref
+    labels = arm.measure(steps.asked(arm, best, None, arm.evaluation_left))
+    return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)
+
+
+def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answers]) -> tuple[Point, ...]:
+    """Return what expert and evaluator say of the policies from M_1 on to M_2."""
+    passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
+    last, kept = arm.experiment.dpo.rounds, len(rounds.along)  # those on the way are the last round's
+    shares = [0.0, *((last - 1 + number / (kept + 1)) / last for number in range(1, kept + 1)), 1.0]
+    return tuple(
+        Point(
+            share,
+            assess_point(
+                at.responses,
+                at.labels,
+                _scored(arm, evaluator, rounds, at.responses),
+                likelihoods=None if at.policy == rounds.first else _likelihoods(arm, rounds.first, at),
+            ),
+        )
+        for share, at in zip(shares, passed, strict=True)
+    )

@@ -1,0 +1,69 @@
+"""RewardBench of a finished run: does its evaluator order pairs whose better answer is known?"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from flows.reporting.export import Finished
+from models.benchmarks.reward_bench import command, contrasts, version_of
+from models.core.data import Graded
+from models.core.registry import Frozen, digest_of
+from models.metrics.intervals import weighted_mean
+from tasks.engine.settings import settings
+from tasks.engine.store import store
+from tasks.evaluation.reward_bench import Trained, reward_bench
+
+NAME = "rewardbench"
+_CHANCE = 0.5
+
+
+class Ranking(Frozen):
+    """Which pairs are to be ordered."""
+
+    pairs: Path | None = Field(None, description="JSON of prompt, chosen, rejected; none: RewardBench's, from the hub")
+
+    def check(self, known: Finished) -> None:
+        """Raise ValueError, before anything runs, if there is no such evaluator, command or pairs."""
+        if known.rounds.evaluator is None:
+            raise ValueError(
+                f"run {known.experiment.name!r} has trained no evaluator: RewardBench has nothing to measure"
+            )
+        if not known.experiment.evaluator.classifies:
+            raise ValueError(
+                f"RewardBench's command takes sequence classifiers, and evaluator {known.experiment.evaluator.label()!r} is "
+                "none: use reward_head"
+            )
+        version_of(command(settings().rewardbench))
+        contrasts(self.pairs)
+
+
+def ranked(known: Finished, ranking: Ranking, batch_size: int) -> dict[str, Any]:
+    """Return the row of the evaluator's accuracy, chance in the place of M_1."""
+    assert known.rounds.evaluator is not None  # noqa: S101 - `check` has seen to it
+    x, rounds = known.experiment, known.rounds
+    program = command(settings().rewardbench)
+    found = reward_bench(
+        Trained(
+            evaluator=x.evaluator, learnt=known.rounds.evaluator.ref, policy=rounds.first, rubric=x.labelling.rubric
+        ),
+        ranking.pairs,
+        content=digest_of(contrasts(ranking.pairs)),
+        program=program,
+        version=version_of(program),
+        batch_size=batch_size,
+    )
+    rows = store().rows(found.ref, Graded)
+    accuracy = weighted_mean(np.array([row.score for row in rows]), np.array(found.weights))
+    return {
+        "benchmark": NAME,
+        "metric": "the evaluator's accuracy, beside chance",
+        "questions": len(rows),
+        "left_out": 0,
+        "truncated": int(found.facts["truncated"]),
+        "before": _CHANCE,
+        "after": accuracy.mean,
+        "gain": accuracy.mean - _CHANCE,
+        "gain_ci": [accuracy.low - _CHANCE, accuracy.high - _CHANCE],
+    }

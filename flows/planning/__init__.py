@@ -1,0 +1,1 @@
+"""What a run or a sweep will cost before it starts: queries, tokens, money, time, memory."""

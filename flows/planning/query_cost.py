@@ -1,0 +1,93 @@
+"""What the budget's queries will take, in money, tokens and seconds, before any is asked."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flows.config.experiment import Experiment
+from models.core.data import Prompt
+from models.core.money import NO_CAP, Amount
+from models.ledger.database import seconds_of
+from models.oracles.base import Counter, Expected, Oracle, pair_text
+from tasks.engine.settings import settings
+
+_SOME_PROMPTS = 50
+_ENOUGH_TIMES = 5
+
+
+class Range(NamedTuple):
+    """What is expected, and between which bounds it lies."""
+
+    low: float
+    usual: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the budget's queries take: micro-dollars, tokens (0 where none are counted), seconds; and how it is known."""
+
+    micro_usd: Range
+    tokens: Range
+    seconds: Range
+    counted_by: str
+    timed_by: str
+
+
+def check_caps(x: Experiment, most: Amount) -> None:
+    """Raise ValueError if a cap does not pay for one query, or is on what this expert does not count."""
+    caps = x.labelling
+    if most.micro_usd > caps.max_micro_usd:
+        raise ValueError(
+            f"labelling.max_micro_usd={caps.max_micro_usd} does not pay for one query at {most.micro_usd}: raise it"
+        )
+    if caps.max_tokens != NO_CAP and not most.tokens:
+        raise ValueError(
+            f"labelling.max_tokens={caps.max_tokens}, and expert {caps.oracle.label()!r} is not billed by the token: "
+            "leave it out"
+        )
+    if most.tokens > caps.max_tokens:
+        raise ValueError(
+            f"labelling.max_tokens={caps.max_tokens} does not pay for one query of up to {most.tokens} tokens: raise it"
+        )
+
+
+def _some(pool: list[Prompt]) -> list[str]:
+    return [prompt.text for prompt in pool[:_SOME_PROMPTS]]
+
+
+def _asked(oracle: Oracle, length: int) -> str:
+    """Return what is asked about an answer of so many characters."""
+    text = ("word " * (length // 5 + 1))[:length]
+    return pair_text(text, text)[0] if oracle.unit == "pair" else text
+
+
+def expected_of(oracle: Oracle, pool: list[Prompt], length: int, count: Counter) -> Expected:
+    """Return what one query usually takes about an answer of so many characters: a mean over some prompts."""
+    asked = _asked(oracle, length)
+    micro_usd, tokens, seconds = np.mean([oracle.expected(p, asked, count) for p in _some(pool)], axis=0)
+    return Expected(round(micro_usd), round(tokens), seconds)
+
+
+def most_of(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
+    """Return the most that one query about such an answer may take, of some prompts."""
+    asked = _asked(oracle, length)
+    return Amount(*(max(most(p, asked) for p in _some(pool)) for most in (oracle.ceiling, oracle.most_tokens)))
+
+
+def asking_of(x: Experiment, least: Expected, usual: Expected, most: Amount, counted_by: str) -> Asking:
+    """Return what the queries take of the budget, given what one takes at least, usually and at most."""
+    caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
+    seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
+    timed_by = "a call's time is assumed"
+    if len(known) >= _ENOUGH_TIMES:
+        seconds, timed_by = Range(*np.quantile(known, (0.1, 0.5, 0.9))), f"as its last {len(known)} answers took"
+    paced = caps.oracle.paced(caps.queries, caps.queries * most.tokens)
+    return Asking(
+        micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in (least, usual, most))),
+        tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in (least, usual, most))),
+        seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),
+        counted_by=counted_by,
+        timed_by=timed_by,
+    )

@@ -1,0 +1,237 @@
+"""What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flows.config.experiment import Experiment
+from flows.planning.memory import memory_lines
+from flows.planning.query_cost import Asking, asking_of, check_caps, expected_of, most_of
+from models.core.money import NO_CAP, dollars
+from models.metrics.selective import ANY_PAIR
+from models.oracles.base import a_token_to_four_bytes
+from models.policies.resolve import PACKAGED, check_reference, tokenizer_at_hand
+from models.training.accelerate import IN_ONE, check_config
+from tasks.engine.ray_cluster import check_cluster
+from tasks.engine.settings import settings
+
+# Seconds on two cores with bf16 instructions, measured with the packaged model and texts of about 22 tokens.
+# For other models and machines they are only proportions, and the plan says so.
+_SECONDS_PER_TRAINED_TEXT = 0.07
+_SECONDS_PER_GENERATED_TEXT = 0.055
+_SECONDS_PER_SCORED_TEXT = 0.02
+_START_SECONDS = 40.0
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: what it works on, and a rough duration in seconds."""
+
+    stage: str
+    work: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run, ready to be shown."""
+
+    experiment: Experiment
+    steps: tuple[Step, ...]
+    pool_tuples: int
+    queries: int
+    asking: Asking
+    evaluation_queries: int
+    evaluation_micro_usd: int
+    pairs: int
+    cluster: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Return the rough duration of the whole."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the durations were measured with this model."""
+        return self.experiment.policy.model == PACKAGED
+
+    def lines(self) -> list[str]:
+        """Return the plan as lines of text."""
+        x, oracle = self.experiment, self.experiment.labelling.oracle
+        simulated = " (simulated)" if oracle.simulated else ""
+        unit = "comparison of two responses" if oracle.unit == "pair" else "response"
+        return [
+            f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
+            f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
+            f"expert     {oracle.description}{simulated}; a query is one {unit}",
+            f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(x.labelling.max_micro_usd)}; "
+            f"expected {dollars(self.micro_usd)}{self._range()}",
+            *self._asking(),
+            *self._gate(),
+            f"evaluation at most {self.evaluation_queries} further queries, expected "
+            f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
+            self._pairs(),
+            *self._shards(),
+            *memory_lines(x),
+        ]
+
+    def _shards(self) -> list[str]:
+        size = settings().shard
+        if not self.cluster and self.pool_tuples <= size:
+            return []
+        count = math.ceil(self.pool_tuples / size)
+        where = self.cluster or "one after another on this machine"
+        return [f"shards     the pool's responses in {count}, of {min(size, self.pool_tuples):,} and more, {where}"]
+
+    def _gate(self) -> list[str]:
+        gate = self.experiment.dpo.gate
+        if self.experiment.dpo.feedback != "proxy":
+            return []
+        line = f"gate       {gate.folds} evaluators, each taught without a part of the labels; at chance the run "
+        line += "stops" if gate.at_chance == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
+        if gate.queries:
+            line += (
+                f"; pairs under {gate.threshold} go to the expert ({gate.queries} of the queries), then are left out"
+            )
+        elif gate.threshold > ANY_PAIR:
+            line += f"; pairs under {gate.threshold} are left out"
+        return [line]
+
+    def _pairs(self) -> str:
+        if self.experiment.dpo.feedback == "proxy":
+            return f"pairs      about {self.pairs} proxy-labelled pairs, {self.pairs / self.queries:.1f} per query"
+        return f"pairs      at most {self.pairs}, feedback by: {self.experiment.dpo.feedback}"
+
+    @property
+    def micro_usd(self) -> int:
+        """Return the price expected of the budget's queries."""
+        return int(self.asking.micro_usd.usual)
+
+    def _token_cap(self) -> str:
+        cap = self.experiment.labelling.max_tokens
+        return "" if cap == NO_CAP else f", {cap:,} tokens"
+
+    def _range(self) -> str:
+        low, _, high = (int(value) for value in self.asking.micro_usd)
+        if low == high:
+            return ""
+        return f", from {dollars(low)} (answers without a word) to {dollars(high)} (the longest, every call at its ceiling)"
+
+    def _asking(self) -> list[str]:
+        tokens, seconds, lines = self.asking.tokens, self.asking.seconds, []
+        if tokens.high:
+            low, usual, high = (f"{int(value):,}" for value in tokens)
+            lines.append(f"tokens     about {usual}, from {low} to {high}; counted {self.asking.counted_by}")
+        if seconds.high:
+            low, usual, high = (f"{value:.0f}" for value in seconds)
+            lines.append(
+                f"asking     about {usual} s with {self.experiment.labelling.workers} in flight, from {low} to {high}; "
+                f"{self.asking.timed_by}"
+            )
+        return lines
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Check everything that can be checked without spending, and return the plan.
+
+    Raises ValueError or FileNotFoundError naming the value, the rule and the remedy.
+    """
+    x = experiment
+    check_reference(x.policy.model)
+    x.embedding.check()
+    x.labelling.oracle.check()
+    x.judge.check()
+    if config := settings().accelerate:
+        check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm not in IN_ONE else []))
+    cluster = check_cluster(x.generation.gpus, x.generation.check)
+    if not cluster:  # else it is there that texts are generated
+        x.generation.check()
+    if x.evaluation.versus:
+        x.evaluation.versus.check()
+    prompts = x.prompts.load()
+    tuples = len(prompts.pool) * x.generation.samples
+    _check_queries(x, len(prompts.pool), len(prompts.seed))
+    held_out = x.answers(len(prompts.held_out))
+    longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
+    usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
+    count = tokenizer_at_hand(x.policy.model)
+    least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
+    most = most_of(x.labelling.oracle, prompts.pool, longest)
+    if x.dpo.asks:
+        check_caps(x, most)
+    compared = len(prompts.held_out) * x.evaluation.samples
+    judges = [(x.judge, held_out), *([(x.evaluation.versus, compared)] if x.evaluation.versus else [])]
+    evaluation_cost = sum(
+        queries * expected_of(judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
+        for judge, queries in judges
+    )
+    evaluation_queries = sum(queries for _, queries in judges)
+    if evaluation_cost > x.evaluation.max_micro_usd:
+        raise ValueError(
+            f"the evaluation asks {evaluation_queries} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd "
+            f"allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
+        )
+    return Plan(
+        experiment=x,
+        steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
+        pool_tuples=tuples,
+        queries=x.labelling.queries,
+        asking=asking_of(
+            x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
+        ),
+        evaluation_queries=evaluation_queries,
+        evaluation_micro_usd=evaluation_cost,
+        pairs=_pairs(x, len(prompts.pool), len(prompts.seed)),
+        cluster=cluster,
+    )
+
+
+def _pairs(x: Experiment, pool: int, seed: int) -> int:
+    """Return how many preference pairs there may be: one per prompt, and from the expert alone one per two answers."""
+    per_query = 1 if x.labelling.oracle.unit == "pair" else 2
+    most = {"none": 0, "demonstrations": seed, "expert": min(pool, x.labelling.queries // per_query)}
+    return most.get(x.dpo.feedback, pool)
+
+
+def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
+    """Raise ValueError if there is not enough to ask about."""
+    samples, unit = x.generation.samples, x.labelling.oracle.unit
+    if not seed and (x.labelling.pool != "on_policy" or x.dpo.feedback == "demonstrations"):
+        raise ValueError(
+            f"labelling.pool={x.labelling.pool} with dpo.feedback={x.dpo.feedback} needs the seed's own answers, and the "
+            "seed is empty: give prompts.seed"
+        )
+    if x.labelling.pool != "on_policy":
+        if x.labelling.queries - x.dpo.gate.queries > seed:
+            raise ValueError(
+                f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
+                "set labelling.pool to on_policy"
+            )
+        return
+    most = prompts * x.dpo.rounds * (samples // 2 if unit == "pair" else samples)
+    if x.labelling.queries > most:
+        kind = "disjoint pairs" if unit == "pair" else "tuples"
+        raise ValueError(
+            f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
+            f"{x.dpo.rounds} rounds = {most} {kind}: lower labelling.queries or add prompts"
+        )
+
+
+def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
+    pairs = _pairs(x, pool, seed)
+    rounds, epochs = (0 if x.dpo.feedback == "none" else x.dpo.rounds), x.dpo.epochs
+    train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
+    return (
+        Step("start", "server, tracking, model", _START_SECONDS),
+        Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
+        Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
+        Step("embed", f"{tuples} tuples", rounds * tuples * score),
+        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
+        Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0 * rounds),
+        Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
+        Step("evaluate", f"{held_out} held-out responses", held_out * (generate + 2 * score)),
+    )

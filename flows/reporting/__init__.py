@@ -1,0 +1,1 @@
+"""Reports, comparisons, figures, and export with model cards."""

@@ -1,0 +1,148 @@
+"""The cards of what a run exports: where it comes from, what it cost, how good it is, and what it is not for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.config.experiment import Experiment
+from models.core.money import dollars
+from models.policies.resolve import PACKAGED
+
+_PAPER = "[arXiv 2407.02119](https://arxiv.org/abs/2407.02119)"
+_COLUMNS = {
+    "pairs": "`prompt`, `chosen`, `rejected`: preference pairs as DPO was trained on them in the last round. `provenance` "
+    "says who prefers: `oracle` (the expert), `proxy` (the evaluator) or `demonstration`; scores are in that judge's units.",
+    "judgements": "every query in order: the response, or the response and the one it was held `against`; the expert's "
+    "`score`, its price (`micro_usd`, as if this run had bought it alone), `status` (`quarantined` replies could not be "
+    "read), and the `utility` by which the strategy chose it, with its `why`.",
+    "scores": "every response of the last round with the evaluator's `score` and the `std` of its ensemble; `logprob` is "
+    "the response's log-probability under the policy that wrote it, in nats.",
+}
+
+
+def dataset_card(x: Experiment, report: dict[str, Any], rows: dict[str, int]) -> str:
+    """Return the dataset's card; its head makes the tables loadable by name."""
+    from huggingface_hub import DatasetCardData
+
+    data = DatasetCardData(
+        tags=["preference", "dpo", "ninefold"],
+        size_categories=_size(max(rows.values())),
+        configs=[
+            {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train.parquet"}]} for name in rows
+        ],
+    )
+    tables = [f"- **{name}** ({count:,} rows): {_COLUMNS[name]}" for name, count in rows.items()]
+    return _card(data, f"{x.name}: preference data", ["## Tables", "", *tables, "", *_bought(x, report)], x, report)
+
+
+def evaluator_card(x: Experiment, report: dict[str, Any]) -> str:
+    """Return the card of the evaluator (proxy reward model)."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(tags=["reward-model", "ninefold", x.evaluator.label()], base_model=_hub_id(x))
+    view = f", on features of view `{x.evaluator.feature_view}`" if x.evaluator.feature_view else ""
+    use = [
+        "## Use",
+        "",
+        f"A `{x.evaluator.label()}` evaluator of Ninefold{view}; `evaluator.json` holds its settings. "
+        "It labels responses like those it was taught with: prompts of the same kind, written by the policy below. It is no "
+        "general judge of quality, and optimising a policy against it far beyond the KL of this run exploits its errors.",
+        "",
+    ]
+    return _card(data, f"{x.name}: evaluator", [*use, *_agreement(report), *_bought(x, report)], x, report)
+
+
+def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -> str:
+    """Return the card of the policy, which was `trained` in these ways, in order."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        tags=["ninefold", *dict.fromkeys(name.lower() for name in trained)],
+        base_model=_hub_id(x),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+    )
+    found = report["policy"]
+    judge = report["evaluation_oracle"] + (" (simulated)" if report["evaluation_oracle_simulated"] else "")
+    versus = report.get("versus")
+    winner = judge if versus is None else versus["oracle"] + (" (simulated)" if versus["simulated"] else "")
+    low, high = found["win_rate_ci"]
+    lines = [
+        "## Use",
+        "",
+        f"`{x.policy.model}` after {' and '.join(trained)} ({_how(x)}); prompts are rendered by template "
+        f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, the "
+        f"policy before {trained[-1]}, on the held-out prompts of one task by one judge; nothing is known of its safety or "
+        "of other tasks.",
+        "",
+        "## Evaluation",
+        "",
+        f"- win rate against M_1 by {winner}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
+        f"- judge's mean score: {found['oracle_mean_before']:.3f} → {found['oracle_mean_after']:.3f}",
+        f"- KL to M_1: {found['kl']:.2f} nats per answer",
+        "",
+    ]
+    return _card(data, f"{x.name}: policy", [*lines, *_agreement(report), *_bought(x, report)], x, report)
+
+
+def _how(x: Experiment) -> str:
+    whole = [
+        name for name, schedule in (("SFT", x.policy.sft), (x.dpo.algorithm.upper(), x.dpo)) if schedule.lora is None
+    ]
+    return "LoRA, merged" if not whole else f"{' and '.join(whole)} on every weight"
+
+
+def _card(data: Any, title: str, lines: Sequence[str], x: Experiment, report: dict[str, Any]) -> str:  # noqa: ANN401
+    lineage = [
+        "## Lineage",
+        "",
+        f"- experiment `{report['name']}`, arm `{report['arm']}`, MLflow run `{report['mlflow_run']}`; selection seed "
+        f"{report['selection_seed']}, training seed {report['training_seed']}",
+        f"- base model `{x.policy.model}` ({report['made']['policy']['weights']})",
+        f"- prompts: `{x.prompts.label()}`. {x.prompts.terms}",
+        f"- method: {_PAPER}; strategy `{report['strategy']}`, evaluator `{x.evaluator.label()}`, β = {x.dpo.beta}",
+        "",
+    ]
+    return "\n".join(["---", data.to_yaml(), "---", "", f"# {title}", "", *lines, *lineage])
+
+
+def _bought(x: Experiment, report: dict[str, Any]) -> list[str]:
+    expert = report["oracle"] + (", **simulated**" if report["oracle_simulated"] else "")
+    return [
+        "## Budget",
+        "",
+        f"- expert: {expert}; criterion `{x.labelling.rubric.name}`",
+        f"- {report['queries']} queries, {dollars(report['micro_usd'])}; {report['proxy_pairs']} pairs by the evaluator, "
+        f"{report['oracle_pairs']} by the expert",
+        *(["- **the labels were shuffled: a control, not to be used**"] if report["labels_shuffled"] else []),
+        "",
+    ]
+
+
+def _agreement(report: dict[str, Any]) -> list[str]:
+    found = report["evaluator"]
+    if found is None:
+        return []
+    return [
+        "## Agreement with the expert",
+        "",
+        f"- pair accuracy on held-out prompts: {_interval(found, 'pair_accuracy')}",
+        f"- the same, taught with shuffled labels: {_interval(found, 'shuffled_pair_accuracy')}",
+        "",
+    ]
+
+
+def _interval(found: dict[str, Any], name: str) -> str:
+    mean, (low, high) = found[name], found[f"{name}_ci"]
+    return "not known" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _hub_id(x: Experiment) -> str | None:
+    """Return the base model as the hub knows it; none for a packaged model or a folder."""
+    local = x.policy.model == PACKAGED or Path(x.policy.model).expanduser().is_dir()
+    return None if local else x.policy.model.partition("@")[0]
+
+
+def _size(rows: int) -> str:
+    bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+    return next((name for most, name in bounds.items() if rows < most), "1M<n<10M")

@@ -1,0 +1,141 @@
+"""Take a run's results out: preference data as a dataset, evaluator and policy as folders of weights, each with its card."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flows.config.experiment import Experiment
+from flows.reporting.cards import dataset_card, evaluator_card, policy_card
+from flows.reporting.storage import read_report
+from flows.steps.results import Rounds, picked
+from flows.tracking.lookup import started
+from models.core.data import Pair, Response, Score, to_frame
+from tasks.engine.store import Ref, store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATASET, EVALUATOR, POLICY = "preferences", "evaluator", "policy"
+
+
+class Finished(NamedTuple):
+    """A finished run: its experiment, its report, and where everything that it has made lies."""
+
+    experiment: Experiment
+    report: dict[str, Any]
+    rounds: Rounds
+
+
+def finished(name: str) -> Finished:
+    """Return a finished run by its name or MLflow run id; raise ValueError if there is none, or it has no report."""
+    known = started(name).experiment.name  # says what runs there are
+    report = read_report(known)
+    if report is None:
+        raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
+    if name not in (known, report["mlflow_run"]):
+        raise ValueError(
+            f"the report of {known!r} is of run {report['mlflow_run']}, not {name}: export that, or rerun it"
+        )
+    if "made" not in report:
+        raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
+    # a name may have been given to several experiments: the report is of this one
+    return Finished(started(report["mlflow_run"]).experiment, report, Rounds.model_validate(report["made"]))
+
+
+def export(run: Finished, folder: Path) -> list[Path]:
+    """Write what the run has made of dataset, evaluator and policy into a new folder, and return the folders written.
+
+    The dataset loads with `datasets.load_dataset(folder, "pairs" | "judgements" | "scores")`, the policy with transformers.
+    Raises ValueError if the folder holds anything.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: name another with --to")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # all of it or nothing
+        whole = Path(scratch) / "export"
+        whole.mkdir()
+        if tables := _tables(run.rounds):
+            _dataset(run, tables, whole / DATASET)
+        if run.rounds.evaluator is not None:
+            _evaluator(run, run.rounds.evaluator.ref, whole / EVALUATOR)
+        if run.rounds.policy.adapters:
+            _policy(run, whole / POLICY)
+        whole.replace(folder)
+    return [folder / kind for kind in (DATASET, EVALUATOR, POLICY) if (folder / kind).is_dir()]
+
+
+def push(run: Finished, folders: list[Path], repository: str) -> list[str]:
+    """Upload exported folders as private repositories `repository`-preferences, -evaluator, -policy; return their links.
+
+    Raises ValueError if the prompts' texts may not be passed on.
+    """
+    from huggingface_hub import HfApi
+
+    check_push(run.experiment)
+    hub, links = HfApi(), []
+    for folder in folders:
+        kind = "dataset" if folder.name == DATASET else "model"
+        name = f"{repository}-{folder.name}"
+        links.append(str(hub.create_repo(name, repo_type=kind, private=True, exist_ok=True)))
+        hub.upload_folder(
+            repo_id=name, repo_type=kind, folder_path=folder, commit_message=f"ninefold run {run.report['name']}"
+        )
+    return links
+
+
+def check_push(experiment: Experiment) -> None:
+    """Raise ValueError if the prompts' texts may not be passed on, or the hub does not know who pushes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    if not experiment.prompts.redistributable:
+        raise ValueError(f"prompts.kind={experiment.prompts.label()} may not be pushed: {experiment.prompts.terms}")
+    try:
+        HfApi().whoami()
+    except LocalTokenNotFoundError as error:
+        raise ValueError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
+
+
+def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
+    """Return the dataset's tables by name: pairs for DPO, the expert's judgements, the evaluator's scores."""
+    tables = {}
+    if rounds.pairs is not None:
+        tables["pairs"] = to_frame(store().rows(rounds.pairs.ref, Pair), Pair)
+    if rounds.history:
+        renamed = {"text": "response", "against_text": "against_response"}
+        tables["judgements"] = picked(rounds.history).rename(columns=renamed)
+    if rounds.scores is not None and rounds.responses is not None:
+        texts = to_frame(store().rows(rounds.responses, Response), Response).rename(columns={"text": "response"})
+        scores = to_frame(store().rows(rounds.scores.ref, Score), Score).set_index("response_id")
+        tables["scores"] = texts.join(scores, on="id")
+    return tables
+
+
+def _evaluator(run: Finished, trained: Ref, folder: Path) -> None:
+    shutil.copytree(store().folder(trained), folder)
+    _write(folder / "evaluator.json", run.experiment.evaluator.model_dump_json(indent=2))
+    _write(folder / "README.md", evaluator_card(run.experiment, run.report))
+
+
+def _policy(run: Finished, folder: Path) -> None:
+    rounds = run.rounds
+    model = rounds.policy.checkpoint().shared()
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    before = len(rounds.first.adapters)
+    trained = ["SFT"] * before + [run.experiment.dpo.algorithm.upper()] * (len(rounds.policy.adapters) - before)
+    _write(folder / "README.md", policy_card(run.experiment, run.report, trained))
+
+
+def _dataset(run: Finished, tables: dict[str, "pd.DataFrame"], folder: Path) -> None:
+    from datasets import Dataset
+
+    for name, table in tables.items():
+        (folder / name).mkdir(parents=True)
+        Dataset.from_pandas(table, preserve_index=False).to_parquet(folder / name / "train.parquet")
+    _write(folder / "README.md", dataset_card(run.experiment, run.report, {n: len(t) for n, t in tables.items()}))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

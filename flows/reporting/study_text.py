@@ -1,0 +1,131 @@
+"""A study as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
+
+from html import escape
+from typing import Any
+
+from flows.reporting.render import STYLE, html_table, markdown_table
+from models.core.money import MICRO, dollars
+
+_CONTROLS = ("random, length only", "random, shuffled labels")
+_BASELINES = {"random": "area_gain", "random_pairs": "pairs_area_gain"}
+
+
+def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return one line per arm as (name, value)."""
+    return [(arm["name"], _line(arm)) for arm in report["arms"]]
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """Return what a reader must know before believing the table."""
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    last = {name: arm["curve"][-1] for name, arm in arms.items()}
+    strategies = [arm for name, arm in arms.items() if name not in (*_BASELINES, *_CONTROLS)]
+    length, shuffled = (last[name]["pair_accuracy"][0] for name in _CONTROLS)
+    targets = " and ".join(map(str, report["target_labels"]))
+    found = [
+        f"Savings are on the way to the pair accuracy that random selection reaches with {targets} labels: bounds where a "
+        "curve starts above it or never reaches it, and no saving is shown where the interval holds zero.",
+        f"Length alone orders {_percent(length)} of the clear pairs as the expert does; an evaluator earns its labels above "
+        "that, and among pairs of similar length.",
+        f"Trained on shuffled labels the evaluator reaches {_percent(shuffled)}.",
+    ]
+    found.append(
+        "random buys single answers, random_pairs and strategies over pairs both answers of a prompt: what those gain on "
+        "random may be that alone, and what they gain on random_pairs is their ranking."
+    )
+    for baseline, gain in _BASELINES.items():
+        no_better = [arm["name"] for arm in strategies if arm[gain][1] is None or arm[gain][1] <= 0]
+        if no_better:
+            reason = "the interval of the gain reaches zero"
+            found.append(f"Not shown to beat {baseline} ({reason}): {', '.join(no_better)}.")
+    return found
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """Return the study as Markdown."""
+    lines = [f"# {report['name']}", "", "![learning curves](curves.png)", ""]
+    lines += [markdown_table(_titles(report), _cells(report)), "", *[f"> {note}" for note in notes(report)], ""]
+    for arm in report["arms"]:
+        lines += [
+            f"## {arm['name']}",
+            "",
+            "| labels | cost | pair accuracy | similar length | Spearman |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {p['labels']} | {dollars(round(p['micro_usd']))} | {_with_interval(p['pair_accuracy'])} | "
+            f"{_with_interval(p['similar_length'])} | {_with_interval(p['spearman'])} |"
+            for p in arm["curve"]
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """Return the study as one HTML page; the figure lies beside it."""
+    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
+<style>{STYLE}</style><h1>{escape(report["name"])}</h1>{told}<img class=wide src="curves.png" alt="learning curves">
+{html_table(_titles(report), _cells(report))}</html>
+"""
+
+
+_TITLES = [
+    "arm",
+    "pair accuracy, first → last budget",
+    "area",
+    "gain on random",
+    "gain on random_pairs",
+    "gain, similar length",
+]
+
+
+def _titles(report: dict[str, Any]) -> list[str]:
+    return [*_TITLES, *(f"saved to reach random's {target}" for target in report["target_labels"])]
+
+
+def _cells(report: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            arm["name"],
+            f"{_number(arm['curve'][0]['pair_accuracy'][0])} → {_number(arm['curve'][-1]['pair_accuracy'][0])}",
+            _number(arm["area"]),
+            *(["–"] * (3 + len(report["target_labels"])) if arm["name"] == "random" else _gains(arm)),
+        ]
+        for arm in report["arms"]
+    ]
+
+
+def _gains(arm: dict[str, Any]) -> list[str]:
+    return [
+        _with_interval(arm["area_gain"], signed=True),
+        "–" if arm["name"] == "random_pairs" else _with_interval(arm["pairs_area_gain"], signed=True),
+        _with_interval(arm["similar_length_area_gain"], signed=True),
+        *map(_saved, arm["saved_labels"], arm["saved_micro_usd"]),
+    ]
+
+
+def _saved(labels: list[float], micro_usd: list[float]) -> str:
+    count = "{:.0f} [{:.0f}, {:.0f}]".format(*labels)
+    money, low, high = (f"{'−' if value < 0 else ''}${abs(value) / MICRO:.2f}" for value in micro_usd)
+    return f"{count} labels, {money} [{low}, {high}]"
+
+
+def _line(arm: dict[str, Any]) -> str:
+    first, last = arm["curve"][0]["pair_accuracy"][0], arm["curve"][-1]["pair_accuracy"][0]
+    alike = arm["curve"][-1]["similar_length"][0]
+    line = f"{_number(first)} → {_number(last)}, similar length {_number(alike)}"
+    return line if arm["name"] == "random" else f"{line}; gain {_with_interval(arm['area_gain'], signed=True)}"
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _with_interval(found: list[float | None], *, signed: bool = False) -> str:
+    mean, low, high = (_number(value, signed=signed) for value in found)
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,1 @@
+"""Set-up of the process, servers, workers, dispatch to machines, and the doctor."""

@@ -1,0 +1,270 @@
+"""The algorithm's steps: each calls a stage with what of an arm's parameters it needs."""
+
+from typing import NamedTuple
+
+from flows.config.experiment import PolicyConfig
+from flows.steps.human import wait_for_people
+from flows.tracking.run import Arm
+from models.acquisition.uniform import Uniform
+from models.acquisition.uniform_pairs import UniformPairs
+from models.core.money import Amount
+from models.core.randomness import seed_of
+from models.core.registry import digest_of
+from models.embeddings.base import View
+from models.evaluators.training_data import Teaching
+from models.metrics.selective import AtChance, Decision
+from models.oracles.base import Oracle
+from models.policies.resolve import locate
+from tasks.data.demonstrations import off_policy, self_play
+from tasks.data.prompts import PromptSets
+from tasks.engine.caching import Product
+from tasks.engine.store import Ref
+from tasks.evaluator.cross_fit import cross_fit, gate
+from tasks.evaluator.pair import doubts, pair
+from tasks.evaluator.score import Scored, proxy_labelled
+from tasks.evaluator.train import train_evaluator
+from tasks.labelling.acquire import acquire
+from tasks.labelling.annotate import Bought, Purchase, annotate, ask_people
+from tasks.labelling.batches import Batch
+from tasks.policy.align import Aligned, align
+from tasks.policy.embed import embedded
+from tasks.policy.fine_tune import fine_tune
+from tasks.policy.generate import generated
+from tasks.policy.logprobs import likelihood
+from tasks.policy.policy_ref import Policy
+
+
+class Pool(NamedTuple):
+    """A round's responses, their vectors in the strategy's view and in the evaluator's, and log π_ref of each."""
+
+    responses: Ref
+    vectors: Ref | None
+    features: Ref | None
+    reference: Ref | None
+
+    def batch(self, picks: Ref, labels: Ref) -> Batch:
+        """Return what was bought of this pool in one turn."""
+        return Batch(picks=picks, responses=self.responses, labels=labels, vectors=self.vectors, features=self.features)
+
+
+def base_policy(config: PolicyConfig) -> Policy:
+    """Return M_0."""
+    return Policy(model=config.model, weights=locate(config.model).digest, dtype=config.dtype, template=config.template)
+
+
+def fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
+    """Return M_1; M_0 without a seed."""
+    if not prompts.seed.rows:
+        return base
+    recipe = arm.experiment.policy.sft
+    adapter = fine_tune(base, prompts.seed, recipe, seed=seed(arm, 0, "fine_tune"))
+    return base.adapted(arm.log("fine_tune", adapter).ref)
+
+
+def sampled(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> Product:
+    """Return the policy's responses to the prompts."""
+    generation = arm.experiment.generation
+    return generated(
+        policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, number, "generate")
+    )
+
+
+def view_of(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | None:
+    """Return the vectors of a view; always by M_1, so that rounds share one space."""
+    if view is None:
+        return None
+    embedding = arm.experiment.embedding
+    policy = first if embedding.needs_policy else None
+    return embedded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
+
+
+def pool_of(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
+    """Return what there is to ask about; `before` is the policy before its last training."""
+    x, log_reference = arm.experiment, None
+    strategy, evaluator = (
+        view_of(arm, responses, view, first) for view in (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
+    )
+    if x.labelling.acquisition.needs.reference:
+        log_reference = likelihood(responses, before, max_new_tokens=x.generation.max_new_tokens).ref
+    return Pool(responses, strategy, evaluator, log_reference)
+
+
+def seed_pool(arm: Arm, prompts: PromptSets, first: Policy, before: Policy) -> Pool:
+    """Return the seed's own answers as what there is to ask about."""
+    return pool_of(arm, off_policy(prompts.seed).responses, first, before)
+
+
+def picked(
+    arm: Arm, pool: Pool, evaluator: Product | None, *, first: Policy, history: tuple[Batch, ...], turn: int
+) -> Ref:
+    """Return what the strategy would ask the expert about in this turn."""
+    labelling = arm.experiment.labelling
+    strategy, members = labelling.acquisition, None
+    compare = labelling.oracle.unit == "pair"
+    if strategy.needs.scores and evaluator is None:
+        # a strategy that ranks by an evaluator starts from a uniform batch while there is none
+        strategy = UniformPairs() if compare else Uniform()
+    elif strategy.needs.scores and evaluator is not None:
+        members = scored(arm, evaluator.ref, pool.responses, pool.features, first).members
+    return acquire(
+        strategy,
+        pool.responses,
+        vectors=pool.vectors,
+        members=members,
+        reference=pool.reference,
+        oracle=labelling.oracle if strategy.needs.cost else None,
+        money=arm.left.micro_usd if strategy.needs.cost else None,
+        history=history,
+        budget=arm.quota(turn),
+        seed=arm.experiment.seeds.selection,
+        turn=turn,
+        compare=compare,
+    ).ref
+
+
+def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None) -> Bought:
+    """Buy labels of the picks, or, to measure, of every response; `by` the expert who labels unless it is another."""
+    labelling = arm.experiment.labelling
+    oracle = by or (arm.experiment.judge if picks is None else labelling.oracle)
+    fingerprint = oracle.fingerprint()
+    about = picks or responses
+    purchase = Purchase(
+        responses=responses,
+        picks=picks,
+        oracle=oracle,
+        fingerprint=fingerprint,
+        rubric=labelling.rubric,
+        account=digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, about.sha256, about.rows, caps]),
+        max_queries=about.rows or 0,
+        max_micro_usd=caps.micro_usd,
+        max_tokens=caps.tokens,
+    )
+    wait_for_people(lambda: ask_people(purchase))
+    return annotate(purchase, workers=labelling.workers)
+
+
+def taught(
+    arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int, *, shuffle: bool = False
+) -> Product:
+    """Return an evaluator taught by the history; by labels that say nothing, with `shuffle`."""
+    x = arm.experiment
+    trained = train_evaluator(
+        x.evaluator,
+        history,
+        policy=first,
+        rubric=x.labelling.rubric,
+        teaching=_teaching(arm, number, shuffle=shuffle),
+        eft_seed=_eft_seed(arm, prompts),
+    )
+    return trained if shuffle else arm.log("train_evaluator", trained)
+
+
+def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int) -> Decision | None:
+    """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
+    if not history:
+        return None
+    x = arm.experiment
+    left_out = cross_fit(
+        x.evaluator,
+        history,
+        policy=first,
+        rubric=x.labelling.rubric,
+        teaching=_teaching(arm, number),
+        folds=x.dpo.gate.folds,
+        eft_seed=_eft_seed(arm, prompts),
+    )
+    decision = gate(left_out.ref, x.dpo.gate)
+    arm.decide(decision)
+    control, stops = x.labelling.shuffle_labels, x.dpo.gate.at_chance == "stop"
+    if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end
+        raise AtChance(
+            f"{decision.sentence} Nothing was labelled by it. Buy more labels, use another evaluator, or set "
+            "dpo.gate.at_chance to continue: what has been bought is kept"
+        )
+    return decision
+
+
+def scored(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
+    """Return the evaluator's scores of the responses."""
+    return proxy_labelled(
+        arm.experiment.evaluator,
+        trained,
+        responses,
+        features=features,
+        policy=first,
+        rubric=arm.experiment.labelling.rubric,
+        seed=seed(arm, 0, "proxy_label"),
+    )
+
+
+def doubted(
+    arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
+) -> Ref | None:
+    """Return the pairs that the gate sends back to the expert; None where there are none, or no money is left."""
+    labelling, quota = arm.experiment.labelling, arm.doubts_quota(number)
+    if gate is None or gate.least_gap == 0.0 or labelling.shuffle_labels:  # a control uses no true label
+        return None
+    penniless = labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an expert may be free
+    if quota <= 0 or penniless:
+        return None
+    picks = doubts(
+        responses,
+        scores.ref,
+        history,
+        least_gap=_least_gap(gate, scores),
+        queries=quota,
+        compare=labelling.oracle.unit == "pair",
+    ).ref
+    return picks if picks.rows else None
+
+
+def paired(
+    arm: Arm,
+    responses: Ref,
+    scores: Scored | None,
+    history: tuple[Batch, ...],
+    *,
+    policy: Policy,
+    prompts: PromptSets,
+    number: int,
+    gate: Decision | None,
+) -> Product:
+    """Return the preference pairs by whoever gives the feedback: the evaluator, the expert, or the demonstrations."""
+    if arm.experiment.dpo.feedback == "demonstrations":
+        demonstrated = off_policy(prompts.seed)
+        own = sampled(arm, policy, demonstrated.prompts, number, samples=1)
+        return self_play(demonstrated.responses, own.ref)
+    expert = () if arm.experiment.labelling.shuffle_labels else history
+    if scores is None:
+        return pair(responses, None, expert)
+    return pair(responses, scores.ref, expert, least_gap=_least_gap(gate, scores))
+
+
+def aligned(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
+    """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
+    x = arm.experiment
+    along = x.curve if number == x.dpo.rounds else 0
+    return align(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
+
+
+def seed(arm: Arm, number: int, stage: str) -> int:
+    """Return the training seed of a stage in a round."""
+    return seed_of(arm.experiment.seeds.training, number, stage)
+
+
+def _teaching(arm: Arm, number: int, *, shuffle: bool = False) -> Teaching:
+    labelling = arm.experiment.labelling
+    return Teaching(
+        seed=seed(arm, number, "evaluator"),
+        shuffle=shuffle or labelling.shuffle_labels,
+        balance=labelling.pool == "balanced_off_policy",
+    )
+
+
+def _eft_seed(arm: Arm, prompts: PromptSets) -> Ref | None:
+    return prompts.eft_seed if arm.experiment.evaluator.wants_eft_seed else None
+
+
+def _least_gap(gate: Decision | None, scores: Scored) -> float:
+    """Return the gate's smallest difference in units of the scores."""
+    return 0.0 if gate is None else gate.least_gap * scores.facts["temperature"]

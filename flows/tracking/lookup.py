@@ -1,0 +1,31 @@
+"""Run an arm again as it was started: the experiment is read from its MLflow run, so that no file is needed."""
+
+from typing import NamedTuple
+
+from flows.config.experiment import Experiment
+from flows.tracking.run import EXPERIMENT, SETTINGS, STARTED, SWEEP, open_experiment
+
+
+class Started(NamedTuple):
+    """An arm as it was started: its experiment and the sweep it belongs to ("" where it was alone)."""
+
+    experiment: Experiment
+    sweep: str
+
+
+def started(name: str) -> Started:
+    """Return the arm of a name (or of an MLflow run id) that was started last, finished or not.
+
+    Raises ValueError naming what there is.
+    """
+    import mlflow
+
+    open_experiment(EXPERIMENT)
+    runs = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
+    runs.sort(key=lambda run: float(run.data.tags.get(STARTED, 0)), reverse=True)
+    found = next((run for run in runs if name in (run.info.run_name, run.info.run_id)), None)
+    if found is None:
+        known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
+        raise ValueError(f"no run is called {name!r}: the newest are {known}")
+    text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
+    return Started(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))

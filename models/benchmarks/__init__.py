@@ -1,0 +1,1 @@
+"""Public benchmarks: lm-evaluation-harness, AlpacaEval 2, RewardBench."""

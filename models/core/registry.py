@@ -1,0 +1,112 @@
+"""The one extension seam: a plugin is a frozen pydantic model with a literal `kind`, in a file of its own."""
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, Union
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from models.core.allowlist import check_places
+
+
+class Frozen(BaseModel):
+    """A value: immutable, hashable, and closed to fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Fields that change how fast a stage runs but not what it returns: left out of cache keys.
+    execution_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def digest(self) -> str:
+        """Return a 16-digit hexadecimal digest of every field, stable across processes and machines."""
+        return digest_of(self.model_dump(mode="json"))
+
+    @model_validator(mode="after")
+    def _names_files_that_it_may(self) -> Self:
+        check_places(dict(self))
+        return self
+
+
+class Plugin(Frozen):
+    """Base of every extension point.
+
+    A concrete plugin declares `kind: Literal["name"] = "name"`. The same object is the YAML entry, the
+    Prefect parameter, a part of the cache key, and the implementation.
+    """
+
+    def label(self) -> str:
+        """Return the kind, for people."""
+        return str(getattr(self, "kind", type(self).__name__))
+
+
+def digest_of(value: object) -> str:
+    """Return a 16-digit hexadecimal digest of a JSON-like value, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def plugins_of(package: str, base: type[Plugin]) -> list[type[Plugin]]:
+    """Import every module of `package` and return the concrete subclasses of `base`, ordered by kind."""
+    module = importlib.import_module(package)
+    for entry in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        importlib.import_module(f"{package}.{entry.name}")
+    found: dict[str, type[Plugin]] = {}
+    unvisited = [base]
+    while unvisited:
+        cls = unvisited.pop()
+        unvisited.extend(cls.__subclasses__())
+        kind = cls.model_fields.get("kind")
+        if kind is None:
+            continue
+        if kind.default in found and found[kind.default] is not cls:
+            raise TypeError(f"kind {kind.default!r} is claimed by {found[kind.default]} and {cls}: rename one")
+        found[kind.default] = cls
+    return [found[kind] for kind in sorted(found)]
+
+
+class OneOf:
+    """Annotation that turns a plugin base into the discriminated union of its plugins.
+
+    `acquisition: Annotated[Acquisition, OneOf("models.acquisition")]` accepts every strategy in that folder,
+    and a typo in `kind` is answered with the list of the kinds there are. `late` is for a plugin that holds another of
+    its own package, which is not whole while it is being imported.
+    """
+
+    def __init__(self, package: str, *, late: bool = False) -> None:
+        self.package = package
+        self.late = late
+
+    def plugins(self, base: type[Plugin]) -> list[type[Plugin]]:
+        """Return the plugins that the union offers."""
+        return plugins_of(self.package, base)
+
+    def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
+        if self.late:
+            return core_schema.no_info_plain_validator_function(
+                lambda value: self._adapter(source).validate_python(value),
+                serialization=core_schema.plain_serializer_function_ser_schema(lambda plugin: plugin.model_dump()),
+            )
+        return handler.generate_schema(self._union(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "object", "description": f"any of {self.package}"} if self.late else handler(schema)
+
+    def _union(self, base: type[Plugin]) -> Any:  # noqa: ANN401
+        kinds = self.plugins(base)
+        return kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
+
+    @cache  # noqa: B019 - one OneOf per field, for the life of the process
+    def _adapter(self, base: type[Plugin]) -> TypeAdapter[Any]:
+        return TypeAdapter(self._union(base))

@@ -1,0 +1,73 @@
+"""Commands that do not outlive who has started them, however that ends: what they hold of a GPU is not to stay taken."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from models.core.children import environment as child_environment
+
+_ENDING = 40.0  # seconds, more than the watcher takes
+# It reads until whoever has started it closes the pipe, or is no more.
+_WATCHER = """
+import os, signal, subprocess, sys, threading, time
+import psutil
+command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+started = []
+def watch():
+    sys.stdin.read()
+    started.extend(psutil.Process().children(recursive=True))
+    command.terminate()
+    try:
+        command.wait(20)
+    except subprocess.TimeoutExpired:
+        command.kill()
+threading.Thread(target=watch, daemon=True).start()
+code = command.wait()
+try:  # what it has started may not have ended with it, in its group or in groups of their own
+    time.sleep(2 if started or code else 0)
+    os.killpg(command.pid, signal.SIGKILL)
+except ProcessLookupError:
+    pass
+for process in started:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+@contextmanager
+def watched(
+    command: Sequence[str],
+    *,
+    output: IO[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    within: Path | None = None,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command during the block, at whose end it is ended with all that it has started: politely, and then not.
+
+    It works `within` a folder. Ctrl-C does not reach it. Its exit status is the process's.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WATCHER, *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT if output is not None else None,
+        env=child_environment(instead=environment),
+        cwd=within,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None  # noqa: S101 - it was asked for
+        process.stdin.close()
+        try:
+            process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,1 @@
+"""Extension point: vectors of responses, one kind per file."""

@@ -1,0 +1,1 @@
+"""Asking oracles and people for labels, within a budget; drift and prompt injection."""

@@ -1,0 +1,293 @@
+"""Spend a budget on an expert: one ledger entry per query, concurrent, resumable, never past the cap."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from models.core import progress
+from models.core.data import Label, LabelStatus, Response
+from models.core.event_loop import STOP, run
+from models.core.money import NO_CAP, Amount, total
+from models.core.rubric import Rubric
+from models.labelling.batcher import Clerk
+from models.labelling.human_queue import Queue
+from models.labelling.retry import Breaker, pause_after
+from models.ledger.accounts import BudgetExhausted
+from models.ledger.entries import Answer, Order, Reservation, Settlement
+from models.ledger.ledger import Ledger
+from models.ledger.tables import Question
+from models.oracles.base import LostReply, Oracle, RefusedCall, RefusedQuestion, Terms, UnpaidFailure, Verdict
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05
+_TRIES = 6
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where labels are bought: the expert, the criterion, and the account that pays.
+
+    Labels of an `occasion` are apart from all others: the same question may be bought once on each.
+    """
+
+    ledger: Ledger
+    oracle: Oracle
+    rubric: Rubric
+    account: str
+    occasion: str = ""
+
+    @cached_property
+    def _asked_of(self) -> tuple[str, str]:
+        criterion = self.rubric.digest()
+        return self.oracle.fingerprint(), f"{criterion} {self.occasion}" if self.occasion else criterion
+
+    @property
+    def terms(self) -> Terms | None:
+        """On what terms people are asked; None for experts who answer when called."""
+        return self.oracle.terms(self.rubric)
+
+    def apart(self, purpose: str, occasion: str) -> "Desk":
+        """Return a desk whose labels and account are those of an occasion, for a check of the expert."""
+        return replace(self, occasion=occasion, account=f"{purpose} {occasion} {self.oracle.fingerprint()}")
+
+    def question(self, response: Response) -> Question:
+        """Return the query about a response, as the ledger knows it."""
+        return Question(*self._asked_of, response.prompt, response.text)
+
+    def order(self, response: Response) -> Order:
+        """Return that query with the most it may cost."""
+        asked = response.prompt, response.text
+        ceiling = Amount(self.oracle.ceiling(*asked), self.oracle.most_tokens(*asked))
+        return Order(self.question(response), ceiling, self.oracle.paid_on_loss)
+
+
+class LabellingStopped(Exception):
+    """The expert failed; every label paid for so far is in the ledger and is not bought again."""
+
+
+class AnswersPending(LabellingStopped):
+    """People have been asked, and have not answered everything yet."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__(
+            f"{questions} questions wait for people: ninefold labels export queue.csv --queue, then ninefold labels import "
+            "queue.csv; the same command goes on from there"
+        )
+        self.questions = questions
+
+
+def label(
+    responses: Sequence[Response],
+    desk: Desk,
+    *,
+    max_queries: int,
+    max_micro_usd: int,
+    max_tokens: int = NO_CAP,
+    workers: int = 1,
+) -> list[Label]:
+    """Ask the expert about each response, within the caps, and return the labels in the order of the responses.
+
+    Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their ceilings allow;
+    what they cost less than that pays for more, until the next ceiling no longer fits: the last responses are not asked,
+    whatever the number of workers. Raises LabellingStopped when the expert raises; running again asks only for what is
+    missing. Raises AnswersPending while people have not answered.
+    """
+    desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
+    if recovered := desk.ledger.recover():
+        log.warning("%d reservations of processes that died were given up", recovered)
+    asked = [desk.order(response) for response in responses]
+    unique = {order.question.key: order for order in asked}  # what is asked twice is one query
+    orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
+    answers: list[Answer | BudgetExhausted] = []
+    left = Amount(max_micro_usd, max_tokens)
+    with progress.bar(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
+        while covered := _covered(orders[len(answers) :], left):
+            wanted = orders[len(answers) : len(answers) + covered]
+            if desk.terms and (waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.unit)):
+                raise AnswersPending(waiting)
+            found = _ask_all(wanted, desk, workers, bar, len(answers))
+            answers += found
+            if any(isinstance(answer, BudgetExhausted) for answer in found):
+                break
+            spent = total(Amount(a.micro_usd, a.tokens) for a in found if isinstance(a, Answer))
+            left = left.plus(spent.negative)
+    if len(answers) < len(places):
+        log.warning("the caps cover %d of %d queries: the rest is not asked", len(answers), len(places))
+    unpaid = [a for a in answers if isinstance(a, BudgetExhausted)]
+    if unpaid:
+        log.warning("%d of %d queries were not asked: %s", len(unpaid), len(places), unpaid[0])
+    labels, seen = [], set[int]()
+    for response, order in zip(responses, asked, strict=True):
+        place = places[order.question.key]
+        answer = answers[place] if place < len(answers) else None
+        if isinstance(answer, Answer):
+            labels.append(_label(response, answer, again=place in seen))
+            seen.add(place)
+    return labels
+
+
+def _label(response: Response, answer: Answer, *, again: bool) -> Label:
+    """Return a response's label; one that is asked about `again` has cost nothing more."""
+    return Label(
+        response_id=response.id,
+        score=answer.score if answer.status == "labelled" else math.nan,
+        micro_usd=0 if again else answer.micro_usd,
+        tokens=0 if again else answer.tokens,
+        bought=answer.bought and not again,
+        status=answer.status,
+    )
+
+
+def _covered(orders: Sequence[Order], left: Amount) -> int:
+    """Return how many of the orders, from the first on, can certainly be paid for."""
+    for count, order in enumerate(orders):
+        left = left.plus(order.ceiling.negative)
+        if min(left) < 0:
+            return count
+    return len(orders)
+
+
+def _ask_all(
+    orders: Sequence[Order], desk: Desk, workers: int, bar: progress.Bar, before: int
+) -> list[Answer | BudgetExhausted]:
+    asking = _Asking(desk, workers, bar)
+    # on Ctrl-C what is in flight is settled, and what is queued is not asked
+    outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
+    if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in answers]:
+        cause = next((e for e in errors if not isinstance(e, InterruptedError | RefusedQuestion)), errors[0])
+        raise LabellingStopped(
+            f"labelling stopped after {before + len(answers)} of {bar.total} queries: {cause}. "
+            "The labels are kept; run again to go on from here"
+        ) from cause
+    return answers
+
+
+class _Asking:
+    """Asks the expert about many tuples at once."""
+
+    def __init__(self, desk: Desk, workers: int, bar: progress.Bar) -> None:
+        self.desk = desk
+        self.clerk = Clerk(desk.ledger, desk.account)
+        self.breaker = Breaker()
+        self.slots = asyncio.Semaphore(workers)
+        # some have their reservation in hand when a slot comes free: the ledger's time is not the expert's idle time
+        self.ready = workers + max(workers // 4, 1)
+        self.bar = bar
+
+    async def all(self, orders: Sequence[Order]) -> list[Answer | Exception | None]:
+        """Return what came of each order; None for those that were not asked because another has failed."""
+        outcomes: list[Answer | Exception | None] = [None] * len(orders)
+        waiting = iter(enumerate(orders))
+
+        async def work() -> None:
+            for place, order in waiting:
+                if self.breaker.stop.is_set():
+                    return
+                try:
+                    outcomes[place] = await self._ask(order)
+                except Exception as error:
+                    outcomes[place] = error
+                    if not isinstance(error, BudgetExhausted | RefusedQuestion):
+                        self.breaker.stop.set()  # at once: the others must not go on paying an expert that fails
+                self.bar.update()
+
+        await asyncio.gather(*(work() for _ in range(self.ready)))
+        for place, refusal in enumerate(outcomes):
+            # not where labelling stopped, perhaps for what was refused
+            if isinstance(refusal, RefusedQuestion) and not self.breaker.stop.is_set():
+                outcomes[place] = await self._quarantine(orders[place], refusal)
+        return outcomes
+
+    async def _ask(self, order: Order) -> Answer:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await self._ask_once(order)
+            except (RefusedCall, RefusedQuestion):
+                raise
+            except (UnpaidFailure, LostReply) as failure:
+                if attempt == _TRIES or self.breaker.failed(failure):
+                    raise
+                log.debug("asking again after %s", failure)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self.breaker.stop.wait(),
+                        pause_after(attempt, failure, seed=order.question.prompt + order.question.response),
+                    )
+        raise AssertionError("unreachable")
+
+    async def _ask_once(self, order: Order) -> Answer:
+        reserved = await self._reserve(order)
+        if isinstance(reserved, Answer):
+            return reserved
+        ledger, question = self.desk.ledger, order.question
+        try:
+            verdict, seconds = await self._call(question)
+        except (UnpaidFailure, InterruptedError) as failure:
+            if isinstance(failure, RefusedQuestion) and failure.certain:
+                return await self._settle_refused(reserved, failure)
+            await asyncio.to_thread(ledger.release, reserved)
+            raise
+        except LostReply as lost:
+            await asyncio.to_thread(ledger.lose, reserved, most=lost.most)
+            raise
+        except BaseException:
+            await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
+            raise
+        found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
+        status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
+        return await self.clerk.settle(Settlement(reserved, status, *found))
+
+    async def _quarantine(self, order: Order, refusal: RefusedQuestion) -> Answer | Exception:
+        """Return the quarantined label of a question that was refused while others were answered."""
+        try:
+            held = await self._reserve(order)
+        except (BudgetExhausted, InterruptedError) as error:
+            return error
+        return held if isinstance(held, Answer) else await self._settle_refused(held, refusal)
+
+    async def _settle_refused(self, reserved: Reservation, refusal: RefusedQuestion) -> Answer:
+        log.warning("a question is quarantined, and costs nothing: %s", refusal)
+        return await self.clerk.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
+
+    async def _call(self, question: Question) -> tuple[Verdict, float]:
+        """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
+        async with self.slots:
+            self._go_on()
+            STOP.set(self.breaker.stop)
+            started = time.monotonic()
+            try:
+                verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
+            except RefusedQuestion as refusal:
+                if every := self.breaker.refused(refusal):
+                    self.breaker.stop.set()
+                    raise RefusedCall(every) from None
+                raise
+            except BaseException as error:
+                if isinstance(error, RefusedCall) or not isinstance(error, UnpaidFailure | LostReply):
+                    self.breaker.stop.set()
+                raise
+            self.breaker.worked()
+            return verdict, time.monotonic() - started
+
+    async def _reserve(self, order: Order) -> Reservation | Answer:
+        while True:
+            self._go_on()
+            outcome = await self.clerk.reserve(order)
+            if isinstance(outcome, Reservation | Answer):
+                return outcome
+            if outcome is not None and not outcome.held:
+                raise outcome
+            # another asks the same now, or holds the money that its call in flight may not need
+            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.to_thread(self.desk.ledger.recover)
+
+    def _go_on(self) -> None:
+        if self.breaker.stop.is_set():
+            raise InterruptedError("labelling was stopped before this query was asked")

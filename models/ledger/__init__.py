@@ -1,0 +1,1 @@
+"""The ledger of every label ever bought, under caps that hold under any concurrency."""

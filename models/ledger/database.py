@@ -1,0 +1,118 @@
+"""The ledger's database: how it is opened, and transactions that are safe under concurrent writers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from models.ledger.tables import KEEPER, KEEPING, LIVE, METADATA, QUERIES
+
+T = TypeVar("T")
+
+_MAKING_TABLES = 0x9F01D  # any number of our own
+_AGAIN = {"40P01", "40001"}  # PostgreSQL: given up to end a deadlock, or because it could not be put in an order
+_MAY_NOT = "42501"  # PostgreSQL: insufficient privilege
+_ATTEMPTS = 10
+
+
+def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Return what `work` returns within a transaction, all of it kept or none.
+
+    Done again, from the beginning, if the database gives it up to end a deadlock: two processes that settle and ask about
+    the same questions may wait for one another.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            with engine.begin() as connection:
+                return work(connection)
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in _AGAIN or attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+def there(url: str) -> bool:
+    """Whether there is a database at a URL, as far as can be told without making one."""
+    parsed = sa.make_url(url)
+    return parsed.get_backend_name() != "sqlite" or bool(parsed.database and Path(parsed.database).exists())
+
+
+def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
+    """Return the seconds that an expert's last answers took, by its fingerprint; none where there is no ledger yet."""
+    if not there(url):
+        return []
+    # of live rows, whose index tells at once that an expert has none
+    took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds > 0)  # 0: refused
+    with open_engine(url).connect() as connection:
+        return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables.
+
+    Raises ConnectionError naming the place, without its password, where no server answers, and PermissionError where tables
+    are missing and the role may not make them.
+    """
+    parsed = sa.make_url(url)
+    embedded = parsed.get_backend_name() == "sqlite"
+    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True)
+    try:
+        connection = engine.connect()
+    except sa.exc.OperationalError as error:
+        if embedded:
+            raise
+        said = " ".join(str(error.orig).split())
+        raise ConnectionError(
+            f"the ledger {parsed.render_as_string(hide_password=True)} does not let us in: {said} Start its server, or set "
+            "NINEFOLD_LEDGER"
+        ) from error
+    try:
+        with connection, connection.begin():
+            if not embedded:  # two that make the tables at once would get into each other's way
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+            METADATA.create_all(connection)
+            _bring_up_to_date(connection)
+    except sa.exc.ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
+            raise
+        raise PermissionError(
+            f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables or is of an earlier version, and "
+            f"{parsed.username} may not change that: `ninefold prepare` with NINEFOLD_LEDGER of the role that owns it"
+        ) from error
+    return engine
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """Give tables, new ones or an earlier version's, what they lack: columns, indexes, a guard; what is in them stays."""
+    for table in METADATA.sorted_tables:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                specification = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {specification}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+    if connection.dialect.name == "postgresql":
+        known = sa.text("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'queries'::regclass AND tgname = :name")
+        if not connection.scalar(known, {"name": KEEPER}):
+            connection.execute(sa.text(KEEPING))
+
+
+def _sqlite(url: sa.URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": 60}, paramstyle="named")
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
+        connection.isolation_level = None  # transactions are opened below, not by the driver
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
+
+    @sa.event.listens_for(engine, "begin")
+    def _lock(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
+
+    return engine

@@ -1,0 +1,84 @@
+"""What goes into the ledger and comes out of it: an order, a reservation, a settlement, an answer."""
+
+import time
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
+
+from models.core.data import LabelStatus
+from models.core.money import Amount, dollars
+from models.ledger.accounts import BudgetExhausted
+from models.ledger.tables import Question
+
+REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
+QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
+
+
+class Order(NamedTuple):
+    """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None."""
+
+    question: Question
+    ceiling: Amount
+    paid_on_loss: bool
+    holder: str | None = None
+
+
+class Reservation(NamedTuple):
+    """Money and tokens set aside for one call; settle, release or lose it."""
+
+    query_id: int
+    account: str
+    micro_usd: int
+    tokens: int = 0
+
+
+class Settlement(NamedTuple):
+    """What a call has brought, and its real price."""
+
+    reservation: Reservation
+    status: LabelStatus
+    score: float
+    raw: str
+    tokens: int
+    micro_usd: int
+    seconds: float
+
+    def parameters(self, status: QueryStatus) -> dict[str, Any]:
+        """Return what is written of it, as parameters of a statement: `query_id` and, for each of REPLIED, `new_…`."""
+        score = self.score if self.status == "labelled" else None
+        values = (status, score, self.raw, self.tokens, self.micro_usd, self.seconds, time.time())
+        named = {f"new_{name}": value for name, value in zip(REPLIED, values, strict=True)}
+        return {"query_id": self.reservation.query_id, **named}
+
+
+class Answer(NamedTuple):
+    """What the ledger holds for a question; `bought` says whether this account paid for it."""
+
+    score: float
+    micro_usd: int
+    tokens: int
+    bought: bool
+    status: LabelStatus
+
+
+Outcome = Reservation | Answer | BudgetExhausted | None
+
+
+def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError | None]:
+    """Return a settlement at a price that can be booked, and the error of an expert who asks what cannot be, or too much.
+
+    A price above what was reserved is booked: the caps no longer hold, and the account buys nothing more. A negative one,
+    or one that is no whole number, is booked at what was reserved.
+    """
+    price = Amount(reply.micro_usd, reply.tokens)
+    if any(not isinstance(part, Integral) or isinstance(part, bool) or part < 0 for part in price):
+        return reply._replace(micro_usd=charged.micro_usd, tokens=charged.tokens), ValueError(
+            f"oracle asked {price.micro_usd!r} micro-dollars and {price.tokens!r} tokens for a query, which are no whole "
+            f"numbers from 0 on: booked at the {dollars(charged.micro_usd)} reserved; the reply is kept"
+        )
+    reply = reply._replace(micro_usd=int(price.micro_usd), tokens=int(price.tokens))  # numpy's are not for databases
+    if price.micro_usd <= charged.micro_usd and (price.tokens <= charged.tokens or not charged.tokens):
+        return reply, None
+    return reply, ValueError(
+        f"oracle asked {dollars(price.micro_usd)} for a query reserved at {dollars(charged.micro_usd)} "
+        f"({price.tokens} tokens, reserved {charged.tokens}): its ceiling is too low; the reply is kept"
+    )

@@ -1,0 +1,298 @@
+"""Every oracle query bought: reserve → call → settle, transactional, so that a paid label is never bought again.
+
+An account is a budget: reservations are charged to it before the call, so that its caps hold under any number of processes.
+A query is identified by (oracle fingerprint, criterion, prompt hash, response hash); whoever asks it again is charged its
+price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction (`exchange`).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from models.core.data import LabelStatus
+from models.core.money import NO_CAP, Amount
+from models.ledger import accounts, database, tables
+from models.ledger import liveness as holders
+from models.ledger.accounts import BudgetExhausted, Spent
+from models.ledger.entries import REPLIED, Answer, Order, Outcome, QueryStatus, Reservation, Settlement, checked
+from models.ledger.tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = database.open_engine(url)
+        self.embedded = self.engine.dialect.name == "sqlite"
+        self._presence = None if self.embedded else holders.Presence(self.engine.url, of=self)
+
+    def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
+        """Make the account, or set new caps on it; what it has spent stays."""
+        caps = {"queries": max_queries, "micro_usd": max_micro_usd, "tokens": max_tokens}
+        self.transact(lambda c: accounts.open_account(c, name, **caps))
+
+    def reserve(
+        self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool, tokens: int = 0
+    ) -> Reservation | Answer | None:
+        """Set `ceiling` micro-dollars and `tokens` aside for a call; or return the answer that was paid for earlier.
+
+        None means that another is asking the same question now: try again shortly. Raises BudgetExhausted, having charged
+        nothing, when a cap would be passed.
+        """
+        _, (outcome,) = self.exchange(account, [], [Order(question, Amount(ceiling, tokens), paid_on_loss)])
+        if isinstance(outcome, BudgetExhausted):
+            raise outcome
+        return outcome
+
+    def settle(
+        self,
+        reservation: Reservation,
+        *,
+        status: LabelStatus,
+        score: float,
+        raw: str,
+        tokens: int,
+        micro_usd: int,
+        seconds: float,
+    ) -> Answer:
+        """Record the reply and its real price; the label is now owned for ever.
+
+        A reply so late that its question was asked again meanwhile is kept on its own row, which stays `lost`: the other
+        row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling (the caps no
+        longer hold), or if the reservation was settled or released before.
+        """
+        reply = Settlement(reservation, status, score, raw, tokens, micro_usd, seconds)
+        (answer,), _ = self.exchange(reservation.account, [reply], [])
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    def exchange(
+        self, account: str, replies: Sequence[Settlement], orders: Sequence[Order]
+    ) -> tuple[list[Answer | ValueError], list[Outcome]]:
+        """Settle replies, then reserve for orders of different questions, all in one transaction.
+
+        Returns what `settle` and `reserve` would, errors included, in the given order.
+        """
+
+        def work(connection: Connection) -> tuple[list[Answer | ValueError], list[Outcome]]:
+            settled = self.settle_within(connection, account, replies) if replies else []
+            return settled, self._reserve(connection, account, orders) if orders else []
+
+        if orders and self._presence is not None:
+            self._presence.hold()
+        return self.transact(work)
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns within one transaction; see `ledger_engine.transact`."""
+        return database.transact(self.engine, work)
+
+    def _reserve(self, connection: Connection, account: str, orders: Sequence[Order]) -> list[Outcome]:
+        found = tables.live_rows(connection, [order.question for order in orders])
+        outcomes: dict[int, Outcome] = {}
+        new: list[int] = []
+        owned: dict[int, Any] = {}
+        asked: set[tables.Key] = set()
+        for place, order in enumerate(orders):
+            row = found.get(order.question.key)
+            if order.question.key in asked:
+                outcomes[place] = None  # asked a moment ago, in this same exchange
+                continue
+            asked.add(order.question.key)
+            if row is None:
+                new.append(place)
+            elif row.status == "reserved":
+                outcomes[place] = None
+            else:
+                owned[place] = row
+        outcomes |= self._own(connection, account, owned)
+        affordable = accounts.afford(connection, account, [orders[place].ceiling for place in new])
+        paid = [place for place, affords in zip(new, affordable, strict=True) if affords]
+        outcomes |= self._insert(connection, account, {place: orders[place] for place in paid})
+        for place in set(new) - set(paid):
+            outcomes[place] = accounts.exhausted(connection, account, orders[place].ceiling)
+        return [outcomes[place] for place in range(len(orders))]
+
+    def _own(self, connection: Connection, account: str, rows: Mapping[int, Any]) -> dict[int, Outcome]:
+        """Charge an account for labels that are owned already, where it has not been charged for them, and return them."""
+        charged = accounts.charged_for(connection, account, [row.id for row in rows.values()])
+        fresh = {place: row for place, row in rows.items() if row.id not in charged}
+        prices = {place: Amount(row.micro_usd, row.tokens) for place, row in fresh.items()}
+        affords = accounts.afford(connection, account, list(prices.values()))
+        paid = [place for place, affordable in zip(fresh, affords, strict=True) if affordable]
+        accounts.charge(connection, account, [(fresh[p].id, prices[p]) for p in paid], bought=False)
+        answers: dict[int, Outcome] = {
+            place: Answer(row.score, row.micro_usd, row.tokens, charged.get(row.id, False), row.status)
+            for place, row in rows.items()
+        }
+        return answers | {p: accounts.exhausted(connection, account, prices[p]) for p in fresh if p not in paid}
+
+    def _insert(self, connection: Connection, account: str, orders: Mapping[int, Order]) -> dict[int, Outcome]:
+        """Write the reservations of orders that the account has been charged for."""
+        if not orders:
+            return {}
+        now, here = time.time(), holders.this_process()
+        rows = [
+            {
+                **order.question.columns(),
+                "status": "reserved",
+                "micro_usd": order.ceiling.micro_usd,
+                "tokens": order.ceiling.tokens,
+                "account": account,
+                "holder": order.holder or here,
+                "paid_on_loss": order.paid_on_loss,
+                "reserved_at": now,
+            }
+            for order in orders.values()
+        ]
+        ids = tables.insert_new(connection, rows)
+        outcomes: dict[int, Outcome] = {}
+        for place, order in orders.items():
+            query_id = ids.get(order.question.key)
+            if query_id is None:  # PostgreSQL: another first asker was faster between our look and our insert
+                accounts.adjust(connection, account, queries=-1, by=order.ceiling.negative)
+                outcomes[place] = None
+            else:
+                outcomes[place] = Reservation(query_id, account, *order.ceiling)
+        kept = [(r.query_id, Amount(r.micro_usd, r.tokens)) for r in outcomes.values() if isinstance(r, Reservation)]
+        accounts.charge(connection, account, kept, bought=True)
+        return outcomes
+
+    def settle_within(
+        self, connection: Connection, account: str, replies: Sequence[Settlement]
+    ) -> list[Answer | ValueError]:
+        """Settle replies of one account within a transaction of the caller's."""
+        ids = [reply.reservation.query_id for reply in replies]
+        before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
+        rows, prices, answers, saved = [], [], list[Answer | ValueError](), Amount(0, 0)
+        for given in replies:
+            query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
+            if was is None or was.status not in ("reserved", "lost"):
+                answers.append(ValueError(f"query {query_id} is not reserved: it was settled or released before"))
+                continue
+            charged = Amount(was.micro_usd, was.tokens)
+            (reply, wrong), status = checked(given, charged), given.status
+            if was.status == "lost" and not tables.revive(connection, query_id):
+                status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
+            price = Amount(reply.micro_usd, reply.tokens)
+            rows.append(reply.parameters(status))
+            prices.append((query_id, price))
+            saved = saved.plus(price).plus(charged.negative)
+            answers.append(wrong or Answer(reply.score, *price, True, reply.status))
+        if rows:
+            _SETTLE(connection, rows)
+            accounts.recharge(connection, account, prices)
+            accounts.adjust(connection, account, queries=0, by=saved)
+        return answers
+
+    def release(self, reservation: Reservation) -> None:
+        """Undo a reservation whose call is known to have cost nothing."""
+        self.transact(lambda c: self.void_within(c, reservation))
+
+    def lose(self, reservation: Reservation, *, most: Amount | None = None) -> None:
+        """Count a call whose reply never arrived as paid; the question may be asked again.
+
+        Paid at `most`, what it may have cost; at what was reserved where that is not known, or less.
+        """
+        reserved = Amount(reservation.micro_usd, reservation.tokens)
+        price = reserved if most is None else Amount(*map(min, most, reserved))
+
+        def work(connection: Connection) -> None:
+            self._mark_lost(connection, reservation.query_id)
+            if price != reserved:
+                mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
+                connection.execute(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
+                accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
+                accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
+
+        self.transact(work)
+
+    def recover(self) -> int:
+        """Give up the reservations of dead processes and return how many there were.
+
+        One that may have been paid for keeps its charge (status lost); one by an oracle that charges nothing for
+        an undelivered answer is undone.
+        """
+
+        def work(connection: Connection) -> int:
+            reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
+            away = holders.absent(connection, (row["holder"] for row in reserved))
+            dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away)]
+            for row in dead:
+                if row["paid_on_loss"]:
+                    self._mark_lost(connection, row["id"])
+                else:
+                    self.void_within(
+                        connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
+                    )
+            return len(dead)
+
+        return self.transact(work)
+
+    def spent(self, account: str) -> Spent:
+        """Return what an account has been charged; zeros for an account that was never opened."""
+        with self.engine.connect() as connection:
+            return accounts.spent(connection, account)
+
+    def rows(self, *, status: QueryStatus | None = None, account: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the queries as dictionaries, oldest first; those of one status, or that one account is charged for."""
+        query = sa.select(QUERIES).order_by(QUERIES.c.id)
+        if status is not None:
+            query = query.where(QUERIES.c.status == status)
+        if account is not None:
+            query = query.where(QUERIES.c.id.in_(sa.select(CHARGES.c.query_id).where(CHARGES.c.account == account)))
+        with self.engine.connect() as connection:
+            yield from (dict(row) for row in connection.execute(query).mappings())
+
+    def adopt(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
+        """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
+
+        With each question come its status, score, raw, tokens and micro_usd. People who were asked need not answer any
+        more; what a process is asking about at this moment stays as it is.
+        """
+        now = time.time()
+        kept = {"account": "import", "paid_on_loss": True, "reserved_at": now, "settled_at": now}
+
+        def work(connection: Connection) -> int:
+            for row in tables.live_rows(connection, [question for question, _ in labels]).values():
+                if row.status == "reserved" and row.holder == holders.PEOPLE:
+                    self.void_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
+            rows = [{**question.columns(), **values, **kept} for question, values in labels]
+            return len(tables.insert_new(connection, rows)) if rows else 0
+
+        return self.transact(work)
+
+    def void_within(self, connection: Connection, reservation: Reservation) -> None:
+        """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before."""
+        deleted = connection.execute(
+            sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
+        )
+        if deleted.rowcount == 1:
+            mine = CHARGES.c.account == reservation.account
+            connection.execute(sa.delete(CHARGES).where(mine, CHARGES.c.query_id == reservation.query_id))
+            for table in (ITEMS, JUDGEMENTS):  # SQLite gives the number to another question
+                connection.execute(sa.delete(table).where(table.c.query_id == reservation.query_id))
+            freed = Amount(-reservation.micro_usd, -reservation.tokens)
+            accounts.adjust(connection, reservation.account, queries=-1, by=freed)
+
+    def _mark_lost(self, connection: Connection, query_id: int) -> None:
+        connection.execute(
+            sa.update(QUERIES)
+            .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
+            .values(status="lost", settled_at=time.time())
+        )
+
+
+_BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
+    QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
+)
+_SETTLE = tables.Prepared(
+    sa.update(QUERIES)
+    .where(QUERIES.c.id == sa.bindparam("query_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in REPLIED})
+)

@@ -1,0 +1,1 @@
+"""Agreement, calibration, selective prediction, intervals and comparisons."""

@@ -1,0 +1,101 @@
+"""Intervals over whole prompts, because responses to one prompt are not independent: the bootstrap and the jackknife."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics.crossed import crossed_mean
+
+Floats = NDArray[np.float64]
+_RESAMPLES = 4000
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_difference(ours: Floats, other: Floats) -> Interval:
+    """Return mean(ours − other) over paired seeds and its 95 % interval (Student's t); both of shape (seeds,)."""
+    return Interval(*crossed_mean((ours - other)[:, None])[:3])
+
+
+def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0) -> Interval:
+    """Return the mean of `values` and its percentile-bootstrap interval when whole clusters (prompts) are resampled.
+
+    Both arrays have shape (n,). With no value, or a single cluster, the interval is NaN.
+    """
+    if len(values) == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    _, number = np.unique(cluster, return_inverse=True)
+    totals, counts = np.bincount(number, weights=values), np.bincount(number)
+    if len(totals) < 2:
+        return Interval(float(values.mean()), float("nan"), float("nan"))
+    drawn = _drawn(len(totals), _RESAMPLES, seed)
+    means = totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def averaged(parts: Sequence[Interval], family: Sequence[str]) -> Interval:
+    """Return the mean of estimates, of which those of one `family` may be of the same questions.
+
+    The halves of its interval are theirs, added within a family, as if they moved together, and in quadrature between
+    families, which are independent.
+    """
+    means, lows, highs = np.array(parts).T
+    _, number = np.unique(np.array(family), return_inverse=True)
+    below, above = (
+        float(np.sqrt(np.square(np.bincount(number, weights=np.abs(end - means))).sum()) / len(parts))
+        for end in (lows, highs)
+    )
+    mean = float(means.mean())
+    return Interval(mean, mean - below, mean + above)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> Interval:
+    """Return Σ w v / Σ w of independent rows, both of shape (n,), and its percentile-bootstrap interval."""
+    drawn = resampled(np.arange(len(values))) * weights
+    low, high = np.quantile(drawn @ values / drawn.sum(axis=1), [0.025, 0.975])
+    return Interval(float(weights @ values / weights.sum()), float(low), float(high))
+
+
+def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0) -> Floats:
+    """Return how often each of n rows is drawn when whole clusters are resampled, shape (resamples, n)."""
+    _, number = np.unique(cluster, return_inverse=True)
+    count = int(number.max(initial=-1)) + 1
+    drawn = _drawn(count, resamples, seed)
+    return np.stack([np.bincount(row, minlength=count) for row in drawn])[:, number].astype(np.float64)
+
+
+def _drawn(clusters: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(clusters, size=(resamples, clusters))
+
+
+def jackknife_mean(values: Floats, one: NDArray[np.int64], other: NDArray[np.int64]) -> Interval:
+    """Return the mean over pairs of clusters (prompts) and its 95 % interval by leaving out each cluster in turn.
+
+    All arrays have shape (pairs,); `one` and `other` number the clusters of a pair's two sides, which may be the same. The
+    delete-one jackknife (Arvesen 1969, for U-statistics) with Student's quantile; NaN with fewer than two clusters, or
+    where one of them is in every pair.
+    """
+    from scipy.stats import t as student
+
+    nothing = Interval(float(values.mean()) if len(values) else float("nan"), float("nan"), float("nan"))
+    names, number = np.unique(np.concatenate([one, other]), return_inverse=True)
+    sides = np.split(number, 2)
+    apart = sides[0] != sides[1]  # a pair counts once for each cluster that it is of
+    total, count = np.bincount(sides[0], values, len(names)), np.bincount(sides[0], minlength=len(names)).astype(float)
+    total += np.bincount(sides[1][apart], values[apart], len(names))
+    count += np.bincount(sides[1][apart], minlength=len(names))
+    if len(names) < 2 or (count == len(values)).any():
+        return nothing
+    without = (values.sum() - total) / (len(values) - count)
+    spread = np.sqrt((len(names) - 1) * np.mean((without - without.mean()) ** 2))
+    margin = float(spread * student.ppf(0.975, len(names) - 1))
+    return Interval(nothing.mean, nothing.mean - margin, nothing.mean + margin)

@@ -1,0 +1,253 @@
+"""One chat completion from an OpenAI-compatible server: its rate limits, its price, and what a failure may have cost."""
+
+import atexit
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from models.core.event_loop import run, unless_stopped
+from models.core.money import Amount, Prices
+from models.core.registry import Frozen
+from models.oracles.base import Counter, Expected, LostReply, RefusedCall, RefusedQuestion, UnpaidFailure
+from models.oracles.endpoint_policy import check_address, check_key_name
+from models.oracles.failures import Failure, failure_of, meaning
+from models.oracles.replies import Reply, reply_of
+
+log = logging.getLogger(__name__)
+
+Message = Mapping[str, str]
+
+# A byte-level tokenizer makes no more tokens than bytes; the chat template adds a few for each message.
+_TOKENS_PER_MESSAGE = 16
+_SAID = 400  # characters of what a server says of a failure
+_SECONDS_PER_TOKEN = (
+    0.02  # of a reply, and as much as thirty of them before the first: usual, where nothing was measured
+)
+
+
+def most_tokens(text: str) -> int:
+    """Return an upper bound of a text's tokens."""
+    return len(text.encode())
+
+
+def most_tokens_sent(messages: Sequence[Message]) -> int:
+    """Return an upper bound of the input tokens of a call."""
+    return sum(most_tokens(m["content"]) + _TOKENS_PER_MESSAGE for m in messages)
+
+
+class Endpoint(Frozen):
+    """A model behind a server. The key is read from the environment variable `key_env` and goes nowhere else."""
+
+    execution_fields: ClassVar[frozenset[str]] = frozenset(
+        {"key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
+    )
+
+    model: str = Field(description="as the server calls it")
+    base_url: str = Field("https://api.openai.com/v1", description="of the OpenAI-compatible server")
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="variable that holds the key")
+    prices: Prices
+    max_tokens: PositiveInt = Field(512, description="of a reply")
+    temperature: NonNegativeFloat = Field(0.0, description="of the judge")
+    timeout: PositiveFloat = Field(60.0, description="seconds")
+    requests_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
+    tokens_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("base_url must start with http:// or https:// and name a host")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "base_url must hold no user, password or query: set the key in the environment variable key_env"
+            )
+        return url
+
+    @field_validator("key_env")
+    @classmethod
+    def _of_an_expert(cls, name: str) -> str:
+        return check_key_name(name)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a reply depends on: not the limits, the patience or the name of the key."""
+        return self.model_dump(mode="json", exclude=set(self.execution_fields))
+
+    def most(self, sent: int) -> Amount:
+        """Return the most that one call may cost that sends at most so many tokens."""
+        return Amount(self.prices.most(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
+
+    def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
+        """Return what one call usually costs."""
+        sent, written = sum(count(m["content"]) for m in messages), min(output_tokens, self.max_tokens)
+        price = self.prices.cost(input_tokens=sent, output_tokens=written)
+        return Expected(price, sent + written, seconds=(written + 30) * _SECONDS_PER_TOKEN)
+
+    def paced(self, calls: int, tokens: int) -> float:
+        """Return the seconds that the rate limits make of so many calls and tokens."""
+        rates = (calls, self.requests_per_minute), (tokens, self.tokens_per_minute)
+        return max(60.0 * number / limit if limit else 0.0 for number, limit in rates)
+
+    def check(self) -> None:
+        """Raise ValueError if there is no key, or the server is where none may be, before anything is bought."""
+        check_address(self.base_url)
+        if not os.environ.get(self.key_env):
+            raise ValueError(f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it")
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Reply:
+        """Return the reply to one call.
+
+        `schema` asks for JSON of that shape, `top_logprobs` for that many alternatives of each token. Raises UnpaidFailure
+        where nothing was billed (a rate limit, an error of the server, no connection), RefusedQuestion where these messages
+        will not be answered, RefusedCall where none will, and LostReply where the reply may have been paid for and never
+        came, or cannot be read. `models.oracles.failures.meaning` says which failure is which.
+        """
+        await self._wait(self.most(most_tokens_sent(messages)).tokens)
+        options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        if seed is not None:
+            options["seed"] = seed
+        if schema is not None:
+            options["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
+            }
+        if top_logprobs:
+            options |= {"logprobs": True, "top_logprobs": top_logprobs}
+        body = {"model": self.model, "messages": list(messages), **options}
+        try:
+            # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
+            answer = await _client(self).post("/chat/completions", body=body, cast_to=object)
+            if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
+                raise self._meant(failure_of(None, answer), {}, messages)
+            reply = reply_of(answer, self.prices, sent=most_tokens_sent(messages), written=self.max_tokens)
+            if reply.doubt:
+                _warn_once(self.base_url, self.model, reply.doubt)
+            return reply
+        except (UnpaidFailure, LostReply):
+            raise
+        except Exception as error:
+            failure = self._failure(error, messages)
+            if failure is None:
+                raise
+            # not `from error`: servers say a key that they refuse, and tracebacks are logged
+            raise failure from None
+
+    def _failure(self, error: Exception, messages: Sequence[Message]) -> Exception | None:
+        """Return what an error of a call means for whoever pays; None for one that is not the server's. Says no key."""
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            return self._meant(failure_of(error.status_code, error.body), error.response.headers, messages)
+        said = self._without_key(str(getattr(error, "message", error)))
+        if isinstance(error, openai.APIConnectionError) and _never_sent(error):
+            return UnpaidFailure(f"no connection to {self.base_url}")
+        if isinstance(error, openai.APIConnectionError):
+            said = f"no reply from {self.base_url}: {error.__cause__ or said}"
+        elif isinstance(
+            error, openai.APIError | ValueError | TypeError | AttributeError | LookupError | RecursionError
+        ):
+            said = f"the reply of {self.base_url} cannot be read: {said}"
+        else:
+            return None
+        return LostReply(said, most=self.most(most_tokens_sent(messages)))
+
+    def _meant(self, failure: Failure, headers: Mapping[str, str], messages: Sequence[Message]) -> Exception:
+        """Return the error for what a server has said of a call."""
+        means, status = meaning(failure), failure.status or "an error in its reply"
+        said = self._without_key(failure.words)[:_SAID]
+        if means == "free":
+            what = "rate limit" if status == 429 else f"server error {status}"
+            return UnpaidFailure(what, retry_after=_retry_after(headers))
+        if means == "billed":
+            told = f"{self.base_url} failed with {status}, and may have billed the call: {said}"
+            return LostReply(told, most=self.most(most_tokens_sent(messages)))
+        told = f"{self.base_url} refused the call with {status}: {said}"
+        if means == "oracle":
+            return RefusedCall(told)
+        return RefusedQuestion(told, signature=failure.signature, certain=means == "question")
+
+    def _without_key(self, said: str) -> str:
+        return said.replace(os.environ[self.key_env], f"${self.key_env}")
+
+    async def _wait(self, tokens: int) -> None:
+        """Return when the limits allow a call of at most so many tokens; raise InterruptedError if labelling stops."""
+        limits = (self.requests_per_minute, 1), (self.tokens_per_minute, tokens)
+        for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
+            if limit is not None:
+                await unless_stopped(limiter.try_acquire_async("calls", weight=min(weight, limit)))
+
+
+def _warn_once(base_url: str, model: str, doubt: str) -> None:
+    if (base_url, model) not in _warned:
+        _warned.add((base_url, model))
+        log.warning("%s (%s): %s. Its calls are booked at the most that they may cost", base_url, model, doubt)
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _never_sent(error: BaseException | None) -> bool:
+    """Whether no connection was made. The SDK calls any broken one a connect time-out: only aiohttp's own error tells."""
+    import aiohttp
+
+    while error is not None and not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        error = error.__cause__
+    return error is not None
+
+
+def close_clients() -> None:
+    """Close every connection; the next call opens new ones."""
+    while _clients:
+        _, client = _clients.popitem()
+        run(client.close())
+
+
+_clients: dict[Endpoint, Any] = {}  # used on the event loop, each by every call to its endpoint
+atexit.register(close_clients)
+
+
+def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
+    import openai
+
+    if endpoint not in _clients:
+        _clients[endpoint] = openai.AsyncOpenAI(
+            api_key=os.environ[endpoint.key_env],
+            base_url=endpoint.base_url,
+            timeout=endpoint.timeout,
+            max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back
+            # half the time per call of the default; where a server sends us to has not been checked
+            http_client=openai.DefaultAioHttpClient(follow_redirects=False),
+        )
+    return _clients[endpoint]
+
+
+@lru_cache(maxsize=8)
+def _limiters(endpoint: Endpoint) -> tuple[Any, Any]:
+    """Return the limiters of calls and of tokens; None where there is no limit."""
+    from pyrate_limiter import Duration, Limiter, Rate, StateBucket
+
+    def limiter(per_minute: int | None) -> Any:  # noqa: ANN401
+        return None if per_minute is None else Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
+
+    return limiter(endpoint.requests_per_minute), limiter(endpoint.tokens_per_minute)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that the server asks to wait; None where it says nothing that can be read."""
+    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):  # absent, or a date
+            return max(float(headers[name]) * seconds, 0.0)
+    return None

@@ -1,0 +1,70 @@
+"""A server's reply to a chat completion: its text, its price, and what else it may have said; most of it is optional."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from models.core.money import Prices
+from models.oracles.usage import bill
+
+
+class Reply(NamedTuple):
+    """What came back. `alternatives` are (token, probability by token) along the text, where they were asked for.
+
+    `doubt` says why the price is the most that the call may have cost, where the server's usage tells none.
+    """
+
+    text: str
+    refused: bool
+    alternatives: Sequence[tuple[str, Mapping[str, float]]]
+    model: str
+    tokens: int
+    micro_usd: int
+    doubt: str = ""
+
+
+def reply_of(answer: Any, prices: Prices, *, sent: int, written: int) -> Reply:  # noqa: ANN401
+    """Return what a server has answered to a call that could send and write at most so many tokens.
+
+    A reply without a choice is a refusal: filters leave it so. Raises TypeError or KeyError if there are no choices at all.
+    """
+    choices = answer["choices"]
+    choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
+    message = _mapping(choice.get("message"))
+    text = text_of(message.get("content"))
+    price, doubt = bill(answer.get("usage"), prices, sent=sent, written=written, text=text)
+    return Reply(
+        text=text,
+        refused=not choice or bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter",
+        alternatives=_alternatives(choice.get("logprobs")),
+        model=f"{answer.get('model') or ''} {answer.get('system_fingerprint') or ''}".strip(),
+        tokens=price.tokens,
+        micro_usd=price.micro_usd,
+        doubt=doubt,
+    )
+
+
+def text_of(content: object) -> str:
+    """Return the text of a reply's content: a text, or a list of parts, of which those that are no text are left out.
+
+    What is neither states no verdict, and is returned as it is written, for people to look at.
+    """
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        texts = [part.get("text") for part in content if part.get("type", "text") in ("text", "output_text")]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else "" if content is None else repr(content)
+
+
+def _alternatives(logprobs: object) -> list[tuple[str, Mapping[str, float]]]:
+    """Return (token, probability by token) along a text; nothing where the server says it in another way."""
+    try:
+        return [
+            (str(place["token"]), {str(top["token"]): math.exp(top["logprob"]) for top in place["top_logprobs"]})
+            for place in _mapping(logprobs).get("content") or ()
+        ]
+    except (ArithmeticError, LookupError, TypeError):
+        return []
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,1 @@
+"""Studies of label efficiency on recorded and synthetic labels."""

@@ -1,0 +1,1 @@
+"""Trainers: SFT, DPO and its relatives, reward losses, accelerate, CPU kernels."""

@@ -1,0 +1,130 @@
+"""Direct preference optimisation on the labelled pairs: M_1 → M_2, with M_1 as the reference (step 8)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from models.core.data import Pair, Response
+from models.metrics.selective import Gate
+from models.policies.chat_template import Encoded, Renderer
+from models.policies.language_model import Floats, LanguageModel
+from models.policies.recorded import recorded
+from models.training.cpu_kernels import use_cpu_kernels
+from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
+
+Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
+
+
+class DPO(Schedule):
+    """TRL's DPOTrainer, on adapters or every weight (2305.18290, eq. 7), or another `algorithm` on the same pairs.
+
+    `rounds` > 1 repeats from generation with the newest policy.
+
+    `feedback` says who tells chosen from rejected: an evaluator that the expert has taught (the paper's method), the expert
+    alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
+    nobody: M_1 is the result (`sft`). `gate` says whether an evaluator is believed, and in which pairs.
+    """
+
+    # round 1 of 3 is round 1 of 1; who gave the feedback is seen in the pairs
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback", "gate"})
+
+    learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
+    beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
+    algorithm: Literal["dpo", "kto", "orpo"] = Field("dpo", description="what learns from the pairs, through TRL")
+    rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
+    feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _kto_compares_rows(self) -> Self:
+        if self.algorithm == "kto" and self.batch_size < 2:
+            raise ValueError(
+                "dpo.algorithm=kto holds the rows of a batch against one another: set dpo.batch_size to 2 or more"
+            )
+        if self.algorithm == "kto":
+            self.check_lora("dpo", "KTO's reference is the policy without its adapter")
+        return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked of the expert for training."""
+        return self.feedback in ("proxy", "expert")
+
+
+def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Floats:
+    """Return Σ log π_ref of each pair's chosen and rejected response, in nats, shape (N, 2).
+
+    Over the tokens that training sums over: all that the template writes after the response too, and for both from where the
+    first of them leaves the prompt. Of responses that the policy has `sampled` itself, what is recorded of the same tokens
+    is taken for it.
+    """
+    encoded, by_text = [], {(r.prompt, r.text): r for r in sampled if r.canonical}
+    for p in pairs:
+        both = [policy.renderer.encode(p.prompt, text) for text in (p.chosen, p.rejected)]
+        encoded += [Encoded(e.ids, min(one.start for one in both)) for e in both]
+    known = recorded(encoded, [by_text.get((p.prompt, text)) for p in pairs for text in (p.chosen, p.rejected)])
+    return policy.logprob(encoded, known=known, what="reference").reshape(-1, 2).astype(np.float32)
+
+
+def train_dpo(
+    policy: LanguageModel,
+    pairs: Sequence[Pair],
+    reference: Floats,
+    recipe: DPO,
+    *,
+    folder: Path,
+    seed: int,
+    along: Sequence[Path] = (),
+) -> dict[str, float]:
+    """Train on the pairs, save what it changes in `folder` and return the trainer's last metrics; `along` is that of `run`.
+
+    `reference` is what `reference_logprob` says of the policy before: it stays as it is, whatever the epoch.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    fits = _fits(policy, pairs, recipe)
+    kept = [p for p, fit in zip(pairs, fits, strict=True) if fit]
+    rows = [policy.renderer.row(p.prompt, chosen=p.chosen, rejected=p.rejected) for p in kept]
+    for row, (chosen, rejected) in zip(rows, reference[fits].tolist(), strict=True):
+        row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    class Trainer(DPOTrainer):  # type: ignore[misc]
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ANN401
+            """Return the rows as they are: the reference is among their columns."""
+            return dataset
+
+    # without adapters the trainer would load a model for reference, unless it is to compute the columns itself
+    given = arguments(recipe, seed, len(rows)) | {"precompute_ref_log_probs": recipe.lora is None}
+    trainer = Trainer(
+        model=to_train(policy.model, recipe),
+        args=DPOConfig(beta=recipe.beta, **given),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.peft("CAUSAL_LM"),
+    )
+    trainer.precompute_ref_logps = True  # they are among the columns
+    use_cpu_kernels(trainer)
+    run(trainer, along)
+    save_trained(trainer, folder)
+    return {"pairs": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
+        trainer.state.log_history,
+        ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
+    )
+
+
+def fitting_pairs(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[Pair]:
+    """Return the pairs of which both responses fit into `max_length` tokens; warn of the others as `fitting` does."""
+    return [p for p, fit in zip(pairs, _fits(policy, pairs, recipe), strict=True) if fit]
+
+
+def _fits(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[bool]:
+    longer = [(p.prompt, _longer(policy.renderer, p)) for p in pairs]
+    return fitting(policy.renderer, longer, recipe.max_length, recipe.algorithm.upper())
+
+
+def _longer(renderer: Renderer, pair: Pair) -> str:
+    return max(pair.chosen, pair.rejected, key=lambda text: len(renderer.encode(pair.prompt, text).ids))

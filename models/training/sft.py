@@ -1,0 +1,38 @@
+"""Supervised fine-tuning on the seed: M_0 → M_1 (step 1 of the algorithm)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.core.data import Demonstration
+from models.policies.language_model import LanguageModel
+from models.training.cpu_kernels import use_cpu_kernels
+from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
+
+
+class SFT(Schedule):
+    """TRL's SFTTrainer, with LoRA or on every weight; the loss is on the response's tokens only."""
+
+
+def train_sft(
+    policy: LanguageModel, seed_examples: Sequence[Demonstration], recipe: SFT, *, folder: Path, seed: int
+) -> dict[str, float]:
+    """Train on the demonstrations, save what it changes in `folder` and return the trainer's last metrics."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    fits = fitting(policy.renderer, [(d.prompt, d.response) for d in seed_examples], recipe.max_length, "SFT")
+    kept = [d for d, fit in zip(seed_examples, fits, strict=True) if fit]
+    rows = [policy.renderer.row(d.prompt, completion=d.response) for d in kept]
+    trainer = SFTTrainer(
+        model=to_train(policy.model, recipe),
+        args=SFTConfig(**arguments(recipe, seed, len(rows))),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=recipe.peft("CAUSAL_LM"),
+    )
+    use_cpu_kernels(trainer)
+    run(trainer)
+    save_trained(trainer, folder)
+    return {"rows": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
+        trainer.state.log_history, ["train_loss", "mean_token_accuracy", "train_runtime"]
+    )

@@ -1,0 +1,1 @@
+"""Prompt sets, demonstrations and recorded labels as cached stages."""

@@ -1,0 +1,1 @@
+"""Cache keys, locks, the artifact store, shards, Ray and settings, which every stage shares."""

@@ -1,0 +1,32 @@
+"""Whose turn it is on a device: stages that compute with a model hold a slot of a limit on Prefect's server meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from tasks.engine.settings import settings
+
+
+@contextmanager
+def on_device() -> Iterator[None]:
+    """Hold a slot of the limit that NINEFOLD_DEVICE names, waiting for one to be free; nothing without it.
+
+    Whoever dies gives up its slot when its lease ends, after five minutes at most. Raises ValueError if Prefect's server
+    knows no such limit.
+    """
+    name = settings().device
+    with ExitStack() as held:
+        if name is not None:
+            from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+            from prefect.concurrency.sync import concurrency
+
+            try:
+                # hours of training are not given up because the server did not answer for a minute
+                held.enter_context(concurrency(name, strict=True, raise_on_lease_renewal_failure=False))
+            except ConcurrencySlotAcquisitionError as error:
+                if error.__cause__ is not None:  # the server did not answer, or not so
+                    raise
+                raise ValueError(
+                    f"NINEFOLD_DEVICE={name}: Prefect's server has no concurrency limit of this name: prefect gcl create "
+                    f"{name} --limit 1"
+                ) from error
+        yield

@@ -1,0 +1,1 @@
+"""Held-out metrics, biases, over-optimisation, AlpacaEval, RewardBench, lm-eval."""

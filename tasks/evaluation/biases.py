@@ -1,0 +1,52 @@
+"""Measure what the evaluator leans on besides quality: length, and the format of the same text."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from models.core.data import Label, Response, Score, usable_scores
+from models.metrics.agreement import numbered
+from models.metrics.biases import as_list, format_shift, is_plain, longer_preferred
+from tasks.engine.caching import Product, stage
+from tasks.engine.store import Ref, store
+from tasks.evaluator.score import Scored
+
+_LIST = " as a list"  # ends the id of a response that is written so
+
+
+@stage(version=3)
+def reformat(responses: Ref) -> Product:
+    """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
+    rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
+    plain = list({r.prompt_id: r for r in reversed(rows)}.values())
+    listed = [replace(r, id=r.id + _LIST, sample=-1 - r.sample, text=as_list(r.text)) for r in plain]
+    return Product(
+        ref=store().write_rows("responses", [r for both in zip(plain, listed, strict=True) for r in both], Response)
+    )
+
+
+@stage(version=2)
+def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scored | None) -> dict[str, float]:
+    """Return how often the longer response is preferred, by the evaluator and by the expert, and what a list is worth.
+
+    Of the responses that both have scored; `reformatted` are the scores of what `reformat` has made, if anything.
+    """
+    expert = usable_scores(store().rows(labels, Label))
+    proxy, varied = (
+        {s.response_id: s.score for s in store().rows(given.ref, Score)} if given is not None else {}
+        for given in (scores, reformatted)
+    )
+    rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
+    length = np.array([float(len(r.text)) for r in rows])
+    prompt = numbered([r.prompt_id for r in rows])
+    facts: dict[str, float] = {}
+    for whose, known in (("", proxy), ("_by_expert", expert)):
+        found = longer_preferred(np.array([known[r.id] for r in rows]), length, prompt)
+        facts |= {f"longer_preferred{whose}_{name}": value for name, value in found._asdict().items()}
+    both = [plain for plain in varied if plain + _LIST in varied]
+    shift = format_shift(
+        np.array([varied[plain] for plain in both]),
+        np.array([varied[plain + _LIST] for plain in both]),
+        float(np.std(list(proxy.values()))) if proxy else 0.0,
+    )
+    return facts | {f"format_shift_{name}": value for name, value in shift._asdict().items()}

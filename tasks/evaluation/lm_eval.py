@@ -1,0 +1,18 @@
+"""Let a policy take a benchmark."""
+
+from models.benchmarks.lm_eval import Task, grade
+from models.core.data import Graded
+from tasks.engine.caching import Product, stage
+from tasks.engine.devices import on_device
+from tasks.engine.store import store
+from tasks.policy.policy_ref import Policy
+
+
+@stage(version=1, ignore=["task", "batch_size"])
+@on_device()
+def benchmark(policy: Policy, task: Task, *, identity: str, batch_size: int) -> Product:
+    """Return Graded rows: what the policy gets for each question of the task, whose `identity` is in the cache key."""
+    del identity
+    rows = grade(policy.checkpoint().load(), task, batch_size=batch_size)
+    mean = sum(row.score for row in rows) / len(rows)
+    return Product(ref=store().write_rows("grades", rows, Graded), facts={"mean": mean, "questions": float(len(rows))})

@@ -1,0 +1,1 @@
+"""Training, cross-fitting and scoring by an evaluator, and the preference pairs made of its scores."""

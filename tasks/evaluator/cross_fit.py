@@ -1,0 +1,41 @@
+"""Hold the evaluator against labels that it has not seen, before anything is believed of it."""
+
+from pathlib import Path
+
+from models.core.data import LeftOut
+from models.core.rubric import Rubric
+from models.evaluators import training_data as lessons
+from models.evaluators.base import Bench, Evaluator
+from models.metrics.selective import Decision, Gate, decide
+from tasks.engine.caching import Product, stage
+from tasks.engine.devices import on_device
+from tasks.engine.store import Ref, store
+from tasks.labelling.batches import Batch, judged, lessons_of
+from tasks.policy.policy_ref import Policy
+
+
+@stage(version=5)
+@on_device()
+def cross_fit(
+    evaluator: Evaluator,
+    history: tuple[Batch, ...],
+    *,
+    policy: Policy,
+    rubric: Rubric,
+    teaching: lessons.Teaching,
+    folds: int,
+    eft_seed: Ref | None = None,
+) -> Product:
+    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts.
+
+    `eft_seed` is that of `train_evaluator`.
+    """
+    bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed, judged(eft_seed))
+    rows = lessons.cross_fit(evaluator, lessons_of(history), bench, teaching, folds)
+    return Product(ref=store().write_rows("left_out", rows, LeftOut))
+
+
+@stage(version=1)
+def gate(left_out: Ref, rules: Gate) -> Decision:
+    """Return what the gate decides of the evaluator whose word on labels that it had not seen is `left_out`."""
+    return decide(store().rows(left_out, LeftOut), rules)

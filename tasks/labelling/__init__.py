@@ -1,0 +1,1 @@
+"""Acquisition and annotation, and the batches of labels that they make."""

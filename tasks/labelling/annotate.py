@@ -1,0 +1,124 @@
+"""Buy labels from the expert, through the ledger."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+from pydantic import InstanceOf
+
+from models.core.data import SETTLED, Label, Pick, Response
+from models.core.registry import Frozen
+from models.core.rubric import Rubric
+from models.labelling.label import AnswersPending, Desk, label
+from models.ledger.ledger import Ledger
+from models.metrics.agreement import rank_correlation
+from models.oracles.base import Oracle, pair_text, refused
+from tasks.engine.caching import Product, stage
+from tasks.engine.devices import on_device
+from tasks.engine.settings import settings
+from tasks.engine.store import Ref, store
+
+
+class Bought(Product):
+    """Labels, and the ledger's account that was charged for them."""
+
+    account: str
+
+
+class Purchase(Frozen):
+    """What is asked of whom: the picked responses or pairs (all responses, without picks), and who pays how much.
+
+    `fingerprint` is the oracle's identity, data files included.
+    """
+
+    responses: Ref
+    picks: Ref | None
+    oracle: InstanceOf[Oracle]
+    fingerprint: str
+    rubric: Rubric
+    account: str
+    max_queries: int
+    max_micro_usd: int
+    max_tokens: int
+
+
+def ask_people(purchase: Purchase) -> int:
+    """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other expert."""
+    if purchase.oracle.terms(purchase.rubric) is None:
+        return 0
+    try:
+        _buy(purchase, _by_id(purchase), Ledger(settings().ledger_url), workers=1)
+    except AnswersPending as pending:
+        return pending.questions
+    return 0
+
+
+@stage(version=5, ignore=["workers"])
+def annotate(purchase: Purchase, *, workers: int) -> Bought:
+    """Return the labels, within every cap.
+
+    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
+    """
+    by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
+    with on_device() if purchase.oracle.computes else nullcontext():
+        labels = _buy(purchase, by_id, ledger, workers=workers)
+    facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
+    settled = [row for row in ledger.rows(account=purchase.account) if row["status"] in SETTLED]
+    facts |= purchase.oracle.findings([row["raw"] for row in settled])
+    facts["refused"] = float(sum(refused(row["raw"] or "") for row in settled))
+    said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
+    labels = [replace(entry, remark=_remark(purchase.oracle, by_id[entry.response_id], said)) for entry in labels]
+    facts |= _habits(labels, by_id)
+    return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=purchase.account)
+
+
+def _remark(oracle: Oracle, response: Response, said: Mapping[tuple[str, str], str]) -> str:
+    return oracle.remark(said.get((response.prompt, response.text), ""))
+
+
+def _by_id(purchase: Purchase) -> dict[str, Response]:
+    return {r.id: r for r in store().rows(purchase.responses, Response)}
+
+
+def _buy(purchase: Purchase, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
+    """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
+    picks = [Pick(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Pick)
+    questions = [_question(pick, by_id) for pick in picks]
+    labels = label(
+        [question for question, _ in questions],
+        Desk(ledger, purchase.oracle, purchase.rubric, purchase.account),
+        max_queries=purchase.max_queries,
+        max_micro_usd=purchase.max_micro_usd,
+        max_tokens=purchase.max_tokens,
+        workers=workers,
+    )
+    asked = {question.id: (pick, sign) for pick, (question, sign) in zip(picks, questions, strict=True)}
+    return [_as_picked(entry, *asked[entry.response_id]) for entry in labels]
+
+
+def _habits(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str, float]:
+    """Return how the expert has scored: mean, spread, what could not be used, and whether longer is better to it."""
+    usable = [entry for entry in labels if entry.status == "labelled"]
+    scores = np.array([entry.score for entry in usable])
+    longer = [len(by_id[e.response_id].text) - (len(by_id[e.against].text) if e.against else 0) for e in usable]
+    return {
+        "quarantined": float(len(labels) - len(usable)),
+        "score_mean": float(scores.mean()) if usable else math.nan,
+        "score_std": float(scores.std()) if usable else math.nan,
+        "length_correlation": rank_correlation(np.array(longer, dtype=float), scores),
+    }
+
+
+def _question(pick: Pick, by_id: Mapping[str, Response]) -> tuple[Response, int]:
+    """Return what the expert is asked, and the sign of the answer as seen from the picked response."""
+    response = by_id[pick.response_id]
+    if not pick.against:
+        return response, 1
+    text, sign = pair_text(response.text, by_id[pick.against].text)
+    return replace(response, id=f"{pick.response_id} {pick.against}", text=text), sign
+
+
+def _as_picked(label: Label, pick: Pick, sign: int) -> Label:
+    return replace(label, response_id=pick.response_id, against=pick.against, score=sign * label.score)

@@ -1,0 +1,1 @@
+"""SFT, generation, embedding, log-probabilities and alignment of a policy."""

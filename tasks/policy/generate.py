@@ -1,0 +1,50 @@
+"""Sample responses from a policy: the on-policy pool, and the held-out answers."""
+
+import time
+from functools import partial
+
+import numpy as np
+
+from models.core.data import Prompt, Response
+from models.generators.base import Generator
+from tasks.engine.caching import Product, stage
+from tasks.engine.ray_cluster import elsewhere
+from tasks.engine.settings import settings
+from tasks.engine.shards import in_shards, joined
+from tasks.engine.store import Ref, store
+from tasks.policy.policy_ref import Policy
+
+
+def generated(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+    """Return what `generate` does, in shards where the prompts are many."""
+
+    def of(shard: Ref) -> Product:
+        return generate(policy, shard, generator, samples=samples, seed=seed)
+
+    rows = max(1, settings().shard // samples)
+    return joined(in_shards(of, prompts, rows=rows, what="generating"), summed="responses")
+
+
+@stage(version=3)
+def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+    """Return `samples` responses per prompt, ordered by prompt and sample."""
+    return elsewhere(partial(_sample, policy, prompts, generator, samples=samples, seed=seed), gpus=generator.gpus)
+
+
+def _sample(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+    started = time.monotonic()
+    responses = generator.sample(
+        policy.checkpoint(),
+        store().rows(prompts, Prompt),
+        samples=samples,
+        seed=seed,
+        what="generating",
+    )
+    tokens = np.array([r.tokens for r in responses])
+    facts = {
+        "responses": float(len(responses)),
+        "mean_tokens": float(tokens.mean()),
+        "unfinished": float((tokens >= generator.max_new_tokens).mean()),
+        "tokens_per_second": float(tokens.sum() / (time.monotonic() - started)),
+    }
+    return Product(ref=store().write_rows("responses", responses, Response), facts=facts)

@@ -1,0 +1,3 @@
+"""Fixtures of whole runs."""
+
+from tests.support.experiments import *  # noqa: F403

@@ -1,0 +1,19 @@
+"""The short storm: labelling through faults and kill -9s loses nothing, pays nothing twice, and never passes its cap."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_storm_loses_nothing_and_pays_nothing_twice() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--short"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= 4
+    assert found["lost_replies"] > 0, "the storm was one"
+    assert (found["lost"], found["double_paid"], found["wrong_rows"], found["over_cap"]) == (0, 0, 0, 0)
+    assert all(paid <= cap for paid, cap in found["paid_and_cap"].values())
+    assert found["server_bill"] <= found["paid"]

@@ -1,0 +1,365 @@
+"""Money: nothing is bought twice, no cap is passed, nothing paid for is lost; also under concurrency and kill -9."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from models.core.money import Amount
+from models.ledger import liveness as ledger_holders
+from models.ledger.accounts import BudgetExhausted
+from models.ledger.entries import Answer, Reservation
+from models.ledger.ledger import Ledger
+from models.ledger.tables import Question
+from tests.support.processes import ROOT
+
+CENT = 10_000
+
+
+def question(number: int = 0, *, oracle: str = "judge") -> Question:
+    return Question(oracle, "additive", f"prompt {number}", f"response {number}")
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Ledger:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=10, max_micro_usd=10 * CENT)
+    return ledger
+
+
+def buy(ledger: Ledger, account: str, asked: Question, *, price: int = CENT, score: float = 1.5) -> Answer:
+    reserved = ledger.reserve(account, asked, ceiling=CENT, paid_on_loss=True)
+    assert reserved is not None
+    if isinstance(reserved, Answer):
+        return reserved
+    return ledger.settle(
+        reserved, status="labelled", score=score, raw="Score: 1.5", tokens=7, micro_usd=price, seconds=0.1
+    )
+
+
+def test_a_label_is_bought_once_and_then_owned(ledger: Ledger) -> None:
+    assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
+    assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
+    assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
+
+
+def test_another_account_is_charged_virtually_and_pays_nothing(ledger: Ledger) -> None:
+    ledger.open_account("b", max_queries=5, max_micro_usd=5 * CENT)
+    buy(ledger, "a", question())
+    assert buy(ledger, "b", question()).bought is False
+    assert ledger.spent("b")[:4] == (1, CENT, 0, 0)
+
+
+def test_the_real_price_replaces_the_reserved_ceiling(ledger: Ledger) -> None:
+    buy(ledger, "a", question(), price=1234)
+    assert ledger.spent("a").micro_usd == 1234
+
+
+def test_a_price_above_its_ceiling_is_an_error_that_keeps_the_reply(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match=r"asked \$0.02 for a query reserved at \$0.01"):
+        buy(ledger, "a", question(), price=2 * CENT)
+    assert buy(ledger, "a", question()).score == 1.5
+
+
+@pytest.mark.parametrize(("queries", "money"), [(3, 100 * CENT), (100, 3 * CENT)])
+def test_neither_cap_is_ever_passed(ledger_url: str, queries: int, money: int) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=queries, max_micro_usd=money)
+    for number in range(3):
+        buy(ledger, "a", question(number))
+    with pytest.raises(BudgetExhausted, match="has spent 3 of"):
+        buy(ledger, "a", question(3))
+    assert ledger.spent("a").queries == 3
+    assert len(list(ledger.rows())) == 3
+
+
+def test_the_cap_counts_labels_owned_already_so_that_arms_compare(ledger: Ledger) -> None:
+    buy(ledger, "a", question(0))
+    ledger.open_account("b", max_queries=0, max_micro_usd=CENT)
+    with pytest.raises(BudgetExhausted):
+        buy(ledger, "b", question(0))
+
+
+def test_the_cap_holds_under_concurrent_threads(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=7, max_micro_usd=100 * CENT)
+
+    def attempt(number: int) -> bool:
+        try:
+            buy(ledger, "a", question(number))
+        except BudgetExhausted:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        bought = list(pool.map(attempt, range(40)))
+    assert sum(bought) == 7
+    assert ledger.spent("a")[:4] == (7, 7 * CENT, 7, 7 * CENT)
+
+
+def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays_for_more(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=100, max_micro_usd=100 * CENT, max_tokens=750)
+
+    refusals: list[str] = []
+
+    def reserve(number: int) -> Reservation | None:
+        try:
+            reserved = ledger.reserve("a", question(number), ceiling=10, tokens=100, paid_on_loss=True)
+        except BudgetExhausted as error:
+            refusals.append(str(error))
+            return None
+        assert isinstance(reserved, Reservation)
+        return reserved
+
+    with ThreadPoolExecutor(8) as pool:
+        held = [reserved for reserved in pool.map(reserve, range(20)) if reserved is not None]
+    assert len(held) == 7
+    assert all("of 750 tokens; one more at $0.00001 and 100 tokens does not fit" in refusal for refusal in refusals)
+    assert ledger.spent("a").tokens == 700
+    for reserved in held:
+        ledger.settle(reserved, status="labelled", score=1.0, raw="", tokens=40, micro_usd=4, seconds=0.1)
+    assert ledger.spent("a").tokens == 280
+    assert [reserve(number) is not None for number in range(20, 26)] == [True] * 4 + [False] * 2
+    ledger.open_account("b", max_queries=1, max_micro_usd=10)
+    one_more = ledger.reserve("b", question(99), ceiling=10, tokens=100, paid_on_loss=True)
+    assert isinstance(one_more, Reservation)
+    with pytest.raises(ValueError, match=r"101 tokens, reserved 100\)"):
+        ledger.settle(one_more, status="labelled", score=1.0, raw="", tokens=101, micro_usd=4, seconds=0.1)
+
+
+def _worker(ledger_url: str, numbers: list[int]) -> int:
+    ledger = Ledger(ledger_url)
+    bought = 0
+    for number in numbers:
+        try:
+            reserved = ledger.reserve("a", question(number), ceiling=CENT, paid_on_loss=True)
+        except BudgetExhausted:
+            continue
+        if isinstance(reserved, Reservation):
+            ledger.settle(reserved, status="labelled", score=1.0, raw="", tokens=0, micro_usd=CENT, seconds=0.0)
+            bought += 1
+    return bought
+
+
+def test_processes_share_the_budget_and_the_labels(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=12, max_micro_usd=100 * CENT)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        bought = pool.starmap(
+            _worker,
+            [(ledger_url, list(range(20))), (ledger_url, list(range(19, -1, -1))), (ledger_url, list(range(20)))],
+        )
+    assert sum(bought) == 12
+    rows = list(ledger.rows())
+    assert len(rows) == len({row["prompt_hash"] for row in rows}) == 12
+
+
+def test_one_question_asked_by_two_at_once_is_asked_once(ledger: Ledger) -> None:
+    first = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(first, Reservation)
+    assert ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True) is None
+
+
+def test_a_released_reservation_costs_nothing(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.release(reserved)
+    assert ledger.spent("a").queries == 0
+    assert buy(ledger, "a", question()).bought
+
+
+def test_a_lost_call_stays_charged_and_may_be_asked_again(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.lose(reserved)
+    buy(ledger, "a", question())
+    assert ledger.spent("a").queries == 2
+    assert [row["status"] for row in ledger.rows()] == ["lost", "labelled"]
+
+
+def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.settle(
+        reserved,
+        status="quarantined",
+        score=float("nan"),
+        raw="I cannot",
+        tokens=3,
+        micro_usd=CENT,
+        seconds=0,
+    )
+    again = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(again, Answer)
+    assert again.status == "quarantined"
+    (row,) = ledger.rows(status="quarantined")
+    assert (row["raw"], row["score"]) == ("I cannot", None)
+
+
+@pytest.mark.parametrize(("paid_on_loss", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
+def test_the_reservation_of_a_killed_process_is_given_up_at_once(
+    ledger_url: str, paid_on_loss: bool, status: list[str], queries: int
+) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
+    script = (
+        "import sys, time\nfrom models.ledger.ledger import Ledger\nfrom models.ledger.tables import ACCOUNTS, Question\n"
+        f"Ledger({ledger_url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
+        f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "reserved"
+    assert ledger.recover() == 0, "the holder is alive"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert ledger.recover() == 1
+    assert [row["status"] for row in ledger.rows()] == status
+    assert ledger.spent("a").queries == queries
+
+
+def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger: Ledger) -> None:
+
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere/boot/pid:[1]|1|2'"))
+    assert ledger.recover() == 0
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE queries SET reserved_at = :then"), {"then": time.time() - 10_000})
+    assert ledger.recover() == 1
+
+
+def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no_longer(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine is one that names itself so; whether its process lives, only the database's server can say."""
+    ledger = Ledger(url := new_database())
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    script = (
+        "import time\nfrom models import ledger_holders\nfrom models.ledger.ledger import Ledger\n"
+        "from tests.models.ledger.test_ledger import CENT, question\n"
+        "ledger_holders._place = lambda: 'elsewhere/boot/pid:[1]'\n"
+        f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, paid_on_loss=True)\n"
+        "print('reserved', flush=True)\ntime.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "reserved"
+    with ledger.engine.begin() as connection:  # a day ago: a call may take long
+        connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
+    assert ledger.recover() == 0, "its process lives"
+    monkeypatch.setattr(ledger_holders, "GRACE_SECONDS", 4.0)
+    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    with ledger.engine.begin() as connection:  # as when the server is started anew
+        others = (
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        )
+        connection.execute(sa.text(others))
+    assert ledger.recover() == 0, "its session is gone, and may come back"
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 10
+    while not ledger.recover():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [row["status"] for row in ledger.rows()] == ["lost"]
+
+
+def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    ledger, other = Ledger(url := new_database()), Ledger(url)
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    here = ledger_holders.this_process()
+    monkeypatch.setattr(ledger_holders, "_place", lambda: "another/boot/pid:[1]")
+
+    def present() -> bool:
+        with other.engine.connect() as connection:
+            return ledger_holders.absent(connection, [here]) == frozenset()
+
+    def soon(true: bool) -> None:
+        deadline = time.monotonic() + 10
+        while present() != true:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    assert present()
+    with other.engine.begin() as connection:
+        mine = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+        connection.execute(sa.text(mine))
+    monkeypatch.setattr(ledger_holders, "this_process", lambda: here)
+    soon(True)
+    del ledger
+    soon(False)
+
+
+def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:
+    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(reserved, Reservation)
+    ledger.lose(reserved)
+    ledger.settle(reserved, status="labelled", score=2.0, raw="", tokens=0, micro_usd=CENT, seconds=0)
+    assert buy(ledger, "a", question()).score == 2.0
+    assert ledger.spent("a").queries == 1
+
+
+def test_a_reply_later_than_the_second_asking_is_kept_beside_the_label_that_is_owned(ledger: Ledger) -> None:
+    late = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(late, Reservation)
+    ledger.lose(late)
+    buy(ledger, "a", question(), score=2.0)
+    reply = ledger.settle(late, status="labelled", score=1.0, raw="late", tokens=3, micro_usd=CENT // 2, seconds=9.0)
+    assert reply.score == 1.0
+    assert buy(ledger, "a", question()).score == 2.0, "the ledger owns one label per question"
+    assert [(r["status"], r["raw"], r["score"]) for r in ledger.rows()] == [
+        ("lost", "late", 1.0),
+        ("labelled", "Score: 1.5", 2.0),
+    ]
+    assert ledger.spent("a")[:4] == (2, CENT + CENT // 2, 2, CENT + CENT // 2), "both were paid for"
+
+
+def test_an_imported_label_is_owned_and_never_overwrites(ledger: Ledger) -> None:
+    label = {"status": "labelled", "raw": "", "tokens": 0, "micro_usd": CENT}
+    assert ledger.adopt([(question(), {**label, "score": 3.0})]) == 1
+    assert ledger.adopt([(question(), {**label, "score": -3.0})]) == 0
+    assert buy(ledger, "a", question()) == Answer(3.0, CENT, 0, False, "labelled")
+
+
+def test_an_account_that_was_never_opened_is_named(ledger: Ledger) -> None:
+    with pytest.raises(KeyError, match="account 'nobody' is not open"):
+        buy(ledger, "nobody", question())
+
+
+def test_money_held_by_a_call_in_flight_is_told_from_money_spent(ledger: Ledger) -> None:
+    ledger.open_account("b", max_queries=10, max_micro_usd=CENT + 100)
+    flying = ledger.reserve("b", question(1), ceiling=CENT, paid_on_loss=True)
+    assert isinstance(flying, Reservation)
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("b", question(2), ceiling=CENT, paid_on_loss=True)
+    assert caught.value.held
+    ledger.settle(flying, status="labelled", score=1.0, raw="1", tokens=1, micro_usd=100, seconds=0.1)
+    assert buy(ledger, "b", question(2), price=CENT).bought
+    with pytest.raises(BudgetExhausted) as caught:
+        ledger.reserve("b", question(3), ceiling=CENT, paid_on_loss=True)
+    assert not caught.value.held
+
+
+def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
+    flying = ledger.reserve("a", question(1), ceiling=3 * CENT, paid_on_loss=True)
+    assert isinstance(flying, Reservation)
+    ledger.lose(flying, most=Amount(CENT, 0))
+    assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
+    (row,) = ledger.rows(status="lost")
+    assert row["micro_usd"] == CENT
+    ledger.settle(flying, status="labelled", score=1.0, raw="late", tokens=1, micro_usd=7, seconds=9.0)
+    assert ledger.spent("a")[:4] == (1, 7, 1, 7)

@@ -76,7 +76,7 @@ def make(case: Case, file: Path) -> None:
 
 def by_ninefold(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
     """Return ours."""
-    from models.acquisition.coreset import farthest_first
+    from models.acquisition.kcenter import farthest_first
 
     return farthest_first(vectors, k, labelled=labelled, rng=np.random.default_rng(0))
 

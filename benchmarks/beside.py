@@ -37,7 +37,7 @@ def work(seconds: float) -> int:
     """Do rounds of a run's work for so many seconds and return how many."""
     import torch
 
-    from models.policies.language_model import Checkpoint
+    from models.policies.checkpoint import Checkpoint
     from models.policies.resolve import locate
 
     model = Checkpoint(locate("smollm2-135m-instruct").source).load().model

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.core.rubric import LEVELS, Rubric, RubricName
 from models.policies import choice_scoring as next_token
+from models.policies.checkpoint import Checkpoint
 from models.policies.choice_scoring import choice_logprob
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.language_model import LanguageModel
 from models.policies.resolve import PACKAGED, locate
 from models.sources.movie_reviews import MovieReviews
 

@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from models.core.data import Prompt
 from models.core.randomness import stream
 from models.generators.hf import Transformers
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import Checkpoint
+from models.policies.language_model import LanguageModel
 from models.policies.resolve import PACKAGED, locate
 from models.sources.movie_reviews import MovieReviews
 from models.training.sft import SFT, train_sft

@@ -34,7 +34,8 @@ from models.labelling.label import Desk, label  # noqa: E402
 from models.ledger.entries import Reservation  # noqa: E402
 from models.ledger.ledger import Ledger  # noqa: E402
 from models.ledger.tables import Question  # noqa: E402
-from models.oracles.llm_judge import LLMJudge, messages_of  # noqa: E402
+from models.oracles.llm_calls import messages_of  # noqa: E402
+from models.oracles.llm_judge import LLMJudge  # noqa: E402
 from tests.support.fake_judge import LoopbackJudge  # noqa: E402
 
 _IN_FLIGHT = (1, 4, 16, 64)

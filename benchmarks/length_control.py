@@ -26,7 +26,7 @@ from scipy.special import expit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.metrics.length_control import logistic
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 from models.policies.resolve import PACKAGED, locate
 
 Floats = NDArray[np.float64]

@@ -32,7 +32,7 @@ def measure(stage: str, rows: int, tokens: int) -> None:
 
     from models.core.data import Demonstration, Prompt
     from models.generators.hf import Transformers
-    from models.policies.language_model import Checkpoint
+    from models.policies.checkpoint import Checkpoint
     from models.policies.resolve import PACKAGED, locate
     from models.training.memory import generating, shape_of, training
     from models.training.sft import SFT, train_sft

@@ -30,14 +30,16 @@ from models.core.rubric import Rubric
 from models.evaluators import reward_head
 from models.evaluators.base import Bench, Tuples
 from models.evaluators.reward_head import RewardHead
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import Checkpoint
+from models.policies.language_model import LanguageModel
 from models.policies.resolve import PACKAGED, locate
 from models.sources.movie_reviews import MovieReviews
 from models.training import dpo, sft
+from models.training.config import Schedule
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.dpo import DPO, reference_logprob, train_dpo
 from models.training.sft import SFT, train_sft
-from models.training.trainer import Schedule, arguments
+from models.training.trainer import arguments
 
 PATCHED = (dpo, sft, reward_head)  # where a training takes its arguments and its kernels from
 TRL_DECIDES = ("activation_checkpointing", "bf16", "dataloader_pin_memory")

@@ -15,7 +15,7 @@ from flows.evaluation.reward_bench import Ranking, ranked
 from flows.reporting.export import finished
 from flows.reporting.render import markdown_table
 from flows.reporting.storage import finite, write_text, writing
-from flows.tracking.run import EXPERIMENT, log_metrics, open_experiment
+from flows.tracking.mlflow import EXPERIMENT, log_metrics, open_experiment
 from models.benchmarks.lm_eval import Task, check
 from models.core.data import Graded
 from models.metrics.intervals import Interval, averaged, clustered_mean

@@ -13,7 +13,7 @@ from flows.reporting.figures import learning_curves
 from flows.reporting.storage import write_text, writing
 from flows.reporting.study_text import to_html, to_markdown
 from flows.steps.stages import base_policy
-from flows.tracking.run import study_run
+from flows.tracking.mlflow import study_run
 from models.core import progress
 from models.core.rubric import Rubric
 from models.metrics.intervals import Interval, clustered_mean, paired_difference

@@ -18,7 +18,7 @@ from flows.config.sweep import Arm, Sweep
 from flows.planning.sweep import plan_sweep
 from flows.proxy_reward import proxy_reward
 from flows.reporting.comparison import compare
-from flows.reporting.comparison_run import CURVES, publish
+from flows.reporting.publish import CURVES, publish
 from flows.reporting.storage import read_report, write_text, writing
 from flows.reporting.sweep_text import notes, rows_of, to_html, to_markdown
 from flows.runtime.dispatch import on_workers

@@ -15,7 +15,8 @@ from uuid import uuid4
 import pytest
 
 from models.core.data import Response
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import Checkpoint
+from models.policies.language_model import LanguageModel
 from tasks.engine.settings import settings
 from tests.support import processes
 from tests.support.postgres import Postgres, running

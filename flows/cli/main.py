@@ -170,7 +170,8 @@ def up(
     from flows.runtime.environment import prepare
 
     prepare()
-    from flows.runtime.servers import Ports, serve, servers, start
+    from flows.runtime.servers import Ports, servers, start
+    from flows.runtime.supervisor import serve
     from tasks.engine.settings import settings
 
     if (found := servers()) is not None:

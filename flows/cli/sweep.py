@@ -97,8 +97,8 @@ def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> N
 
     prepare()
     from flows.reporting.comparison import compare as compared
-    from flows.reporting.comparison_run import publish
     from flows.reporting.comparison_text import notes, table
+    from flows.reporting.publish import publish
     from flows.tracking.links import curves_page
 
     report = compared(name)

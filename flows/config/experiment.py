@@ -11,7 +11,8 @@ from models.core.allowlist import FolderOrName
 from models.core.money import NO_CAP, MicroUsd
 from models.core.registry import Frozen, OneOf
 from models.core.rubric import Rubric
-from models.embeddings.base import Embedding, PolicyEmbedding
+from models.embeddings.base import Embedding
+from models.embeddings.policy import PolicyEmbedding
 from models.evaluators.base import Evaluator
 from models.evaluators.generative import Generative
 from models.generators.base import Generator

@@ -7,8 +7,8 @@ from models.generators.hf import Transformers
 from models.policies.dtypes import has_gpu
 from models.policies.resolve import folder_at_hand
 from models.training.accelerate import IN_ONE, PARTED, check_config
+from models.training.config import Schedule
 from models.training.memory import Shape, generating, shape_of, training
-from models.training.trainer import Schedule
 from tasks.engine.settings import settings
 
 _PER_PAIR = 2  # texts

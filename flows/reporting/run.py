@@ -16,7 +16,8 @@ from flows.reporting.run_text import to_html, to_markdown
 from flows.reporting.storage import finite, report_in, write_text, writing
 from flows.steps.results import HELD_OUT, Agreement, Findings, both_scored, pairs_of, per_prompt, picked
 from flows.tracking.budget_audit import reconcile
-from flows.tracking.run import Arm, log_dataset, log_metrics, register
+from flows.tracking.mlflow import log_dataset, log_metrics, register
+from flows.tracking.run import Arm
 from models.core.data import Comparison, Label, Pair, Prompt, Score, to_frame
 from models.core.money import MICRO
 from models.metrics.agreement import Floats

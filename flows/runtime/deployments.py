@@ -14,8 +14,8 @@ from prefect.variables import Variable
 
 from flows.config.experiment import Experiment
 from flows.config.sweep import Sweep
-from models.core.children import environment
 from models.core.registry import digest_of
+from models.core.subprocesses import child_environment
 
 _DEPLOYED = "ninefold_deployments"  # Prefect's variable with the digest of the deployments registered
 
@@ -59,7 +59,7 @@ def deploy(file: Path) -> str:
         return f"deployments  those of {file}, as they were"
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
-        env=environment(),
+        env=child_environment(),
         capture_output=True,
         text=True,
     )

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models.core.cache import once
-from models.core.children import environment
+from models.core.subprocesses import child_environment
 
 _FILE = "database.sqlite"
 _PREFECT = """
@@ -61,7 +61,7 @@ def _make_prefect(folder: Path) -> None:
         "PREFECT_API_DATABASE_MIGRATE_ON_START": "true",
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "true",
     }
-    subprocess.run([sys.executable, "-c", _PREFECT], env=environment(place), check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", _PREFECT], env=child_environment(place), check=True, capture_output=True)
 
 
 def _make_mlflow(folder: Path) -> None:

@@ -20,7 +20,7 @@ import psutil
 
 from flows.runtime.empty_databases import lay_prefect_database
 from flows.runtime.processes import Known, living, this_one
-from models.core.children import environment
+from models.core.subprocesses import child_environment
 
 HOST = "127.0.0.1"
 _MODULE = "flows.runtime.prefect_server"
@@ -76,7 +76,7 @@ class _Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", _MODULE, *arguments],
                 stdin=subprocess.PIPE,
-                env=environment({**_UNUSED, **closed(port, self.password)}),
+                env=child_environment({**_UNUSED, **closed(port, self.password)}),
                 pass_fds=[listening.fileno()],
                 start_new_session=True,  # Ctrl-C is for the command
             )

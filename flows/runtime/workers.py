@@ -17,7 +17,7 @@ import psutil
 import sqlalchemy as sa
 from filelock import Timeout
 
-from models.core.children import environment
+from models.core.subprocesses import child_environment
 from tasks.engine.locks import AdvisoryLock, KeyLock, holding, stage_lock
 from tasks.engine.settings import settings
 
@@ -76,7 +76,7 @@ def work(name: str, runs: int, health_port: int = 0) -> int:
         if signal.getsignal(polite) is not signal.SIG_IGN:  # as under nohup
             signal.signal(polite, lambda number, _: told.append(number))
     # in a session of its own: Ctrl-C is for this process, which lets the runs end before the worker does
-    process = subprocess.Popen(command, env=environment(here | talking), start_new_session=True)
+    process = subprocess.Popen(command, env=child_environment(here | talking), start_new_session=True)
     while process.poll() is None and not told:
         time.sleep(0.2)
     if process.poll() is None:

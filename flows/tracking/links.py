@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flows.runtime.prefect_server import HOST
 from flows.runtime.servers import servers
-from flows.tracking.run import CURVE, EXPERIMENT, SWEEP, SWEEPS, open_experiment
+from flows.tracking.mlflow import CURVE, EXPERIMENT, SWEEP, SWEEPS, open_experiment
 from tasks.engine.settings import settings
 
 _METRICS = ("metrics.agreement", "metrics.win_rate", "metrics.queries", "metrics.dollars")

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from flows.config.experiment import Experiment
-from flows.tracking.run import EXPERIMENT, SETTINGS, STARTED, SWEEP, open_experiment
+from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
+from flows.tracking.run import SETTINGS, STARTED
 
 
 class Started(NamedTuple):

@@ -219,8 +219,3 @@ def from_frame(frame: "pd.DataFrame", cls: type[Row]) -> list[Row]:
             f"{cls.__name__} table has columns {list(frame.columns)}, expected {names}: written by another version?"
         )
     return [cls(*values) for values in frame.itertuples(index=False, name=None)]
-
-
-def unique_prompts(responses: Iterable[Response]) -> list[Prompt]:
-    """Return the prompts of a pool, each once, in order of first appearance."""
-    return list({r.prompt_id: Prompt(id=r.prompt_id, text=r.prompt) for r in responses}.values())

@@ -1,13 +1,15 @@
-"""Commands that do not outlive who has started them, however that ends: what they hold of a GPU is not to stay taken."""
+"""Run a subprocess that is killed, with its children, when this process exits for any reason; and what children are told.
 
+What a command holds of a GPU is not to stay taken.
+"""
+
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-
-from models.core.children import environment as child_environment
 
 _ENDING = 40.0  # seconds, more than the watcher takes
 # It reads until whoever has started it closes the pipe, or is no more.
@@ -38,6 +40,17 @@ for process in started:
         pass
 sys.exit(code if code >= 0 else 128 - code)
 """
+
+
+def child_environment(
+    changes: Mapping[str, str] | None = None, *, instead: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment for a child process: this one's, or another `instead`, with changes.
+
+    `python -m` and `python -c` import from the working directory first, so that a user's own `models/` or `prefect.py`
+    there would run in place of ours, with the oracles' keys: PYTHONSAFEPATH keeps it out, for grandchildren too.
+    """
+    return {**(os.environ if instead is None else instead), **(changes or {}), "PYTHONSAFEPATH": "1"}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from models.core.data import Judged, Response
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.embeddings.base import View
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 
 Floats = NDArray[np.float64]
 

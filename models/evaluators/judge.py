@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from models.core.data import Demonstration
 from models.core.randomness import seed_of, stream
 from models.evaluators.base import Bench, Evaluator
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 from models.training.mc_dropout import drop_inputs
 from models.training.sft import SFT, train_sft
 

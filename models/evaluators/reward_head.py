@@ -16,9 +16,10 @@ from models.metrics.agreement import numbered
 from models.metrics.calibration import temperature
 from models.policies.language_model import LanguageModel
 from models.training.classifier import save_classifier
+from models.training.config import Schedule
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
-from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_adapter
+from models.training.trainer import arguments, fitting, metrics_of, run, save_adapter
 
 _ADAPTER, _HEADS = "reward_head", "heads.safetensors"
 

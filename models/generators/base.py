@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from models.core.data import Prompt, Response, text_hash
 from models.core.registry import Plugin
 from models.policies.chat_template import Renderer
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 
 
 class Generator(Plugin):

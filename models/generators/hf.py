@@ -8,7 +8,8 @@ from models.core.data import Prompt, Response
 from models.core.randomness import stream
 from models.generators.base import Generator, response_of
 from models.generators.decoding import Asked, Sampling, Text, write
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import Checkpoint
+from models.policies.language_model import LanguageModel
 
 
 class Transformers(Generator):

@@ -26,7 +26,7 @@ from models.core.randomness import seed_of
 from models.core.subprocesses import watched
 from models.generators.base import Generator, response_of
 from models.policies.chat_template import Renderer
-from models.policies.language_model import Checkpoint, release
+from models.policies.checkpoint import CACHE, Checkpoint
 
 _COMMAND = "NINEFOLD_VLLM"
 _INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"
@@ -71,7 +71,7 @@ class VLLM(Generator):
             model, renderer, log = _model(policy, Path(scratch)), policy.renderer(), Path(scratch, "log")
             asked = [(prompt, renderer.prompt_ids(prompt.text)) for prompt in prompts]
             longest = max(len(ids) for _, ids in asked) + self.max_new_tokens
-            release()
+            CACHE.release()
             with self._serving(model, policy.dtype, _length(model, longest), log) as server:
                 try:
                     return run(self._all(server, renderer, asked, samples=samples, seed=seed, what=what))

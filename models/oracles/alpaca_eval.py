@@ -16,7 +16,7 @@ from models.core.registry import digest_of
 from models.core.rubric import Rubric
 from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
 from models.oracles.chat_client import Endpoint, most_tokens, most_tokens_sent
-from models.oracles.llm_judge import Calls
+from models.oracles.llm_calls import Calls
 from models.oracles.replies import Reply
 
 _PUBLISHED = Endpoint(model="gpt-4-1106-preview", prices=Prices(input=10_000_000, output=30_000_000))

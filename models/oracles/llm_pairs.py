@@ -13,7 +13,7 @@ from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.oracles.base import Counter, Expected, PairOracle, Verdict
 from models.oracles.chat_client import Endpoint, Message, most_tokens
-from models.oracles.llm_judge import (
+from models.oracles.llm_calls import (
     TOLD,
     USUAL_REPLY,
     Calls,

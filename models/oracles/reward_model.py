@@ -11,8 +11,8 @@ from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
 from models.policies.chat_template import Renderer, Template
+from models.policies.checkpoint import CACHE
 from models.policies.dtypes import Dtype
-from models.policies.language_model import on_release
 from models.policies.resolve import check_reference, locate
 
 _loading = Lock()
@@ -89,4 +89,4 @@ def _load(reference: str, dtype: Dtype) -> _Loaded:
     return _Loaded(model.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
 
-on_release(_load.cache_clear)
+CACHE.releases.append(_load.cache_clear)

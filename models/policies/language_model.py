@@ -1,10 +1,8 @@
-"""A causal language model with its LoRA adapters merged: what generates, scores, embeds and is trained."""
+"""A causal language model in memory: what generates, scores, embeds and is trained."""
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from copy import copy, deepcopy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from models.core import progress
 from models.core.data import Response
 from models.policies.chat_template import Encoded, Renderer, Template
-from models.policies.dtypes import Dtype, attention
 from models.policies.lm_head import is_plain
 from models.policies.lm_head import logprob as head_logprob
 from models.policies.recorded import recorded
@@ -179,121 +176,3 @@ class LanguageModel:
                     mask[position, begin_at : begin_at + length] = 1
                 yield rows, ids.to(self.model.device), mask.to(self.model.device)
                 bar.update(len(rows))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a policy is on disk: the folder of its base model (and a digest of it), and what trainings have made of it.
-
-    In order: a LoRA adapter each, or every weight where a training had none.
-    """
-
-    source: str
-    adapters: tuple[Path, ...] = ()
-    dtype: Dtype = "bfloat16"
-    template: Template = "chat"
-    weights: str = ""
-
-    def shared(self) -> LanguageModel:
-        """Return the model to read from, as it was loaded before if it was: loading takes seconds.
-
-        Of small models several stay loaded, as many as there is ROOM for; of a large one only the last.
-        """
-        found = _held.pop(self, None)
-        if found is None:
-            self._make_room()
-            found = self._loaded()
-        _held[self] = found  # last used, last let go
-        return found
-
-    def load(self) -> LanguageModel:
-        """Return the model for the caller alone to train: a copy, or where two are too many all that are `shared` go."""
-        if 2 * self._bytes() <= ROOM:
-            kept = _held.get(self)
-            self._make_room()
-            return self._loaded() if kept is None else replace(kept, model=deepcopy(kept.model))
-        kept = _held.pop(self, None)
-        _held.clear()
-        return kept or self._loaded()
-
-    def renderer(self) -> Renderer:
-        """Return the renderer of its tokenizer, without loading its weights."""
-        return Renderer(self.load_tokenizer(), self.template)
-
-    def for_others_to_place(self) -> LanguageModel:
-        """Return the model on the processor, for a trainer to spread over devices."""
-        return self._loaded(on_gpu=False, attend=attention(self.dtype))
-
-    def write_merged(self, folder: Path) -> Path:
-        """Write the model with its adapters merged, for an engine of its own, and return where it lies."""
-        model = self._loaded(on_gpu=False)
-        model.model.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-        return folder
-
-    def _make_room(self) -> None:
-        """Let go of what was used longest ago until there is room for this one."""
-        while _held and self._bytes() + sum(model.model.get_memory_footprint() for model in _held.values()) > ROOM:
-            del _held[next(iter(_held))]
-
-    def _bytes(self) -> int:
-        """Return what the model takes at most: most files hold two bytes to a weight."""
-        on_disk = sum(file.stat().st_size for file in Path(self.source).glob("*.safetensors"))
-        return on_disk * (2 if self.dtype == "float32" else 1)
-
-    def _loaded(self, *, on_gpu: bool = True, attend: str | None = None) -> LanguageModel:
-        """Load the weights and merge the adapters: safetensors only, no remote code; on a GPU where there is one."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        whole = [number for number, folder in enumerate(self.adapters) if not (folder / ADAPTER).exists()]
-        newest = whole[-1] if whole else None  # every weight: nothing before it counts
-        model = AutoModelForCausalLM.from_pretrained(
-            self.source if newest is None else self.adapters[newest],
-            dtype=getattr(torch, self.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=attention(self.dtype) if on_gpu else attend,
-        )
-        if adapters := self.adapters[0 if newest is None else newest + 1 :]:
-            from peft import PeftModel
-
-            for adapter in adapters:
-                model = PeftModel.from_pretrained(model, adapter, use_safetensors=True).merge_and_unload()
-        # Merging leaves the weights without requires_grad; on a CPU torch 2.13 then repacks every weight at every step
-        # of generate (about 4× slower, 4 GB more; measured). Nothing here runs outside inference_mode, so no graph is built.
-        model.requires_grad_(True)
-        if on_gpu and torch.cuda.is_available():
-            model = model.to("cuda")
-        return LanguageModel(model.eval(), self.load_tokenizer(), self.template)
-
-    def load_tokenizer(self) -> Any:  # noqa: ANN401
-        """Return the tokenizer, with a pad token (its end token where it has none)."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
-
-
-ROOM = 2 << 30  # bytes of models that may stay loaded beside each other
-_held: dict[Checkpoint, LanguageModel] = {}  # to read from, by their last use
-_others: list[Callable[[], None]] = []  # that let go of models which are kept elsewhere
-
-
-def on_release(let_go: Callable[[], None]) -> None:
-    """Have it called when models are to be let go of."""
-    _others.append(let_go)
-
-
-def release() -> None:
-    """Let go of every model that is `shared` or kept by others, and of the GPU's memory that they took."""
-    import torch
-
-    _held.clear()
-    for let_go in _others:
-        let_go()
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()

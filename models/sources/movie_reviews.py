@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.core.cache import check_sha256, once
-from models.core.children import environment
 from models.core.data import Demonstration, Judged, Prompt, text_hash
+from models.core.subprocesses import child_environment
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
 PACKAGE = "vaderSentiment==0.5"
@@ -112,7 +112,7 @@ def _fetch(target: Path) -> None:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
         command += ["--no-binary", ":all:", "--require-hashes", "--dest", scratch, "--requirement", str(wanted)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
         found = list(Path(scratch).glob("*.zip"))
         if done.returncode != 0 or not found:
             raise OSError(f"could not download {PACKAGE} with pip, which carries the ratings: {done.stderr[-500:]}")

@@ -17,7 +17,7 @@ from models.core.rubric import Rubric
 from models.embeddings.base import View
 from models.evaluators.base import Bench, Evaluator, Tuples
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, pair_outcomes
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

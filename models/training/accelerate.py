@@ -14,11 +14,13 @@ import yaml
 
 from models.core.data import Demonstration, Pair, from_frame, to_frame
 from models.core.subprocesses import watched
-from models.policies.language_model import Checkpoint, Floats, LanguageModel, release
+from models.policies.checkpoint import CACHE, Checkpoint
+from models.policies.language_model import Floats, LanguageModel
+from models.training.config import Schedule
 from models.training.dpo import DPO, train_dpo
-from models.training.kto_orpo import train_kto, train_orpo
+from models.training.kto import train_kto
+from models.training.orpo import train_orpo
 from models.training.sft import SFT, train_sft
-from models.training.trainer import Schedule
 
 By = Literal["sft", "dpo", "kto", "orpo"]
 
@@ -52,7 +54,7 @@ def train(
     if config is None or training.by in IN_ONE:
         return _train(start.load(), training, folder, along)
     processes, spread = check_config(config, training.recipe)
-    release()
+    CACHE.release()
     with tempfile.TemporaryDirectory(prefix="ninefold-training-") as scratch:
         place = Path(scratch)
         _write(start, training, folder, along, place)

@@ -12,8 +12,9 @@ from models.metrics.selective import Gate
 from models.policies.chat_template import Encoded, Renderer
 from models.policies.language_model import Floats, LanguageModel
 from models.policies.recorded import recorded
+from models.training.config import Schedule
 from models.training.cpu_kernels import use_cpu_kernels
-from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
+from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
 
 Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
 
@@ -107,13 +108,31 @@ def train_dpo(
         peft_config=recipe.peft("CAUSAL_LM"),
     )
     trainer.precompute_ref_logps = True  # they are among the columns
+    return train_on_pairs(
+        trainer,
+        kept=len(kept),
+        pairs=len(pairs),
+        folder=folder,
+        along=along,
+        metrics=("logps/chosen", "logps/rejected"),
+    )
+
+
+def train_on_pairs(
+    trainer: Any,  # noqa: ANN401
+    *,
+    kept: int,
+    pairs: int,
+    folder: Path,
+    along: Sequence[Path],
+    metrics: Sequence[str] = ("rewards/chosen", "rewards/rejected"),
+) -> dict[str, float]:
+    """Train, save what has changed in `folder`, and return the last metrics and how many of the pairs were kept."""
     use_cpu_kernels(trainer)
     run(trainer, along)
     save_trained(trainer, folder)
-    return {"pairs": float(len(trainer.train_dataset)), "too_long": float(fits.count(False))} | metrics_of(
-        trainer.state.log_history,
-        ["train_loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "train_runtime"],
-    )
+    names = ["train_loss", "rewards/accuracies", "rewards/margins", *metrics, "train_runtime"]
+    return {"pairs": float(kept), "too_long": float(pairs - kept)} | metrics_of(trainer.state.log_history, names)
 
 
 def fitting_pairs(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[Pair]:

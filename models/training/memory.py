@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.policies.dtypes import Dtype
-from models.training.trainer import Lora
+from models.training.config import Lora
 
 _BYTES = {"bfloat16": 2, "float32": 4}
 _ADAM = 2  # moments to a trained weight

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from models.core.data import Demonstration
 from models.policies.language_model import LanguageModel
+from models.training.config import Schedule
 from models.training.cpu_kernels import use_cpu_kernels
-from models.training.trainer import Schedule, arguments, fitting, metrics_of, run, save_trained, to_train
+from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
 
 
 class SFT(Schedule):

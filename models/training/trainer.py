@@ -8,54 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, PositiveFloat, PositiveInt
+from typing import Any
 
 from models.core import progress
-from models.core.registry import Frozen
 from models.policies.chat_template import Renderer
 from models.policies.language_model import ADAPTER
+from models.training.config import Schedule
 
 _STEPS_TO_WARM_UP, _NAMED = 10, 5
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 
 log = logging.getLogger(__name__)
-
-
-class Lora(Frozen):
-    """Low-rank adapters on every linear layer (2106.09685)."""
-
-    r: PositiveInt = Field(16, description="rank")
-    alpha: PositiveInt = Field(32, description="scale: the adapter counts alpha / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs left out at random in training")
-
-    def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
-        """Return peft's configuration."""
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules="all-linear", task_type=task
-        )
-
-
-class Schedule(Frozen):
-    """How long and how fast to train."""
-
-    learning_rate: PositiveFloat = Field(2e-4, description="of AdamW, at its highest")
-    epochs: PositiveFloat = Field(1.0, description="passes over the rows")
-    batch_size: PositiveInt = Field(16, description="rows to an optimiser step")
-    max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
-    lora: Lora | None = Field(Lora(), description="adapters; null: every weight is trained, and kept")
-
-    def peft(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
-        """Return peft's configuration of the adapters; None where every weight is trained."""
-        return None if self.lora is None else self.lora.config(task)
-
-    def check_lora(self, of: str, why: str) -> None:
-        """Raise ValueError if every weight would be trained `of` what cannot do so, and `why`."""
-        if self.lora is None:
-            raise ValueError(f"{of}.lora=null trains every weight, and {why}: leave {of}.lora out")
 
 
 def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import ClassVar
 from models.core.data import Response
 from models.core.registry import Frozen
 from models.policies.chat_template import Renderer, Template
+from models.policies.checkpoint import Checkpoint
 from models.policies.dtypes import Dtype
-from models.policies.language_model import Checkpoint, Likelihood
+from models.policies.language_model import Likelihood
 from models.policies.resolve import locate
 from tasks.engine.store import Ref, store
 

@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 
 from models.acquisition.apl import Apl
 from models.acquisition.base import Acquisition, Pool
-from models.acquisition.coreset import CoresetEFT, CoresetIFT, farthest_first
+from models.acquisition.coreset import CoresetEFT, CoresetIFT
 from models.acquisition.cost_aware import CostAware
 from models.acquisition.d_optimal import DOptimal
 from models.acquisition.hybrid import Hybrid
+from models.acquisition.kcenter import farthest_first
 from models.acquisition.margin import Margin
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.predictive_entropy import PredictiveEntropy

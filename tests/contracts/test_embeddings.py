@@ -11,9 +11,11 @@ import torch
 
 from models.core.data import Response
 from models.core.rubric import Rubric
-from models.embeddings import base as embedding
-from models.embeddings.base import Embedding, SentenceEmbedding, Shard, texts_of
-from models.policies.language_model import LanguageModel, release
+from models.embeddings import sentence
+from models.embeddings.base import Embedding, Shard, texts_of
+from models.embeddings.sentence import SentenceEmbedding
+from models.policies.checkpoint import CACHE
+from models.policies.language_model import LanguageModel
 
 
 def encoder(*rows: Sequence[float], **settings: Any) -> Embedding:
@@ -109,11 +111,11 @@ def test_an_encoder_is_loaded_once_and_again_if_it_was_trained_meanwhile_or_let_
     (after,) = found.shards(["warm"], None)
     assert len(loaded) == 2
     assert np.abs(after.vectors - before.vectors).max() > 1e-3
-    release()
+    CACHE.release()
     list(found.shards(["warm"], None))
     assert len(loaded) == 3
 
-    monkeypatch.setattr(embedding, "_KEPT", 0)
+    monkeypatch.setattr(sentence, "_KEPT", 0)
     for _ in range(2):
         list(found.shards(["warm"], None))
     assert len(loaded) == 4, "the one at hand is let go of, and what is too large to keep is loaded each time"

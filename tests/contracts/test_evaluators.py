@@ -20,9 +20,9 @@ from models.evaluators.linear import Linear
 from models.evaluators.ordinal import levels_of
 from models.evaluators.reward_head import RewardHead
 from models.generators.base import response_id
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
+from models.training.config import Lora, Schedule
 from models.training.sft import SFT
-from models.training.trainer import Lora, Schedule
 
 LORA = Lora(r=8, alpha=16)
 REWARD = Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA)

@@ -14,7 +14,8 @@ from flows.evaluation.reward_bench import NAME
 from flows.proxy_reward import proxy_reward
 from flows.reporting.storage import report_folder
 from models.benchmarks.lm_eval import Task, _manager, check, grade
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import Checkpoint
+from models.policies.language_model import LanguageModel
 from tasks.engine.settings import settings
 from tasks.evaluation.alpaca_eval import RAW
 from tests.end_to_end.test_judge_run import ninefold

@@ -10,7 +10,8 @@ from flows.config.experiment import Experiment
 from flows.steps.results import Rounds
 from models.core.data import Pair, Response
 from models.core.randomness import seed_of
-from models.policies.language_model import LanguageModel, Likelihood, release
+from models.policies.checkpoint import CACHE
+from models.policies.language_model import LanguageModel, Likelihood
 from tasks.engine.store import store
 from tasks.policy.generate import generated
 from tasks.policy.policy_ref import Policy
@@ -130,7 +131,7 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
     new = Lab(tiny_settings, report).answers(Rounds.model_validate(report["made"]).policy)
     assert read[base] <= len(new), "M₀ reads the new answers alone"
     read.clear()
-    release()
+    CACHE.release()
     curve = run(tiny_settings, dpo__beta=0.5, evaluation__curve=1)
     assert executed(curve)["likelihood"] == 2, "the answers of the policy on the way; the ends have been scored"
     assert np.isfinite([point["kl"] for point in curve["curve"]]).all()

@@ -12,11 +12,11 @@ import pytest
 
 from flows.config.sweep import Sweep
 from flows.reporting.comparison import compare
-from flows.reporting.comparison_run import publish
 from flows.reporting.comparison_text import notes, table
+from flows.reporting.publish import publish
 from flows.reporting.storage import report_folder
 from flows.sweep import run_sweep
-from flows.tracking.run import SWEEPS
+from flows.tracking.mlflow import SWEEPS
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 

@@ -12,7 +12,8 @@ from playwright.sync_api import Page
 
 from flows.config.experiment import Experiment
 from flows.tracking.links import curves_page, runs_page
-from flows.tracking.run import EXPERIMENT, SWEEP, curve_runs, flat_params, log_metrics, open_experiment
+from flows.tracking.mlflow import EXPERIMENT, SWEEP, curve_runs, log_metrics, open_experiment
+from flows.tracking.run import flat_params
 from tasks.engine.settings import settings
 from tests.support.browser import browser
 from tests.support.processes import free_port, serving

@@ -14,9 +14,10 @@ from models.acquisition.bal_pm import BalPm
 from models.acquisition.bald import Bald
 from models.acquisition.base import Pool
 from models.acquisition.d_optimal import DOptimal
-from models.acquisition.ensemble_variance import EnsembleVariance, PairVariance
+from models.acquisition.ensemble_variance import EnsembleVariance
 from models.acquisition.least_confidence import LeastConfidence
 from models.acquisition.pair_rules.random_pair import RandomPair
+from models.acquisition.pair_variance import PairVariance
 from models.acquisition.pairwise import Pairs, candidates
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.sharp import Sharp

@@ -14,10 +14,11 @@ from models.evaluators.base import Bench, Tuples
 from models.evaluators.generative import Generative
 from models.evaluators.generative_pairs import GenerativePairs
 from models.evaluators.training_data import Scores, Teaching, cross_fit
+from models.policies.checkpoint import Checkpoint
 from models.policies.choice_scoring import choice_logprob, next_logits
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.language_model import LanguageModel
+from models.training.config import Lora
 from models.training.sft import SFT, train_sft
-from models.training.trainer import Lora
 from tests.contracts.test_evaluators import comparisons, world
 
 LORA = Lora(r=8, alpha=16)

@@ -13,7 +13,7 @@ from models.evaluators.linear import Linear
 from models.evaluators.mixed_ridge import choose_penalty, restore, solve, within
 from models.evaluators.text_features import LENGTH, STYLE, length, style
 from models.metrics.calibration import temperature
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 
 RNG = np.random.default_rng
 

@@ -16,7 +16,7 @@ import pytest
 
 from models.core.data import Demonstration, Prompt
 from models.generators.vllm import VLLM
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 from models.policies.resolve import PACKAGED, locate
 from models.training.sft import SFT, train_sft
 from tests.support.processes import ROOT, until

@@ -16,7 +16,7 @@ from models.metrics.agreement import calibration_error, coverage_risk
 from models.metrics.calibration import Calibration, cross_calibrated
 from models.metrics.intervals import jackknife_mean
 from models.metrics.selective import Decision, Gate, decide, evidence_of
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 from models.training.preference_pairs import Doubt, best_worst
 
 BENCH = Bench(Checkpoint("nowhere"), Rubric(), Path("nowhere"), 0)

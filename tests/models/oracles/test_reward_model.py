@@ -9,7 +9,7 @@ import torch
 from models.core.rubric import Rubric
 from models.oracles import reward_model
 from models.oracles.reward_model import RewardModel
-from models.policies.language_model import release
+from models.policies.checkpoint import CACHE
 
 
 @pytest.fixture(scope="module")
@@ -59,5 +59,5 @@ def test_a_classifier_with_several_outputs_is_no_reward_model(tiny_model_path: P
 def test_its_memory_is_let_go_of_with_the_others(folder: Path) -> None:
     RewardModel(model=str(folder), template="plain").judge("the film is", "warm", Rubric())
     assert reward_model._load.cache_info().currsize == 1
-    release()
+    CACHE.release()
     assert reward_model._load.cache_info().currsize == 0

@@ -4,8 +4,8 @@ import pytest
 
 from flows.config.experiment import PolicyConfig
 from models.policies import dtypes
+from models.policies.checkpoint import Checkpoint
 from models.policies.dtypes import Dtype, attention, native_dtype
-from models.policies.language_model import Checkpoint
 
 XEON = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu sse avx2 avx512_bf16 amx_bf16 amx_tile\n"
 EPYC = "processor\t: 0\nmodel name\t: EPYC\nflags\t\t: fpu sse avx2\nbugs\t\t: bf16\n"
@@ -59,6 +59,6 @@ def test_flash_attention_is_taken_where_it_runs(
 def test_a_model_that_others_place_on_gpus_has_it_too(
     tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.policies.language_model.attention", lambda _: "eager")  # as a GPU would have another
+    monkeypatch.setattr("models.policies.checkpoint.attention", lambda _: "eager")  # as a GPU would have another
     assert tiny_checkpoint.for_others_to_place().model.config._attn_implementation == "eager"
     assert tiny_checkpoint._loaded().model.config._attn_implementation == "eager"

@@ -17,7 +17,8 @@ from models.generators.hf import Transformers
 from models.generators.vllm import VLLM
 from models.policies import language_model
 from models.policies import lm_head as head
-from models.policies.language_model import Checkpoint, LanguageModel
+from models.policies.checkpoint import CACHE, Checkpoint
+from models.policies.language_model import LanguageModel
 from models.policies.resolve import check_reference, locate
 
 TEXTS = [
@@ -248,7 +249,7 @@ def test_a_hub_model_is_known_by_its_commit(
 
 
 def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "_held", {})
+    monkeypatch.setattr(CACHE, "models", {})
     kept = tiny_checkpoint.shared()
     assert tiny_checkpoint.shared() is kept
     own = tiny_checkpoint.load().model
@@ -259,11 +260,11 @@ def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monk
     assert kept.model.lm_head.weight.abs().max() > 0
 
     other = Checkpoint(tiny_checkpoint.source, (), "bfloat16", "plain")
-    monkeypatch.setattr(language_model, "ROOM", other._bytes())  # for one
+    monkeypatch.setattr(CACHE, "room", other._bytes())  # for one
     assert other.shared() is other.shared()
-    assert list(language_model._held) == [other], "the last one used"
+    assert list(CACHE.models) == [other], "the last one used"
     assert other.load() is not other.load()
-    assert not language_model._held, "two at a time would be too many"
+    assert not CACHE.models, "two at a time would be too many"
 
 
 @pytest.mark.slow

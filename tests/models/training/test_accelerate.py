@@ -9,11 +9,11 @@ import yaml
 from safetensors.numpy import load_file
 
 from models.core.data import Demonstration, Pair
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
 from models.training.accelerate import Training, check_config, train
+from models.training.config import Lora
 from models.training.dpo import DPO, reference_logprob
 from models.training.sft import SFT
-from models.training.trainer import Lora
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow

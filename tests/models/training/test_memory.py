@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
+from models.training.config import Lora
 from models.training.memory import generating, shape_of, training, weights
-from models.training.trainer import Lora
 
 
 def test_sizes_are_those_of_the_loaded_model(tiny_checkpoint: Checkpoint) -> None:

@@ -12,11 +12,13 @@ from datasets import Dataset
 from models.core import progress
 from models.core.data import Demonstration, Pair
 from models.evaluators.reward_head import RewardHead
-from models.policies.language_model import Checkpoint
+from models.policies.checkpoint import Checkpoint
+from models.training.config import Lora
 from models.training.dpo import DPO, reference_logprob, train_dpo
-from models.training.kto_orpo import train_kto, train_orpo
+from models.training.kto import train_kto
+from models.training.orpo import train_orpo
 from models.training.sft import SFT, train_sft
-from models.training.trainer import Lora, arguments
+from models.training.trainer import arguments
 
 GOOD, BAD = "warm witty superb delight", "dull boring awful mess"
 PAIRS = [
@@ -109,10 +111,10 @@ def test_the_reference_is_what_trl_takes_for_it(
     """Held fast before the training, the same numbers as with the adapter switched off in every step."""
     import torch
 
-    from models.training import dpo as module
+    from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(module, "run", lambda trainer, *_: seen.append(trainer))
+    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer))
     long = Pair("p", "the film is", " ".join(["film"] * 120), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
     recipe = DPO(batch_size=8, max_length=90, lora=LORA)
     dpo(Checkpoint(tiny_checkpoint.source, (), "float32", template), [long, *PAIRS], recipe, tmp_path)
@@ -149,10 +151,10 @@ def test_the_variants_prefer_the_chosen_too_and_the_same_seed_gives_the_same_byt
 def test_kto_takes_no_neighbour_of_the_same_pair_and_needs_two_rows(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models.training import kto_orpo as variants
+    from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(variants, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
     pairs = [Pair(str(n), f"the film {n} is", f"good {n}", f"bad {n}", 1.0, 0.0, "proxy") for n in range(9)]
     train_kto(tiny_checkpoint.load(), pairs, DPO(algorithm="kto", lora=LORA), folder=tmp_path, seed=0)
     rows = [(row["prompt_ids"], row["label"]) for row in seen[0]]
@@ -168,10 +170,10 @@ def test_orpo_sees_what_the_policy_sees(
 ) -> None:
     from dataclasses import replace
 
-    from models.training import kto_orpo as variants
+    from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(variants, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
     model = tiny_checkpoint.load()
     model.tokenizer.bos_token = "<unk>"
     train_orpo(replace(model), PAIRS[:2], DPO(algorithm="orpo", lora=LORA), folder=tmp_path, seed=0)

@@ -10,7 +10,7 @@ from prefect import flow
 
 from models.core.data import Label, Prompt, Response, Score
 from models.core.rubric import Rubric
-from models.embeddings.base import PolicyEmbedding
+from models.embeddings.policy import PolicyEmbedding
 from models.evaluators.generative import Generative
 from models.evaluators.training_data import Teaching
 from models.generators.hf import Transformers

@@ -7,7 +7,7 @@ from typing import Any
 from flows.reporting.comparison import METRICS, dollars_of
 from flows.reporting.comparison_text import curves, fronts, to_html, to_markdown
 from flows.reporting.storage import finite, write_text, writing
-from flows.tracking.run import curve_runs
+from flows.tracking.mlflow import curve_runs
 
 CURVES = "curves.png"
 

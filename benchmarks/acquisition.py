@@ -214,7 +214,7 @@ def pair_rules(repeats: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     grid = Grid(np.ones((20_000, 17), dtype=bool), rng.normal(size=(10, 20_000, 17)))
     found = {}
-    for kind in plugins_of("models.acquisition.pair_rules", PairRule):
+    for kind in plugins_of(PairRule):
         rule, seconds = kind(), []
         for _ in range(repeats + 1):
             started = time.perf_counter()

@@ -196,7 +196,7 @@ def _select(folder: Path, kind: str, queries: int) -> dict[str, float]:
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     size, rng = len(vectors), np.random.default_rng(1)
-    strategy = TypeAdapter(Annotated[Acquisition, OneOf("models.acquisition")]).validate_python({"kind": kind})
+    strategy = TypeAdapter(Annotated[Acquisition, OneOf()]).validate_python({"kind": kind})
     pool = Pool(
         ids=[f"r{number:08}" for number in range(size)],
         prompt=np.arange(size, dtype=np.int64) // 8,

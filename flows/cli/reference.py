@@ -14,7 +14,7 @@ from flows.config.study import LabelEfficiency
 from flows.config.sweep import Sweep
 from flows.reporting.render import markdown_table
 from models.core.money import NO_CAP
-from models.core.registry import Frozen, OneOf, Plugin
+from models.core.registry import Frozen, OneOf, Plugin, plugins_of
 
 _HEAD = """# Configuration
 
@@ -54,7 +54,7 @@ def _inner(field: FieldInfo) -> list[type[Frozen]]:
     held = [found for found in _leaves(field.annotation) if isinstance(found, type) and issubclass(found, Frozen)]
     if one_of is None:
         return held
-    return [plugin for base in held if issubclass(base, Plugin) for plugin in one_of.plugins(base)]
+    return [plugin for base in held if issubclass(base, Plugin) for plugin in plugins_of(base)]
 
 
 def _annotations(annotation: Any) -> Iterator[Any]:  # noqa: ANN401

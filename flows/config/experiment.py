@@ -52,8 +52,8 @@ class PolicyConfig(Frozen):
 class Labelling(Frozen):
     """What to ask, whom, how often, and what it may cost. Every cap is hard."""
 
-    acquisition: Annotated[Acquisition, OneOf("models.acquisition")] = Uniform()
-    oracle: Annotated[Oracle, OneOf("models.oracles")]
+    acquisition: Annotated[Acquisition, OneOf()] = Uniform()
+    oracle: Annotated[Oracle, OneOf()]
     rubric: Rubric = Rubric()
     pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
         "on_policy", description="what is asked about: M_1's responses, or the seed's own, raw or with levels balanced"
@@ -70,14 +70,14 @@ class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they do not teach."""
 
     samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
-    versus: Annotated[Oracle, OneOf("models.oracles")] | None = Field(
+    versus: Annotated[Oracle, OneOf()] | None = Field(
         None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
     )
     curve: NonNegativeInt = Field(
         0, description="policies on DPO's way that expert and evaluator score too, where there is one"
     )
     best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
-    oracle: Annotated[Oracle, OneOf("models.oracles")] | None = Field(None, description="labelling.oracle if not given")
+    oracle: Annotated[Oracle, OneOf()] | None = Field(None, description="labelling.oracle if not given")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
 
     @model_validator(mode="after")
@@ -95,12 +95,12 @@ class Experiment(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of the run, its report and its exports")
     seeds: Seeds = Seeds()
-    prompts: Annotated[PromptSource, OneOf("models.sources")]
+    prompts: Annotated[PromptSource, OneOf()]
     policy: PolicyConfig
-    generation: Annotated[Generator, OneOf("models.generators")] = Transformers()
-    embedding: Annotated[Embedding, OneOf("models.embeddings")] = PolicyEmbedding()
+    generation: Annotated[Generator, OneOf()] = Transformers()
+    embedding: Annotated[Embedding, OneOf()] = PolicyEmbedding()
     labelling: Labelling
-    evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Generative()
+    evaluator: Annotated[Evaluator, OneOf()] = Generative()
     dpo: DPO = DPO()
     evaluation: Evaluation
 

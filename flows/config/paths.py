@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from models.core.allowlist import FolderOrName
-from models.core.registry import Frozen, OneOf
+from models.core.registry import Frozen, OneOf, plugins_of
 
 
 class FieldsOf(NamedTuple):
@@ -51,7 +51,7 @@ def _in_mapping(value: dict[str, Any], kind: Any, marks: Sequence[Any], folder: 
         if isinstance(mark, FieldsOf):
             return {name: _in_place(mark.cls, name.split("."), given, folder) for name, given in value.items()}
         if isinstance(mark, OneOf):
-            return _in_plugin(value, mark.plugins(kind), folder)
+            return _in_plugin(value, plugins_of(kind), folder)
     if get_origin(kind) is dict:
         return {name: _rooted(each, get_args(kind)[1], (), folder) for name, each in value.items()}
     return rooted(value, kind, folder) if isinstance(kind, type) and issubclass(kind, Frozen) else value

@@ -35,10 +35,10 @@ class LabelEfficiency(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of its report")
     labels: Replay = Field(description="what was recorded, and is bought again from the record")
-    embedding: Annotated[Embedding, OneOf("models.embeddings")]
+    embedding: Annotated[Embedding, OneOf()]
     policy: PolicyConfig | None = Field(None, description="whose hidden states, for embedding.kind policy")
-    evaluator: Annotated[Evaluator, OneOf("models.evaluators")] = Linear()
-    strategies: tuple[Annotated[Acquisition, OneOf("models.acquisition")], ...] = Field(
+    evaluator: Annotated[Evaluator, OneOf()] = Linear()
+    strategies: tuple[Annotated[Acquisition, OneOf()], ...] = Field(
         min_length=1, description="compared with one another"
     )
     budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")

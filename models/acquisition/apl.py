@@ -23,7 +23,7 @@ class Apl(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["apl"] = "apl"
-    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+    pairs: Annotated[PairRule, OneOf()] = RandomPair()
     widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
 
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102

@@ -18,7 +18,7 @@ class CostAware(Acquisition):
     """
 
     kind: Literal["cost_aware"] = "cost_aware"
-    utility_of: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Uniform()
+    utility_of: Annotated[Acquisition, OneOf(late=True)] = Uniform()
     gamma: NonNegativeFloat = Field(1.0, description="γ")
 
     @property

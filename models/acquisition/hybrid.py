@@ -18,7 +18,7 @@ class Hybrid(Acquisition):
     """Farthest-first over the `keep` share of the pool that `uncertainty` ranks highest (ours)."""
 
     kind: Literal["hybrid"] = "hybrid"
-    uncertainty: Annotated[Acquisition, OneOf("models.acquisition", late=True)] = Margin()
+    uncertainty: Annotated[Acquisition, OneOf(late=True)] = Margin()
     keep: float = Field(0.25, gt=0, le=1, description="share of the pool kept by uncertainty")
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ class PairAcquisition(Acquisition):
 
     ranks_by: ClassVar[Needs] = Needs(scores=True)
 
-    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = BestWorst()
+    pairs: Annotated[PairRule, OneOf()] = BestWorst()
 
     @property
     def needs(self) -> Needs:  # noqa: D102

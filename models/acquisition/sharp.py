@@ -19,7 +19,7 @@ class Sharp(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["sharp"] = "sharp"
-    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+    pairs: Annotated[PairRule, OneOf()] = RandomPair()
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         return {"closeness": -pairs.implicit_margin}

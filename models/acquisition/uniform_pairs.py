@@ -18,7 +18,7 @@ class UniformPairs(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs()
 
     kind: Literal["random_pairs"] = "random_pairs"
-    pairs: Annotated[PairRule, OneOf("models.acquisition.pair_rules")] = RandomPair()
+    pairs: Annotated[PairRule, OneOf()] = RandomPair()
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         return {"constant": np.zeros(len(pairs))}

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, Union
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union
 
 from pydantic import (
     BaseModel,
@@ -51,18 +51,25 @@ class Plugin(Frozen):
         return str(getattr(self, "kind", type(self).__name__))
 
 
+P = TypeVar("P", bound=Plugin)
+
+
 def digest_of(value: object) -> str:
     """Return a 16-digit hexadecimal digest of a JSON-like value, whatever the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def plugins_of(package: str, base: type[Plugin]) -> list[type[Plugin]]:
-    """Import every module of `package` and return the concrete subclasses of `base`, ordered by kind."""
-    module = importlib.import_module(package)
-    for entry in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        importlib.import_module(f"{package}.{entry.name}")
-    found: dict[str, type[Plugin]] = {}
+def plugins_of(base: type[P]) -> list[type[P]]:
+    """Return the concrete subclasses of an extension point, ordered by kind.
+
+    Every module of the package that defines `base` is imported first: a file there is the registration. Raises TypeError
+    if two claim one kind.
+    """
+    package = importlib.import_module(base.__module__.rpartition(".")[0])
+    for entry in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{entry.name}")
+    found: dict[str, type[P]] = {}
     unvisited = [base]
     while unvisited:
         cls = unvisited.pop()
@@ -79,18 +86,13 @@ def plugins_of(package: str, base: type[Plugin]) -> list[type[Plugin]]:
 class OneOf:
     """Annotation that turns a plugin base into the discriminated union of its plugins.
 
-    `acquisition: Annotated[Acquisition, OneOf("models.acquisition")]` accepts every strategy in that folder,
-    and a typo in `kind` is answered with the list of the kinds there are. `late` is for a plugin that holds another of
-    its own package, which is not whole while it is being imported.
+    `acquisition: Annotated[Acquisition, OneOf()]` accepts every strategy in the package of `Acquisition`, and a typo in
+    `kind` is answered with the list of the kinds there are. `late` is for a plugin that holds another of its own package,
+    which is not whole while it is being imported.
     """
 
-    def __init__(self, package: str, *, late: bool = False) -> None:
-        self.package = package
+    def __init__(self, *, late: bool = False) -> None:
         self.late = late
-
-    def plugins(self, base: type[Plugin]) -> list[type[Plugin]]:
-        """Return the plugins that the union offers."""
-        return plugins_of(self.package, base)
 
     def __get_pydantic_core_schema__(self, source: type[Plugin], handler: GetCoreSchemaHandler) -> CoreSchema:
         if self.late:
@@ -101,10 +103,10 @@ class OneOf:
         return handler.generate_schema(self._union(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "object", "description": f"any of {self.package}"} if self.late else handler(schema)
+        return {"type": "object", "description": "any kind"} if self.late else handler(schema)
 
     def _union(self, base: type[Plugin]) -> Any:  # noqa: ANN401
-        kinds = self.plugins(base)
+        kinds = plugins_of(base)
         return kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
 
     @cache  # noqa: B019 - one OneOf per field, for the life of the process

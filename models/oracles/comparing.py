@@ -31,7 +31,7 @@ class Comparing(PairOracle):
     simulated: ClassVar[bool] = True
 
     kind: Literal["comparing"] = "comparing"
-    inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
+    inner: Annotated[Oracle, OneOf(late=True)]
     temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
 
     @property

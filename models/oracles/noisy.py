@@ -24,7 +24,7 @@ class Noisy(Oracle):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"latency"})
 
     kind: Literal["noisy"] = "noisy"
-    inner: Annotated[Oracle, OneOf("models.oracles", late=True)]
+    inner: Annotated[Oracle, OneOf(late=True)]
     seed: int = Field(0, description="of the noise")
     label_noise: NonNegativeFloat = Field(0.0, description="standard deviation added to the score")
     flip: Probability = Field(0.0, description="probability that the score's sign is reversed")

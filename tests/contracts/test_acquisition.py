@@ -27,9 +27,9 @@ from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.uniform import Uniform
 from models.core.registry import OneOf, plugins_of
 
-RULES: list[PairRule] = [rule() for rule in plugins_of("models.acquisition.pair_rules", PairRule)]  # type: ignore[misc]
+RULES: list[PairRule] = [rule() for rule in plugins_of(PairRule)]
 STRATEGIES: list[Acquisition] = [
-    *[kind() for kind in plugins_of("models.acquisition", Acquisition)],  # type: ignore[misc]
+    *[kind() for kind in plugins_of(Acquisition)],
     Uniform(stratified=True),
     PredictiveEntropy(per_token=True),
     DOptimal(weight="bernoulli"),
@@ -37,7 +37,7 @@ STRATEGIES: list[Acquisition] = [
     CostAware(utility_of=Margin(), gamma=0.5),
     *[PrefEntropy(pairs=rule) for rule in RULES],
 ]
-AnyStrategy = Annotated[Acquisition, OneOf("models.acquisition")]
+AnyStrategy = Annotated[Acquisition, OneOf()]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 
 

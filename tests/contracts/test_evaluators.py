@@ -65,7 +65,7 @@ def bench(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Bench:
 
 
 def test_the_contract_covers_every_registered_evaluator() -> None:
-    assert set(plugins_of("models.evaluators", Evaluator)) == {type(e) for e in EVALUATORS}
+    assert set(plugins_of(Evaluator)) == {type(e) for e in EVALUATORS}
 
 
 def test_the_length_control_learns_length_and_nothing_else(bench: Bench) -> None:

@@ -64,7 +64,7 @@ def question(expert: Oracle) -> tuple[str, str]:
 
 def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
     """The reward model's own suite is test_reward_model.py: it needs a model on disk; people's is test_people.py."""
-    registered = {kind for kind in plugins_of("models.oracles", Oracle) if kind.__module__.startswith("models.")}
+    registered = {kind for kind in plugins_of(Oracle) if kind.__module__.startswith("models.")}
     assert {type(expert) for expert in experts(tmp_path)} | {RewardModel, Human} == registered
 
 

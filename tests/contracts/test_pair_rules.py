@@ -21,7 +21,7 @@ from models.acquisition.pair_rules.max_min_lcb import MaxMinLcb
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.core.registry import plugins_of
 
-KINDS: list[type[PairRule]] = plugins_of("models.acquisition.pair_rules", PairRule)  # type: ignore[assignment]
+KINDS: list[type[PairRule]] = plugins_of(PairRule)
 every_rule = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 Value = Callable[[np.ndarray, np.ndarray, int, int], float]  # type: ignore[type-arg]
 

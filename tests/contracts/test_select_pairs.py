@@ -31,9 +31,7 @@ def make_pool(prompts: int, samples: int) -> Pool:
     )
 
 
-PAIR_STRATEGIES = [
-    kind() for kind in plugins_of("models.acquisition", Acquisition) if issubclass(kind, PairAcquisition)
-]
+PAIR_STRATEGIES = [kind() for kind in plugins_of(Acquisition) if issubclass(kind, PairAcquisition)]
 
 
 @pytest.mark.parametrize("strategy", PAIR_STRATEGIES, ids=lambda s: s.kind)

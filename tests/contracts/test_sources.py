@@ -22,7 +22,7 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_the_contract_covers_every_registered_source() -> None:
-    assert set(plugins_of("models.sources", PromptSource)) == {Files, Hub, MovieReviews}
+    assert set(plugins_of(PromptSource)) == {Files, Hub, MovieReviews}
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def _rows(batches: Iterator[tuple[list[int], NDArray[np.float32]]]) -> Iterator[
 
 
 def test_the_contract_of_generators_covers_every_registered_one() -> None:
-    assert plugins_of("models.generators", Generator) == [Transformers, VLLM]  # vLLM's is in test_vllm.py
+    assert plugins_of(Generator) == [Transformers, VLLM]  # vLLM's is in test_vllm.py
 
 
 def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageModel) -> None:

@@ -74,7 +74,7 @@ def _ledger(given: argparse.Namespace) -> dict[str, Any]:
                 for table in ("queries", "charges")
             ]
         url = ledger.engine.url.render_as_string(hide_password=False)
-        pace = {expert: _seconds(lambda: seconds_of(url, expert)) for expert in ("judge", "a new one")}  # noqa: B023
+        pace = {oracle: _seconds(lambda: seconds_of(url, oracle)) for oracle in ("judge", "a new one")}  # noqa: B023
     found = {
         "rows": rows,
         "empty": empty,
@@ -87,7 +87,7 @@ def _ledger(given: argparse.Namespace) -> dict[str, Any]:
     print(
         f"{rows:,} rows in {filled:.0f} s, {sizes[0] / rows:.0f} bytes each and {sizes[1] / rows:.0f} charged; labels a "
         f"second {empty['labels']:.0f} → {full['labels']:.0f}; open {full['open']:.2f} s, recover {full['recover']:.3f} s, "
-        f"owned labels a second {full['owned']:.0f}, an expert's pace {pace} s",
+        f"owned labels a second {full['owned']:.0f}, an oracle's pace {pace} s",
         flush=True,
     )
     return found

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from models.core.data import Demonstration, Pair, Response
 from models.core.rubric import Rubric
 from models.evaluators import reward_head
-from models.evaluators.base import Bench, Tuples
+from models.evaluators.base import Examples, FitContext
 from models.evaluators.reward_head import RewardHead
 from models.policies.checkpoint import Checkpoint
 from models.policies.language_model import LanguageModel
@@ -113,7 +113,7 @@ def _dpo(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[st
 def _evaluator(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[str, float]:
     pairs = pairs_of(shown)
     better, worse = (
-        Tuples(
+        Examples(
             [
                 Response(f"{side}{p.prompt_id}", p.prompt_id, p.prompt, side, (p.chosen, p.rejected)[side], 1, 0.0)
                 for p in pairs
@@ -121,8 +121,8 @@ def _evaluator(start: Checkpoint, shown: list[Demonstration], folder: Path) -> d
         )
         for side in (0, 1)
     )
-    bench = Bench(start, Rubric(), folder, seed=0)
-    return RewardHead().fit_pairs(better, worse, np.ones(len(pairs)), bench)
+    context = FitContext(start, Rubric(), folder, seed=0)
+    return RewardHead().fit_pairs(better, worse, np.ones(len(pairs)), context)
 
 
 TRAININGS = {"sft": _sft, "dpo": _dpo, "evaluator": _evaluator}

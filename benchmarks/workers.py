@@ -1,4 +1,4 @@
-"""What more workers bring where labelling waits for the expert: one sweep by 1, 2 and 4 of them, each in a home of its own.
+"""What more workers bring where labelling waits for the oracle: one sweep by 1, 2 and 4 of them, each in a home of its own.
 
 Store, ledger, MLflow and Prefect are a real S3 server, PostgreSQL and Prefect server on this machine; the judge, on
 loopback, takes its time over every question and is asked one at a time by each arm. The model is tiny, so that labelling is
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _sweep(folder: Path, workers: int, postgres: Postgres, store: str) -> dict[str, float]:
-    """Return the seconds of the whole sweep, and from its first question to the last label that teaches."""
+    """Return the seconds of the whole sweep, and from its first question to the last label that an evaluator learns from."""
     ledger = postgres.url(postgres.new_database())
     database = postgres.url(postgres.new_database(), driver="asyncpg")
     with prefect_server(database, folder) as api, ExitStack() as working:
@@ -80,9 +80,9 @@ def _sweep(folder: Path, workers: int, postgres: Postgres, store: str) -> dict[s
             working.enter_context(_ninefold(folder, f"worker-{number}", environment, "worker"))
         time.sleep(15)  # until they are there
         started = time.monotonic()
-        with _ninefold(folder, "conductor", environment, "sweep", "sweep.yaml", "--workers") as sweep:
+        with _ninefold(folder, "dispatcher", environment, "sweep", "sweep.yaml", "--workers") as sweep:
             if sweep.wait():
-                raise ChildProcessError((folder / "conductor.log").read_text()[-3000:])
+                raise ChildProcessError((folder / "dispatcher.log").read_text()[-3000:])
         took = time.monotonic() - started
     rows = [row for row in Ledger(ledger).rows() if row["status"] == "labelled" and row["micro_usd"]]
     first = min(row["settled_at"] - row["seconds"] for row in rows)

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from prefect import flow
 
-from flows.evaluation.alpaca_eval import Contest, contested
+from flows.evaluation.alpaca_eval import AlpacaEvalConfig, run_alpaca_eval
 from flows.evaluation.reward_bench import NAME as REWARDBENCH
-from flows.evaluation.reward_bench import Ranking, ranked
+from flows.evaluation.reward_bench import RewardBenchConfig, run_reward_bench
 from flows.reporting.export import finished
 from flows.reporting.render import markdown_table
 from flows.reporting.storage import finite, write_text, writing
 from flows.tracking.mlflow import EXPERIMENT, log_metrics, open_experiment
 from models.benchmarks.lm_eval import Task, check
-from models.core.data import Graded
+from models.core.data import QuestionResult
 from models.metrics.intervals import Interval, averaged, clustered_mean
 from tasks.engine.caching import Product
 from tasks.engine.store import store
@@ -44,8 +44,8 @@ def benchmarks(
     run: str,
     tasks: Sequence[Task],
     *,
-    contest: Contest | None = None,
-    ranking: Ranking | None = None,
+    alpaca_eval: AlpacaEvalConfig | None = None,
+    reward_bench: RewardBenchConfig | None = None,
     average: bool = False,
     batch_size: int = 8,
 ) -> list[dict[str, Any]]:
@@ -59,15 +59,15 @@ def benchmarks(
 
     known = finished(run)
     check(tasks)
-    if contest is not None:
-        contest.check()
-    if ranking is not None:
-        ranking.check(known)
+    if alpaca_eval is not None:
+        alpaca_eval.check()
+    if reward_bench is not None:
+        reward_bench.check(known)
     policies = (known.rounds.first, known.rounds.policy)
     rows: list[dict[str, Any]] = []
-    if contest is not None:
-        graded, over_long = contested(known, policies, contest)
-        told = {"judge": contest.judge.endpoint.model, "limit": contest.limit}
+    if alpaca_eval is not None:
+        graded, over_long = run_alpaca_eval(known, policies, alpaca_eval)
+        told = {"judge": alpaca_eval.judge.endpoint.model, "limit": alpaca_eval.limit}
         rows = [_row(each.name, each.before, each.after, each.reach, over_long) | told for each in graded]
     for task in tasks:
         identity = task.identity()
@@ -75,8 +75,8 @@ def benchmarks(
         rows.append(_row(task.label(), before, after) | {"limit": task.limit})
     if average:
         rows.append(_average(rows))
-    if ranking is not None:
-        rows.append(ranked(known, ranking, batch_size))
+    if reward_bench is not None:
+        rows.append(run_reward_bench(known, reward_bench, batch_size))
     with writing(known.experiment.name) as folder:
         kept = folder / "benchmarks.json"
         taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
@@ -107,7 +107,8 @@ def _row(
 ) -> dict[str, Any]:
     """Return what both policies get for the questions that both have a grade for; `too_long` of them were not asked."""
     first, second = (
-        {(row.task, row.question): row for row in store().rows(graded.ref, Graded)} for graded in (before, after)
+        {(row.task, row.question): row for row in store().rows(graded.ref, QuestionResult)}
+        for graded in (before, after)
     )
     shared = [question for question in first if question in second]
     if not shared:

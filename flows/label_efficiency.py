@@ -20,7 +20,7 @@ from models.metrics.intervals import Interval, clustered_mean, paired_difference
 from models.metrics.learning_curves import area, saving
 from models.studies.recorded import Point
 from tasks.data.recorded_labels import Curve, Recorded, ViewRef, curve, load_recording
-from tasks.policy.embed import embedded
+from tasks.policy.embed import embed_sharded
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
     policy = base_policy(study.policy) if study.policy and study.embedding.needs_policy else None
     found = []
     for view in study.views():
-        vectors = embedded(recorded.responses, study.embedding, view=view, rubric=Rubric(), policy=policy)
+        vectors = embed_sharded(recorded.responses, study.embedding, view=view, rubric=Rubric(), policy=policy)
         found.append(ViewRef(view, vectors))
         if view == "response":
             found.append(ViewRef("evaluation", vectors))

@@ -41,35 +41,39 @@ def proxy_reward(
             policy=base,
             max_prompt_tokens=x.policy.max_prompt_tokens,
         )
-        first = steps.fine_tuned(arm, base, prompts)  # M_1
+        first = steps.fine_tune(arm, base, prompts)  # M_1
         before, policy = base, first
         history: tuple[Batch, ...] = ()
-        taught = history
-        evaluator = steps.taught(arm, history, prompts, first, 0) if x.dpo.feedback == "policy" else None
+        trained_on = history
+        evaluator = steps.fit_evaluator(arm, history, prompts, first, 0) if x.dpo.feedback == "policy" else None
         responses, scored, pairs, gate = None, None, None, None
         along: tuple[Policy, ...] = ()
         for number in arm.rounds:
-            responses = arm.log("generate", steps.sampled(arm, policy, prompts.pool, number)).ref
+            responses = arm.log("generate", steps.generate(arm, policy, prompts.pool, number)).ref
             pool = steps.pool_of(arm, responses, first, before)
             asked = pool if x.labelling.pool == "on_policy" else steps.seed_pool(arm, prompts, first, before)
             for turn in arm.turns(number):
-                picks = steps.picked(arm, asked, evaluator, first=first, history=history, turn=turn)
-                labels = arm.buy(steps.asked(arm, asked.responses, picks, arm.left))
+                picks = steps.acquire(arm, asked, evaluator, first=first, history=history, turn=turn)
+                labels = arm.buy(steps.annotate(arm, asked.responses, picks, arm.left))
                 history += (asked.batch(picks, labels.ref),)
-                taught = history
-                evaluator = steps.taught(arm, taught, prompts, first, number) if x.dpo.feedback == "proxy" else None
+                trained_on = history
+                evaluator = (
+                    steps.fit_evaluator(arm, trained_on, prompts, first, number) if x.dpo.feedback == "proxy" else None
+                )
             if evaluator is not None:
-                gate = steps.gated(arm, taught, prompts, first, number)
-                scored = arm.log("proxy_label", steps.scored(arm, evaluator.ref, responses, pool.features, first))
-                if doubted := steps.doubted(arm, responses, scored, history, gate=gate, number=number):
-                    labels = arm.settle(steps.asked(arm, responses, doubted, arm.left))
-                    history += (pool.batch(doubted, labels.ref),)
-            made = steps.paired(
+                gate = steps.check_gate(arm, trained_on, prompts, first, number)
+                scored = arm.log("score", steps.score(arm, evaluator.ref, responses, pool.features, first))
+                if select_uncertain := steps.select_uncertain(
+                    arm, responses, scored, history, gate=gate, number=number
+                ):
+                    labels = arm.record_relabelling(steps.annotate(arm, responses, select_uncertain, arm.left))
+                    history += (pool.batch(select_uncertain, labels.ref),)
+            made = steps.build_pairs(
                 arm, responses, scored, history, policy=policy, prompts=prompts, number=number, gate=gate
             )
-            pairs = arm.log("pair", made)
+            pairs = arm.log("build_pairs", made)
             held = reference(policy, pairs.ref, responses).ref if x.dpo.algorithm == "dpo" else None
-            adapter = arm.log("align", steps.aligned(arm, policy, pairs.ref, held, number))
+            adapter = arm.log("align", steps.align(arm, policy, pairs.ref, held, number))
             along = tuple(policy.adapted(passed) for passed in adapter.along)
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, the next round's reference
         rounds = Rounds(
@@ -78,7 +82,7 @@ def proxy_reward(
             policy=policy,
             along=along,
             history=history,
-            taught=taught,
+            trained_on=trained_on,
             evaluator=evaluator,
             gate=gate,
             responses=responses,

@@ -8,7 +8,7 @@ import typer
 from flows.cli.terminal import UserError, agree
 
 if TYPE_CHECKING:
-    from flows.evaluation.alpaca_eval import Contest
+    from flows.evaluation.alpaca_eval import AlpacaEvalConfig
 
 AVERAGED = "paper"  # the suite whose rows are averaged, as the paper does
 
@@ -50,9 +50,9 @@ def evaluate(
     prepare_flows()
     from flows.benchmarks import COLUMNS, SUITES, benchmarks, cells
     from flows.config.loading import load
-    from flows.evaluation.alpaca_eval import Contest
+    from flows.evaluation.alpaca_eval import AlpacaEvalConfig
     from flows.evaluation.reward_bench import NAME as REWARDBENCH
-    from flows.evaluation.reward_bench import Ranking
+    from flows.evaluation.reward_bench import RewardBenchConfig
     from flows.reporting.export import finished
     from models.benchmarks.lm_eval import Task
     from models.oracles.alpaca_eval import AlpacaEval
@@ -65,28 +65,33 @@ def evaluate(
         raise UserError(f"name what to take: --suite {'|'.join(SUITES)}, or --task NAME[:SHOTS]")
     finished(name)
     tasks = [Task.parse(text, limit=limit, folder=tasks_from) for text in named if text not in (RAW, REWARDBENCH)]
-    ranking = Ranking(pairs=pairs) if REWARDBENCH in named else None
-    contest = None
+    reward_bench = RewardBenchConfig(pairs=pairs) if REWARDBENCH in named else None
+    alpaca_eval = None
     if RAW in named:
         asked = load(AlpacaEval, judge) if judge else AlpacaEval()
-        contest = Contest(judge=asked, limit=limit, max_micro_usd=max_micro_usd, workers=workers)
-        _agree(contest, yes=yes)
+        alpaca_eval = AlpacaEvalConfig(judge=asked, limit=limit, max_micro_usd=max_micro_usd, workers=workers)
+        _agree(alpaca_eval, yes=yes)
     with admitted():
         rows = benchmarks(
-            name, tasks, contest=contest, ranking=ranking, average=suite == AVERAGED, batch_size=batch_size
+            name,
+            tasks,
+            alpaca_eval=alpaca_eval,
+            reward_bench=reward_bench,
+            average=suite == AVERAGED,
+            batch_size=batch_size,
         )
     for row in (COLUMNS, *map(cells, rows)):
         typer.echo("  ".join(f"{cell:14}" for cell in row).rstrip())
 
 
-def _agree(contest: "Contest", *, yes: bool) -> None:
+def _agree(alpaca_eval: "AlpacaEvalConfig", *, yes: bool) -> None:
     """Say what will be bought, and raise UserError if the user does not agree."""
     from models.core.money import dollars
 
-    contest.check()
-    judgements, price = contest.expected()
+    alpaca_eval.check()
+    judgements, price = alpaca_eval.expected()
     typer.echo(
-        f"AlpacaEval: {judgements} judgements by {contest.judge.endpoint.model} will be bought, less those in the ledger; "
-        f"expected {dollars(price.micro_usd)}, at most {dollars(contest.max_micro_usd)}"
+        f"AlpacaEval: {judgements} judgements by {alpaca_eval.judge.endpoint.model} will be bought, less those in "
+        f"the ledger; expected {dollars(price.micro_usd)}, at most {dollars(alpaca_eval.max_micro_usd)}"
     )
     agree(yes=yes)

@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Spend a few hundred expert judgements where they teach most, and train a policy on nine times as many pairs.",
+    help="Spend a few hundred oracle judgements where they are worth most, and train a policy on nine times as many pairs.",
     epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set labelling.queries=64`",
 )
 cli_labels.app.add_typer(cli_checks.app)
@@ -58,7 +58,7 @@ def run(file: File, overrides: Overrides = None) -> None:
     _show_report(report)
 
 
-@app.command(epilog="Example: `ninefold rerun quickstart --from train_evaluator`")
+@app.command(epilog="Example: `ninefold rerun quickstart --from fit_evaluator`")
 def rerun(
     name: Annotated[str, typer.Argument(help="The run's name, as MLflow shows it, or its id.")],
     stage: Annotated[str, typer.Option("--from", metavar="STAGE", help="Execute this stage and what follows.")] = "",

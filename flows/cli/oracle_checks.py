@@ -1,4 +1,4 @@
-"""`ninefold labels drift | injection`: can the expert be trusted? Both ask about labels that were bought before."""
+"""`ninefold labels drift | injection`: can the oracle be trusted? Both ask about labels that were bought before."""
 
 from collections.abc import Callable
 from datetime import date
@@ -17,7 +17,7 @@ Found = TypeVar("Found")
 
 app = typer.Typer()  # its commands stand among those of `ninefold labels`
 
-ExperimentFile = Annotated[Path, typer.Argument(help="The experiment whose expert is asked.")]
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment whose oracle is asked.")]
 SampleOption = Annotated[int, typer.Option(min=2, help="Labels bought earlier to ask about.")]
 OccasionOption = Annotated[str, typer.Option(help="A name for this check; today's date if not given.")]
 MoneyOption = Annotated[int, typer.Option(min=0, help="Micro-dollars that it may cost.")]
@@ -32,7 +32,7 @@ def labels_drift(
     max_micro_usd: MoneyOption = 1_000_000,
     yes: YesOption = False,
 ) -> None:
-    """Ask the expert again about labels bought before, and say how it agrees with itself."""
+    """Ask the oracle again about labels bought before, and say how it agrees with itself."""
     from models.core.money import dollars
     from models.labelling.drift import ask_again
 
@@ -67,7 +67,7 @@ def labels_injection(
 def _check(
     check: Callable[..., Found], file: Path, *, sample: int, times: int, occasion: str, max_micro_usd: int, yes: bool
 ) -> Found:
-    """Return what a check finds of labels that an experiment's expert has given, once the user has agreed to the price."""
+    """Return what a check finds of labels that an experiment's oracle has given, once the user has agreed to the price."""
     from flows.config.experiment import Experiment
     from flows.config.loading import load
     from models.core.money import dollars

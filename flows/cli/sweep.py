@@ -66,7 +66,7 @@ def worker(
 ) -> None:
     """Take arms of `ninefold sweep --workers` on this machine until Ctrl-C; store, ledger, MLflow and Prefect are shared.
 
-    Keys of experts and of the store are this machine's own: export them first. Files that experiments name are found here.
+    Keys of oracles and of the store are this machine's own: export them first. Files that experiments name are found here.
     """
     from flows.runtime.environment import prepare
 

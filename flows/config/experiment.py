@@ -58,23 +58,23 @@ class Labelling(Frozen):
     pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
         "on_policy", description="what is asked about: M_1's responses, or the seed's own, raw or with levels balanced"
     )
-    queries: NonNegativeInt = Field(description="expert queries in all, over rounds and batches")
+    queries: NonNegativeInt = Field(description="oracle queries in all, over rounds and batches")
     max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
-    max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for experts billed by the token")
+    max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for oracles billed by the token")
     batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
     workers: PositiveInt = Field(4, description="concurrent queries; does not change the result")
     shuffle_labels: bool = Field(False, description="the control arm: permute the labels before the evaluator learns")
 
 
 class Evaluation(Frozen):
-    """Held-out evaluation. Its queries are not the budget's: they measure, they do not teach."""
+    """Held-out evaluation. Its queries are not the budget's: they measure, they train nothing."""
 
     samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
     versus: Annotated[Oracle, OneOf()] | None = Field(
         None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
     )
     curve: NonNegativeInt = Field(
-        0, description="policies on DPO's way that expert and evaluator score too, where there is one"
+        0, description="policies on DPO's way that oracle and evaluator score too, where there is one"
     )
     best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
     oracle: Annotated[Oracle, OneOf()] | None = Field(None, description="labelling.oracle if not given")
@@ -82,9 +82,9 @@ class Evaluation(Frozen):
 
     @model_validator(mode="after")
     def _versus_compares(self) -> "Evaluation":
-        if self.versus is not None and self.versus.unit != "pair":
+        if self.versus is not None and self.versus.query_type != "pairwise":
             raise ValueError(
-                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use an expert who "
+                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use an oracle who "
                 "compares, such as llm_pairs, or leave it out"
             )
         return self
@@ -106,7 +106,7 @@ class Experiment(Frozen):
 
     @property
     def judge(self) -> Oracle:
-        """The expert of the evaluation."""
+        """The oracle of the evaluation."""
         return self.evaluation.oracle or self.labelling.oracle
 
     @property
@@ -115,13 +115,13 @@ class Experiment(Frozen):
         return self.evaluation.curve if self.dpo.feedback in ("proxy", "policy") else 0
 
     def answers(self, prompts: int) -> int:
-        """Return how many answers to so many held-out prompts the evaluation's expert scores, at most."""
+        """Return how many answers to so many held-out prompts the evaluation's oracle scores, at most."""
         best = self.evaluation.best_of > 0 and self.dpo.feedback in ("proxy", "policy")
         return prompts * (self.evaluation.samples * (2 + self.curve) + best)
 
     @property
     def simulated(self) -> bool:
-        """Whether any of the experts is simulated."""
+        """Whether any of the oracles is simulated."""
         versus = self.evaluation.versus
         return self.labelling.oracle.simulated or self.judge.simulated or (versus is not None and versus.simulated)
 
@@ -133,33 +133,32 @@ class Experiment(Frozen):
             return "sft"
         named = [{"policy": "self_reward", "demonstrations": "spin"}.get(feedback, labelling.acquisition.label())]
         named += [labelling.pool] * (labelling.pool != "on_policy")
-        named += ["direct"] * (feedback == "expert") + ["shuffled"] * labelling.shuffle_labels
+        named += ["direct"] * (feedback == "oracle") + ["shuffled"] * labelling.shuffle_labels
         named += [self.dpo.algorithm] * (self.dpo.algorithm != "dpo")
         return " ".join(named)
 
     @model_validator(mode="after")
     def _pairs_where_pairs_are_asked(self) -> "Experiment":
-        expert, strategy = self.labelling.oracle.label(), self.labelling.acquisition
-        if self.judge.unit == "pair":
+        oracle, strategy = self.labelling.oracle.label(), self.labelling.acquisition
+        if self.judge.query_type == "pairwise":
             raise ValueError(
-                f"the evaluation needs an expert who scores single answers, and {self.judge.label()!r} compares: set "
-                "evaluation.oracle"
+                f"the evaluation needs a pointwise oracle, and {self.judge.label()!r} compares: set evaluation.oracle"
             )
-        if self.labelling.oracle.unit == "tuple":
-            if self.dpo.feedback == "proxy" and not self.evaluator.learns_scores:
+        if self.labelling.oracle.query_type == "pointwise":
+            if self.dpo.feedback == "proxy" and not self.evaluator.supports_pointwise:
                 raise ValueError(
-                    f"{expert!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
-                    "use an expert who compares, such as comparing or llm_pairs, or the evaluator generative"
+                    f"{oracle!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
+                    "use a pairwise oracle, such as comparing or llm_pairs, or the evaluator generative"
                 )
             return self
         if not isinstance(strategy, PairAcquisition):
             raise ValueError(
-                f"{expert!r} compares pairs, and acquisition {strategy.label()!r} picks tuples: use a strategy over pairs, "
+                f"{oracle!r} compares pairs, and acquisition {strategy.label()!r} picks tuples: use a strategy over pairs, "
                 "such as random_pairs or bald"
             )
-        if not self.evaluator.learns_pairs:
+        if not self.evaluator.supports_pairwise:
             raise ValueError(
-                f"{expert!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
+                f"{oracle!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
                 "generative_pairs, or reward_head with loss bradley_terry"
             )
         return self
@@ -186,7 +185,7 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _eft_seed_from_somewhere(self) -> "Experiment":
-        if self.evaluator.wants_eft_seed and not self.prompts.has_eft_seed:
+        if self.evaluator.uses_eft_examples and not self.prompts.has_eft_seed:
             raise ValueError(
                 f"evaluator.eft_seed={getattr(self.evaluator, 'eft_seed', True)} mixes in examples that "
                 f"prompts {self.prompts.label()!r} do not have: set prompts.eft_seed"
@@ -198,7 +197,7 @@ class Experiment(Frozen):
         gate, feedback = self.dpo.gate, self.dpo.feedback
         if feedback != "proxy" and (gate.queries or gate.threshold > ANY_PAIR):
             raise ValueError(
-                f"dpo.gate holds an evaluator against the expert, and dpo.feedback={feedback} teaches none: leave out "
+                f"dpo.gate holds an evaluator against the oracle, and dpo.feedback={feedback} trains none: leave out "
                 "dpo.gate.queries and dpo.gate.threshold"
             )
         if gate.queries and gate.threshold == ANY_PAIR:
@@ -213,23 +212,23 @@ class Experiment(Frozen):
         feedback, labelling = self.dpo.feedback, self.labelling
         if not self.dpo.asks and labelling.queries:
             raise ValueError(
-                f"dpo.feedback={feedback} asks the expert nothing, and labelling.queries={labelling.queries}: set it to 0"
+                f"dpo.feedback={feedback} asks the oracle nothing, and labelling.queries={labelling.queries}: set it to 0"
             )
-        if feedback == "policy" and not self.evaluator.judges_untaught:
+        if feedback == "policy" and not self.evaluator.supports_zero_shot:
             raise ValueError(
-                f"dpo.feedback=policy needs an evaluator that judges untaught, and {self.evaluator.label()!r} does not: "
+                f"dpo.feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.label()!r} does not: "
                 "set evaluator.kind to generative"
             )
         if feedback != "proxy" and labelling.shuffle_labels:
-            raise ValueError(f"dpo.feedback={feedback} teaches no evaluator: labelling.shuffle_labels shuffles nothing")
-        if feedback == "expert" and labelling.acquisition.needs.scores:
+            raise ValueError(f"dpo.feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
+        if feedback == "oracle" and labelling.acquisition.needs.scores:
             raise ValueError(
-                f"dpo.feedback=expert trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
+                f"dpo.feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
                 "use random or random_pairs"
             )
-        if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.unit == "pair"):
+        if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.query_type == "pairwise"):
             raise ValueError(
-                f"labelling.pool={labelling.pool} has one response to a prompt, which teaches an evaluator by its score: "
-                "it needs dpo.feedback=proxy and an expert who scores"
+                f"labelling.pool={labelling.pool} has one response to a prompt, which trains an evaluator by its score: "
+                "it needs dpo.feedback=proxy and a pointwise oracle"
             )
         return self

@@ -118,7 +118,7 @@ def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: Micro
         settings["dpo"] = {**dpo, "gate": {"at_chance": "continue", **gate}}
     experiment = validated(Experiment, settings, where)
     if everything:
-        per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.unit == "pair" else 1)
+        per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.query_type == "pairwise" else 1)
         queries = len(experiment.prompts.load().pool) * per_prompt * experiment.dpo.rounds
         set_field(settings, "labelling.queries", queries)
         experiment = validated(Experiment, settings, where)

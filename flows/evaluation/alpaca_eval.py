@@ -23,11 +23,11 @@ from tasks.evaluation.alpaca_eval import (
     spread_at_equal_length,
 )
 from tasks.labelling.annotate import Purchase, annotate
-from tasks.policy.generate import generated
+from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 
 
-class Contest(Frozen):
+class AlpacaEvalConfig(Frozen):
     """AlpacaEval 2: who judges, how many instructions (0: all), and the most that both policies' judgements may cost."""
 
     judge: AlpacaEval = AlpacaEval()
@@ -54,7 +54,7 @@ class Contest(Frozen):
         return 2 * len(asked), total
 
 
-class Contested(NamedTuple):
+class AlpacaEvalResult(NamedTuple):
     """What both policies got in a benchmark, and how far the interval of their gain reaches below and above it.
 
     Without `reach` the interval is that over questions.
@@ -66,12 +66,14 @@ class Contested(NamedTuple):
     reach: tuple[float, float] | None = None
 
 
-def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest) -> tuple[list[Contested], int]:
+def run_alpaca_eval(
+    known: Finished, policies: tuple[Policy, Policy], config: AlpacaEvalConfig
+) -> tuple[list[AlpacaEvalResult], int]:
     """Return the policies' grades, as they stand and, by the published reference, at equal length; and who was left out.
 
     Raises ValueError where the money does not cover every judgement; what was bought is kept.
     """
-    judge, generation = contest.judge, known.experiment.generation
+    judge, generation = config.judge, known.experiment.generation
     path = reference_file(judge.reference)
     content, fingerprint = remembered_sha256(path), judge.fingerprint()
     asked = instructions(
@@ -79,11 +81,11 @@ def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest
         content=content,
         policy=policies[0],
         max_prompt_tokens=known.experiment.policy.max_prompt_tokens,
-        limit=contest.limit,
+        limit=config.limit,
     )
     seed = seed_of(known.experiment.seeds.training, 0, "alpaca_eval")  # the same random numbers for every policy
-    answered = [generated(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
-    left, judged = contest.max_micro_usd, []
+    answered = [generate_sharded(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
+    left, judged = config.max_micro_usd, []
     for responses in answered:
         purchase = Purchase(
             responses=responses,
@@ -96,15 +98,15 @@ def contested(known: Finished, policies: tuple[Policy, Policy], contest: Contest
             max_micro_usd=left,
             max_tokens=NO_CAP,
         )
-        labels = annotate(purchase, workers=contest.workers)
+        labels = annotate(purchase, workers=config.workers)
         left -= int(labels.facts["micro_usd"])
         judged.append(Judgements(responses=responses, labels=labels.ref))
     package = installed()
     raw = [grade_answers(each, path, content=content, package=package, at_equal_length=False) for each in judged]
-    found = [Contested(RAW, raw[0], raw[1])]
+    found = [AlpacaEvalResult(RAW, raw[0], raw[1])]
     if judge.reference is None:
         content = digest_of([content, remembered_sha256(difficulties_file())])
         level = [grade_answers(each, path, content=content, package=package, at_equal_length=True) for each in judged]
         reach = spread_at_equal_length(judged[0], judged[1], path, content=content)
-        found.append(Contested(AT_EQUAL_LENGTH, level[0], level[1], (reach["below"], reach["above"])))
+        found.append(AlpacaEvalResult(AT_EQUAL_LENGTH, level[0], level[1], (reach["below"], reach["above"])))
     return found, len(asked.over_long)

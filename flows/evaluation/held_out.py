@@ -1,4 +1,4 @@
-"""Hold evaluator and policy against the expert on held-out prompts, a shuffled-label control beside them."""
+"""Hold evaluator and policy against the oracle on held-out prompts, a shuffled-label control beside them."""
 
 import math
 from dataclasses import replace
@@ -10,16 +10,16 @@ from flows.tracking.run import Arm
 from tasks.engine.caching import Product
 from tasks.engine.store import Ref
 from tasks.evaluation.biases import assess_biases, reformat
-from tasks.evaluation.held_out import Drift, Versus, assess_evaluator, assess_policy, contests
+from tasks.evaluation.held_out import Drift, PairwiseVerdicts, assess_evaluator, assess_policy, pair_answers
 from tasks.evaluation.overoptimisation import assess_best_of, assess_point, best_of
 from tasks.evaluator.score import Scored
-from tasks.policy.generate import generated
+from tasks.policy.generate import generate_sharded
 from tasks.policy.logprobs import likelihood
 from tasks.policy.policy_ref import Policy
 
 
 class _Answers(NamedTuple):
-    """A policy's held-out answers and what the expert says of them."""
+    """A policy's held-out answers and what the oracle says of them."""
 
     policy: Policy
     responses: Ref
@@ -54,14 +54,14 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
 def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
     """Sample with the same random numbers for every policy: what differs is the policy."""
     x = arm.experiment
-    responses = generated(
+    responses = generate_sharded(
         policy,
         rounds.prompts.held_out,
         x.generation,
         samples=x.evaluation.samples,
         seed=steps.seed(arm, 0, "evaluate"),
     ).ref
-    labels = arm.measure(steps.asked(arm, responses, None, arm.evaluation_left)).ref
+    labels = arm.measure(steps.annotate(arm, responses, None, arm.evaluation_left)).ref
     return _Answers(policy, responses, labels)
 
 
@@ -87,21 +87,21 @@ def _likelihood(arm: Arm, policy: Policy, answers: _Answers) -> Ref:
     return likelihood(answers.responses, policy, max_new_tokens=longest, own=own).ref
 
 
-def _compared(arm: Arm, before: _Answers, after: _Answers) -> Versus | None:
-    """Return who wins by an expert who compares; None where scores decide."""
+def _compared(arm: Arm, before: _Answers, after: _Answers) -> PairwiseVerdicts | None:
+    """Return who wins by a pairwise oracle; None where scores decide."""
     judge = arm.experiment.evaluation.versus
     if judge is None:
         return None
-    both = contests(before.responses, after.responses)
+    both = pair_answers(before.responses, after.responses)
     if not both.picks.rows:
-        return Versus(labels=None)
-    labels = arm.measure(steps.asked(arm, both.responses, both.picks, arm.evaluation_left, by=judge))
+        return PairwiseVerdicts(labels=None)
+    labels = arm.measure(steps.annotate(arm, both.responses, both.picks, arm.evaluation_left, by=judge))
     consistency = labels.facts.get("order_consistency", math.nan)
-    return Versus(labels=labels.ref, order_consistency=consistency)
+    return PairwiseVerdicts(labels=labels.ref, order_consistency=consistency)
 
 
 def _scored(arm: Arm, evaluator: Product, rounds: Rounds, responses: Ref) -> Scored:
-    return steps.scored(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
+    return steps.score(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
 
 
 def _features(arm: Arm, rounds: Rounds, responses: Ref) -> Ref | None:
@@ -109,15 +109,15 @@ def _features(arm: Arm, rounds: Rounds, responses: Ref) -> Ref | None:
 
 
 def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> Agreement:
-    """Hold the evaluator against the expert, beside one taught with shuffled labels where there are labels."""
+    """Hold the evaluator against the oracle, beside one trained on shuffled labels where there are labels."""
     first, features, control = rounds.first, _features(arm, rounds, before.responses), None
-    proxy = steps.scored(arm, evaluator.ref, before.responses, features, first)
-    if rounds.taught:
+    proxy = steps.score(arm, evaluator.ref, before.responses, features, first)
+    if rounds.trained_on:
         last = arm.experiment.dpo.rounds
-        shuffled = steps.taught(arm, rounds.taught, rounds.prompts, first, last, shuffle=True)
-        control = steps.scored(arm, shuffled.ref, before.responses, features, first)
+        shuffled = steps.fit_evaluator(arm, rounds.trained_on, rounds.prompts, first, last, shuffle=True)
+        control = steps.score(arm, shuffled.ref, before.responses, features, first)
     calibration = None if rounds.gate is None else rounds.gate.calibration
-    across = arm.experiment.evaluator.learns_scores  # else it has only compared, within prompts
+    across = arm.experiment.evaluator.supports_pointwise  # else it has only compared, within prompts
     facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)
     varied = reformat(before.responses).ref
     listed = _scored(arm, evaluator, rounds, varied) if varied.rows else None
@@ -130,14 +130,14 @@ def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answe
     """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
     x, count = arm.experiment, arm.experiment.evaluation.best_of
     seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
-    drawn = generated(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
+    drawn = generate_sharded(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
     best = best_of(drawn, _scored(arm, evaluator, rounds, drawn).ref).ref
-    labels = arm.measure(steps.asked(arm, best, None, arm.evaluation_left))
+    labels = arm.measure(steps.annotate(arm, best, None, arm.evaluation_left))
     return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)
 
 
 def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answers]) -> tuple[Point, ...]:
-    """Return what expert and evaluator say of the policies from M_1 on to M_2."""
+    """Return what oracle and evaluator say of the policies from M_1 on to M_2."""
     passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
     last, kept = arm.experiment.dpo.rounds, len(rounds.along)  # those on the way are the last round's
     shares = [0.0, *((last - 1 + number / (kept + 1)) / last for number in range(1, kept + 1)), 1.0]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from flows.reporting.export import Finished
 from models.benchmarks.reward_bench import command, contrasts, version_of
-from models.core.data import Graded
+from models.core.data import QuestionResult
 from models.core.registry import Frozen, digest_of
 from models.metrics.intervals import weighted_mean
 from tasks.engine.settings import settings
@@ -19,7 +19,7 @@ NAME = "rewardbench"
 _CHANCE = 0.5
 
 
-class Ranking(Frozen):
+class RewardBenchConfig(Frozen):
     """Which pairs are to be ordered."""
 
     pairs: Path | None = Field(None, description="JSON of prompt, chosen, rejected; none: RewardBench's, from the hub")
@@ -30,7 +30,7 @@ class Ranking(Frozen):
             raise ValueError(
                 f"run {known.experiment.name!r} has trained no evaluator: RewardBench has nothing to measure"
             )
-        if not known.experiment.evaluator.classifies:
+        if not known.experiment.evaluator.exports_classifier:
             raise ValueError(
                 f"RewardBench's command takes sequence classifiers, and evaluator {known.experiment.evaluator.label()!r} is "
                 "none: use reward_head"
@@ -39,14 +39,17 @@ class Ranking(Frozen):
         contrasts(self.pairs)
 
 
-def ranked(known: Finished, ranking: Ranking, batch_size: int) -> dict[str, Any]:
+def run_reward_bench(known: Finished, ranking: RewardBenchConfig, batch_size: int) -> dict[str, Any]:
     """Return the row of the evaluator's accuracy, chance in the place of M_1."""
     assert known.rounds.evaluator is not None  # noqa: S101 - `check` has seen to it
     x, rounds = known.experiment, known.rounds
     program = command(settings().rewardbench)
     found = reward_bench(
         Trained(
-            evaluator=x.evaluator, learnt=known.rounds.evaluator.ref, policy=rounds.first, rubric=x.labelling.rubric
+            evaluator=x.evaluator,
+            evaluator_ref=known.rounds.evaluator.ref,
+            policy=rounds.first,
+            rubric=x.labelling.rubric,
         ),
         ranking.pairs,
         content=digest_of(contrasts(ranking.pairs)),
@@ -54,7 +57,7 @@ def ranked(known: Finished, ranking: Ranking, batch_size: int) -> dict[str, Any]
         version=version_of(program),
         batch_size=batch_size,
     )
-    rows = store().rows(found.ref, Graded)
+    rows = store().rows(found.ref, QuestionResult)
     accuracy = weighted_mean(np.array([row.score for row in rows]), np.array(found.weights))
     return {
         "benchmark": NAME,

@@ -60,7 +60,7 @@ def needs(x: Experiment, shape: Shape) -> list[Need]:
     judge = getattr(x.evaluator, "schedule", None)
     if isinstance(judge, Schedule):
         pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
-        schedules.append(("train_evaluator", judge, _PER_PAIR if pairs else 1))
+        schedules.append(("fit_evaluator", judge, _PER_PAIR if pairs else 1))
     if x.dpo.feedback != "none":
         schedules.append(("align", x.dpo, _PER_PAIR))
     launched = {"fine_tune", *(["align"] if x.dpo.algorithm not in IN_ONE else [])}

@@ -36,7 +36,7 @@ class Asking:
 
 
 def check_caps(x: Experiment, most: Amount) -> None:
-    """Raise ValueError if a cap does not pay for one query, or is on what this expert does not count."""
+    """Raise ValueError if a cap does not pay for one query, or is on what this oracle does not count."""
     caps = x.labelling
     if most.micro_usd > caps.max_micro_usd:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_caps(x: Experiment, most: Amount) -> None:
         )
     if caps.max_tokens != NO_CAP and not most.tokens:
         raise ValueError(
-            f"labelling.max_tokens={caps.max_tokens}, and expert {caps.oracle.label()!r} is not billed by the token: "
+            f"labelling.max_tokens={caps.max_tokens}, and oracle {caps.oracle.label()!r} is not billed by the token: "
             "leave it out"
         )
     if most.tokens > caps.max_tokens:
@@ -60,7 +60,7 @@ def _some(pool: list[Prompt]) -> list[str]:
 def _asked(oracle: Oracle, length: int) -> str:
     """Return what is asked about an answer of so many characters."""
     text = ("word " * (length // 5 + 1))[:length]
-    return pair_text(text, text)[0] if oracle.unit == "pair" else text
+    return pair_text(text, text)[0] if oracle.query_type == "pairwise" else text
 
 
 def expected_of(oracle: Oracle, pool: list[Prompt], length: int, count: Counter) -> Expected:

@@ -63,17 +63,17 @@ class Plan:
         """Return the plan as lines of text."""
         x, oracle = self.experiment, self.experiment.labelling.oracle
         simulated = " (simulated)" if oracle.simulated else ""
-        unit = "comparison of two responses" if oracle.unit == "pair" else "response"
+        unit = "comparison of two responses" if oracle.query_type == "pairwise" else "response"
         return [
             f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
             f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
-            f"expert     {oracle.description}{simulated}; a query is one {unit}",
+            f"oracle     {oracle.description}{simulated}; a query is one {unit}",
             f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(x.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}{self._range()}",
             *self._asking(),
             *self._gate(),
             f"evaluation at most {self.evaluation_queries} further queries, expected "
-            f"{dollars(self.evaluation_micro_usd)}: they measure and teach nothing",
+            f"{dollars(self.evaluation_micro_usd)}: they measure and train nothing",
             self._pairs(),
             *self._shards(),
             *memory_lines(x),
@@ -91,11 +91,11 @@ class Plan:
         gate = self.experiment.dpo.gate
         if self.experiment.dpo.feedback != "proxy":
             return []
-        line = f"gate       {gate.folds} evaluators, each taught without a part of the labels; at chance the run "
+        line = f"gate       {gate.folds} evaluators, each trained without a part of the labels; at chance the run "
         line += "stops" if gate.at_chance == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
         if gate.queries:
             line += (
-                f"; pairs under {gate.threshold} go to the expert ({gate.queries} of the queries), then are left out"
+                f"; pairs under {gate.threshold} go to the oracle ({gate.queries} of the queries), then are left out"
             )
         elif gate.threshold > ANY_PAIR:
             line += f"; pairs under {gate.threshold} are left out"
@@ -191,15 +191,15 @@ def plan(experiment: Experiment) -> Plan:
 
 
 def _pairs(x: Experiment, pool: int, seed: int) -> int:
-    """Return how many preference pairs there may be: one per prompt, and from the expert alone one per two answers."""
-    per_query = 1 if x.labelling.oracle.unit == "pair" else 2
-    most = {"none": 0, "demonstrations": seed, "expert": min(pool, x.labelling.queries // per_query)}
+    """Return how many preference pairs there may be: one per prompt, and from the oracle alone one per two answers."""
+    per_query = 1 if x.labelling.oracle.query_type == "pairwise" else 2
+    most = {"none": 0, "demonstrations": seed, "oracle": min(pool, x.labelling.queries // per_query)}
     return most.get(x.dpo.feedback, pool)
 
 
 def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
     """Raise ValueError if there is not enough to ask about."""
-    samples, unit = x.generation.samples, x.labelling.oracle.unit
+    samples, query_type = x.generation.samples, x.labelling.oracle.query_type
     if not seed and (x.labelling.pool != "on_policy" or x.dpo.feedback == "demonstrations"):
         raise ValueError(
             f"labelling.pool={x.labelling.pool} with dpo.feedback={x.dpo.feedback} needs the seed's own answers, and the "
@@ -212,9 +212,9 @@ def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
                 "set labelling.pool to on_policy"
             )
         return
-    most = prompts * x.dpo.rounds * (samples // 2 if unit == "pair" else samples)
+    most = prompts * x.dpo.rounds * (samples // 2 if query_type == "pairwise" else samples)
     if x.labelling.queries > most:
-        kind = "disjoint pairs" if unit == "pair" else "tuples"
+        kind = "disjoint pairs" if query_type == "pairwise" else "tuples"
         raise ValueError(
             f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
             f"{x.dpo.rounds} rounds = {most} {kind}: lower labelling.queries or add prompts"
@@ -231,7 +231,7 @@ def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> t
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples", rounds * tuples * score),
         Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
-        Step("train_evaluator, proxy_label", f"{x.evaluator.label()}", 2.0 * rounds),
+        Step("fit_evaluator, score", f"{x.evaluator.label()}", 2.0 * rounds),
         Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
         Step("evaluate", f"{held_out} held-out responses", held_out * (generate + 2 * score)),
     )

@@ -48,7 +48,7 @@ _SHARED: dict[str, Callable[[Experiment], str]] = {
     "generate": _until(_model, _pool),
     "embed": _until(_model, _pool, lambda x: x.embedding.digest()),
     "acquire, annotate": _until(_model, _pool, lambda x: x.embedding.digest(), _picks),
-    "train_evaluator, proxy_label": _until(_model, _pool, lambda x: x.embedding.digest(), _picks, _evaluator),
+    "fit_evaluator, score": _until(_model, _pool, lambda x: x.embedding.digest(), _picks, _evaluator),
     "align": lambda x: f"{x.model_copy(update={'name': 'x', 'evaluation': None}).digest()} {x.curve}",
     "evaluate": lambda x: x.model_copy(update={"name": "x"}).digest(),
 }

@@ -11,8 +11,8 @@ from models.policies.resolve import PACKAGED
 _PAPER = "[arXiv 2407.02119](https://arxiv.org/abs/2407.02119)"
 _COLUMNS = {
     "pairs": "`prompt`, `chosen`, `rejected`: preference pairs as DPO was trained on them in the last round. `provenance` "
-    "says who prefers: `oracle` (the expert), `proxy` (the evaluator) or `demonstration`; scores are in that judge's units.",
-    "judgements": "every query in order: the response, or the response and the one it was held `against`; the expert's "
+    "says who prefers: `oracle` (the oracle), `proxy` (the evaluator) or `demonstration`; scores are in that judge's units.",
+    "judgements": "every query in order: the response, or the response and the one it was held `against`; the oracle's "
     "`score`, its price (`micro_usd`, as if this run had bought it alone), `status` (`quarantined` replies could not be "
     "read), and the `utility` by which the strategy chose it, with its `why`.",
     "scores": "every response of the last round with the evaluator's `score` and the `std` of its ensemble; `logprob` is "
@@ -45,7 +45,7 @@ def evaluator_card(x: Experiment, report: dict[str, Any]) -> str:
         "## Use",
         "",
         f"A `{x.evaluator.label()}` evaluator of Ninefold{view}; `evaluator.json` holds its settings. "
-        "It labels responses like those it was taught with: prompts of the same kind, written by the policy below. It is no "
+        "It labels responses like those it was trained on: prompts of the same kind, written by the policy below. It is no "
         "general judge of quality, and optimising a policy against it far beyond the KL of this run exploits its errors.",
         "",
     ]
@@ -107,13 +107,13 @@ def _card(data: Any, title: str, lines: Sequence[str], x: Experiment, report: di
 
 
 def _bought(x: Experiment, report: dict[str, Any]) -> list[str]:
-    expert = report["oracle"] + (", **simulated**" if report["oracle_simulated"] else "")
+    oracle = report["oracle"] + (", **simulated**" if report["oracle_simulated"] else "")
     return [
         "## Budget",
         "",
-        f"- expert: {expert}; criterion `{x.labelling.rubric.name}`",
+        f"- oracle: {oracle}; criterion `{x.labelling.rubric.name}`",
         f"- {report['queries']} queries, {dollars(report['micro_usd'])}; {report['proxy_pairs']} pairs by the evaluator, "
-        f"{report['oracle_pairs']} by the expert",
+        f"{report['oracle_pairs']} by the oracle",
         *(["- **the labels were shuffled: a control, not to be used**"] if report["labels_shuffled"] else []),
         "",
     ]
@@ -124,10 +124,10 @@ def _agreement(report: dict[str, Any]) -> list[str]:
     if found is None:
         return []
     return [
-        "## Agreement with the expert",
+        "## Agreement with the oracle",
         "",
         f"- pair accuracy on held-out prompts: {_interval(found, 'pair_accuracy')}",
-        f"- the same, taught with shuffled labels: {_interval(found, 'shuffled_pair_accuracy')}",
+        f"- the same, trained on shuffled labels: {_interval(found, 'shuffled_pair_accuracy')}",
         "",
     ]
 

@@ -24,7 +24,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Return what a reader must know before believing the table."""
     found, rows = [], report["rows"]
     if report["oracle_simulated"]:
-        found.append("An expert of this sweep is simulated.")
+        found.append("An oracle of this sweep is simulated.")
     if report["missing"]:
         found.append(f"Missing: {', '.join(report['missing'])}.")
     if report["baseline"] is None:

@@ -98,7 +98,7 @@ def check_push(experiment: Experiment) -> None:
 
 
 def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
-    """Return the dataset's tables by name: pairs for DPO, the expert's judgements, the evaluator's scores."""
+    """Return the dataset's tables by name: pairs for DPO, the oracle's judgements, the evaluator's scores."""
     tables = {}
     if rounds.pairs is not None:
         tables["pairs"] = to_frame(store().rows(rounds.pairs.ref, Pair), Pair)

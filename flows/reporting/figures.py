@@ -58,7 +58,7 @@ def figure_pages(
 
 
 def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
-    figure, axes = _canvas("Held-out answers, scored by the expert", "expert's score", "answers")
+    figure, axes = _canvas("Held-out answers, scored by the oracle", "oracle's score", "answers")
     bins = np.histogram_bin_edges(np.concatenate([before, after]), bins=24)
     axes.hist(before, bins, color=_BEFORE, alpha=0.7, label=f"M₁, mean {before.mean():.2f}")
     axes.hist(after, bins, color=_AFTER, alpha=0.6, label=f"M₂, mean {after.mean():.2f}, wins {win_rate:.0%}")
@@ -66,10 +66,10 @@ def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
     return png(figure)
 
 
-def _agreement(expert: Floats, proxy: Floats, spearman: float | None) -> bytes:
+def _agreement(oracle: Floats, proxy: Floats, spearman: float | None) -> bytes:
     shown = "–" if spearman is None else f"{spearman:.2f}"
-    figure, axes = _canvas(f"Evaluator against expert (Spearman {shown})", "expert's score", "evaluator's score")
-    axes.scatter(expert, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
+    figure, axes = _canvas(f"Evaluator against oracle (Spearman {shown})", "oracle's score", "evaluator's score")
+    axes.scatter(oracle, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
     return png(figure)
 
 
@@ -85,11 +85,11 @@ def _gate(gate: dict[str, Any]) -> bytes:
 
 
 def _optimisation(curve: list[dict[str, Any]]) -> bytes:
-    """Return what the evaluator and the expert say along a training (2210.10760): where they part, it is over-optimised."""
-    title = "From M₁ to M₂, by evaluator and expert"
+    """Return what the evaluator and the oracle say along a training (2210.10760): where they part, it is over-optimised."""
+    title = "From M₁ to M₂, by evaluator and oracle"
     figure, axes = _canvas(title, "KL to M₁, nats per answer", "gain, standard deviations of M₁'s scores")
     kl = [point["kl"] for point in curve]
-    for whose, colour, name in (("proxy", _PROXY, "evaluator"), ("oracle", _AFTER, "expert")):
+    for whose, colour, name in (("proxy", _PROXY, "evaluator"), ("oracle", _AFTER, "oracle")):
         mean = np.array([point[f"{whose}_mean"] for point in curve], dtype=np.float64)  # None becomes NaN, a gap
         axes.plot(kl, (mean - mean[0]) / (curve[0][f"{whose}_std"] or 1.0), "o-", color=colour, label=name)
     axes.legend(frameon=False)
@@ -99,7 +99,7 @@ def _optimisation(curve: list[dict[str, Any]]) -> bytes:
 def _scores(bought: Floats, proxy: Floats) -> bytes:
     figure, axes = _canvas("Labels bought, and what the evaluator made of them", "score", "share of tuples")
     bins = np.histogram_bin_edges(np.concatenate([bought, proxy]), bins=24)
-    for values, colour, name in ((bought, _BEFORE, "expert"), (proxy, _PROXY, "evaluator")):
+    for values, colour, name in ((bought, _BEFORE, "oracle"), (proxy, _PROXY, "evaluator")):
         if not len(values):
             continue
         weights = np.full(len(values), 1 / len(values))
@@ -127,7 +127,7 @@ def learning_curves(report: dict[str, Any]) -> bytes:
             axes.plot(labels, mean, style, color=colour, lw=2.2 if control else 1.2, label=arm["name"])
             if arm["name"] == "random":
                 axes.fill_between(labels, low, high, color=colour, alpha=0.12, lw=0)
-        axes.set(xscale="log", xlabel="labels", ylabel="agreement with the expert", title=title)
+        axes.set(xscale="log", xlabel="labels", ylabel="agreement with the oracle", title=title)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False, fontsize=8)
     return png(figure)

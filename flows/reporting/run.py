@@ -27,9 +27,9 @@ from tasks.engine.store import store
 from tasks.labelling.batches import labels_of
 
 _SAMPLES, _BINS = 8, 24
-_BIASES = ("longer_preferred", "longer_preferred_by_expert", "format_shift")
-# of the last purchase: whether length moves the expert, whether it agrees with itself, what it could not be understood in
-_EXPERT_FACTS = {
+_BIASES = ("longer_preferred", "longer_preferred_by_oracle", "format_shift")
+# of the last purchase: whether length moves the oracle, whether it agrees with itself, what it could not be understood in
+_ORACLE_FACTS = {
     *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies", "refused"),
     *("judgements", "krippendorff_alpha"),
 }
@@ -82,7 +82,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
         "oracle_simulated": x.labelling.oracle.simulated,
-        "oracle_unit": x.labelling.oracle.unit,
+        "query_type": x.labelling.oracle.query_type,
         "evaluation_oracle": x.judge.description,
         "evaluation_oracle_simulated": x.judge.simulated,
         "versus": _of_the_versus(x, findings),
@@ -94,7 +94,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "micro_usd_paid": arm.total("bought_micro_usd"),
         "tokens": arm.total("tokens"),
         "lost_queries": arm.total("lost_queries"),
-        "expert": {name: value for name, value in arm.facts.get("annotate", {}).items() if name in _EXPERT_FACTS},
+        "oracle_facts": {name: value for name, value in arm.facts.get("annotate", {}).items() if name in _ORACLE_FACTS},
         "quarantined": sum(label.status == "quarantined" for label in labels),
         "unscored": int(outcome["unscored"]),
         "evaluation_queries": arm.total("queries", evaluation=True),
@@ -103,11 +103,11 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
         "proxy_pairs": pairs["proxy"],
         "oracle_pairs": pairs["oracle"],
         "pairs_per_query": pairs["proxy"] / max(arm.queries, 1),
-        "tied_prompts": int(arm.facts.get("pair", {}).get("tied_prompts", 0)),
+        "tied_prompts": int(arm.facts.get("build_pairs", {}).get("tied_prompts", 0)),
         "too_long": {stage: int(facts["too_long"]) for stage, facts in arm.facts.items() if facts.get("too_long")},
         "prompts_over_long": list(findings.rounds.prompts.over_long),
         "gate": _of_the_gate(arm, findings.rounds.gate),
-        "scores": _of_the_scores(arm.facts.get("proxy_label"), proxy),
+        "scores": _of_the_scores(arm.facts.get("score"), proxy),
         "evaluator": _of_the_evaluator(x, findings.agreement),
         "best_of": findings.best_of,
         "curve": [{"share": point.share, **point.facts} for point in findings.curve],
@@ -157,7 +157,7 @@ def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
     if decision is None:
         return None
     found = decision.model_dump(exclude={"calibration"})
-    facts, gate = arm.facts.get("pair", {}), arm.experiment.dpo.gate
+    facts, gate = arm.facts.get("build_pairs", {}), arm.experiment.dpo.gate
     return found | {
         "sentence": decision.sentence,
         "pairs_of": decision.pairs_of,

@@ -17,10 +17,10 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
     evaluator, policy = report["evaluator"], report["policy"]
     simulated = " — simulated" if report["oracle_simulated"] else ""
     judge = report["evaluation_oracle"] + (" — simulated" if report["evaluation_oracle_simulated"] else "")
-    asked = " comparisons" if report["oracle_unit"] == "pair" else ""
+    asked = " comparisons" if report["query_type"] == "pairwise" else ""
     reused = report["queries"] - report["queries_bought"]
     return [
-        ("expert", f"{report['oracle']}{simulated}"),
+        ("oracle", f"{report['oracle']}{simulated}"),
         ("strategy", f"{report['strategy']} (selection seed {report['selection_seed']})"),
         (
             "queries",
@@ -29,8 +29,8 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
             + (f", {report['quarantined']} quarantined" if report["quarantined"] else "")
             + (f", {report['lost_queries']} without a reply, counted as paid" if report["lost_queries"] else ""),
         ),
-        *(_of_the_expert(report["expert"]) if report["queries"] else []),
-        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the expert" + _other_pairs(report)),
+        *(_of_the_oracle(report["oracle_facts"]) if report["queries"] else []),
+        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the oracle" + _other_pairs(report)),
         *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
         *_of_the_gate(report.get("gate")),
         *_of_the_scores(report.get("scores")),
@@ -39,7 +39,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_at_equal_length(policy),
         *_of_the_best_of(report.get("best_of")),
         (
-            "expert's mean",
+            "oracle's mean",
             f"{policy['oracle_mean_before']:.2f} → {policy['oracle_mean_after']:.2f}, "
             f"gain {_with_interval(policy['oracle_gain'], policy['oracle_gain_ci'])}",
         ),
@@ -49,7 +49,7 @@ def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_of_the_diversity(policy),
         (
             "evaluation",
-            f"{report['evaluation_queries']} further queries of {judge}{_versus(report)}, which taught nothing",
+            f"{report['evaluation_queries']} further queries of {judge}{_versus(report)}, which trained nothing",
         ),
         ("time", f"{report['seconds']:.0f} s{_of_the_cache(report)}"),
     ]
@@ -126,11 +126,11 @@ def _of_the_evaluator(evaluator: dict[str, Any] | None) -> list[tuple[str, str]]
 
 
 def _leanings(evaluator: dict[str, Any]) -> str:
-    longer, by_expert = evaluator["longer_preferred"], evaluator["longer_preferred_by_expert"]
+    longer, by_oracle = evaluator["longer_preferred"], evaluator["longer_preferred_by_oracle"]
     told = "length: " + (
         "no two responses of one prompt differ in it"
         if longer is None
-        else f"the longer response wins in {longer:.0%} of the pairs of one prompt, in {_share(by_expert)} by the expert"
+        else f"the longer response wins in {longer:.0%} of the pairs of one prompt, in {_share(by_oracle)} by the oracle"
     )
     if (shift := evaluator["format_shift"]) is not None:
         low, high = evaluator["format_shift_ci"]
@@ -177,9 +177,9 @@ def _of_the_scores(scores: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
-    """Return the lines about how an expert judges; none about what is not known of it."""
-    lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the expert's score")]
+def _of_the_oracle(facts: dict[str, float | None]) -> list[tuple[str, str]]:
+    """Return the lines about how an oracle judges; none about what is not known of it."""
+    lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the oracle's score")]
     if "order_consistency" in facts:
         lines.append(
             (
@@ -194,7 +194,7 @@ def _of_the_expert(facts: dict[str, float | None]) -> list[tuple[str, str]]:
     if facts.get("unreadable_replies"):
         lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
     if facts.get("refused"):
-        lines.append(("  refused", f"{facts['refused']:.0f} questions, by the expert's server: not billed"))
+        lines.append(("  refused", f"{facts['refused']:.0f} questions, by the oracle's server: not billed"))
     return lines
 
 
@@ -234,7 +234,7 @@ def warnings(report: dict[str, Any]) -> list[str]:
         )
     if report.get("unscored"):
         found.append(
-            f"{report['unscored']} held-out pairs of answers lack a score of the expert, and are not in the win rate."
+            f"{report['unscored']} held-out pairs of answers lack a score of the oracle, and are not in the win rate."
         )
     if (versus := report.get("versus")) and versus["undecided"]:
         found.append(f"{versus['undecided']} held-out comparisons were not decided, and are not in the win rate.")
@@ -253,7 +253,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [f"# {report['name']}", "", "| | |", "|---|---|"]
     lines += [f"| {name.strip()} | {value} |" for name, value in headlines(report)]
     lines += ["", *[f"> {warning}" for warning in warnings(report)], "", "## Held-out answers", ""]
-    lines += ["| prompt | M₁ | expert | M₂ | expert |", "|---|---|---|---|---|"]
+    lines += ["| prompt | M₁ | oracle | M₂ | oracle |", "|---|---|---|---|---|"]
     for sample in report["samples"]:
         texts = [_cell(sample[key]) for key in ("prompt", "before", "after")]
         lines.append(
@@ -279,7 +279,7 @@ def to_html(report: dict[str, Any], figures: list[str]) -> str:
 {STYLE}
 </style>
 <h1>{escape(report["name"])}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
-<table><tr><th>prompt</th><th>M₁</th><th>expert</th><th>M₂</th><th>expert</th></tr>{samples}</table></html>
+<table><tr><th>prompt</th><th>M₁</th><th>oracle</th><th>M₂</th><th>oracle</th></tr>{samples}</table></html>
 """
 
 

@@ -25,7 +25,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     found = [
         f"Savings are on the way to the pair accuracy that random selection reaches with {targets} labels: bounds where a "
         "curve starts above it or never reaches it, and no saving is shown where the interval holds zero.",
-        f"Length alone orders {_percent(length)} of the clear pairs as the expert does; an evaluator earns its labels above "
+        f"Length alone orders {_percent(length)} of the clear pairs as the oracle does; an evaluator earns its labels above "
         "that, and among pairs of similar length.",
         f"Trained on shuffled labels the evaluator reaches {_percent(shuffled)}.",
     ]

@@ -21,7 +21,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     if missing:
         found.append(f"Missing: {', '.join(missing)}. The same command runs what is missing, and nothing else.")
     if report["oracle_simulated"]:
-        found.append("An expert of this sweep is simulated.")
+        found.append("An oracle of this sweep is simulated.")
     found += [
         f"{title} asks for the same experiment as {first}: run once." for title, first in report["merged"].items()
     ]

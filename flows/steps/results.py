@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from models.core.data import Comparison, Label, Pair, Pick, Response, Score, to_frame, usable_scores
+from models.core.data import Comparison, Label, Pair, Response, Score, Selection, to_frame, usable_scores
 from models.core.registry import Frozen
 from models.metrics.agreement import Floats, pair_outcomes
 from models.metrics.selective import Decision
@@ -21,14 +21,14 @@ HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
 class Rounds(Frozen):
-    """What the rounds have made: the policies, all that was bought, what of it taught, and the last round's artifacts."""
+    """What the rounds have made: the policies, all that was bought, what of it trained, and the last round's artifacts."""
 
     prompts: PromptSets
     first: Policy
     policy: Policy
     along: tuple[Policy, ...] = ()
     history: tuple[Batch, ...]
-    taught: tuple[Batch, ...] = ()
+    trained_on: tuple[Batch, ...] = ()
     evaluator: Product | None = None
     gate: Decision | None = None
     responses: Ref | None = None
@@ -42,7 +42,7 @@ class Rounds(Frozen):
 
 
 class Agreement(NamedTuple):
-    """The evaluator's scores of M_1's held-out answers, and how they agree with the expert's."""
+    """The evaluator's scores of M_1's held-out answers, and how they agree with the oracle's."""
 
     scores: Ref
     facts: dict[str, float]
@@ -59,7 +59,7 @@ class Point(NamedTuple):
 class Findings:
     """What the report is made of: what the rounds made, M_1's held-out answers, and what the assessments found.
 
-    `order_consistency` is that of an expert who has compared. `best_of` is about the best of several answers of M_1, by the
+    `order_consistency` is that of an oracle who has compared. `best_of` is about the best of several answers of M_1, by the
     evaluator; `curve` about the policies on the way to M_2.
     """
 
@@ -77,20 +77,20 @@ def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
     """Return every pick in order: turn, tuple or pair, utility and why, and the label it brought (none where unasked)."""
     tables = []
     for turn, batch in enumerate(history):
-        frame = to_frame(store().rows(batch.picks, Pick), Pick)
+        frame = to_frame(store().rows(batch.picks, Selection), Selection)
         texts = to_frame(store().rows(batch.responses, Response), Response)[["id", "prompt", "text"]]
         labels = to_frame(store().rows(batch.labels, Label), Label)[["response_id", "score", "micro_usd", "status"]]
         frame = frame.merge(texts.rename(columns={"id": "response_id"}), on="response_id", how="left")
         frame = frame.assign(against_text=frame.against.map(texts.set_index("id").text))
         tables.append(frame.merge(labels, on="response_id", how="left").assign(turn=turn))
-    return pd.concat(tables, ignore_index=True) if tables else to_frame([], Pick)
+    return pd.concat(tables, ignore_index=True) if tables else to_frame([], Selection)
 
 
 def per_prompt(findings: Findings, comparisons: list[Comparison]) -> pd.DataFrame:
     """Return what each held-out prompt says, so that arms can be compared prompt by prompt.
 
-    `wins`, `gain`: sums over `comparisons` of M_2 with M_1 by the expert; `agreed`: sum over the `pairs` of M_1's answers
-    that the evaluator orders as the expert does.
+    `wins`, `gain`: sums over `comparisons` of M_2 with M_1 by the oracle; `agreed`: sum over the `pairs` of M_1's answers
+    that the evaluator orders as the oracle does.
     """
     frame = pd.DataFrame(
         {
@@ -101,9 +101,9 @@ def per_prompt(findings: Findings, comparisons: list[Comparison]) -> pd.DataFram
         }
     )
     table = frame.groupby("prompt_id", sort=True).sum()
-    rows, expert, proxy = both_scored(findings)
+    rows, oracle, proxy = both_scored(findings)
     ids, number = np.unique([r.prompt_id for r in rows], return_inverse=True)
-    agreed, of = pair_outcomes(expert, proxy, number.astype(np.int64))
+    agreed, of = pair_outcomes(oracle, proxy, number.astype(np.int64))
     count = len(ids)
     counted = {"agreed": np.bincount(of, agreed, count), "pairs": np.bincount(of, minlength=count)}
     return table.join(pd.DataFrame(counted, index=ids), how="left").fillna({"agreed": 0.0, "pairs": 0}).reset_index()
@@ -115,9 +115,9 @@ def pairs_of(findings: Findings) -> list[Pair]:
 
 
 def both_scored(findings: Findings) -> tuple[list[Response], Floats, Floats]:
-    """Return M_1's held-out answers that expert and evaluator have both scored, with their scores."""
-    expert = usable_scores(store().rows(findings.held_out_labels, Label))
+    """Return M_1's held-out answers that oracle and evaluator have both scored, with their scores."""
+    oracle = usable_scores(store().rows(findings.held_out_labels, Label))
     scored = [] if findings.agreement is None else store().rows(findings.agreement.scores, Score)
     proxy = {s.response_id: s.score for s in scored}
-    shared = [r for r in store().rows(findings.held_out, Response) if r.id in expert and r.id in proxy]
-    return shared, np.array([expert[r.id] for r in shared]), np.array([proxy[r.id] for r in shared])
+    shared = [r for r in store().rows(findings.held_out, Response) if r.id in oracle and r.id in proxy]
+    return shared, np.array([oracle[r.id] for r in shared]), np.array([proxy[r.id] for r in shared])

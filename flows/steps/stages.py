@@ -11,7 +11,7 @@ from models.core.money import Amount
 from models.core.randomness import seed_of
 from models.core.registry import digest_of
 from models.embeddings.base import View
-from models.evaluators.training_data import Teaching
+from models.evaluators.training_data import FitOptions
 from models.metrics.selective import AtChance, Decision
 from models.oracles.base import Oracle
 from models.policies.resolve import locate
@@ -19,17 +19,21 @@ from tasks.data.demonstrations import off_policy, self_play
 from tasks.data.prompts import PromptSets
 from tasks.engine.caching import Product
 from tasks.engine.store import Ref
-from tasks.evaluator.cross_fit import cross_fit, gate
-from tasks.evaluator.pair import doubts, pair
-from tasks.evaluator.score import Scored, proxy_labelled
-from tasks.evaluator.train import train_evaluator
-from tasks.labelling.acquire import acquire
-from tasks.labelling.annotate import Bought, Purchase, annotate, ask_people
+from tasks.evaluator.cross_fit import check_gate as check_gate_stage
+from tasks.evaluator.cross_fit import cross_fit
+from tasks.evaluator.pair import build_pairs as build_pairs_stage
+from tasks.evaluator.pair import select_uncertain as select_uncertain_stage
+from tasks.evaluator.score import Scored, score_sharded
+from tasks.evaluator.train import fit_evaluator as fit_evaluator_stage
+from tasks.labelling.acquire import acquire as acquire_stage
+from tasks.labelling.annotate import Bought, Purchase, ask_people
+from tasks.labelling.annotate import annotate as annotate_stage
 from tasks.labelling.batches import Batch
-from tasks.policy.align import Aligned, align
-from tasks.policy.embed import embedded
-from tasks.policy.fine_tune import fine_tune
-from tasks.policy.generate import generated
+from tasks.policy.align import Aligned
+from tasks.policy.align import align as align_stage
+from tasks.policy.embed import embed_sharded
+from tasks.policy.fine_tune import fine_tune as fine_tune_stage
+from tasks.policy.generate import generate_sharded
 from tasks.policy.logprobs import likelihood
 from tasks.policy.policy_ref import Policy
 
@@ -52,19 +56,19 @@ def base_policy(config: PolicyConfig) -> Policy:
     return Policy(model=config.model, weights=locate(config.model).digest, dtype=config.dtype, template=config.template)
 
 
-def fine_tuned(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
+def fine_tune(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
     """Return M_1; M_0 without a seed."""
     if not prompts.seed.rows:
         return base
     recipe = arm.experiment.policy.sft
-    adapter = fine_tune(base, prompts.seed, recipe, seed=seed(arm, 0, "fine_tune"))
+    adapter = fine_tune_stage(base, prompts.seed, recipe, seed=seed(arm, 0, "fine_tune"))
     return base.adapted(arm.log("fine_tune", adapter).ref)
 
 
-def sampled(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> Product:
+def generate(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> Product:
     """Return the policy's responses to the prompts."""
     generation = arm.experiment.generation
-    return generated(
+    return generate_sharded(
         policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, number, "generate")
     )
 
@@ -75,7 +79,7 @@ def view_of(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref |
         return None
     embedding = arm.experiment.embedding
     policy = first if embedding.needs_policy else None
-    return embedded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
+    return embed_sharded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
 
 
 def pool_of(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
@@ -94,19 +98,19 @@ def seed_pool(arm: Arm, prompts: PromptSets, first: Policy, before: Policy) -> P
     return pool_of(arm, off_policy(prompts.seed).responses, first, before)
 
 
-def picked(
+def acquire(
     arm: Arm, pool: Pool, evaluator: Product | None, *, first: Policy, history: tuple[Batch, ...], turn: int
 ) -> Ref:
-    """Return what the strategy would ask the expert about in this turn."""
+    """Return what the strategy would ask the oracle about in this turn."""
     labelling = arm.experiment.labelling
     strategy, members = labelling.acquisition, None
-    compare = labelling.oracle.unit == "pair"
+    compare = labelling.oracle.query_type == "pairwise"
     if strategy.needs.scores and evaluator is None:
         # a strategy that ranks by an evaluator starts from a uniform batch while there is none
         strategy = UniformPairs() if compare else Uniform()
     elif strategy.needs.scores and evaluator is not None:
-        members = scored(arm, evaluator.ref, pool.responses, pool.features, first).members
-    return acquire(
+        members = score(arm, evaluator.ref, pool.responses, pool.features, first).members
+    return acquire_stage(
         strategy,
         pool.responses,
         vectors=pool.vectors,
@@ -122,8 +126,8 @@ def picked(
     ).ref
 
 
-def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None) -> Bought:
-    """Buy labels of the picks, or, to measure, of every response; `by` the expert who labels unless it is another."""
+def annotate(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None) -> Bought:
+    """Buy labels of the picks, or, to measure, of every response; `by` the oracle who labels unless it is another."""
     labelling = arm.experiment.labelling
     oracle = by or (arm.experiment.judge if picks is None else labelling.oracle)
     fingerprint = oracle.fingerprint()
@@ -140,26 +144,28 @@ def asked(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle 
         max_tokens=caps.tokens,
     )
     wait_for_people(lambda: ask_people(purchase))
-    return annotate(purchase, workers=labelling.workers)
+    return annotate_stage(purchase, workers=labelling.workers)
 
 
-def taught(
+def fit_evaluator(
     arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int, *, shuffle: bool = False
 ) -> Product:
-    """Return an evaluator taught by the history; by labels that say nothing, with `shuffle`."""
+    """Return an evaluator trained on the history; by labels that say nothing, with `shuffle`."""
     x = arm.experiment
-    trained = train_evaluator(
+    trained = fit_evaluator_stage(
         x.evaluator,
         history,
         policy=first,
         rubric=x.labelling.rubric,
-        teaching=_teaching(arm, number, shuffle=shuffle),
+        options=_fit_options(arm, number, shuffle=shuffle),
         eft_seed=_eft_seed(arm, prompts),
     )
-    return trained if shuffle else arm.log("train_evaluator", trained)
+    return trained if shuffle else arm.log("fit_evaluator", trained)
 
 
-def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int) -> Decision | None:
+def check_gate(
+    arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int
+) -> Decision | None:
     """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
     if not history:
         return None
@@ -169,11 +175,11 @@ def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Poli
         history,
         policy=first,
         rubric=x.labelling.rubric,
-        teaching=_teaching(arm, number),
+        options=_fit_options(arm, number),
         folds=x.dpo.gate.folds,
         eft_seed=_eft_seed(arm, prompts),
     )
-    decision = gate(left_out.ref, x.dpo.gate)
+    decision = check_gate_stage(left_out.ref, x.dpo.gate)
     arm.decide(decision)
     control, stops = x.labelling.shuffle_labels, x.dpo.gate.at_chance == "stop"
     if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end
@@ -184,9 +190,9 @@ def gated(arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Poli
     return decision
 
 
-def scored(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
+def score(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
     """Return the evaluator's scores of the responses."""
-    return proxy_labelled(
+    return score_sharded(
         arm.experiment.evaluator,
         trained,
         responses,
@@ -197,28 +203,28 @@ def scored(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: 
     )
 
 
-def doubted(
+def select_uncertain(
     arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
 ) -> Ref | None:
-    """Return the pairs that the gate sends back to the expert; None where there are none, or no money is left."""
-    labelling, quota = arm.experiment.labelling, arm.doubts_quota(number)
+    """Return the pairs that the gate sends back to the oracle; None where there are none, or no money is left."""
+    labelling, quota = arm.experiment.labelling, arm.relabel_quota(number)
     if gate is None or gate.least_gap == 0.0 or labelling.shuffle_labels:  # a control uses no true label
         return None
-    penniless = labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an expert may be free
+    penniless = labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an oracle may be free
     if quota <= 0 or penniless:
         return None
-    picks = doubts(
+    picks = select_uncertain_stage(
         responses,
         scores.ref,
         history,
         least_gap=_least_gap(gate, scores),
         queries=quota,
-        compare=labelling.oracle.unit == "pair",
+        compare=labelling.oracle.query_type == "pairwise",
     ).ref
     return picks if picks.rows else None
 
 
-def paired(
+def build_pairs(
     arm: Arm,
     responses: Ref,
     scores: Scored | None,
@@ -229,22 +235,22 @@ def paired(
     number: int,
     gate: Decision | None,
 ) -> Product:
-    """Return the preference pairs by whoever gives the feedback: the evaluator, the expert, or the demonstrations."""
+    """Return the preference pairs by whoever gives the feedback: the evaluator, the oracle, or the demonstrations."""
     if arm.experiment.dpo.feedback == "demonstrations":
         demonstrated = off_policy(prompts.seed)
-        own = sampled(arm, policy, demonstrated.prompts, number, samples=1)
+        own = generate(arm, policy, demonstrated.prompts, number, samples=1)
         return self_play(demonstrated.responses, own.ref)
-    expert = () if arm.experiment.labelling.shuffle_labels else history
+    bought = () if arm.experiment.labelling.shuffle_labels else history
     if scores is None:
-        return pair(responses, None, expert)
-    return pair(responses, scores.ref, expert, least_gap=_least_gap(gate, scores))
+        return build_pairs_stage(responses, None, bought)
+    return build_pairs_stage(responses, scores.ref, bought, least_gap=_least_gap(gate, scores))
 
 
-def aligned(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
+def align(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
     """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
     x = arm.experiment
     along = x.curve if number == x.dpo.rounds else 0
-    return align(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
+    return align_stage(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
 
 
 def seed(arm: Arm, number: int, stage: str) -> int:
@@ -252,9 +258,9 @@ def seed(arm: Arm, number: int, stage: str) -> int:
     return seed_of(arm.experiment.seeds.training, number, stage)
 
 
-def _teaching(arm: Arm, number: int, *, shuffle: bool = False) -> Teaching:
+def _fit_options(arm: Arm, number: int, *, shuffle: bool = False) -> FitOptions:
     labelling = arm.experiment.labelling
-    return Teaching(
+    return FitOptions(
         seed=seed(arm, number, "evaluator"),
         shuffle=shuffle or labelling.shuffle_labels,
         balance=labelling.pool == "balanced_off_policy",
@@ -262,7 +268,7 @@ def _teaching(arm: Arm, number: int, *, shuffle: bool = False) -> Teaching:
 
 
 def _eft_seed(arm: Arm, prompts: PromptSets) -> Ref | None:
-    return prompts.eft_seed if arm.experiment.evaluator.wants_eft_seed else None
+    return prompts.eft_seed if arm.experiment.evaluator.uses_eft_examples else None
 
 
 def _least_gap(gate: Decision | None, scores: Scored) -> float:

@@ -48,7 +48,7 @@ class Arm:
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     purchases: list[Bought] = field(default_factory=list)
     measurements: list[Bought] = field(default_factory=list)
-    doubts: int = 0  # queries about pairs that the evaluator was not sure of
+    relabelled: int = 0  # queries about pairs that the evaluator was not sure of
     started: float = field(default_factory=time.monotonic)
 
     def log(self, stage: str, product: F) -> F:
@@ -66,9 +66,9 @@ class Arm:
         self.purchases.append(counted)
         return self.log("annotate", counted)
 
-    def settle(self, labels: Bought) -> Bought:
+    def record_relabelling(self, labels: Bought) -> Bought:
         """Count a purchase about pairs that the evaluator was not sure of."""
-        self.doubts += int(labels.facts["queries"])
+        self.relabelled += int(labels.facts["queries"])
         return self.buy(labels)
 
     def measure(self, labels: Bought) -> Bought:
@@ -91,7 +91,7 @@ class Arm:
         return range(1, 1 if self.experiment.dpo.feedback == "none" else self.experiment.dpo.rounds + 1)
 
     def turns(self, round_number: int) -> range:
-        """Return the acquisition turns of a round, numbered through from 0; none where the expert is not asked."""
+        """Return the acquisition turns of a round, numbered through from 0; none where the oracle is not asked."""
         batches = self.experiment.labelling.batches if self.experiment.dpo.asks else 0
         return range(batches * (round_number - 1), batches * round_number)
 
@@ -101,10 +101,10 @@ class Arm:
         share, rest = divmod(x.labelling.queries - x.dpo.gate.queries, x.dpo.rounds * x.labelling.batches)
         return share + (turn < rest)
 
-    def doubts_quota(self, round_number: int) -> int:
+    def relabel_quota(self, round_number: int) -> int:
         """Return the queries kept until this round for what the evaluator is not sure of, less those spent on it."""
         dpo = self.experiment.dpo
-        return dpo.gate.queries * round_number // dpo.rounds - self.doubts
+        return dpo.gate.queries * round_number // dpo.rounds - self.relabelled
 
     @property
     def queries(self) -> int:

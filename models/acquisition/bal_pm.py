@@ -15,7 +15,7 @@ class BalPm(PairAcquisition):
     """bald + β Ĥ(x), Ĥ = log(2 D_k(x)) − ψ(n + 1)/d, updated after each pick (2406.10023, eq. 7).
 
     D_k is the distance from prompt x to its k-th neighbour in the pool, n the number of prompts labelled or picked within
-    that distance, d the dimension: where many were asked about already, another teaches less.
+    that distance, d the dimension: where many were asked about already, another one improves less.
     """
 
     ranks_by: ClassVar[Needs] = Needs(view="instruction", scores=True)

@@ -1,4 +1,4 @@
-"""What every query strategy does: rank the tuples of a pool by how much an expert's label would teach."""
+"""What every query strategy does: rank the tuples of a pool by how much an oracle's label would improve the evaluator."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.core.data import Pick
+from models.core.data import Selection
 from models.core.registry import Plugin
 from models.embeddings.base import View
 
@@ -90,7 +90,7 @@ class Needs(NamedTuple):
     """What a strategy ranks by: vectors of a view, an evaluator's scores, log-probabilities (and those under the
     reference), prices.
 
-    A strategy that needs scores cannot make the first batch: nothing has taught an evaluator yet.
+    A strategy that needs scores cannot make the first batch: nothing has trained an evaluator yet.
     """
 
     view: View | None = None
@@ -108,7 +108,7 @@ class Acquisition(Plugin):
         """What the strategy ranks by."""
         return Needs()
 
-    def select(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Pick]:
+    def select(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Selection]:
         """Return min(budget, available) distinct picks, best first.
 
         The order in which the pool is given does not matter: it is sorted by id first. Raises ValueError naming the
@@ -120,7 +120,7 @@ class Acquisition(Plugin):
             return []
         chosen = self.choose(ordered, count, rng)
         return [
-            Pick(
+            Selection(
                 response_id=ordered.ids[row],
                 utility=float(utility),
                 why=chosen.why(place),

@@ -13,7 +13,7 @@ class DOptimal(PairAcquisition):
     """argmax √w ‖δφ‖_{V⁻¹}, V = λI + Σ w δφ δφᵀ over what is labelled or picked (2402.10500; 2503.01076).
 
     Each pick is the one that raises log det V most: √w ‖δφ‖_{V⁻¹} is largest. w = 1, or p̄(1 − p̄) with `bernoulli`: an
-    outcome that is certain teaches nothing. Labels of earlier rounds' pools are not in V. V⁻¹ is updated by
+    outcome that is certain trains nothing. Labels of earlier rounds' pools are not in V. V⁻¹ is updated by
     Sherman–Morrison after each pick, O(C d) for C candidates.
     """
 

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat
 from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
 from models.acquisition.pair_rules.base import Grid, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
-from models.core.data import Pick
+from models.core.data import Selection
 from models.core.registry import OneOf
 
 Temperature = Annotated[PositiveFloat, Field(description="T of p = σ(difference of scores / T)")]
@@ -59,7 +59,7 @@ class Pairs:
 class PairAcquisition(Acquisition):
     """A strategy over pairs. Concrete ones declare `kind` and implement `pair_utility`, or `rank` to pick as a batch.
 
-    An expert who scores single tuples is asked about both responses of a pair; one whose label is known already
+    An oracle who scores single tuples is asked about both responses of a pair; one whose label is known already
     costs nothing. When every prompt's pair is spent the rule names others among the responses left; a response that is
     alone in the end is asked at random, with a utility of −∞.
     """
@@ -101,14 +101,14 @@ class PairAcquisition(Acquisition):
             },
         )
 
-    def select_pairs(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Pick]:
-        """Return at most `budget` pairs, best first, for an expert who compares; one query each.
+    def select_pairs(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Selection]:
+        """Return at most `budget` pairs, best first, for a pairwise oracle; one query each.
 
         A response takes part in one comparison at most: a prompt with k free responses has ⌊k/2⌋ pairs, and they are
         all used before the budget is left over. Order of the pool and errors as in `select`.
         """
         pool = self._ordered(pool, budget)
-        left, picks = ~pool.unavailable, list[Pick]()
+        left, picks = ~pool.unavailable, list[Selection]()
         while len(picks) < budget:
             known = replace(pool, labelled=pool.labelled | (~pool.unavailable & ~left))
             pairs = candidates(known, self.pairs, rng, among=left)
@@ -118,7 +118,7 @@ class PairAcquisition(Acquisition):
             for place, number in enumerate(ranked.rows):
                 first, second = int(pairs.first[number]), int(pairs.second[number])
                 utility, why = float(ranked.utilities[place]), ranked.why(place)
-                picks.append(Pick(pool.ids[first], utility, why, against=pool.ids[second]))
+                picks.append(Selection(pool.ids[first], utility, why, against=pool.ids[second]))
                 left[[first, second]] = False
         return picks
 

@@ -1,4 +1,4 @@
-"""Uniform sampling of pairs: the control for strategies that rank pairs, and for experts who compare."""
+"""Uniform sampling of pairs: the control for strategies that rank pairs, and for pairwise oracles."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

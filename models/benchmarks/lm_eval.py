@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.cache import sha256_of
-from models.core.data import Graded
+from models.core.data import QuestionResult
 from models.core.registry import Frozen, digest_of
 from models.policies.language_model import LanguageModel
 
@@ -69,7 +69,7 @@ def check(tasks: Sequence[Task]) -> None:
             )
 
 
-def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]:
+def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[QuestionResult]:
     """Return what the policy gets for each question, by the task's first filter and metric.
 
     It is asked with its chat template, if it has one. The harness's own seeds decide which examples are shown, the same for
@@ -93,7 +93,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Graded]
         for sample in (one for one in samples if one["filter"] == first):
             metric = sample["metrics"][0]
             score = sample[metric]
-            rows.append(Graded(name, int(sample["doc_id"]), metric, float(score)))
+            rows.append(QuestionResult(name, int(sample["doc_id"]), metric, float(score)))
     bad = [row for row in rows if not math.isfinite(row.score)]
     if not rows or bad:
         raise ValueError(f"benchmark {task.label()} gave {len(rows)} grades, {len(bad)} of them no number")

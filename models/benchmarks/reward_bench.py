@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.core import hub
-from models.core.data import Graded
+from models.core.data import QuestionResult
 
 _HUB, _SPLIT = "allenai/reward-bench", "filtered"
 _INSTALL = (
@@ -92,7 +92,7 @@ def grade(
     *,
     batch_size: int,
     max_length: int,
-) -> list[Graded]:
+) -> list[QuestionResult]:
     """Return 1 for every pair whose better answer the classifier scores higher, else 0, as the program says.
 
     Texts of more than `max_length` tokens lose their beginning. Raises ValueError if the program fails.
@@ -112,7 +112,7 @@ def grade(
     if len(lines) != len(pairs):
         raise ValueError(f"RewardBench has graded {len(lines)} of {len(pairs)} pairs")
     return [
-        Graded(pair.subset, number, "accuracy", float(json.loads(line)["results"]))
+        QuestionResult(pair.subset, number, "accuracy", float(json.loads(line)["results"]))
         for number, (pair, line) in enumerate(zip(pairs, lines, strict=True))
     ]
 

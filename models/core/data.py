@@ -40,7 +40,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScoredExample:
     """An off-policy answer and somebody's score of it, on a scale of its own: the paper's EFT seed."""
 
     prompt: str
@@ -74,10 +74,10 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
-    """A tuple chosen for the expert, with the utility that chose it (higher is more wanted).
+class Selection:
+    """A tuple chosen for the oracle, with the utility that chose it (higher is more wanted).
 
-    `why` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for experts
+    `why` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for oracles
     who compare.
     """
 
@@ -89,13 +89,13 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the expert said of a tuple (or of a response `against` another), and what it cost.
+    """What the oracle said of a tuple (or of a response `against` another), and what it cost.
 
     The score of a comparison lies in [−1, 1]: 1 for the response, −1 for the other, 0 for neither.
 
     `bought` is false when the ledger already held the label, in which case `micro_usd` is its virtual cost: what
     this run would have paid alone. A quarantined label (unparsable, NaN) has a NaN score and is never used. The `remark` is
-    the expert's justification of a score, where it gives one.
+    the oracle's justification of a score, where it gives one.
     """
 
     response_id: str
@@ -114,12 +114,12 @@ class Label:
 
 
 def usable_scores(labels: Iterable[Label]) -> dict[str, float]:
-    """Return the expert's score by response id, without the quarantined replies; comparisons score no response."""
+    """Return the oracle's score by response id, without the quarantined replies; comparisons score no response."""
     return {label.response_id: label.score for label in labels if label.status == "labelled" and not label.against}
 
 
 def usable_comparisons(labels: Iterable[Label]) -> dict[tuple[str, str], float]:
-    """Return the expert's preference in [−1, 1] by (response id, other's id), without the quarantined replies."""
+    """Return the oracle's preference in [−1, 1] by (response id, other's id), without the quarantined replies."""
     return {
         (label.response_id, label.against): label.score
         for label in labels
@@ -137,11 +137,11 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What an evaluator that has not seen a label says of it: `proxy` in logits of preference, beside the `expert`'s word.
+class HeldOutPrediction:
+    """What an evaluator that has not seen a label says of it: `proxy` in logits of preference, beside the `oracle`'s word.
 
     Of a tuple, whose logits count by their differences; or of a comparison `against` another response, where `proxy` is
-    the difference and `expert` the preference in [−1, 1]. Labels of one `fold` were judged by the same evaluator.
+    the difference and `oracle` the preference in [−1, 1]. Labels of one `fold` were judged by the same evaluator.
     """
 
     response_id: str
@@ -149,7 +149,7 @@ class LeftOut:
     prompt_id: str
     fold: int
     proxy: float
-    expert: float
+    oracle: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers of two policies to the same held-out prompt, with the expert's score of each.
+    """The answers of two policies to the same held-out prompt, with the oracle's score of each.
 
     `won` is the share of a win that the newer one has: 1, 0, or ½ for a tie; by the scores, or by who has compared the two.
     """
@@ -192,7 +192,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Graded:
+class QuestionResult:
     """What a policy got for a question of a benchmark's task, by one of its metrics."""
 
     task: str
@@ -201,7 +201,20 @@ class Graded:
     score: float
 
 
-Row = TypeVar("Row", Graded, Prompt, Demonstration, Judged, Response, Pick, Label, Score, LeftOut, Pair, Comparison)
+Row = TypeVar(
+    "Row",
+    QuestionResult,
+    Prompt,
+    Demonstration,
+    ScoredExample,
+    Response,
+    Selection,
+    Label,
+    Score,
+    HeldOutPrediction,
+    Pair,
+    Comparison,
+)
 
 
 def to_frame(rows: Sequence[Row], cls: type[Row]) -> "pd.DataFrame":

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
 
-_MOST_THREADS = 256  # for experts that compute or block; they start as they are needed
+_MOST_THREADS = 256  # for oracles that compute or block; they start as they are needed
 
 Value = TypeVar("Value")
 

@@ -1,4 +1,4 @@
-"""The judging prompt shown to evaluators (and to language-model experts), and the strict parser of its answers."""
+"""The judging prompt shown to evaluators (and to language-model oracles), and the strict parser of its answers."""
 
 import re
 from typing import Literal, NamedTuple, get_args
@@ -25,7 +25,7 @@ _ADDITIVE = _Wording(
 - it deals with a substantial part of what was asked;
 - it answers the basic elements of the question in a useful way;
 - it is written clearly, from an assistant's point of view, and well organised;
-- it is tailored to this user, expert, engaging, with nothing superfluous.""",
+- it is tailored to this user, oracle, engaging, with nothing superfluous.""",
     ending='Justify the total in a sentence or two, then end with the line "Score: <total>".',
     points="relevance to the instruction, how much of it is dealt with, usefulness, clarity, fit for the user",
 )
@@ -44,7 +44,7 @@ SCORE_LINE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECA
 
 
 class Rubric(Frozen):
-    """A criterion: what the expert and the evaluator are asked to judge."""
+    """A criterion: what the oracle and the evaluator are asked to judge."""
 
     name: RubricName = Field("additive", description="the criterion")
 
@@ -66,10 +66,14 @@ class Rubric(Frozen):
             f"Instruction: {prompt}\n\nResponse A: {first}\n\nResponse B: {second}"
         )
 
-    def guide(self, unit: str) -> str:
+    def guide(self, query_type: str) -> str:
         """Return the criterion as people are told it: of one response, or of a pair."""
         wording = _WORDINGS[self.name]
-        return wording.criterion if unit == "tuple" else f"Which response is better? Compare their {wording.points}."
+        return (
+            wording.criterion
+            if query_type == "pointwise"
+            else f"Which response is better? Compare their {wording.points}."
+        )
 
     def answer(self, level: int, justification: str = "") -> str:
         """Return the target text that a generative evaluator learns: the justification, then the score line."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.core.data import Judged, Response
+from models.core.data import Response, ScoredExample
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.embeddings.base import View
@@ -18,44 +18,44 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tuples:
+class Examples:
     """Tuples (x, y) to learn from or to score; `features` has shape (N, d) where the evaluator asks for a view.
 
-    `remarks` are the expert's justifications of their scores, N of them ("" where it gave none), or there are none at all.
+    `remarks` are the oracle's justifications of their scores, N of them ("" where it gave none), or there are none at all.
     """
 
     responses: Sequence[Response]
     features: NDArray[np.float32] | None = None
     remarks: Sequence[str] = ()
 
-    def take(self, rows: NDArray[np.int64]) -> "Tuples":
+    def take(self, rows: NDArray[np.int64]) -> "Examples":
         """Return these rows alone."""
-        return Tuples(
+        return Examples(
             [self.responses[row] for row in rows],
             None if self.features is None else self.features[rows],
             [self.remarks[row] for row in rows] if self.remarks else (),
         )
 
-    def joined(self, other: "Tuples") -> "Tuples":
+    def joined(self, other: "Examples") -> "Examples":
         """Return these rows and then the other's, to be scored."""
         both = None
         if self.features is not None and other.features is not None:
             both = np.concatenate([self.features, other.features])
-        return Tuples([*self.responses, *other.responses], both)
+        return Examples([*self.responses, *other.responses], both)
 
 
 @dataclass(frozen=True)
-class Bench:
+class FitContext:
     """What an evaluator may build on: the policy it starts from, the criterion, its folder and its seed.
 
-    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that `wants_eft_seed`.
+    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that `uses_eft_examples`.
     """
 
     policy: Checkpoint
     rubric: Rubric
     folder: Path
     seed: int
-    eft_seed: Sequence[Judged] = ()
+    eft_seed: Sequence[ScoredExample] = ()
 
 
 class Evaluator(Plugin):
@@ -63,59 +63,59 @@ class Evaluator(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     feature_view: ClassVar[View | None] = None
-    learns_scores: ClassVar[bool] = True
-    judges_untaught: ClassVar[bool] = False
-    classifies: ClassVar[bool] = False
+    supports_pointwise: ClassVar[bool] = True
+    supports_zero_shot: ClassVar[bool] = False
+    exports_classifier: ClassVar[bool] = False
 
     @property
-    def learns_pairs(self) -> bool:
-        """Whether it can be taught by comparisons (`fit_pairs`)."""
+    def supports_pairwise(self) -> bool:
+        """Whether it can be trained on comparisons (`fit_pairs`)."""
         return False
 
     @property
-    def wants_eft_seed(self) -> bool:
-        """Whether off-policy examples of the prompt source are to be taught too."""
+    def uses_eft_examples(self) -> bool:
+        """Whether off-policy examples of the prompt source are to be trained too."""
         return False
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
-        """Learn from N expert scores, save into `bench.folder` (safetensors and JSON only), return facts to log."""
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+        """Learn from N oracle scores, save into `context.folder` (safetensors and JSON only), return facts to log."""
         raise NotImplementedError
 
-    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
         """Learn from N comparisons as `fit` does from scores; only where `learns_pairs`.
 
-        `preference` lies in [−1, 1]: 1 where the expert prefers the first response, −1 the second, 0 neither.
+        `preference` lies in [−1, 1]: 1 where the oracle prefers the first response, −1 the second, 0 neither.
         """
         raise NotImplementedError
 
-    def untaught(self, bench: Bench) -> dict[str, float]:
-        """Save what judges before any label is bought, as `fit` does; only where `judges_untaught`."""
+    def init_zero_shot(self, context: FitContext) -> dict[str, float]:
+        """Save what judges before any label is bought, as `fit` does; only where `supports_zero_shot`."""
         raise NotImplementedError
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:
-        """Return the scores of each ensemble member saved in `bench.folder`, shape (E, N).
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+        """Return the scores of each ensemble member saved in `context.folder`, shape (E, N).
 
         NaN marks a tuple whose judgement could not be parsed; it is counted and left out, never guessed.
         """
         raise NotImplementedError
 
-    def findings(self, members: Floats, tuples: Tuples) -> dict[str, float]:
+    def findings(self, members: Floats, tuples: Examples) -> dict[str, float]:
         """Return what the members' scores of these tuples say of the evaluator's habits, by name: facts for reports."""
         del members, tuples
         return {}
 
-    def write_classifier(self, folder: Path, bench: Bench) -> None:
+    def write_classifier(self, folder: Path, context: FitContext) -> None:
         """Write a sequence classifier that ranks as the mean of the members does; only where `classifies`."""
         raise NotImplementedError
 
-    def temperature(self, bench: Bench) -> float:
-        """Return T such that σ((score_i − score_j)/T) is the probability that the expert prefers i; 1 for logits."""
-        del bench
+    def temperature(self, context: FitContext) -> float:
+        """Return T such that σ((score_i − score_j)/T) is the probability that the oracle prefers i; 1 for logits."""
+        del context
         return 1.0
 
 
 def check_trainable(scores: Floats) -> None:
-    """Raise ValueError if nothing can be learnt from these labels."""
+    """Raise ValueError if nothing can be learned from these labels."""
     if len(scores) < 2:
         raise ValueError(f"an evaluator needs at least 2 labels, got {len(scores)}: raise labelling.queries")
     if np.ptp(scores) == 0:
@@ -126,7 +126,7 @@ def check_trainable(scores: Floats) -> None:
 
 
 def check_decided(preference: Floats) -> None:
-    """Raise ValueError if nothing can be learnt from these comparisons."""
+    """Raise ValueError if nothing can be learned from these comparisons."""
     if not (preference != 0).any():
         raise ValueError(
             f"none of {len(preference)} comparisons was decided: ties hold no preference. Check the oracle, or ask about "

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.rubric import LEVELS, parse_score
-from models.evaluators.base import Bench, Floats, Tuples, check_trainable
+from models.evaluators.base import Examples, FitContext, Floats, check_trainable
 from models.evaluators.judge import Judge
 from models.evaluators.ordinal import balanced, levels_of
 from models.generators.hf import Transformers
@@ -23,13 +23,13 @@ _ANSWER_TOKENS = 128  # at least that many may be sampled
 class Generative(Judge):
     """Fine-tune on rubric + x + y → "justification, Score: s" (EFT).
 
-    `expected` is taught the score alone and reads Σ_s p(s) · value(s) from the distribution over its token, in one forward
-    pass; `sampled` is taught the expert's justification too, where it gave one, and parses and averages sampled judgements.
-    The expert's scale is cut into levels 0…5 at the quantiles of its labels; value(s) is the mean label of level s, so that
-    scores come back in the expert's unit. Examples of the EFT seed are cut likewise, on a scale of their own.
+    `expected` is trained the score alone and reads Σ_s p(s) · value(s) from the distribution over its token, in one forward
+    pass; `sampled` is trained the oracle's justification too, where it gave one, and parses and averages sampled judgements.
+    The oracle's scale is cut into levels 0…5 at the quantiles of its labels; value(s) is the mean label of level s, so that
+    scores come back in the oracle's unit. Examples of the EFT seed are cut likewise, on a scale of their own.
     """
 
-    judges_untaught: ClassVar[bool] = True
+    supports_zero_shot: ClassVar[bool] = True
 
     kind: Literal["generative"] = "generative"
     read: Literal["expected", "sampled"] = Field("expected", description="expected value, or mean of samples")
@@ -39,44 +39,46 @@ class Generative(Judge):
     )
 
     @property
-    def wants_eft_seed(self) -> bool:  # noqa: D102
+    def uses_eft_examples(self) -> bool:  # noqa: D102
         return self.eft_seed != "none"
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
         levels = levels_of(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
         remarks = tuples.remarks if self.read == "sampled" and tuples.remarks else [""] * len(scores)
         examples = [
-            Demonstration(bench.rubric.render(r.prompt, r.text), bench.rubric.answer(int(level), remark))
+            Demonstration(context.rubric.render(r.prompt, r.text), context.rubric.answer(int(level), remark))
             for r, level, remark in zip(tuples.responses, levels, remarks, strict=True)
         ]
-        seed_examples = self._seed_examples(bench, len(values))
-        facts = self._learn([*examples, *seed_examples], bench)
-        return facts | self._save(values, examples, bench) | {"eft_seed": float(len(seed_examples))}
+        seed_examples = self._seed_examples(context, len(values))
+        facts = self._learn([*examples, *seed_examples], context)
+        return facts | self._save(values, examples, context) | {"eft_seed": float(len(seed_examples))}
 
-    def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
-        # the policy judges as it is, or as the EFT seed has taught it (Self-Rewarding LM, 2401.10020): levels are points
-        examples = self._seed_examples(bench, LEVELS)
-        facts = self._learn(examples, bench) if examples else {}
-        saved = self._save({level: float(level) for level in range(LEVELS)}, examples, bench)
+    def init_zero_shot(self, context: FitContext) -> dict[str, float]:  # noqa: D102
+        # the policy judges as it is, or as the EFT seed has trained it (Self-Rewarding LM, 2401.10020): levels are points
+        examples = self._seed_examples(context, LEVELS)
+        facts = self._learn(examples, context) if examples else {}
+        saved = self._save({level: float(level) for level in range(LEVELS)}, examples, context)
         return facts | saved | {"eft_seed": float(len(examples))}
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
-        saved = json.loads((bench.folder / _LEVELS).read_text())
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+        saved = json.loads((context.folder / _LEVELS).read_text())
         values = {int(level): float(value) for level, value in saved["values"].items()}
-        prompts = [bench.rubric.render(r.prompt, r.text) for r in tuples.responses]
+        prompts = [context.rubric.render(r.prompt, r.text) for r in tuples.responses]
         if self.read == "expected":
-            return np.stack([self._expected(judge.load(), prompts, values, bench) for judge in self._judges(bench)])
+            return np.stack([self._expected(judge.load(), prompts, values, context) for judge in self._judges(context)])
         generator = Transformers(max_new_tokens=saved["answer_tokens"], batch_size=self.batch_size)
         members = np.stack(
-            [self._sampled(judge.load(), prompts, values, generator, bench.seed) for judge in self._judges(bench)]
+            [self._sampled(judge.load(), prompts, values, generator, context.seed) for judge in self._judges(context)]
         )
         # what one member could not say, the others say for it; NaN where none could
         return np.where(np.isfinite(members), members, _mean_of_parsed(members, axis=0))
 
-    def _expected(self, judge: LanguageModel, prompts: list[str], values: dict[int, float], bench: Bench) -> Floats:
-        answers = [bench.rubric.answer(level) for level in values]
+    def _expected(
+        self, judge: LanguageModel, prompts: list[str], values: dict[int, float], context: FitContext
+    ) -> Floats:
+        answers = [context.rubric.answer(level) for level in values]
         logprob = choice_logprob(judge, prompts, answers, batch_size=self.batch_size, what="judging")
         return np.asarray(np.exp(logprob) @ np.array(list(values.values())))
 
@@ -90,9 +92,9 @@ class Generative(Judge):
         scores = np.array([values.get(level, np.nan) if level is not None else np.nan for level in levels])
         return _mean_of_parsed(scores.reshape(len(prompts), self.judgements), axis=1)
 
-    def _seed_examples(self, bench: Bench, levels: int) -> list[Demonstration]:
+    def _seed_examples(self, context: FitContext, levels: int) -> list[Demonstration]:
         """Return the EFT seed in as many levels as the labels have, which give the levels their value."""
-        rows: Sequence[Judged] = bench.eft_seed if self.wants_eft_seed else ()
+        rows: Sequence[ScoredExample] = context.eft_seed if self.uses_eft_examples else ()
         if not rows:
             return []
         level = levels_of(np.array([row.score for row in rows]), levels)
@@ -100,19 +102,21 @@ class Generative(Judge):
         level = np.rint(level * ((levels - 1) / max(level.max(), 1))).astype(np.int64)
         drawn = np.arange(len(rows))
         if self.eft_seed == "balanced":
-            drawn = balanced(level.astype(np.float64), np.random.default_rng(bench.seed))
+            drawn = balanced(level.astype(np.float64), np.random.default_rng(context.seed))
         return [
-            Demonstration(bench.rubric.render(rows[n].prompt, rows[n].response), bench.rubric.answer(int(level[n])))
+            Demonstration(context.rubric.render(rows[n].prompt, rows[n].response), context.rubric.answer(int(level[n])))
             for n in drawn.tolist()
         ]
 
     @staticmethod
-    def _save(values: dict[int, float], taught: Sequence[Demonstration], bench: Bench) -> dict[str, float]:
-        """Save the levels' values, and how long an answer may be: as the longest that is taught, with its end."""
-        tokenizer = bench.policy.load_tokenizer()
-        longest = max((len(tokenizer(example.response)["input_ids"]) for example in taught), default=0)
+    def _save(
+        values: dict[int, float], examples_used: Sequence[Demonstration], context: FitContext
+    ) -> dict[str, float]:
+        """Save the levels' values, and how long an answer may be: as the longest that is trained, with its end."""
+        tokenizer = context.policy.load_tokenizer()
+        longest = max((len(tokenizer(example.response)["input_ids"]) for example in examples_used), default=0)
         saved = {"values": values, "answer_tokens": max(_ANSWER_TOKENS, longest + 2)}
-        (bench.folder / _LEVELS).write_text(json.dumps(saved))
+        (context.folder / _LEVELS).write_text(json.dumps(saved))
         return {"levels": float(len(values))}
 
 

@@ -1,11 +1,11 @@
-"""A language model that compares two responses, fine-tuned on an expert's comparisons, asked in both orders."""
+"""A language model that compares two responses, fine-tuned on an oracle's comparisons, asked in both orders."""
 
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from models.core.data import Demonstration
-from models.evaluators.base import Bench, Floats, Tuples, check_decided
+from models.evaluators.base import Examples, FitContext, Floats, check_decided
 from models.evaluators.judge import Judge
 from models.metrics.agreement import Rows, numbered, within_prompt_pairs
 from models.policies.choice_scoring import choice_logprob
@@ -22,47 +22,47 @@ class GenerativePairs(Judge):
     which the response stood first and one of those in which it stood second, so that the mean knows no place.
     """
 
-    learns_scores: ClassVar[bool] = False
-    judges_untaught: ClassVar[bool] = True
+    supports_pointwise: ClassVar[bool] = False
+    supports_zero_shot: ClassVar[bool] = True
 
     kind: Literal["generative_pairs"] = "generative_pairs"
 
     @property
-    def learns_pairs(self) -> bool:  # noqa: D102
+    def supports_pairwise(self) -> bool:  # noqa: D102
         return True
 
-    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_decided(preference)
         examples = []
         for row in np.flatnonzero(preference).tolist():
             one, other = first.responses[row], second.responses[row]
             better, worse = (one.text, other.text) if preference[row] > 0 else (other.text, one.text)
             for answer, sides in ((_FIRST, (better, worse)), (_SECOND, (worse, better))):
-                examples.append(Demonstration(bench.rubric.render_pair(one.prompt, *sides), answer))
-        return self._learn(examples, bench)
+                examples.append(Demonstration(context.rubric.render_pair(one.prompt, *sides), answer))
+        return self._learn(examples, context)
 
-    def untaught(self, bench: Bench) -> dict[str, float]:  # noqa: D102
-        del bench  # the policy compares as it is
+    def init_zero_shot(self, context: FitContext) -> dict[str, float]:  # noqa: D102
+        del context  # the policy compares as it is
         return {}
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
         prompt, count = _prompts(tuples)
         one, other = within_prompt_pairs(prompt)
         first, second = np.concatenate([one, other]), np.concatenate([other, one])
         rows = tuples.responses
         questions = [
-            bench.rubric.render_pair(rows[a].prompt, rows[a].text, rows[b].text)
+            context.rubric.render_pair(rows[a].prompt, rows[a].text, rows[b].text)
             for a, b in zip(first, second, strict=True)
         ]
         found = []
-        for judge in self._judges(bench):
+        for judge in self._judges(context):
             answers = [_FIRST, _SECOND]
             logprob = choice_logprob(judge.load(), questions, answers, batch_size=self.batch_size, what="comparing")
             logit = logprob[:, 0] - logprob[:, 1]
             found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
         return np.array(found)
 
-    def findings(self, members: Floats, tuples: Tuples) -> dict[str, float]:  # noqa: D102
+    def findings(self, members: Floats, tuples: Examples) -> dict[str, float]:  # noqa: D102
         # a judge that likes the first place by b logits says s + b (k − 1)/k of a response there, s − b (k − 1)/k elsewhere
         _, count = _prompts(tuples)
         compared = count > 1
@@ -72,7 +72,7 @@ class GenerativePairs(Judge):
         return {"position_bias": float(((members[::2] - members[1::2])[:, compared] / 2 * k / (k - 1)).mean())}
 
 
-def _prompts(tuples: Tuples) -> tuple[Rows, Floats]:
+def _prompts(tuples: Examples) -> tuple[Rows, Floats]:
     """Return each response's prompt by number, and how many responses that prompt has."""
     prompt = numbered([r.prompt_id for r in tuples.responses])
     return prompt, np.bincount(prompt)[prompt].astype(np.float64)

@@ -1,4 +1,4 @@
-"""What evaluators share that are a language model answering a judging question: what is taught, and the ensemble of it."""
+"""What evaluators share that are a language model answering a judging question: what is trained, and the ensemble of it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from models.core.data import Demonstration
 from models.core.randomness import seed_of, stream
-from models.evaluators.base import Bench, Evaluator
+from models.evaluators.base import Evaluator, FitContext
 from models.policies.checkpoint import Checkpoint
 from models.training.mc_dropout import drop_inputs
 from models.training.sft import SFT, train_sft
@@ -27,7 +27,7 @@ class Judge(Evaluator):
 
     schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
     start: Literal["policy", "base"] = Field(
-        "policy", description="what is taught to judge: M_1, or the base model M_0"
+        "policy", description="what is trained to judge: M_1, or the base model M_0"
     )
     ensemble: PositiveInt = Field(1, description="members, each of which judges every text")
     ensemble_by: Literal["adapters", "dropout"] = Field(
@@ -48,32 +48,34 @@ class Judge(Evaluator):
     def _dropout(self) -> float:
         return 0.0 if self.schedule.lora is None else self.schedule.lora.dropout
 
-    def _learn(self, examples: Sequence[Demonstration], bench: Bench) -> dict[str, float]:
-        """Teach every member the examples, save them and return the trainings' mean metrics."""
+    def _learn(self, examples: Sequence[Demonstration], context: FitContext) -> dict[str, float]:
+        """Train every member on the examples, save them and return the trainings' mean metrics."""
         if self.ensemble_by == "dropout":
-            facts = self._train(examples, bench, 0, bench.folder / _TRAINED)
+            facts = self._train(examples, context, 0, context.folder / _TRAINED)
             for number in range(self.ensemble):
-                rng = stream(bench.seed, number, "judge dropout")
-                member = bench.folder / _MEMBER.format(number)
-                drop_inputs(bench.folder / _TRAINED, member, self._dropout, rng)
+                rng = stream(context.seed, number, "judge dropout")
+                member = context.folder / _MEMBER.format(number)
+                drop_inputs(context.folder / _TRAINED, member, self._dropout, rng)
             return facts
         found = [
-            self._train(examples, bench, number, bench.folder / _MEMBER.format(number))
+            self._train(examples, context, number, context.folder / _MEMBER.format(number))
             for number in range(self.ensemble)
         ]
         return {name: float(np.mean([facts[name] for facts in found])) for name in found[0]}
 
-    def _train(self, examples: Sequence[Demonstration], bench: Bench, number: int, folder: Path) -> dict[str, float]:
-        seed = seed_of(bench.seed, number, "judge")
-        return train_sft(self._untaught(bench).load(), examples, self.schedule, folder=folder, seed=seed)
+    def _train(
+        self, examples: Sequence[Demonstration], context: FitContext, number: int, folder: Path
+    ) -> dict[str, float]:
+        seed = seed_of(context.seed, number, "judge")
+        return train_sft(self._untaught(context).load(), examples, self.schedule, folder=folder, seed=seed)
 
-    def _judges(self, bench: Bench) -> list[Checkpoint]:
-        """Return the members, to be loaded one at a time; the policy itself if nothing was taught."""
-        start = self._untaught(bench)
-        members = [bench.folder / _MEMBER.format(number) for number in range(self.ensemble)]
+    def _judges(self, context: FitContext) -> list[Checkpoint]:
+        """Return the members, to be loaded one at a time; the policy itself if nothing was trained."""
+        start = self._untaught(context)
+        members = [context.folder / _MEMBER.format(number) for number in range(self.ensemble)]
         if not members[0].exists():
             return [start]
         return [replace(start, adapters=(*start.adapters, member)) for member in members]
 
-    def _untaught(self, bench: Bench) -> Checkpoint:
-        return bench.policy if self.start == "policy" else replace(bench.policy, adapters=())
+    def _untaught(self, context: FitContext) -> Checkpoint:
+        return context.policy if self.start == "policy" else replace(context.policy, adapters=())

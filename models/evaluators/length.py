@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_trainable
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_trainable
 
 _FILE = "length.json"
 
@@ -15,18 +15,18 @@ class Length(Evaluator):
 
     kind: Literal["length"] = "length"
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
         length = _log_length(tuples)
         slope = 0.0 if np.ptp(length) == 0 else float(np.polyfit(length, scores, 1)[0])
         centre = float(scores.mean() - slope * length.mean())
-        (bench.folder / _FILE).write_text(json.dumps({"slope": slope, "centre": centre}))
+        (context.folder / _FILE).write_text(json.dumps({"slope": slope, "centre": centre}))
         return {"slope": slope}
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
-        saved = json.loads((bench.folder / _FILE).read_text())
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+        saved = json.loads((context.folder / _FILE).read_text())
         return np.asarray(saved["slope"] * _log_length(tuples) + saved["centre"])[None, :]
 
 
-def _log_length(tuples: Tuples) -> Floats:
+def _log_length(tuples: Examples) -> Floats:
     return np.log1p([len(r.text) for r in tuples.responses])

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from models.embeddings.base import View
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
 from models.evaluators.mixed_ridge import Rows, choose_penalty, restore, solve, within
 from models.evaluators.text_features import length, style
 from models.metrics.agreement import numbered, within_prompt_pairs
@@ -34,10 +34,10 @@ class _Standard(NamedTuple):
 class Linear(Evaluator):
     """Ridge regression on the scores with a random effect per prompt, or Bradley–Terry on pairs of labelled tuples.
 
-    Comparisons are learnt as differences of columns: by least squares on the preference, or by Bradley–Terry.
+    Comparisons are learned as differences of columns: by least squares on the preference, or by Bradley–Terry.
 
     Columns are standardised; `embedding`, `style` and `length` weigh their blocks against one another (0 leaves one out).
-    `prompt_effect` is the variance of a prompt's own level over that of the noise: what is learnt is mostly which answer
+    `prompt_effect` is the variance of a prompt's own level over that of the noise: what is learned is mostly which answer
     to a prompt is better, which is what pairs are made of. Members differ by the Bayesian bootstrap (Rubin 1981): each
     weighs the labels by its own draw from a flat Dirichlet.
     """
@@ -54,15 +54,15 @@ class Linear(Evaluator):
     length: NonNegativeFloat = Field(1.0, description="weight of its length")
 
     @property
-    def learns_pairs(self) -> bool:  # noqa: D102
+    def supports_pairwise(self) -> bool:  # noqa: D102
         return True
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
         columns, weight = self._columns(tuples)
         standard = _Standard.of(columns, weight)
         level, spread = float(scores.mean()), float(scores.std())
-        rng = np.random.default_rng(bench.seed)
+        rng = np.random.default_rng(context.seed)
         weights = rng.dirichlet(np.ones(len(scores)), size=self.ensemble) * len(scores)
         fit = self._fit_ridge if self.loss == "ridge" else self._fit_bradley_terry
         heads, facts = fit(
@@ -72,30 +72,30 @@ class Linear(Evaluator):
             weights,
             rng,
         )
-        return facts | _save(bench, standard, heads, facts["temperature"], level=level, spread=spread)
+        return facts | _save(context, standard, heads, facts["temperature"], level=level, spread=spread)
 
-    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_decided(preference)
         (one, weight), (other, _) = self._columns(first), self._columns(second)
         standard = _Standard.of(np.concatenate([one, other]), weight)
-        rng = np.random.default_rng(bench.seed)
+        rng = np.random.default_rng(context.seed)
         weights = rng.dirichlet(np.ones(len(preference)), size=self.ensemble) * len(preference)
         heads, facts = self._fit_differences((one - other) * standard.factor, preference, _numbered(first), weights)
-        return facts | _save(bench, standard, heads, facts["temperature"], level=0.0, spread=1.0)
+        return facts | _save(context, standard, heads, facts["temperature"], level=0.0, spread=1.0)
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
         from safetensors.numpy import load_file
 
-        saved = load_file(bench.folder / _WEIGHTS)
+        saved = load_file(context.folder / _WEIGHTS)
         scores = saved["coefficients"] @ (self._columns(tuples)[0] - saved["centre"]).T + saved["intercepts"][:, None]
         return np.asarray(scores, dtype=np.float64)
 
-    def temperature(self, bench: Bench) -> float:  # noqa: D102
+    def temperature(self, context: FitContext) -> float:  # noqa: D102
         from safetensors.numpy import load_file
 
-        return float(load_file(bench.folder / _WEIGHTS)["temperature"][0])
+        return float(load_file(context.folder / _WEIGHTS)["temperature"][0])
 
-    def _columns(self, tuples: Tuples) -> tuple[Floats, Floats]:
+    def _columns(self, tuples: Examples) -> tuple[Floats, Floats]:
         """Return the columns (N, p), and each one's weight: that of its block, shared out among the block's columns."""
         if tuples.features is None:
             raise ValueError("the linear evaluator needs features of the response view")
@@ -174,14 +174,14 @@ class Linear(Evaluator):
         return np.concatenate([np.stack(heads), np.zeros((len(heads), 1))], axis=1)
 
 
-def _numbered(tuples: Tuples) -> Rows:
+def _numbered(tuples: Examples) -> Rows:
     return numbered([r.prompt_id for r in tuples.responses])
 
 
 def _save(
-    bench: Bench, standard: _Standard, heads: Floats, temperature: float, *, level: float, spread: float
+    context: FitContext, standard: _Standard, heads: Floats, temperature: float, *, level: float, spread: float
 ) -> dict[str, float]:
-    """Save heads of standardised scores, (E, p + 1) with the intercept last, in the expert's unit."""
+    """Save heads of standardised scores, (E, p + 1) with the intercept last, in the oracle's unit."""
     from safetensors.numpy import save_file
 
     saved = {
@@ -190,5 +190,5 @@ def _save(
         "centre": standard.centre,
         "temperature": np.array([temperature * spread]),
     }
-    save_file({name: np.ascontiguousarray(value) for name, value in saved.items()}, bench.folder / _WEIGHTS)
+    save_file({name: np.ascontiguousarray(value) for name, value in saved.items()}, context.folder / _WEIGHTS)
     return {"temperature": temperature * spread}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from models.core.data import Response
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples, check_decided, check_trainable
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
 from models.evaluators.laplace import draw_heads, of_comparisons, of_texts
 from models.evaluators.ordinal import levels_of
 from models.metrics.agreement import numbered
@@ -32,15 +32,15 @@ class _Comparisons(NamedTuple):
 
 
 class RewardHead(Evaluator):
-    """A reward r(x, y), taught by one of three losses (models/training/reward_losses.py).
+    """A reward r(x, y), trained on one of three losses (models/training/reward_losses.py).
 
     `bradley_terry`: every two labelled tuples with different scores are a comparison, whether or not they share the prompt.
-    That is our choice: the expert scores single tuples on one scale, so any two are ordered. `regression`: the scores.
+    That is our choice: the oracle scores single tuples on one scale, so any two are ordered. `regression`: the scores.
     `ordinal`: levels 0…5 of the scores, cut at their quantiles. Members are heads drawn from the Laplace approximation
     around the trained one, on its trunk (models/evaluators/laplace.py).
     """
 
-    classifies: ClassVar[bool] = True
+    exports_classifier: ClassVar[bool] = True
 
     kind: Literal["reward_head"] = "reward_head"
     loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
@@ -66,26 +66,26 @@ class RewardHead(Evaluator):
         return self
 
     @property
-    def learns_pairs(self) -> bool:  # noqa: D102
+    def supports_pairwise(self) -> bool:  # noqa: D102
         return self.loss == "bradley_terry"
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
-        policy, rng = bench.policy.load(), np.random.default_rng(bench.seed)
+        policy, rng = context.policy.load(), np.random.default_rng(context.seed)
         fits = self._fitting(policy, tuples.responses)
         level, spread = float(scores.mean()), float(scores.std())
         standard = (scores - level) / spread
         if self.loss == "bradley_terry":
             drawn = _draw_pairs(np.where(fits, standard, np.nan), self.pairs_per_label * len(scores), rng)
-            return {"too_long": float((~fits).sum())} | self._compare(policy, tuples.responses, drawn, bench)
+            return {"too_long": float((~fits).sum())} | self._compare(policy, tuples.responses, drawn, context)
         kept = np.flatnonzero(fits)
         check_trainable(scores[kept])
-        found = self._regress(policy, tuples.take(kept), standard[kept], bench, level=level, spread=spread)
+        found = self._regress(policy, tuples.take(kept), standard[kept], context, level=level, spread=spread)
         return {"too_long": float((~fits).sum())} | found
 
-    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:  # noqa: D102
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_decided(preference)
-        policy, count = bench.policy.load(), len(preference)
+        policy, count = context.policy.load(), len(preference)
         responses = [*first.responses, *second.responses]
         fits = self._fitting(policy, responses)
         decided = np.flatnonzero(fits[:count] & fits[count:] & (preference != 0))
@@ -93,28 +93,28 @@ class RewardHead(Evaluator):
         pairs = np.where(preference[decided, None] > 0, sides, sides[:, ::-1])
         compared = _Comparisons(pairs, np.abs(preference[decided]))
         too_long = float((~(fits[:count] & fits[count:])).sum())
-        return {"too_long": too_long} | self._compare(policy, responses, compared, bench)
+        return {"too_long": too_long} | self._compare(policy, responses, compared, context)
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:  # noqa: D102
-        model, policy, saved = _trained(bench)
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+        model, policy, saved = _trained(context)
         states = _states(model, policy, tuples.responses, self.batch_size)
         return np.asarray(saved["heads"] @ states.T + saved["offsets"][:, None])
 
-    def write_classifier(self, folder: Path, bench: Bench) -> None:  # noqa: D102
-        model, policy, saved = _trained(bench)
+    def write_classifier(self, folder: Path, context: FitContext) -> None:  # noqa: D102
+        model, policy, saved = _trained(context)
         save_classifier(model.merge_and_unload(), saved["heads"].mean(0), policy, folder)
 
-    def temperature(self, bench: Bench) -> float:  # noqa: D102
+    def temperature(self, context: FitContext) -> float:  # noqa: D102
         from safetensors.numpy import load_file
 
-        return float(load_file(bench.folder / _HEADS)["temperature"])
+        return float(load_file(context.folder / _HEADS)["temperature"])
 
     def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> NDArray[np.bool_]:
         texts = [(r.prompt, r.text) for r in responses]
         return np.array(fitting(policy.renderer, texts, self.schedule.max_length, "reward head"))
 
     def _compare(
-        self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, bench: Bench
+        self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, context: FitContext
     ) -> dict[str, float]:
         """Train on comparisons and save the heads, whose rewards are logits, though with a margin they lead by more."""
         from datasets import Dataset
@@ -126,29 +126,36 @@ class RewardHead(Evaluator):
         if self.margin:
             rows = [row | {"margin": margin} for row, margin in zip(rows, drawn.margin.tolist(), strict=True)]
         trainer = RewardTrainer(
-            model=_with_head(policy, bench.seed),
+            model=_with_head(policy, context.seed),
             args=RewardConfig(
-                **arguments(self.schedule, bench.seed, len(rows)), center_rewards_coefficient=self.centring or None
+                **arguments(self.schedule, context.seed, len(rows)), center_rewards_coefficient=self.centring or None
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
             peft_config=self.schedule.peft("SEQ_CLS"),
         )
-        self._train(trainer, bench)
+        self._train(trainer, context)
         used, sides = np.unique(drawn.pairs, return_inverse=True)
         states = _states(trainer.model, policy, [responses[row] for row in used], self.batch_size)
         better, worse = sides.reshape(-1, 2).T
         head, _ = _head(trainer.model)
         curvature = of_comparisons(head, states[better] - states[worse], drawn.margin if self.margin else 0.0)
-        self._save(head, curvature, states.mean(0), bench)
+        self._save(head, curvature, states.mean(0), context)
         return {"pairs": float(len(trainer.train_dataset))} | metrics_of(
             trainer.state.log_history, ["train_loss", "accuracy", "margin", "train_runtime"]
         )
 
     def _regress(
-        self, policy: LanguageModel, tuples: Tuples, standard: Floats, bench: Bench, *, level: float, spread: float
+        self,
+        policy: LanguageModel,
+        tuples: Examples,
+        standard: Floats,
+        context: FitContext,
+        *,
+        level: float,
+        spread: float,
     ) -> dict[str, float]:
-        """Train on standardised scores, or on their levels, and save the heads; those of scores in the expert's unit."""
+        """Train on standardised scores, or on their levels, and save the heads; those of scores in the oracle's unit."""
         import torch
         from datasets import Dataset
         from peft import get_peft_model
@@ -160,46 +167,46 @@ class RewardHead(Evaluator):
         labels = (levels if ordinal else standard).tolist()
         texts = [policy.renderer.encode(r.prompt, r.text).ids for r in tuples.responses]
         with torch.random.fork_rng():
-            torch.manual_seed(bench.seed)
-            start = _with_head(policy, bench.seed, thresholds)
+            torch.manual_seed(context.seed)
+            start = _with_head(policy, context.seed, thresholds)
             model = get_peft_model(start, self.schedule.peft("SEQ_CLS"))
         trainer = Trainer(
             model=model,
-            args=RewardConfig(**arguments(self.schedule, bench.seed, len(labels)), remove_unused_columns=False),
+            args=RewardConfig(**arguments(self.schedule, context.seed, len(labels)), remove_unused_columns=False),
             train_dataset=Dataset.from_list(
                 [{"input_ids": i, "labels": y} for i, y in zip(texts, labels, strict=True)]
             ),
             data_collator=DataCollatorWithPadding(policy.tokenizer),
             compute_loss_func=proportional_odds if ordinal else squared_error,
         )
-        self._train(trainer, bench)
+        self._train(trainer, context)
         states = _states(trainer.model, policy, tuples.responses, self.batch_size)
         head, between = _head(trainer.model)
         told = information(self.loss, states @ head, standard, between)
         prompt = numbered([r.prompt_id for r in tuples.responses])
-        rng = np.random.default_rng(bench.seed)
-        # of labels that it was taught with, so the evaluator looks surer than it is: the gate's calibration knows better
+        rng = np.random.default_rng(context.seed)
+        # of labels that it was trained on, so the evaluator looks surer than it is: the gate's calibration knows better
         known = temperature(states @ head, standard, prompt, rng)
         middle = np.average(states, axis=0, weights=told)
         unit = {} if ordinal else {"level": level, "spread": spread}
-        self._save(head, of_texts(states, told), middle, bench, thresholds=thresholds, temperature=known, **unit)
+        self._save(head, of_texts(states, told), middle, context, thresholds=thresholds, temperature=known, **unit)
         return {"rows": float(len(labels)), "thresholds": float(thresholds), "temperature": known} | metrics_of(
             trainer.state.log_history, ["train_loss", "train_runtime"]
         )
 
     @staticmethod
-    def _train(trainer: Any, bench: Bench) -> None:  # noqa: ANN401
+    def _train(trainer: Any, context: FitContext) -> None:  # noqa: ANN401
         use_cpu_kernels(trainer)
         run(trainer)
         trainer.model.eval()
-        save_adapter(trainer.model, bench.folder / _ADAPTER)
+        save_adapter(trainer.model, context.folder / _ADAPTER)
 
     def _save(
         self,
         head: Floats,
         curvature: Floats,
         middle: Floats,
-        bench: Bench,
+        context: FitContext,
         *,
         thresholds: int = 0,
         temperature: float = 1.0,
@@ -209,24 +216,24 @@ class RewardHead(Evaluator):
         """Save the ensemble, which agrees on the text in the `middle`: what all texts share tells none from another."""
         from safetensors.numpy import save_file
 
-        heads = draw_heads(head, curvature, self.ensemble, np.random.default_rng(bench.seed))
+        heads = draw_heads(head, curvature, self.ensemble, np.random.default_rng(context.seed))
         saved = {
             "heads": heads * spread,
             "offsets": level - (heads - head) @ middle * spread,
             "thresholds": np.array(float(thresholds)),
             "temperature": np.array(temperature * spread),
         }
-        save_file(saved, bench.folder / _HEADS)
+        save_file(saved, context.folder / _HEADS)
 
 
-def _trained(bench: Bench) -> tuple[Any, LanguageModel, dict[str, Any]]:
+def _trained(context: FitContext) -> tuple[Any, LanguageModel, dict[str, Any]]:
     """Return the trained trunk, its policy, and what the heads are."""
     from peft import PeftModel
     from safetensors.numpy import load_file
 
-    policy, saved = bench.policy.load(), load_file(bench.folder / _HEADS)
-    start = _with_head(policy, bench.seed, int(saved["thresholds"]))
-    return PeftModel.from_pretrained(start, bench.folder / _ADAPTER, use_safetensors=True).eval(), policy, saved
+    policy, saved = context.policy.load(), load_file(context.folder / _HEADS)
+    start = _with_head(policy, context.seed, int(saved["thresholds"]))
+    return PeftModel.from_pretrained(start, context.folder / _ADAPTER, use_safetensors=True).eval(), policy, saved
 
 
 def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> _Comparisons:

@@ -1,4 +1,4 @@
-"""What an evaluator is taught with, the expert's scores or its comparisons, and how it does on the part it has not seen."""
+"""What an evaluator is trained on, the oracle's scores or its comparisons, and how it does on the part it has not seen."""
 
 import tempfile
 from abc import ABC, abstractmethod
@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.core.data import Judged, LeftOut, Response
+from models.core.data import HeldOutPrediction, Response, ScoredExample
 from models.core.registry import Frozen
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats
 from models.evaluators.ordinal import balanced
 from models.metrics.agreement import numbered
 
 Rows = NDArray[np.int64]
 
 
-class Teaching(Frozen):
+class FitOptions(Frozen):
     """How labels are put before an evaluator, at random from `seed`.
 
     `shuffle` permutes the scores, those of the EFT seed too, or turns comparisons round by the toss of a coin: the control,
@@ -30,126 +30,128 @@ class Teaching(Frozen):
     shuffle: bool = False
     balance: bool = False
 
-    def eft_seed(self, rows: Sequence[Judged]) -> Sequence[Judged]:
-        """Return the EFT seed as it is taught."""
+    def eft_seed(self, rows: Sequence[ScoredExample]) -> Sequence[ScoredExample]:
+        """Return the EFT seed as it is trained."""
         if not self.shuffle:
             return rows
         order = np.random.default_rng(self.seed).permutation(len(rows))
         return [replace(row, score=rows[other].score) for row, other in zip(rows, order, strict=True)]
 
 
-class Lessons(ABC):
-    """N labels of the expert, each about one prompt."""
+class TrainingData(ABC):
+    """N labels of the oracle, each about one prompt."""
 
     @abstractmethod
-    def asked(self) -> Sequence[Response]:
+    def queried(self) -> Sequence[Response]:
         """Return the response that each label is about, the first of two."""
 
     @abstractmethod
-    def take(self, rows: Rows) -> "Lessons":
+    def take(self, rows: Rows) -> "TrainingData":
         """Return these rows alone."""
 
     @abstractmethod
-    def teachable(self) -> bool:
+    def learnable(self) -> bool:
         """Whether there is a preference in them at all."""
 
     @abstractmethod
-    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:
-        """Teach the evaluator, which is saved in the bench's folder, and return facts to log."""
+    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:
+        """Train the evaluator, which is saved in the context's folder, and return facts to log."""
 
     @abstractmethod
-    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:
-        """Return what the evaluator saved in the bench's folder says of each row, beside what the expert has said."""
+    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:
+        """Return what the evaluator saved in the context's folder says of each row, beside what the oracle has said."""
 
 
 @dataclass(frozen=True)
-class Scores(Lessons):
-    """Tuples and the expert's score of each, shape (N,)."""
+class PointwiseData(TrainingData):
+    """Tuples and the oracle's score of each, shape (N,)."""
 
-    tuples: Tuples
+    tuples: Examples
     scores: Floats
 
-    def asked(self) -> Sequence[Response]:  # noqa: D102
+    def queried(self) -> Sequence[Response]:  # noqa: D102
         return self.tuples.responses
 
-    def take(self, rows: Rows) -> "Scores":  # noqa: D102
-        return Scores(self.tuples.take(rows), self.scores[rows])
+    def take(self, rows: Rows) -> "PointwiseData":  # noqa: D102
+        return PointwiseData(self.tuples.take(rows), self.scores[rows])
 
-    def teachable(self) -> bool:  # noqa: D102
+    def learnable(self) -> bool:  # noqa: D102
         return len(self.scores) > 1 and bool(np.ptp(self.scores) > 0)
 
-    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:  # noqa: D102
-        rng, given = np.random.default_rng(teaching.seed), self
-        if teaching.shuffle:
+    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:  # noqa: D102
+        rng, given = np.random.default_rng(options.seed), self
+        if options.shuffle:
             order = rng.permutation(len(self.scores))
             remarks = [self.tuples.remarks[row] for row in order] if self.tuples.remarks else ()
-            given = Scores(replace(self.tuples, remarks=remarks), self.scores[order])
-        taught = given.take(balanced(given.scores, rng)) if teaching.balance else given
-        bench = replace(bench, eft_seed=teaching.eft_seed(bench.eft_seed))
-        return {"labels": float(len(self.scores)), **evaluator.fit(taught.tuples, taught.scores, bench)}
+            given = PointwiseData(replace(self.tuples, remarks=remarks), self.scores[order])
+        train = given.take(balanced(given.scores, rng)) if options.balance else given
+        context = replace(context, eft_seed=options.eft_seed(context.eft_seed))
+        return {"labels": float(len(self.scores)), **evaluator.fit(train.tuples, train.scores, context)}
 
-    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
-        logits = _logits(evaluator, self.tuples, bench)
+    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:  # noqa: D102
+        logits = _logits(evaluator, self.tuples, context)
         return [
-            LeftOut(r.id, "", r.prompt_id, fold, float(logit), float(score))
+            HeldOutPrediction(r.id, "", r.prompt_id, fold, float(logit), float(score))
             for r, logit, score in zip(self.tuples.responses, logits, self.scores, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Comparisons(Lessons):
-    """Compared responses, N of each side, and the expert's preference in [−1, 1], shape (N,)."""
+class PairwiseData(TrainingData):
+    """Compared responses, N of each side, and the oracle's preference in [−1, 1], shape (N,)."""
 
-    first: Tuples
-    second: Tuples
+    first: Examples
+    second: Examples
     preference: Floats
 
-    def asked(self) -> Sequence[Response]:  # noqa: D102
+    def queried(self) -> Sequence[Response]:  # noqa: D102
         return self.first.responses
 
-    def take(self, rows: Rows) -> "Comparisons":  # noqa: D102
-        return Comparisons(self.first.take(rows), self.second.take(rows), self.preference[rows])
+    def take(self, rows: Rows) -> "PairwiseData":  # noqa: D102
+        return PairwiseData(self.first.take(rows), self.second.take(rows), self.preference[rows])
 
-    def teachable(self) -> bool:  # noqa: D102
+    def learnable(self) -> bool:  # noqa: D102
         return bool((self.preference != 0).any())
 
-    def teach(self, evaluator: Evaluator, bench: Bench, teaching: Teaching) -> dict[str, float]:  # noqa: D102
-        rng, count = np.random.default_rng(teaching.seed), len(self.preference)
-        turn = rng.choice([-1.0, 1.0], size=count) if teaching.shuffle else 1.0
-        return {"labels": float(count), **evaluator.fit_pairs(self.first, self.second, self.preference * turn, bench)}
+    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:  # noqa: D102
+        rng, count = np.random.default_rng(options.seed), len(self.preference)
+        turn = rng.choice([-1.0, 1.0], size=count) if options.shuffle else 1.0
+        return {"labels": float(count), **evaluator.fit_pairs(self.first, self.second, self.preference * turn, context)}
 
-    def judged(self, evaluator: Evaluator, bench: Bench, fold: int) -> list[LeftOut]:  # noqa: D102
-        one, other = np.split(_logits(evaluator, self.first.joined(self.second), bench), 2)
+    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:  # noqa: D102
+        one, other = np.split(_logits(evaluator, self.first.joined(self.second), context), 2)
         gap = one - other
         sides = zip(self.first.responses, self.second.responses, strict=True)
         return [
-            LeftOut(one.id, other.id, one.prompt_id, fold, float(logit), float(preference))
+            HeldOutPrediction(one.id, other.id, one.prompt_id, fold, float(logit), float(preference))
             for (one, other), logit, preference in zip(sides, gap, self.preference, strict=True)
         ]
 
 
-def cross_fit(evaluator: Evaluator, lessons: Lessons, bench: Bench, teaching: Teaching, folds: int) -> list[LeftOut]:
-    """Return what is said of each label by an evaluator that was taught with those of other prompts.
+def cross_fit(
+    evaluator: Evaluator, data: TrainingData, context: FitContext, options: FitOptions, folds: int
+) -> list[HeldOutPrediction]:
+    """Return what is said of each label by an evaluator that was trained on those of other prompts.
 
     Nor with what the EFT seed has of its prompt. The prompts are cut into at most `folds` parts of one size, at random from
-    the teaching's seed. A part without which nothing can be taught is left out. `bench.folder` is not touched.
+    the options' seed. A part without which nothing can be trained is left out. `context.folder` is not touched.
     """
-    prompt = numbered([r.prompt_id for r in lessons.asked()])
+    prompt = numbered([r.prompt_id for r in data.queried()])
     count = int(prompt.max(initial=-1)) + 1
-    fold = (np.random.default_rng([teaching.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
-    found: list[LeftOut] = []
+    fold = (np.random.default_rng([options.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
+    found: list[HeldOutPrediction] = []
     for number in np.unique(fold):
-        taught, left_out = (lessons.take(np.flatnonzero(rows)) for rows in (fold != number, fold == number))
-        if not taught.teachable():
+        train, held_out = (data.take(np.flatnonzero(rows)) for rows in (fold != number, fold == number))
+        if not train.learnable():
             continue
         with tempfile.TemporaryDirectory() as folder:
-            unseen = {r.prompt for r in left_out.asked()}
-            eft_seed = [row for row in bench.eft_seed if row.prompt not in unseen]
-            place = replace(bench, folder=Path(folder), eft_seed=eft_seed)
-            taught.teach(evaluator, place, teaching)
-            found += left_out.judged(evaluator, place, int(number))
+            unseen = {r.prompt for r in held_out.queried()}
+            eft_seed = [row for row in context.eft_seed if row.prompt not in unseen]
+            place = replace(context, folder=Path(folder), eft_seed=eft_seed)
+            train.fit(evaluator, place, options)
+            found += held_out.predict_held_out(evaluator, place, int(number))
     return found
 
 
-def _logits(evaluator: Evaluator, tuples: Tuples, bench: Bench) -> Floats:
-    return np.asarray(evaluator.members(tuples, bench).mean(axis=0) / evaluator.temperature(bench))
+def _logits(evaluator: Evaluator, tuples: Examples, context: FitContext) -> Floats:
+    return np.asarray(evaluator.predict(tuples, context).mean(axis=0) / evaluator.temperature(context))

@@ -6,12 +6,12 @@ from typing import TypeVar
 from models.ledger.entries import Answer, Order, Outcome, Settlement
 from models.ledger.ledger import Ledger
 
-Wanted = TypeVar("Wanted")
-Given = TypeVar("Given")
-_Waiting = list[tuple[Wanted, "asyncio.Future[Given]"]]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+_Waiting = list[tuple[Request, "asyncio.Future[Result]"]]
 
 
-class Clerk:
+class LedgerBatcher:
     """One account's way to the ledger, for coroutines of one event loop.
 
     While a transaction is under way, what is wanted meanwhile gathers and shares the next: the more calls are in flight,
@@ -36,8 +36,8 @@ class Clerk:
             raise answer
         return answer
 
-    async def _wait(self, waiting: "_Waiting[Wanted, Given]", wanted: Wanted) -> Given:
-        future: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
+    async def _wait(self, waiting: "_Waiting[Request, Result]", wanted: Request) -> Result:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         waiting.append((wanted, future))
         if self._at_work is None or self._at_work.done():
             self._at_work = asyncio.create_task(self._work())
@@ -74,11 +74,11 @@ class Clerk:
         return await asyncio.to_thread(self.ledger.exchange, self.account, replies, orders)
 
 
-def _fail(waiting: "_Waiting[Wanted, Given]", error: BaseException) -> None:
+def _fail(waiting: "_Waiting[Request, Result]", error: BaseException) -> None:
     for _, future in waiting:
         future.set_exception(error)
 
 
-def _hand_out(waiting: "_Waiting[Wanted, Given]", results: list[Given]) -> None:
+def _hand_out(waiting: "_Waiting[Request, Result]", results: list[Result]) -> None:
     for (_, future), result in zip(waiting, results, strict=True):
         future.set_result(result)

@@ -25,7 +25,7 @@ class Drift(NamedTuple):
 
 
 def sample_of(rows: Sequence[Mapping[str, Any]], desk: Desk, size: int) -> list[Mapping[str, Any]]:
-    """Return at most `size` labels of this expert and criterion, chosen by the hash of their texts."""
+    """Return at most `size` labels of this oracle and criterion, chosen by the hash of their texts."""
     asked = desk.question(Response.recorded("", "", ""))
     own = [r for r in rows if (r["oracle"], r["criterion"], r["status"]) == (asked.oracle, asked.criterion, "labelled")]
     return sorted(own, key=lambda r: text_hash(r["prompt_hash"] + r["response_hash"]))[:size]

@@ -18,7 +18,7 @@ from models.ledger.tables import ITEMS, JUDGEMENTS, QUERIES, insert_into, live_r
 from models.oracles.base import Terms
 
 BETTER = {"a": 1, "b": -1, "neither": 0}
-SCALES: dict[str, tuple[int, ...]] = {"tuple": tuple(range(LEVELS)), "pair": tuple(BETTER.values())}
+SCALES: dict[str, tuple[int, ...]] = {"pointwise": tuple(range(LEVELS)), "pairwise": tuple(BETTER.values())}
 
 
 class Judgement(NamedTuple):
@@ -36,7 +36,7 @@ class Item:
 
     id: int
     reservation: Reservation
-    unit: str
+    query_type: str
     guide: str
     prompt: str
     response: str
@@ -47,7 +47,7 @@ class Item:
     @property
     def texts(self) -> tuple[str, ...]:
         """The response, or the two of a pair."""
-        return tuple(json.loads(self.response)) if self.unit == "pair" else (self.response,)
+        return tuple(json.loads(self.response)) if self.query_type == "pairwise" else (self.response,)
 
     @property
     def missing(self) -> int:
@@ -91,11 +91,11 @@ class Queue:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def post(self, account: str, orders: Sequence[Order], terms: Terms, unit: str) -> int:
+    def post(self, account: str, orders: Sequence[Order], terms: Terms, query_type: str) -> int:
         """Ask what is not asked yet, and return how many of the questions are open, whoever has asked them."""
         self.ledger.exchange(account, [], [order._replace(holder=PEOPLE) for order in orders])
         told = {
-            "unit": unit,
+            "query_type": query_type,
             "guide": terms.guide,
             "judgements": terms.judgements,
             "micro_usd_each": terms.micro_usd,
@@ -164,14 +164,16 @@ class Queue:
         """Return the open items by number; on PostgreSQL they are locked until the transaction ends."""
         both = QUERIES.join(ITEMS, ITEMS.c.query_id == QUERIES.c.id)
         columns = [QUERIES.c[name] for name in ("id", "account", "micro_usd", "tokens", "prompt", "response")]
-        query = sa.select(*columns, *[ITEMS.c[name] for name in ("unit", "guide", "judgements", "micro_usd_each")])
+        query = sa.select(
+            *columns, *[ITEMS.c[name] for name in ("query_type", "guide", "judgements", "micro_usd_each")]
+        )
         asked = QUERIES.c.status == "reserved", QUERIES.c.holder == PEOPLE
         waiting = query.select_from(both).where(*asked).order_by(QUERIES.c.id)
         items = {
             row.id: Item(
                 id=row.id,
                 reservation=Reservation(row.id, row.account, row.micro_usd, row.tokens),
-                unit=row.unit,
+                query_type=row.query_type,
                 guide=row.guide,
                 prompt=row.prompt,
                 response=row.response,

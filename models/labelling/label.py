@@ -1,4 +1,4 @@
-"""Spend a budget on an expert: one ledger entry per query, concurrent, resumable, never past the cap."""
+"""Spend a budget on an oracle: one ledger entry per query, concurrent, resumable, never past the cap."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from models.core.data import Label, LabelStatus, Response
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
-from models.labelling.batcher import Clerk
+from models.labelling.batcher import LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import Breaker, pause_after
 from models.ledger.accounts import BudgetExhausted
@@ -31,7 +31,7 @@ _TRIES = 6
 
 @dataclass(frozen=True)
 class Desk:
-    """Where labels are bought: the expert, the criterion, and the account that pays.
+    """Where labels are bought: the oracle, the criterion, and the account that pays.
 
     Labels of an `occasion` are apart from all others: the same question may be bought once on each.
     """
@@ -49,11 +49,11 @@ class Desk:
 
     @property
     def terms(self) -> Terms | None:
-        """On what terms people are asked; None for experts who answer when called."""
+        """On what terms people are asked; None for oracles who answer when called."""
         return self.oracle.terms(self.rubric)
 
     def apart(self, purpose: str, occasion: str) -> "Desk":
-        """Return a desk whose labels and account are those of an occasion, for a check of the expert."""
+        """Return a desk whose labels and account are those of an occasion, for a check of the oracle."""
         return replace(self, occasion=occasion, account=f"{purpose} {occasion} {self.oracle.fingerprint()}")
 
     def question(self, response: Response) -> Question:
@@ -68,7 +68,7 @@ class Desk:
 
 
 class LabellingStopped(Exception):
-    """The expert failed; every label paid for so far is in the ledger and is not bought again."""
+    """The oracle failed; every label paid for so far is in the ledger and is not bought again."""
 
 
 class AnswersPending(LabellingStopped):
@@ -91,11 +91,11 @@ def label(
     max_tokens: int = NO_CAP,
     workers: int = 1,
 ) -> list[Label]:
-    """Ask the expert about each response, within the caps, and return the labels in the order of the responses.
+    """Ask the oracle about each response, within the caps, and return the labels in the order of the responses.
 
     Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their ceilings allow;
     what they cost less than that pays for more, until the next ceiling no longer fits: the last responses are not asked,
-    whatever the number of workers. Raises LabellingStopped when the expert raises; running again asks only for what is
+    whatever the number of workers. Raises LabellingStopped when the oracle raises; running again asks only for what is
     missing. Raises AnswersPending while people have not answered.
     """
     desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
@@ -109,7 +109,9 @@ def label(
     with progress.bar(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
         while covered := _covered(orders[len(answers) :], left):
             wanted = orders[len(answers) : len(answers) + covered]
-            if desk.terms and (waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.unit)):
+            if desk.terms and (
+                waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.query_type)
+            ):
                 raise AnswersPending(waiting)
             found = _ask_all(wanted, desk, workers, bar, len(answers))
             answers += found
@@ -170,14 +172,14 @@ def _ask_all(
 
 
 class _Asking:
-    """Asks the expert about many tuples at once."""
+    """Asks the oracle about many tuples at once."""
 
     def __init__(self, desk: Desk, workers: int, bar: progress.Bar) -> None:
         self.desk = desk
-        self.clerk = Clerk(desk.ledger, desk.account)
+        self.batcher = LedgerBatcher(desk.ledger, desk.account)
         self.breaker = Breaker()
         self.slots = asyncio.Semaphore(workers)
-        # some have their reservation in hand when a slot comes free: the ledger's time is not the expert's idle time
+        # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
         self.ready = workers + max(workers // 4, 1)
         self.bar = bar
 
@@ -195,7 +197,7 @@ class _Asking:
                 except Exception as error:
                     outcomes[place] = error
                     if not isinstance(error, BudgetExhausted | RefusedQuestion):
-                        self.breaker.stop.set()  # at once: the others must not go on paying an expert that fails
+                        self.breaker.stop.set()  # at once: the others must not go on paying an oracle that fails
                 self.bar.update()
 
         await asyncio.gather(*(work() for _ in range(self.ready)))
@@ -242,7 +244,7 @@ class _Asking:
             raise
         found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
         status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
-        return await self.clerk.settle(Settlement(reserved, status, *found))
+        return await self.batcher.settle(Settlement(reserved, status, *found))
 
     async def _quarantine(self, order: Order, refusal: RefusedQuestion) -> Answer | Exception:
         """Return the quarantined label of a question that was refused while others were answered."""
@@ -254,7 +256,7 @@ class _Asking:
 
     async def _settle_refused(self, reserved: Reservation, refusal: RefusedQuestion) -> Answer:
         log.warning("a question is quarantined, and costs nothing: %s", refusal)
-        return await self.clerk.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
+        return await self.batcher.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
 
     async def _call(self, question: Question) -> tuple[Verdict, float]:
         """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
@@ -279,7 +281,7 @@ class _Asking:
     async def _reserve(self, order: Order) -> Reservation | Answer:
         while True:
             self._go_on()
-            outcome = await self.clerk.reserve(order)
+            outcome = await self.batcher.reserve(order)
             if isinstance(outcome, Reservation | Answer):
                 return outcome
             if outcome is not None and not outcome.held:

@@ -29,17 +29,17 @@ def tasks_of(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def config_of(items: Sequence[Item]) -> str:
     """Return the labelling interface; raise ValueError if the queue holds both single responses and pairs, or nothing."""
-    if len(kinds := {(item.unit, item.guide) for item in items}) != 1:
+    if len(kinds := {(item.query_type, item.guide) for item in items}) != 1:
         raise ValueError(
             f"a Label Studio project shows one kind of question, and {len(kinds)} are open: settle the others first"
         )
-    ((unit, guide),) = kinds
+    ((query_type, guide),) = kinds
     shown = {"prompt": "Instruction"} | (
-        {"response": "Response A", "response_b": "Response B"} if unit == "pair" else {"response": "Response"}
+        {"response": "Response A", "response_b": "Response B"} if query_type == "pairwise" else {"response": "Response"}
     )
     lines = "".join(f"<Header size='6' value={quoteattr(line)}/>" for line in guide.splitlines())
     fields = "".join(f'<Header value="{title}"/><Text name="{name}" value="${name}"/>' for name, title in shown.items())
-    scale = ("A", "B", "neither") if unit == "pair" else SCALES["tuple"]
+    scale = ("A", "B", "neither") if query_type == "pairwise" else SCALES["pointwise"]
     choices = "".join(f'<Choice value="{value}"/>' for value in scale)
     return (
         f'<View>{lines}{fields}<Choices name="score" toName="response" choice="single-radio" showInLine="true" '

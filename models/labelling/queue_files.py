@@ -53,10 +53,10 @@ def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:
         raise ValueError(
             f"item {number} is another question in this ledger: import into the ledger that wrote the queue"
         )
-    scale = SCALES[item.unit] if item is not None else None
+    scale = SCALES[item.query_type] if item is not None else None
     if given == CANNOT_JUDGE:
         score = None
-    elif item is not None and item.unit == "pair":
+    elif item is not None and item.query_type == "pairwise":
         if given.lower() not in BETTER:
             raise ValueError(f"score {given!r} must be A, B, neither or ? (cannot judge)")
         score = BETTER[given.lower()]

@@ -1,4 +1,4 @@
-"""When to ask a failing expert again, and when to stop asking."""
+"""When to ask a failing oracle again, and when to stop asking."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from models.oracles.base import LostReply, RefusedQuestion, UnpaidFailure
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-_BREAK_AFTER = 12  # failures in a row, of all workers together: the expert is down, and asking on would only lose money
+_BREAK_AFTER = 12  # failures in a row, of all workers together: the oracle is down, and asking on would only lose money
 
 _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
 
@@ -23,7 +23,7 @@ def pause_after(attempt: int, failure: UnpaidFailure | LostReply, *, seed: str) 
 
 
 class Breaker:
-    """Stops the desk when the expert fails many times in a row, or refuses many questions alike, whoever asks."""
+    """Stops the desk when the oracle fails many times in a row, or refuses many questions alike, whoever asks."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -49,5 +49,5 @@ class Breaker:
         self._failures += 1
         if self._failures < _BREAK_AFTER:
             return False
-        log.warning("the expert has failed %d times in a row, last with: %s", _BREAK_AFTER, failure)
+        log.warning("the oracle has failed %d times in a row, last with: %s", _BREAK_AFTER, failure)
         return True

@@ -40,10 +40,10 @@ def there(url: str) -> bool:
 
 
 def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
-    """Return the seconds that an expert's last answers took, by its fingerprint; none where there is no ledger yet."""
+    """Return the seconds that an oracle's last answers took, by its fingerprint; none where there is no ledger yet."""
     if not there(url):
         return []
-    # of live rows, whose index tells at once that an expert has none
+    # of live rows, whose index tells at once that an oracle has none
     took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds > 0)  # 0: refused
     with open_engine(url).connect() as connection:
         return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]

@@ -76,7 +76,7 @@ sa.Index("reserved_queries", QUERIES.c.id, sqlite_where=RESERVED, postgresql_whe
 
 @dataclass(frozen=True)
 class Question:
-    """One query: which expert, by which criterion, about which tuple (x, y)."""
+    """One query: which oracle, by which criterion, about which tuple (x, y)."""
 
     oracle: str
     criterion: str
@@ -133,7 +133,7 @@ ITEMS = sa.Table(
     "items",
     METADATA,
     sa.Column("query_id", _NUMBER, primary_key=True),
-    sa.Column("unit", sa.String(16), nullable=False),
+    sa.Column("query_type", sa.String(16), nullable=False),
     sa.Column("guide", sa.Text, nullable=False),
     sa.Column("judgements", sa.Integer, nullable=False),
     _count("micro_usd_each"),
@@ -156,7 +156,7 @@ _LIVE_ROWS = sa.select(
     QUERIES.c.oracle == sa.bindparam("oracle"),
     QUERIES.c.criterion == sa.bindparam("criterion"),
     LIVE,
-    # two lists, because SQLite reads every label of the expert for one list of pairs
+    # two lists, because SQLite reads every label of the oracle for one list of pairs
     QUERIES.c.prompt_hash.in_(sa.bindparam("prompts", expanding=True)),
     QUERIES.c.response_hash.in_(sa.bindparam("responses", expanding=True)),
 )
@@ -167,9 +167,9 @@ def live_rows(connection: Connection, questions: Sequence[Question]) -> dict[Key
     found: dict[Key, Any] = {}
     for oracle, criterion in {question.key[:2] for question in questions}:
         prompts, responses = zip(*(q.key[2:] for q in questions if q.key[:2] == (oracle, criterion)), strict=True)
-        expert = {"oracle": oracle, "criterion": criterion}
+        key = {"oracle": oracle, "criterion": criterion}
         asked = {"prompts": list(set(prompts)), "responses": list(set(responses))}
-        found |= {tuple(row[:4]): row for row in connection.execute(_LIVE_ROWS, {**expert, **asked})}
+        found |= {tuple(row[:4]): row for row in connection.execute(_LIVE_ROWS, {**key, **asked})}
     return found
 
 

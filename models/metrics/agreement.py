@@ -1,4 +1,4 @@
-"""Agreement of an evaluator with the expert, and of one policy with another."""
+"""Agreement of an evaluator with the oracle, and of one policy with another."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one: pairs that len
 
 
 class Agreement(NamedTuple):
-    """How well proxy scores agree with expert scores on held-out tuples.
+    """How well proxy scores agree with oracle scores on held-out tuples.
 
-    `pair_accuracy`: share of within-prompt pairs, untied for the expert, that the proxy orders alike (a proxy tie counts
+    `pair_accuracy`: share of within-prompt pairs, untied for the oracle, that the proxy orders alike (a proxy tie counts
     half). `spearman`: over all tuples. `calibration_error`: of the probability given to these choices.
     NaN where nothing can be compared.
     """
@@ -47,20 +47,20 @@ def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
     return np.concatenate([_NONE, *first]), np.concatenate([_NONE, *second])
 
 
-def untied_pairs(expert: Floats, group: Rows) -> tuple[Rows, Rows]:
-    """Return the rows (i, j) of every two tuples of a group that the expert does not score alike."""
+def untied_pairs(oracle: Floats, group: Rows) -> tuple[Rows, Rows]:
+    """Return the rows (i, j) of every two tuples of a group that the oracle does not score alike."""
     first, second = within_prompt_pairs(group)
-    untied = expert[first] != expert[second]
+    untied = oracle[first] != oracle[second]
     return first[untied], second[untied]
 
 
 def agrees(gap: Floats, preference: Floats) -> Floats:
-    """Return 1 (the proxy's difference has the sign of the expert's preference), ½ (a proxy tie) or 0 for each pair."""
+    """Return 1 (the proxy's difference has the sign of the oracle's preference), ½ (a proxy tie) or 0 for each pair."""
     return np.asarray((np.sign(gap) * np.sign(preference) + 1) / 2)
 
 
 def pair_outcomes(
-    expert: Floats,
+    oracle: Floats,
     proxy: Floats,
     prompt: Rows,
     *,
@@ -68,13 +68,13 @@ def pair_outcomes(
     length: Floats | None = None,
     length_share: float = 0.0,
 ) -> tuple[Floats, Rows]:
-    """Return 1 (agrees), ½ (proxy tie) or 0 for each pair untied for the expert, and the pair's prompt.
+    """Return 1 (agrees), ½ (proxy tie) or 0 for each pair untied for the oracle, and the pair's prompt.
 
-    Only pairs whose expert scores differ by more than `least_gap` count, and, given lengths, only those whose lengths
+    Only pairs whose oracle scores differ by more than `least_gap` count, and, given lengths, only those whose lengths
     differ by at most `length_share` of the longer one: what is left when length cannot decide.
     """
     first, second = within_prompt_pairs(prompt)
-    gap = expert[first] - expert[second]
+    gap = oracle[first] - oracle[second]
     counted = np.abs(gap) > least_gap
     if length is not None:
         longer = np.maximum(length[first], length[second])
@@ -84,25 +84,25 @@ def pair_outcomes(
 
 
 def agreement(
-    expert: Floats, proxy: Floats, prompt: Rows, probability: Callable[[Floats], Floats] | None = None
+    oracle: Floats, proxy: Floats, prompt: Rows, probability: Callable[[Floats], Floats] | None = None
 ) -> Agreement:
-    """Compare proxy with expert scores, each of shape (N,); `prompt` numbers each tuple's prompt.
+    """Compare proxy with oracle scores, each of shape (N,); `prompt` numbers each tuple's prompt.
 
     `probability` gives that of the proxy's preference from its differences, for the calibration error: σ(|difference|) if
     it is not given.
     """
     from scipy.special import expit
 
-    first, second = untied_pairs(expert, prompt)
+    first, second = untied_pairs(oracle, prompt)
     gap = proxy[first] - proxy[second]
-    right = agrees(gap, expert[first] - expert[second])
+    right = agrees(gap, oracle[first] - oracle[second])
     confidence = expit(np.abs(gap)) if probability is None else probability(gap)
     return Agreement(
         pair_accuracy=float(right.mean()) if len(right) else float("nan"),
-        spearman=rank_correlation(expert, proxy),
+        spearman=rank_correlation(oracle, proxy),
         calibration_error=calibration_error(confidence, right),
         pairs=len(right),
-        tuples=len(expert),
+        tuples=len(oracle),
     )
 
 

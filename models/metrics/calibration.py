@@ -1,4 +1,4 @@
-"""From a difference of proxy scores to the probability that the expert agrees, learnt from labels left out."""
+"""From a difference of proxy scores to the probability that the oracle agrees, learned from labels left out."""
 
 import math
 from typing import Literal
@@ -19,7 +19,7 @@ _TEMPERATURES = (1e-3, 1e3)
 
 
 class Calibration(Frozen):
-    """A map from |difference of scores| to the probability that the expert prefers the higher one, in [½, 1].
+    """A map from |difference of scores| to the probability that the oracle prefers the higher one, in [½, 1].
 
     σ(|Δ|/`temperature`) (Guo et al. 2017), or, where there are `knots`, the line through these (|Δ|, probability).
     """
@@ -29,7 +29,7 @@ class Calibration(Frozen):
 
     @classmethod
     def fit(cls, method: Method, gap: Floats, preference: Floats) -> "Calibration":
-        """Learn from N differences and the expert's preferences in [−1, 1]; the identity σ(|Δ|) from none."""
+        """Learn from N differences and the oracle's preferences in [−1, 1]; the identity σ(|Δ|) from none."""
         decided = np.flatnonzero(preference != 0)
         if len(decided) == 0:
             return cls()
@@ -45,7 +45,7 @@ class Calibration(Frozen):
         return cls(temperature=temperature, knots=tuple(knots))
 
     def probability(self, gap: Floats) -> Floats:
-        """Return the probability that the expert prefers the response of the higher score, shape as `gap`."""
+        """Return the probability that the oracle prefers the response of the higher score, shape as `gap`."""
         from scipy.special import expit
 
         if not self.knots:
@@ -70,7 +70,7 @@ class Calibration(Frozen):
 
 
 def cross_calibrated(method: Method, gap: Floats, preference: Floats, fold: Rows) -> Floats:
-    """Return each difference's probability by a calibration learnt from the other folds, shape (N,)."""
+    """Return each difference's probability by a calibration learned from the other folds, shape (N,)."""
     found = np.empty(len(gap))
     for number in np.unique(fold):
         inside = fold == number
@@ -78,18 +78,18 @@ def cross_calibrated(method: Method, gap: Floats, preference: Floats, fold: Rows
     return found
 
 
-def temperature(proxy: Floats, expert: Floats, group: Rows, rng: np.random.Generator) -> float:
-    """Return T such that σ((proxy_i − proxy_j)/T) is best as the probability that the expert prefers i (least log loss).
+def temperature(proxy: Floats, oracle: Floats, group: Rows, rng: np.random.Generator) -> float:
+    """Return T such that σ((proxy_i − proxy_j)/T) is best as the probability that the oracle prefers i (least log loss).
 
     Over pairs of the same group; where they are fewer than ten, over pairs of any, drawn at random.
     """
-    first, second = untied_pairs(expert, group)
+    first, second = untied_pairs(oracle, group)
     if len(first) < _FEW_PAIRS:
         first, second = rng.integers(len(proxy), size=(2, _MOST_PAIRS))
-    kept = rng.permutation(np.flatnonzero(expert[first] != expert[second]))[:_MOST_PAIRS]
+    kept = rng.permutation(np.flatnonzero(oracle[first] != oracle[second]))[:_MOST_PAIRS]
     if len(kept) == 0:
         return 1.0
-    return temperature_of((proxy[first] - proxy[second])[kept], np.sign(expert[first] - expert[second])[kept])
+    return temperature_of((proxy[first] - proxy[second])[kept], np.sign(oracle[first] - oracle[second])[kept])
 
 
 def temperature_of(gap: Floats, preference: Floats) -> float:

@@ -1,6 +1,6 @@
 """The gate before proxy labelling: does the evaluator deserve belief, and which of its preferences do?
 
-Query or pseudo-label (ADPO, 2402.09401): what the evaluator is sure of is labelled by it, what it is not goes to the expert
+Query or pseudo-label (ADPO, 2402.09401): what the evaluator is sure of is labelled by it, what it is not goes to the oracle
 while there is money, or is left out.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
-from models.core.data import LeftOut
+from models.core.data import HeldOutPrediction
 from models.core.registry import Frozen
 from models.metrics.agreement import agrees, calibration_error, coverage_risk, numbered, untied_pairs
 from models.metrics.calibration import Calibration, Method, cross_calibrated
@@ -33,11 +33,11 @@ class Gate(Frozen):
     """What an evaluator must show before its labels are used, and how sure it must be of each pair.
 
     It is held against labels bought already: the prompts are cut into `folds`, and each fold is judged by an evaluator that
-    was taught with the others.
+    was trained on the others.
     """
 
     folds: int = Field(
-        4, ge=2, description="parts that the bought labels are cut into; one more evaluator is taught for each"
+        4, ge=2, description="parts that the bought labels are cut into; one more evaluator is trained for each"
     )
     at_chance: Literal["stop", "continue"] = Field("stop", description="if the evaluator is no better than chance")
     calibration: Method = Field("temperature", description="from differences of scores to probabilities")
@@ -51,7 +51,7 @@ class Gate(Frozen):
 
 
 class Evidence(NamedTuple):
-    """Pairs of labels left out, P of them: proxy difference, expert's preference, prompts of both sides, fold."""
+    """Pairs of labels left out, P of them: proxy difference, oracle's preference, prompts of both sides, fold."""
 
     gap: Floats
     preference: Floats
@@ -109,7 +109,7 @@ class Decision(Frozen):
                 "prompts are too few."
             )
         return (
-            f"The evaluator is {self.verdict}: on labels left out it agrees with the expert in {self.agreement:.3f} "
+            f"The evaluator is {self.verdict}: on labels left out it agrees with the oracle in {self.agreement:.3f} "
             f"[{self.low:.3f}, {self.high:.3f}] of {self.pairs} pairs {self.pairs_of}."
         )
 
@@ -118,7 +118,7 @@ class AtChance(ValueError):
     """The gate has stopped a run."""
 
 
-def decide(rows: Sequence[LeftOut], gate: Gate) -> Decision:
+def decide(rows: Sequence[HeldOutPrediction], gate: Gate) -> Decision:
     """Return what labels left out say of the evaluator.
 
     Better than chance is one whose 95 % interval of the agreement lies above one half.
@@ -150,7 +150,7 @@ def decide(rows: Sequence[LeftOut], gate: Gate) -> Decision:
     )
 
 
-def evidence_of(rows: Sequence[LeftOut]) -> Evidence:
+def evidence_of(rows: Sequence[HeldOutPrediction]) -> Evidence:
     """Return the pairs that the evaluator can be held against, undecided ones and unparsed judgements left out.
 
     Comparisons are pairs. Of scored tuples, those of one prompt; where they are fewer than fifty, any two of one fold, which
@@ -159,17 +159,17 @@ def evidence_of(rows: Sequence[LeftOut]) -> Evidence:
     rows = [row for row in rows if math.isfinite(row.proxy)]
     prompt = numbered([row.prompt_id for row in rows])
     fold = np.array([row.fold for row in rows], dtype=np.int64)
-    proxy, expert = (np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in ("proxy", "expert"))
+    proxy, oracle = (np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in ("proxy", "oracle"))
     if any(row.against for row in rows):
-        decided = expert != 0
-        return Evidence(*(column[decided] for column in (proxy, expert, prompt, prompt, fold)))
+        decided = oracle != 0
+        return Evidence(*(column[decided] for column in (proxy, oracle, prompt, prompt, fold)))
     for groups in (prompt, fold):
-        first, second = untied_pairs(expert, _thinned(groups))
+        first, second = untied_pairs(oracle, _thinned(groups))
         if len(first) >= _ENOUGH_PAIRS:
             break
     return Evidence(
         proxy[first] - proxy[second],
-        np.sign(expert[first] - expert[second]),
+        np.sign(oracle[first] - oracle[second]),
         prompt[first],
         prompt[second],
         fold[first],

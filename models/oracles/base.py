@@ -1,4 +1,4 @@
-"""What every expert answers: a score for one tuple (x, y), or which of two is better; and what the answer cost."""
+"""What every oracle answers: a score for one tuple (x, y), or which of two is better; and what the answer cost."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from models.core.rubric import Rubric
 
 
 class Verdict(NamedTuple):
-    """An expert's reply. `score` is in the oracle's own unit; NaN or ±inf is quarantined with `raw`."""
+    """An oracle's reply. `score` is in the oracle's own unit; NaN or ±inf is quarantined with `raw`."""
 
     score: float
     raw: str
@@ -108,9 +108,9 @@ class LostReply(Exception):
 
 
 class Oracle(Plugin):
-    """An expert. Concrete experts declare `kind` and implement `judge`.
+    """An oracle. Concrete oracles declare `kind` and implement `judge`.
 
-    `simulated` experts say so in every report. `paid_on_loss` is false for experts that run in this process and
+    `simulated` oracles say so in every report. `paid_on_loss` is false for oracles that run in this process and
     bill nothing for an answer that was never delivered.
     """
 
@@ -125,20 +125,20 @@ class Oracle(Plugin):
         return False
 
     @property
-    def unit(self) -> Literal["tuple", "pair"]:
+    def query_type(self) -> Literal["pointwise", "pairwise"]:
         """What one query is about."""
-        return "tuple"
+        return "pointwise"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         """Return the score of one tuple. Raise UnpaidFailure if the call failed without being billed."""
         raise NotImplementedError
 
     async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
-        """Return what `judge` does. The desk awaits many at once; experts behind a server need no thread for it."""
+        """Return what `judge` does. The desk awaits many at once; oracles behind a server need no thread for it."""
         return await asyncio.to_thread(self.judge, prompt, response, rubric)
 
     def terms(self, rubric: Rubric) -> Terms | None:
-        """Return on what terms this expert is asked through a queue; None for one who answers when called."""
+        """Return on what terms this oracle is asked through a queue; None for one who answers when called."""
         del rubric
         return None
 
@@ -147,7 +147,7 @@ class Oracle(Plugin):
         raise NotImplementedError
 
     def most_tokens(self, prompt: str, response: str) -> int:
-        """Return the most tokens that one query may be billed for; 0 for experts who are not paid by the token."""
+        """Return the most tokens that one query may be billed for; 0 for oracles who are not paid by the token."""
         del prompt, response
         return 0
 
@@ -162,7 +162,7 @@ class Oracle(Plugin):
         return 0.0
 
     def findings(self, replies: Sequence[str]) -> dict[str, float]:
-        """Return what the raw texts of many verdicts say of this expert, by name: facts for people, in reports."""
+        """Return what the raw texts of many verdicts say of this oracle, by name: facts for people, in reports."""
         del replies
         return {}
 
@@ -180,19 +180,19 @@ class Oracle(Plugin):
         return [self.model_dump(mode="json")]
 
     def check(self) -> None:
-        """Raise ValueError or FileNotFoundError, before anything is bought, if this expert cannot answer."""
+        """Raise ValueError or FileNotFoundError, before anything is bought, if this oracle cannot answer."""
 
 
 class PairOracle(Oracle):
-    """An expert who says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
+    """An oracle who says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
 
     To the ledger and the desk a pair is one question whose response is `pair_text`, so that asking it the other way round is
-    asking it again. Whoever imports labels of such an expert gives the score of the first text of the two.
+    asking it again. Whoever imports labels of such an oracle gives the score of the first text of the two.
     """
 
     @property
-    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
-        return "pair"
+    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+        return "pairwise"
 
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
         """Return a score in [−1, 1]: 1 if the first is better, −1 if the second is, 0 if neither."""

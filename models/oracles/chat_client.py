@@ -72,7 +72,7 @@ class Endpoint(Frozen):
 
     @field_validator("key_env")
     @classmethod
-    def _of_an_expert(cls, name: str) -> str:
+    def _of_an_oracle(cls, name: str) -> str:
         return check_key_name(name)
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Any expert who scores, made one who compares: for strategies that ask which of two responses is better."""
+"""Any oracle who scores, made one who compares: for strategies that ask which of two responses is better."""
 
 import json
 import math
@@ -24,10 +24,10 @@ from models.oracles.base import (
 class Comparing(PairOracle):
     """Score both responses and compare: sign(Δ), or tanh(Δ / 2T) = 2 σ(Δ / T) − 1 with a `temperature` T (Bradley–Terry).
 
-    One query here is two of the inner expert's, and costs what both cost. Simulated: no expert has seen the pair.
+    One query here is two of the inner oracle's, and costs what both cost. Simulated: no oracle has seen the pair.
     """
 
-    description: ClassVar[str] = "comparisons derived from another expert's scores"
+    description: ClassVar[str] = "comparisons derived from another oracle's scores"
     simulated: ClassVar[bool] = True
 
     kind: Literal["comparing"] = "comparing"
@@ -75,6 +75,6 @@ class Comparing(PairOracle):
     def check(self) -> None:  # noqa: D102
         self.inner.check()
         if self.inner.terms(Rubric()):
-            raise ValueError(f"comparing calls its inner expert, and {self.inner.label()!r} answers through a queue")
-        if self.inner.unit == "pair":
-            raise ValueError(f"comparing needs an expert who scores, and {self.inner.label()!r} compares already")
+            raise ValueError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")
+        if self.inner.query_type == "pairwise":
+            raise ValueError(f"comparing needs a pointwise oracle, and {self.inner.label()!r} compares already")

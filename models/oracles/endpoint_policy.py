@@ -1,4 +1,4 @@
-"""Which servers an expert may be at: whoever may start a run must not make a worker ask what only the worker can reach."""
+"""Which servers an oracle may be at: whoever may start a run must not make a worker ask what only the worker can reach."""
 
 import ipaddress
 import os
@@ -6,7 +6,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
-ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that experts' must begin with
+ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that oracles' must begin with
 _CREDENTIALS = ipaddress.ip_network("fd00:ec2::/32")  # AWS's, by IPv6
 _OTHERS = re.compile(
     r"^(AWS|AZURE|DATABRICKS|GOOGLE|GCP|HF_|HUGGING|LABEL_STUDIO|MLFLOW|PG|POSTGRES|PREFECT|RAY_"
@@ -15,17 +15,17 @@ _OTHERS = re.compile(
 
 
 def check_key_name(name: str) -> str:
-    """Return the name of the variable that holds an expert's key; raise ValueError if it holds what is not for experts."""
+    """Return the name of the variable that holds an oracle's key; raise ValueError if it holds what is not for oracles."""
     if _OTHERS.match(name) or not name.endswith(("_KEY", "_TOKEN")):
         raise ValueError(
-            f"key_env={name} is no expert's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none of "
+            f"key_env={name} is no oracle's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none of "
             "the store's, the databases' or the servers' own"
         )
     return name
 
 
 def check_address(url: str) -> None:
-    """Raise ValueError if an expert must not be asked at a URL, by where its host is now.
+    """Raise ValueError if an oracle must not be asked at a URL, by where its host is now.
 
     Never link-local addresses, where clouds keep a machine's credentials; without encryption only this machine and private
     networks. Where NINEFOLD_ENDPOINTS is set, nothing that does not begin with one of its URLs.
@@ -37,7 +37,7 @@ def check_address(url: str) -> None:
     for address in _addresses(parts.hostname or ""):
         kept = address.version == 6 and address in _CREDENTIALS
         if kept or address.is_link_local or address.is_multicast or address.is_unspecified:
-            raise ValueError(f"base_url={url} is at {address}, where no expert is: it is a machine's own network's")
+            raise ValueError(f"base_url={url} is at {address}, where no oracle is: it is a machine's own network's")
         if parts.scheme == "http" and not address.is_private:
             raise ValueError(
                 f"base_url={url} would send key and questions unencrypted to {address}, outside of private networks: use "

@@ -36,7 +36,7 @@ _TOO_LONG = re.compile(
     r"exceeds?.{0,40}(tokens|length|limit|size)|reduce.{0,30}(length|messages|prompt)"
 )
 _OF_THE_TEXT = re.compile(r"context|(input|prompt).{0,10}tokens|messages")
-# what every call sends, or every call of an expert
+# what every call sends, or every call of an oracle
 _ALWAYS_SENT = {
     *("model", "max_tokens", "max_completion_tokens", "temperature", "seed", "response_format", "json_schema"),
     *("logprobs", "top_logprobs", "stream", "n"),

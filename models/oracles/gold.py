@@ -1,4 +1,4 @@
-"""A simulated expert fitted on human ratings: how warmly would people say this film critic writes?
+"""A simulated oracle fitted on human ratings: how warmly would people say this film critic writes?
 
 Ridge regression on word and character TF-IDF plus VADER's compound score, fitted on the oracle split of the movie-review
 ratings. It shares no feature with any evaluator and no snippet with prompts, seed or evaluation.
@@ -24,7 +24,7 @@ class Gold(Oracle):
 
     simulated: ClassVar[bool] = True
     paid_on_loss: ClassVar[bool] = False
-    description: ClassVar[str] = "simulated expert fitted on human ratings"
+    description: ClassVar[str] = "simulated oracle fitted on human ratings"
 
     kind: Literal["gold"] = "gold"
     micro_usd: MicroUsd = 10_000
@@ -44,7 +44,7 @@ class Gold(Oracle):
 
 
 def predict(texts: list[str]) -> NDArray[np.float64]:
-    """Return the expert's scores of whole sentences, shape (n,), clipped to the scale of the ratings."""
+    """Return the oracle's scores of whole sentences, shape (n,), clipped to the scale of the ratings."""
     with _fitting:  # several workers ask at once; the first of them fits
         model = _fitted()
     scores = model.predict(texts)

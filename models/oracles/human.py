@@ -1,4 +1,4 @@
-"""People as the expert: questions wait in a queue until enough annotators have judged them."""
+"""People as the oracle: questions wait in a queue until enough annotators have judged them."""
 
 import json
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class Human(Oracle):
     panel: str = Field("", description="who they are: another panel's labels are other labels")
 
     @property
-    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
-        return "tuple" if self.asks == "score" else "pair"
+    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+        return "pointwise" if self.asks == "score" else "pairwise"
 
     def terms(self, rubric: Rubric) -> Terms | None:  # noqa: D102
-        return Terms(rubric.guide(self.unit), self.annotators, self.micro_usd)
+        return Terms(rubric.guide(self.query_type), self.annotators, self.micro_usd)
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         raise RuntimeError("people answer through the queue, not when called: ninefold labels export FILE --queue")

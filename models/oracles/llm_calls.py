@@ -119,8 +119,8 @@ class Calls:
             "said": list(said),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})
-        if doubts := [reply.doubt for reply in self.replies if reply.doubt]:
-            raw["price"] = doubts
+        if unsure := [reply.doubt for reply in self.replies if reply.doubt]:
+            raw["price"] = unsure
         return Verdict(
             score=score,
             raw=json.dumps(raw, ensure_ascii=False),

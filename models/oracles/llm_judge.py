@@ -1,4 +1,4 @@
-"""A language model as the expert: a rubric, a justification, a score, over any OpenAI-compatible server."""
+"""A language model as the oracle: a rubric, a justification, a score, over any OpenAI-compatible server."""
 
 import re
 from collections.abc import Mapping, Sequence

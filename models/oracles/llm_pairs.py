@@ -1,4 +1,4 @@
-"""A language model as the expert who compares: two responses, asked about in both orders."""
+"""A language model as the pairwise oracle: two responses, asked about in both orders."""
 
 import json
 import math

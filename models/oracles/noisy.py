@@ -1,4 +1,4 @@
-"""Another expert made unreliable: label noise, flips, failures and latency, for tests and dry runs."""
+"""Another oracle made unreliable: label noise, flips, failures and latency, for tests and dry runs."""
 
 import time
 from typing import Annotated, ClassVar, Literal
@@ -16,9 +16,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Noisy(Oracle):
-    """Wrap an expert. What goes wrong is decided by (seed, tuple), so that the same query is answered alike again."""
+    """Wrap an oracle. What goes wrong is decided by (seed, tuple), so that the same query is answered alike again."""
 
-    description: ClassVar[str] = "expert with simulated noise"
+    description: ClassVar[str] = "oracle with simulated noise"
     simulated: ClassVar[bool] = True
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"latency"})
@@ -38,8 +38,8 @@ class Noisy(Oracle):
         return self.inner.computes
 
     @property
-    def unit(self) -> Literal["tuple", "pair"]:  # noqa: D102
-        return self.inner.unit
+    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+        return self.inner.query_type
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         rng = stream(self.seed, 0, text_hash(prompt) + text_hash(response))
@@ -47,9 +47,9 @@ class Noisy(Oracle):
         noise = rng.normal() * self.label_noise
         time.sleep(self.latency)
         if fail < self.fail:
-            raise UnpaidFailure("simulated failure of the expert: nothing was billed", retry_after=0.0)
+            raise UnpaidFailure("simulated failure of the oracle: nothing was billed", retry_after=0.0)
         if crash < self.crash:
-            raise RuntimeError("simulated crash of the expert after the call was billed")
+            raise RuntimeError("simulated crash of the oracle after the call was billed")
         verdict = self.inner.judge(prompt, response, rubric)
         if garbage < self.garbage:
             return verdict._replace(score=float("nan"), raw="simulated reply without a score")
@@ -74,4 +74,4 @@ class Noisy(Oracle):
     def check(self) -> None:  # noqa: D102
         self.inner.check()
         if self.inner.terms(Rubric()):
-            raise ValueError(f"noisy calls its inner expert, and {self.inner.label()!r} answers through a queue")
+            raise ValueError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")

@@ -1,4 +1,4 @@
-"""Labels recorded in a table: real expert judgements, bought again at their recorded price without a network."""
+"""Labels recorded in a table: real oracle judgements, bought again at their recorded price without a network."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,7 +29,7 @@ class Replay(Oracle):
     of those that were (`micro_usd` where none was).
     """
 
-    description: ClassVar[str] = "expert labels recorded in a table"
+    description: ClassVar[str] = "oracle labels recorded in a table"
     paid_on_loss: ClassVar[bool] = False
 
     kind: Literal["replay"] = "replay"
@@ -54,7 +54,7 @@ class Replay(Oracle):
         return self.micro_usd if recorded is None else recorded[1]
 
     def identity(self) -> list[Any]:  # noqa: D102
-        # The file's bytes, not its place: the same table on another machine is the same expert.
+        # The file's bytes, not its place: the same table on another machine is the same oracle.
         return [
             self.model_dump(mode="json", exclude={"path"}),
             remembered_sha256(self.path),

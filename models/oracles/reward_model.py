@@ -1,4 +1,4 @@
-"""A reward model as the expert: any sequence-classification model with one output, from a directory or a hub."""
+"""A reward model as the oracle: any sequence-classification model with one output, from a directory or a hub."""
 
 from functools import lru_cache
 from threading import Lock

@@ -4,20 +4,20 @@ import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import Plugin
 
 
 class Prompts(NamedTuple):
     """Three disjoint sets; `seed` may be empty (SFT is then skipped and the base model is `M_1`).
 
-    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that is taught with them beside the labels.
+    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that is trained on them beside the labels.
     """
 
     seed: list[Demonstration]
     pool: list[Prompt]
     held_out: list[Prompt]
-    eft_seed: Sequence[Judged] = ()
+    eft_seed: Sequence[ScoredExample] = ()
 
 
 class PromptSource(Plugin):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from models.core.cache import sha256_of
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import digest_of
 from models.core.text_files import TEXT, check_suffix, check_text, prompts_of, rows_of
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
@@ -76,13 +76,13 @@ def _demonstrations(path: Path) -> list[Demonstration]:
     return [_demonstration(record, f"{path}, line {number}") for number, record in _records(path)]
 
 
-def _judged(path: Path) -> list[Judged]:
+def _judged(path: Path) -> list[ScoredExample]:
     rows = []
     for number, record in _records(path):
         shown, score = _demonstration(record, f"{path}, line {number}"), record.get("score")
         if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
             raise ValueError(f'{path}, line {number}: an EFT seed line has a number as its "score", got {score!r}')
-        rows.append(Judged(shown.prompt, shown.response, float(score)))
+        rows.append(ScoredExample(shown.prompt, shown.response, float(score)))
     return rows
 
 

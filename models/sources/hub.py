@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from models.core import hub
 from models.core.allowlist import FolderOrName
 from models.core.cache import sha256_of
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import Frozen, digest_of
 from models.core.text_files import check_text
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
@@ -163,18 +163,18 @@ class Hub(PromptSource):
                 break
         return rows
 
-    def _judged(self) -> list[Judged]:
+    def _judged(self) -> list[ScoredExample]:
         """Return the EFT seed; rows whose score is no number (a message that nobody has ranked) are not in it."""
         if self.eft_seed is None:
             return []
         if self.eft_seed.response is None or self.eft_seed.score is None:
             raise ValueError("prompts.eft_seed needs a response and a score, such as '{text}' and '-{rank}'")
-        rows: list[Judged] = []
+        rows: list[ScoredExample] = []
         for prompt, response, told in self.eft_seed.texts(self.draw):
             with suppress(ValueError):
                 score = float(told)
                 if prompt and response and math.isfinite(score):
-                    rows.append(Judged(prompt, response, score))
+                    rows.append(ScoredExample(prompt, response, score))
             if len(rows) == self.eft_seed.rows:
                 break
         if not rows:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.core.cache import check_sha256, once
-from models.core.data import Demonstration, Judged, Prompt, text_hash
+from models.core.data import Demonstration, Prompt, ScoredExample, text_hash
 from models.core.subprocesses import child_environment
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
@@ -66,7 +66,7 @@ class MovieReviews(PromptSource):
                 pool=[Prompt.of(self._start(s)) for s in self._take("pool", self.pool)],
                 held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_from)],
                 eft_seed=[
-                    Judged(shown.prompt, shown.response, s.rating)
+                    ScoredExample(shown.prompt, shown.response, s.rating)
                     for s in self._take("seed", self.eft_seed, field="eft_seed")
                     for shown in [self._demonstration(s)]
                 ],

@@ -1,4 +1,4 @@
-"""What labels buy: an evaluator's agreement with the expert after each budget, by query strategy, on recorded labels."""
+"""What labels buy: an evaluator's agreement with the oracle after each budget, by query strategy, on recorded labels."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from models.core.data import Response
 from models.core.randomness import seed_of, stream
 from models.core.rubric import Rubric
 from models.embeddings.base import View
-from models.evaluators.base import Bench, Evaluator, Tuples
+from models.evaluators.base import Evaluator, Examples, FitContext
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, pair_outcomes
 from models.policies.checkpoint import Checkpoint
 
@@ -23,12 +23,12 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
-CLEAR_GAP = 1.0  # in the expert's unit: closer pairs are mostly the expert's own noise
+CLEAR_GAP = 1.0  # in the oracle's unit: closer pairs are mostly the oracle's own noise
 
 
 @dataclass(frozen=True)
 class Recording:
-    """N tuples with the expert's scores and the prices paid, as a table has them; one entry per tuple.
+    """N tuples with the oracle's scores and the prices paid, as a table has them; one entry per tuple.
 
     `prompt` numbers the tuple's prompt; `vectors` are (N, d) by view.
     """
@@ -66,9 +66,9 @@ class Recording:
 class Point(NamedTuple):
     """A budget, what it cost, and the agreement it bought on held-out prompts.
 
-    `pair_accuracy` is over within-prompt pairs more than CLEAR_GAP apart for the expert, `similar_length` over those of them
+    `pair_accuracy` is over within-prompt pairs more than CLEAR_GAP apart for the oracle, `similar_length` over those of them
     whose lengths differ by at most SIMILAR_LENGTH; `spearman` is over all tuples. `regret` is the mean over prompts of
-    the best response's expert score less that of the response the proxy likes best, in the expert's unit.
+    the best response's oracle score less that of the response the proxy likes best, in the oracle's unit.
     """
 
     labels: int
@@ -81,7 +81,7 @@ class Point(NamedTuple):
 
 
 def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int = 0) -> Point:
-    """Return how well proxy scores agree with the expert's on held-out tuples."""
+    """Return how well proxy scores agree with the oracle's on held-out tuples."""
     given = (held_out.scores, proxy, held_out.prompt)
     clear, _ = pair_outcomes(*given, least_gap=CLEAR_GAP)
     alike, _ = pair_outcomes(*given, least_gap=CLEAR_GAP, length=held_out.length, length_share=SIMILAR_LENGTH)
@@ -97,11 +97,11 @@ def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int
     )
 
 
-def _regret(expert: Floats, proxy: Floats, prompt: Rows) -> float:
-    order = np.lexsort((expert, prompt))  # the last of each prompt is the expert's favourite
+def _regret(oracle: Floats, proxy: Floats, prompt: Rows) -> float:
+    order = np.lexsort((oracle, prompt))  # the last of each prompt is the oracle's favourite
     best = np.append(np.flatnonzero(np.diff(prompt[order])), len(order) - 1)
     liked = np.lexsort((proxy, prompt))
-    return float((expert[order[best]] - expert[liked[best]]).mean())
+    return float((oracle[order[best]] - oracle[liked[best]]).mean())
 
 
 def learning_curve(
@@ -133,18 +133,18 @@ def learning_curve(
         if shuffle:
             labels = stream(seed, turn, "shuffle").permutation(labels)
         with tempfile.TemporaryDirectory() as scratch:
-            bench = Bench(Checkpoint("unused"), Rubric(), Path(scratch), seed_of(seed, turn, "evaluator"))
-            evaluator.fit(_tuples(pool.take(rows), evaluator), labels, bench)
-            logits = 1.0 / evaluator.temperature(bench)
-            held = evaluator.members(_tuples(held_out, evaluator), bench).mean(axis=0) * logits
-            members = evaluator.members(_tuples(pool, evaluator), bench) * logits if strategy.needs.scores else None
+            context = FitContext(Checkpoint("unused"), Rubric(), Path(scratch), seed_of(seed, turn, "evaluator"))
+            evaluator.fit(_tuples(pool.take(rows), evaluator), labels, context)
+            logits = 1.0 / evaluator.temperature(context)
+            held = evaluator.predict(_tuples(held_out, evaluator), context).mean(axis=0) * logits
+            members = evaluator.predict(_tuples(pool, evaluator), context) * logits if strategy.needs.scores else None
         points.append(judge(held_out, held, labels=len(rows), micro_usd=int(pool.micro_usd[rows].sum())))
     return points
 
 
-def _tuples(recording: Recording, evaluator: Evaluator) -> Tuples:
+def _tuples(recording: Recording, evaluator: Evaluator) -> Examples:
     view = evaluator.feature_view
-    return Tuples(recording.responses, None if view is None else recording.vectors[view])
+    return Examples(recording.responses, None if view is None else recording.vectors[view])
 
 
 def _pool(pool: Recording, strategy: Acquisition, known: NDArray[np.bool_], members: Floats | None) -> Pool:

@@ -48,7 +48,7 @@ def train(
     """Train a policy, save what is changed in `folder`, and on the way in those of `along`; return the last metrics.
 
     With an accelerate `config`, SFT and DPO are trained in the processes that it says. Each takes its part of every batch,
-    so that what is learnt is what one process learns, up to rounding; but an epoch's last batch, if its rows do not fill
+    so that what is learned is what one process learns, up to rounding; but an epoch's last batch, if its rows do not fill
     it, is filled up with the first ones. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
     """
     if config is None or training.by in IN_ONE:

@@ -16,7 +16,7 @@ from models.training.config import Schedule
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
 
-Feedback = Literal["proxy", "expert", "policy", "demonstrations", "none"]
+Feedback = Literal["proxy", "oracle", "policy", "demonstrations", "none"]
 
 
 class DPO(Schedule):
@@ -24,7 +24,7 @@ class DPO(Schedule):
 
     `rounds` > 1 repeats from generation with the newest policy.
 
-    `feedback` says who tells chosen from rejected: an evaluator that the expert has taught (the paper's method), the expert
+    `feedback` says who tells chosen from rejected: an evaluator that the oracle has trained (the paper's method), the oracle
     alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
     nobody: M_1 is the result (`sft`). `gate` says whether an evaluator is believed, and in which pairs.
     """
@@ -51,8 +51,8 @@ class DPO(Schedule):
 
     @property
     def asks(self) -> bool:
-        """Whether anything is asked of the expert for training."""
-        return self.feedback in ("proxy", "expert")
+        """Whether anything is asked of the oracle for training."""
+        return self.feedback in ("proxy", "oracle")
 
 
 def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Floats:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from models.core.data import Pair, Provenance, Response
 
 
-class Doubt(NamedTuple):
+class UncertainPair(NamedTuple):
     """The best and the worst response of a prompt by the evaluator, too close together for it to label: by their ids."""
 
     best: str
@@ -22,7 +22,7 @@ class Paired(NamedTuple):
     pairs: list[Pair]
     ties: int
     incomplete: int
-    doubts: list[Doubt]
+    uncertain: list[UncertainPair]
 
 
 def best_worst(
@@ -35,10 +35,10 @@ def best_worst(
 ) -> Paired:
     """Return one pair per prompt, in the order of the prompts.
 
-    Two scales are never compared: where the expert has scored every response of a prompt the pair is the oracle's,
+    Two scales are never compared: where the oracle has scored every response of a prompt the pair is the oracle's,
     everywhere else it is the proxy's. Scores are by response id; a response without a proxy score is left out. A prompt
-    with decided comparisons of the expert's, by (response id, other's id), has those for pairs: all that were paid for.
-    Where the proxy scores differ by less than `least_gap`, the pair is the best against the worst of what the expert has
+    with decided comparisons of the oracle's, by (response id, other's id), has those for pairs: all that were paid for.
+    Where the proxy scores differ by less than `least_gap`, the pair is the best against the worst of what the oracle has
     scored of the prompt, if that is two responses and no tie.
     """
     by_id = {r.id: r for r in responses}
@@ -51,28 +51,28 @@ def best_worst(
     for response in responses:
         by_prompt[response.prompt_id].append(response)
     pairs: list[Pair] = []
-    doubts: list[Doubt] = []
+    uncertain: list[UncertainPair] = []
     ties = incomplete = 0
     for prompt_id, group in by_prompt.items():
         if prompt_id in decided:
             pairs += decided[prompt_id]
             continue
-        by_expert = all(r.id in oracle for r in group)
-        found = _extremes(group, oracle if by_expert else proxy)
+        by_oracle = all(r.id in oracle for r in group)
+        found = _extremes(group, oracle if by_oracle else proxy)
         if found is None:
             incomplete += 1
             continue
-        if not by_expert and not found.alike and found.gap < least_gap:
+        if not by_oracle and not found.alike and found.gap < least_gap:
             asked = _extremes(group, oracle)
             if asked is None or asked.tied:
-                doubts.append(Doubt(found.best.id, found.worst.id, found.gap))
+                uncertain.append(UncertainPair(found.best.id, found.worst.id, found.gap))
                 continue
-            found, by_expert = asked, True
+            found, by_oracle = asked, True
         if found.tied:
             ties += 1
             continue
-        pairs.append(_pair(found.best, found.worst, found.scores, "oracle" if by_expert else "proxy"))
-    return Paired(pairs, ties, incomplete, doubts)
+        pairs.append(_pair(found.best, found.worst, found.scores, "oracle" if by_oracle else "proxy"))
+    return Paired(pairs, ties, incomplete, uncertain)
 
 
 class _Extremes(NamedTuple):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import Frozen
 from models.policies.chat_template import Renderer
 from models.sources.base import PromptSource
@@ -38,7 +38,7 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
         seed=store().write_rows("seed", prompts.seed, Demonstration),
         pool=store().write_rows("prompts", pool, Prompt),
         held_out=store().write_rows("prompts", held_out, Prompt),
-        eft_seed=store().write_rows("eft_seed", prompts.eft_seed, Judged) if prompts.eft_seed else None,
+        eft_seed=store().write_rows("eft_seed", prompts.eft_seed, ScoredExample) if prompts.eft_seed else None,
         over_long=(*long_in_pool, *long_held_out),
     )
 

@@ -1,4 +1,4 @@
-"""Expert labels recorded in a table, as a pool to study strategies on: load them, and draw one learning curve."""
+"""Oracle labels recorded in a table, as a pool to study strategies on: load them, and draw one learning curve."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -76,7 +76,7 @@ def curve(
     seed: int,
     shuffle: bool,
 ) -> Curve:
-    """Return the agreement with the expert after each budget; a seed fixes the split, the first batch and every draw."""
+    """Return the agreement with the oracle after each budget; a seed fixes the split, the first batch and every draw."""
     tuples = store().rows(recorded.responses, Response)
     labels = store().rows(recorded.labels, Label)
     prompt = numbered([r.prompt_id for r in tuples])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from models.benchmarks.alpaca_eval import Annotation, answers, difficulties, length_controlled
-from models.core.data import Graded, Label, Prompt, Response, usable_scores
+from models.core.data import Label, Prompt, QuestionResult, Response, usable_scores
 from models.core.registry import Frozen
 from models.metrics.length_control import gain_at_equal_length
 from tasks.data.prompts import set_aside
@@ -52,9 +52,9 @@ def grade_answers(judged: Judgements, reference: Path, *, content: str, package:
     annotations = _annotations(judged, reference)
     name, metric = (AT_EQUAL_LENGTH, "length-controlled win rate") if at_equal_length else (RAW, "win rate")
     scores = length_controlled(annotations) if at_equal_length else np.array([a.preferred for a in annotations])
-    rows = [Graded(name, a.place, metric, float(score)) for a, score in zip(annotations, scores, strict=True)]
+    rows = [QuestionResult(name, a.place, metric, float(score)) for a, score in zip(annotations, scores, strict=True)]
     facts = {"mean": float(scores.mean()), "questions": float(len(rows))}
-    return Product(ref=store().write_rows("grades", rows, Graded), facts=facts)
+    return Product(ref=store().write_rows("grades", rows, QuestionResult), facts=facts)
 
 
 @stage(version=1, ignore=["reference"])

@@ -27,20 +27,20 @@ def reformat(responses: Ref) -> Product:
 
 @stage(version=2)
 def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scored | None) -> dict[str, float]:
-    """Return how often the longer response is preferred, by the evaluator and by the expert, and what a list is worth.
+    """Return how often the longer response is preferred, by the evaluator and by the oracle, and what a list is worth.
 
     Of the responses that both have scored; `reformatted` are the scores of what `reformat` has made, if anything.
     """
-    expert = usable_scores(store().rows(labels, Label))
+    oracle = usable_scores(store().rows(labels, Label))
     proxy, varied = (
         {s.response_id: s.score for s in store().rows(given.ref, Score)} if given is not None else {}
         for given in (scores, reformatted)
     )
-    rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in expert]
+    rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in oracle]
     length = np.array([float(len(r.text)) for r in rows])
     prompt = numbered([r.prompt_id for r in rows])
     facts: dict[str, float] = {}
-    for whose, known in (("", proxy), ("_by_expert", expert)):
+    for whose, known in (("", proxy), ("_by_oracle", oracle)):
         found = longer_preferred(np.array([known[r.id] for r in rows]), length, prompt)
         facts |= {f"longer_preferred{whose}_{name}": value for name, value in found._asdict().items()}
     both = [plain for plain in varied if plain + _LIST in varied]

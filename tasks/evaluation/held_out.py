@@ -1,11 +1,11 @@
-"""Hold the evaluator and the new policy against the expert, on prompts that nothing was trained on."""
+"""Hold the evaluator and the new policy against the oracle, on prompts that nothing was trained on."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from models.core.data import Comparison, Label, Pick, Response, Score, usable_comparisons, usable_scores
+from models.core.data import Comparison, Label, Response, Score, Selection, usable_comparisons, usable_scores
 from models.core.registry import Frozen
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, centred, numbered, pair_outcomes, rank_correlation
 from models.metrics.calibration import Calibration
@@ -28,24 +28,24 @@ def assess_evaluator(
     *,
     across_prompts: bool = True,
 ) -> dict[str, float]:
-    """Return the evaluator's agreement with the expert, and that of the shuffled-label control, if any, beside it.
+    """Return the evaluator's agreement with the oracle, and that of the shuffled-label control, if any, beside it.
 
     Also over the pairs of similar length alone: longer is often better, and an evaluator must know more than that. The
     `calibration` is the gate's, of the evaluator's logits. Where scores do not compare `across_prompts`, the rank
-    correlation is with the expert's scores less their prompt's mean.
+    correlation is with the oracle's scores less their prompt's mean.
     """
     facts: dict[str, float] = {}
-    asked, expert = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
+    asked, oracle = store().rows(responses, Response), usable_scores(store().rows(labels, Label))
     for prefix, given in (("", scores), ("shuffled_", control)):
         if given is None:
             continue
         # in logits of preference, which the calibration error is about; the order is that of the scores
         temperature = given.facts["temperature"]
         proxy = {s.response_id: s.score / temperature for s in store().rows(given.ref, Score)}
-        rows = [r for r in asked if r.id in proxy and r.id in expert]
+        rows = [r for r in asked if r.id in proxy and r.id in oracle]
         prompt = numbered([r.prompt_id for r in rows])
         compared = (
-            np.array([expert[r.id] for r in rows]),
+            np.array([oracle[r.id] for r in rows]),
             np.array([proxy[r.id] for r in rows]),
             prompt,
         )
@@ -62,17 +62,17 @@ def assess_evaluator(
     return facts
 
 
-class Contests(Frozen):
+class AnswerPairs(Frozen):
     """Refs of both policies' answers (Response rows), and of who stands against whom (Pick rows)."""
 
     responses: Ref
     picks: Ref
 
 
-class Versus(Frozen):
-    """Ref of what an expert who compares has said of M_2's answers against M_1's; None where no two of them differ.
+class PairwiseVerdicts(Frozen):
+    """Ref of what a pairwise oracle has said of M_2's answers against M_1's; None where no two of them differ.
 
-    `order_consistency` is the share of comparisons in which both orders agree, NaN where the expert has no orders.
+    `order_consistency` is the share of comparisons in which both orders agree, NaN where the oracle has no orders.
     """
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"order_consistency"})
@@ -82,7 +82,7 @@ class Versus(Frozen):
 
 
 @stage(version=1)
-def contests(before: Ref, after: Ref) -> Contests:
+def pair_answers(before: Ref, after: Ref) -> AnswerPairs:
     """Return M_2's answers against M_1's of the same prompt and number; those of the same words are ties, and not asked."""
     first = {(r.prompt_id, r.sample): r for r in store().rows(before, Response)}
     pairs = [
@@ -91,10 +91,10 @@ def contests(before: Ref, after: Ref) -> Contests:
         if (other := first.get((r.prompt_id, r.sample))) is not None and other.text != r.text
     ]
     rows = {r.id: r for pair in pairs for r in pair}
-    picks = {(new.id, old.id): Pick(new.id, 0.0, against=old.id) for new, old in pairs}
-    return Contests(
+    picks = {(new.id, old.id): Selection(new.id, 0.0, against=old.id) for new, old in pairs}
+    return AnswerPairs(
         responses=store().write_rows("responses", list(rows.values()), Response),
-        picks=store().write_rows("picks", list(picks.values()), Pick),
+        picks=store().write_rows("picks", list(picks.values()), Selection),
     )
 
 
@@ -109,13 +109,13 @@ class Drift(Frozen):
 
 @stage(version=5)
 def assess_policy(
-    before: Ref, after: Ref, *, versus: Versus | None, before_labels: Ref, after_labels: Ref, drift: Drift
+    before: Ref, after: Ref, *, versus: PairwiseVerdicts | None, before_labels: Ref, after_labels: Ref, drift: Drift
 ) -> Product:
     """Return the held-out comparisons; facts: win rates, oracle means, KL, length, fluency, diversity.
 
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
     answer. Who wins is said by `versus`, or else by the scores; fluency is the mean negative log-likelihood per token under
-    the base model M_0, which neither adapter has touched. Pairs of answers of which the expert has not scored both are
+    the base model M_0, which neither adapter has touched. Pairs of answers of which the oracle has not scored both are
     `unscored`, and left out.
     """
     first, second = store().rows(before, Response), store().rows(after, Response)
@@ -130,13 +130,13 @@ def assess_policy(
     comparisons = [
         Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id], won)
         for r, other in scored
-        for won in _won(r, other, said if versus is not None else None, scores)
+        for won in _win_share(r, other, said if versus is not None else None, scores)
     ]
     undecided = len(scored) - len(comparisons)
     if not comparisons:
         judge = "evaluation.versus has decided none of the held-out comparisons, or" if versus is not None else ""
         raise ValueError(
-            f"{judge} no held-out prompt has an expert score for both policies: check the expert's failures".strip()
+            f"{judge} no held-out prompt has an oracle score for both policies: check the oracle's failures".strip()
         )
     facts = _outcome(comparisons) | _drift(first, second, drift)
     unscored = sum((r.prompt_id, r.sample) in matched for r in first) - len(scored)
@@ -144,7 +144,7 @@ def assess_policy(
     return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 
-def _won(
+def _win_share(
     old: Response, new: Response, said: Mapping[tuple[str, str], float] | None, scores: Mapping[str, float]
 ) -> list[float]:
     """Return the new answer's share of a win; nothing where the one who compares has said nothing that could be read."""

@@ -1,7 +1,7 @@
 """Let a policy take a benchmark."""
 
 from models.benchmarks.lm_eval import Task, grade
-from models.core.data import Graded
+from models.core.data import QuestionResult
 from tasks.engine.caching import Product, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import store
@@ -15,4 +15,6 @@ def benchmark(policy: Policy, task: Task, *, identity: str, batch_size: int) -> 
     del identity
     rows = grade(policy.checkpoint().load(), task, batch_size=batch_size)
     mean = sum(row.score for row in rows) / len(rows)
-    return Product(ref=store().write_rows("grades", rows, Graded), facts={"mean": mean, "questions": float(len(rows))})
+    return Product(
+        ref=store().write_rows("grades", rows, QuestionResult), facts={"mean": mean, "questions": float(len(rows))}
+    )

@@ -1,4 +1,4 @@
-"""The evaluator as a goal: the best of several answers by it, and its scores beside the expert's along a training."""
+"""The evaluator as a goal: the best of several answers by it, and its scores beside the oracle's along a training."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def best_of(responses: Ref, scores: Ref) -> Product:
 
 @stage(version=1)
 def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: Ref, count: int) -> dict[str, float]:
-    """Return the win rate and the gain of the best of `count` answers against each single one, by the expert.
+    """Return the win rate and the gain of the best of `count` answers against each single one, by the oracle.
 
     `best_of_kl` is the most that choosing among n may cost in KL, log n − (n − 1)/n nats an answer (2401.01879).
     """
@@ -47,19 +47,19 @@ def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: R
 def assess_point(
     responses: Ref, labels: Ref, scores: Scored, *, likelihoods: tuple[Ref, Ref] | None
 ) -> dict[str, float]:
-    """Return expert's and evaluator's mean score of a policy's answers, and its KL to M_1 in nats an answer.
+    """Return oracle's and evaluator's mean score of a policy's answers, and its KL to M_1 in nats an answer.
 
-    As along the policies of one training the evaluator's mean rises and the expert's does not, the evaluator is being
+    As along the policies of one training the evaluator's mean rises and the oracle's does not, the evaluator is being
     over-optimised (2210.10760). `likelihoods` are those of its answers under itself and under M_1; None: it is M_1.
     """
     rows = store().rows(responses, Response)
-    expert = usable_scores(store().rows(labels, Label))
+    oracle = usable_scores(store().rows(labels, Label))
     proxy = {s.response_id: s.score for s in store().rows(scores.ref, Score)}
-    both = [r.id for r in rows if r.id in expert and r.id in proxy]
+    both = [r.id for r in rows if r.id in oracle and r.id in proxy]
     return {
-        "oracle_mean": float(np.mean([expert[i] for i in both])) if both else float("nan"),
+        "oracle_mean": float(np.mean([oracle[i] for i in both])) if both else float("nan"),
         "proxy_mean": float(np.mean([proxy[i] for i in both])) if both else float("nan"),
-        "oracle_std": float(np.std([expert[i] for i in both])) if both else float("nan"),
+        "oracle_std": float(np.std([oracle[i] for i in both])) if both else float("nan"),
         "proxy_std": float(np.std([proxy[i] for i in both])) if both else float("nan"),
         "kl": 0.0 if likelihoods is None else kl(*likelihoods),
     }

@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import InstanceOf
 
 from models.benchmarks.reward_bench import contrasts, grade, weights
-from models.core.data import Graded
+from models.core.data import QuestionResult
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.evaluators.base import Bench, Evaluator
+from models.evaluators.base import Evaluator, FitContext
 from tasks.engine.caching import Product, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, store
@@ -19,10 +19,10 @@ _LONGEST = 4096  # tokens of a model that does not say
 
 
 class Trained(Frozen):
-    """An evaluator, what it has learnt, and on which policy."""
+    """An evaluator, what it has learned, and on which policy."""
 
     evaluator: InstanceOf[Evaluator]
-    learnt: Ref
+    evaluator_ref: Ref
     policy: Policy
     rubric: Rubric
 
@@ -44,7 +44,7 @@ def reward_bench(
     """
     del content, version
     given, checkpoint = contrasts(pairs), trained.policy.checkpoint()
-    bench = Bench(checkpoint, trained.rubric, store().folder(trained.learnt), seed=0)
+    context = FitContext(checkpoint, trained.rubric, store().folder(trained.evaluator_ref), seed=0)
     weighs = weights(program, given)  # a subset that it does not know is refused before hours of scoring
     model = checkpoint.shared()
     longest = int(getattr(model.model.config.get_text_config(), "max_position_embeddings", _LONGEST))
@@ -53,13 +53,13 @@ def reward_bench(
     )
     rows = grade(
         program,
-        lambda folder: trained.evaluator.write_classifier(folder, bench),
+        lambda folder: trained.evaluator.write_classifier(folder, context),
         given,
         batch_size=batch_size,
         max_length=longest,
     )
     return Ranked(
-        ref=store().write_rows("grades", rows, Graded),
+        ref=store().write_rows("grades", rows, QuestionResult),
         facts={"truncated": float((lengths > longest).sum())},
         weights=tuple(weighs.tolist()),
     )

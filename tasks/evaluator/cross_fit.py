@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from models.core.data import LeftOut
+from models.core.data import HeldOutPrediction
 from models.core.rubric import Rubric
-from models.evaluators import training_data as lessons
-from models.evaluators.base import Bench, Evaluator
+from models.evaluators import training_data
+from models.evaluators.base import Evaluator, FitContext
 from models.metrics.selective import Decision, Gate, decide
 from tasks.engine.caching import Product, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, store
-from tasks.labelling.batches import Batch, judged, lessons_of
+from tasks.labelling.batches import Batch, judged, training_data_of
 from tasks.policy.policy_ref import Policy
 
 
@@ -22,20 +22,20 @@ def cross_fit(
     *,
     policy: Policy,
     rubric: Rubric,
-    teaching: lessons.Teaching,
+    options: training_data.FitOptions,
     folds: int,
     eft_seed: Ref | None = None,
 ) -> Product:
-    """Return LeftOut rows: what is said of each bought label by an evaluator taught with those of other prompts.
+    """Return LeftOut rows: what is said of each bought label by an evaluator trained on those of other prompts.
 
-    `eft_seed` is that of `train_evaluator`.
+    `eft_seed` is that of `fit_evaluator`.
     """
-    bench = Bench(policy.checkpoint(), rubric, Path(), teaching.seed, judged(eft_seed))
-    rows = lessons.cross_fit(evaluator, lessons_of(history), bench, teaching, folds)
-    return Product(ref=store().write_rows("left_out", rows, LeftOut))
+    context = FitContext(policy.checkpoint(), rubric, Path(), options.seed, judged(eft_seed))
+    rows = training_data.cross_fit(evaluator, training_data_of(history), context, options, folds)
+    return Product(ref=store().write_rows("left_out", rows, HeldOutPrediction))
 
 
 @stage(version=1)
-def gate(left_out: Ref, rules: Gate) -> Decision:
+def check_gate(left_out: Ref, rules: Gate) -> Decision:
     """Return what the gate decides of the evaluator whose word on labels that it had not seen is `left_out`."""
-    return decide(store().rows(left_out, LeftOut), rules)
+    return decide(store().rows(left_out, HeldOutPrediction), rules)

@@ -8,7 +8,7 @@ import numpy as np
 from models.core.data import Response, Score
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats
 from models.metrics.agreement import concentration, numbered
 from tasks.engine.caching import stage
 from tasks.engine.ray_cluster import elsewhere
@@ -26,7 +26,7 @@ class Scored(Frozen):
     facts: dict[str, float] = {}
 
 
-def proxy_labelled(
+def score_sharded(
     evaluator: Evaluator,
     trained: Ref,
     responses: Ref,
@@ -36,10 +36,10 @@ def proxy_labelled(
     rubric: Rubric,
     seed: int,
 ) -> Scored:
-    """Return what `proxy_label` does, in shards where the responses are many and a model has to read them."""
+    """Return what `score` does, in shards where the responses are many and a model has to read them."""
 
     def of(shard: Ref) -> Scored:
-        return proxy_label(evaluator, trained, shard, features=features, policy=policy, rubric=rubric, seed=seed)
+        return score(evaluator, trained, shard, features=features, policy=policy, rubric=rubric, seed=seed)
 
     if features is not None:
         return of(responses)
@@ -54,7 +54,7 @@ def proxy_labelled(
 
 
 @stage(version=7)
-def proxy_label(
+def score(
     evaluator: Evaluator,
     trained: Ref,
     responses: Ref,
@@ -88,10 +88,10 @@ def _score(
     seed: int,
 ) -> Scored:
     rows = store().rows(responses, Response)
-    bench = Bench(policy.checkpoint(), rubric, store().folder(trained), seed)
+    context = FitContext(policy.checkpoint(), rubric, store().folder(trained), seed)
     matrix = store().matrix(features) if features is not None else None
-    members = evaluator.members(Tuples(rows, matrix), bench)
-    temperature = evaluator.temperature(bench)
+    members = evaluator.predict(Examples(rows, matrix), context)
+    temperature = evaluator.temperature(context)
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
@@ -113,5 +113,5 @@ def _facts(
         "temperature": temperature,
         "score_std": float(found.std()) if len(found) else float("nan"),
         **concentration(found, prompt[parsed])._asdict(),
-        **evaluator.findings(members, Tuples(rows)),
+        **evaluator.findings(members, Examples(rows)),
     }

@@ -1,4 +1,4 @@
-"""Choose the tuples that the expert will be asked about."""
+"""Choose the tuples that the oracle will be asked about."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.pairwise import PairAcquisition
-from models.core.data import Label, Pick, Response
+from models.core.data import Label, Response, Selection
 from models.core.randomness import stream
 from models.metrics.agreement import numbered
 from models.oracles.base import Oracle
@@ -35,7 +35,7 @@ def acquire(
 ) -> Product:
     """Return at most `budget` picks of the pool, best first, with the utility of each and why.
 
-    With `compare` each pick is a pair for an expert who compares; the strategy must be one over pairs.
+    With `compare` each pick is a pair for a pairwise oracle; the strategy must be one over pairs.
     `oracle` and `money` only where the strategy asks for prices, `reference` where it asks for log-probabilities.
     """
     rows = store().rows(responses, Response)
@@ -51,9 +51,9 @@ def acquire(
     elif isinstance(strategy, PairAcquisition):
         picks = strategy.select_pairs(pool, budget, rng)
     else:
-        raise ValueError(f"acquisition {strategy.label()!r} picks tuples, and this expert compares pairs")
+        raise ValueError(f"acquisition {strategy.label()!r} picks tuples, and this oracle is pairwise")
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
-    return Product(ref=store().write_rows("picks", picks, Pick), facts=facts)
+    return Product(ref=store().write_rows("picks", picks, Selection), facts=facts)
 
 
 def _asked_elsewhere(history: tuple[Batch, ...], current: Ref) -> set[tuple[str, str]]:

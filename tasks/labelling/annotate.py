@@ -1,4 +1,4 @@
-"""Buy labels from the expert, through the ledger."""
+"""Buy labels from the oracle, through the ledger."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import InstanceOf
 
-from models.core.data import SETTLED, Label, Pick, Response
+from models.core.data import SETTLED, Label, Response, Selection
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
 from models.labelling.label import AnswersPending, Desk, label
@@ -45,7 +45,7 @@ class Purchase(Frozen):
 
 
 def ask_people(purchase: Purchase) -> int:
-    """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other expert."""
+    """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other oracle."""
     if purchase.oracle.terms(purchase.rubric) is None:
         return 0
     try:
@@ -84,7 +84,7 @@ def _by_id(purchase: Purchase) -> dict[str, Response]:
 
 def _buy(purchase: Purchase, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
-    picks = [Pick(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Pick)
+    picks = [Selection(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label(
         [question for question, _ in questions],
@@ -99,7 +99,7 @@ def _buy(purchase: Purchase, by_id: Mapping[str, Response], ledger: Ledger, *, w
 
 
 def _habits(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str, float]:
-    """Return how the expert has scored: mean, spread, what could not be used, and whether longer is better to it."""
+    """Return how the oracle has scored: mean, spread, what could not be used, and whether longer is better to it."""
     usable = [entry for entry in labels if entry.status == "labelled"]
     scores = np.array([entry.score for entry in usable])
     longer = [len(by_id[e.response_id].text) - (len(by_id[e.against].text) if e.against else 0) for e in usable]
@@ -111,8 +111,8 @@ def _habits(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str,
     }
 
 
-def _question(pick: Pick, by_id: Mapping[str, Response]) -> tuple[Response, int]:
-    """Return what the expert is asked, and the sign of the answer as seen from the picked response."""
+def _question(pick: Selection, by_id: Mapping[str, Response]) -> tuple[Response, int]:
+    """Return what the oracle is asked, and the sign of the answer as seen from the picked response."""
     response = by_id[pick.response_id]
     if not pick.against:
         return response, 1
@@ -120,5 +120,5 @@ def _question(pick: Pick, by_id: Mapping[str, Response]) -> tuple[Response, int]
     return replace(response, id=f"{pick.response_id} {pick.against}", text=text), sign
 
 
-def _as_picked(label: Label, pick: Pick, sign: int) -> Label:
+def _as_picked(label: Label, pick: Selection, sign: int) -> Label:
     return replace(label, response_id=pick.response_id, against=pick.against, score=sign * label.score)

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.core.data import Judged, Label, Response, usable_comparisons, usable_scores
+from models.core.data import Label, Response, ScoredExample, usable_comparisons, usable_scores
 from models.core.registry import Frozen
-from models.evaluators.base import Tuples
-from models.evaluators.training_data import Comparisons, Lessons, Scores
+from models.evaluators.base import Examples
+from models.evaluators.training_data import PairwiseData, PointwiseData, TrainingData
 from tasks.engine.store import Ref, store
 
 
@@ -31,45 +31,47 @@ def labels_of(history: Sequence[Batch]) -> list[Label]:
     return [label for batch in history for label in store().rows(batch.labels, Label)]
 
 
-def lessons_of(history: Sequence[Batch]) -> Lessons:
-    """Return what the expert has said and could be read: its comparisons where it compares, else its scores."""
+def training_data_of(history: Sequence[Batch]) -> TrainingData:
+    """Return what the oracle has said and could be read: its comparisons where it compares, else its scores."""
     compared = [_compared(batch) for batch in history]
     if any(len(part.preference) for part in compared):
         first, second = (_joined([getattr(part, side) for part in compared]) for side in ("first", "second"))
-        return Comparisons(first, second, np.concatenate([part.preference for part in compared]))
+        return PairwiseData(first, second, np.concatenate([part.preference for part in compared]))
     scored = [_scored(batch) for batch in history]
-    return Scores(_joined([part.tuples for part in scored]), np.concatenate([[], *(part.scores for part in scored)]))
+    return PointwiseData(
+        _joined([part.tuples for part in scored]), np.concatenate([[], *(part.scores for part in scored)])
+    )
 
 
-def judged(eft_seed: Ref | None) -> Sequence[Judged]:
+def judged(eft_seed: Ref | None) -> Sequence[ScoredExample]:
     """Return the EFT seed's rows, none where there is no seed."""
-    return () if eft_seed is None else store().rows(eft_seed, Judged)
+    return () if eft_seed is None else store().rows(eft_seed, ScoredExample)
 
 
-def _scored(batch: Batch) -> Scores:
+def _scored(batch: Batch) -> PointwiseData:
     labels = store().rows(batch.labels, Label)
     known, remarks = usable_scores(labels), {label.response_id: label.remark for label in labels}
     tuples = replace(_tuples(batch, list(known)), remarks=[remarks[response_id] for response_id in known])
-    return Scores(tuples, np.array(list(known.values())))
+    return PointwiseData(tuples, np.array(list(known.values())))
 
 
-def _compared(batch: Batch) -> Comparisons:
+def _compared(batch: Batch) -> PairwiseData:
     known = usable_comparisons(store().rows(batch.labels, Label))
     first, second = (_tuples(batch, [pair[side] for pair in known]) for side in (0, 1))
-    return Comparisons(first, second, np.array(list(known.values())))
+    return PairwiseData(first, second, np.array(list(known.values())))
 
 
-def _tuples(batch: Batch, ids: Sequence[str]) -> Tuples:
+def _tuples(batch: Batch, ids: Sequence[str]) -> Examples:
     responses = store().rows(batch.responses, Response)
     row_of = {r.id: row for row, r in enumerate(responses)}
     rows = [row_of[response_id] for response_id in ids]
     features = None if batch.features is None else np.asarray(store().matrix(batch.features)[rows])
-    return Tuples([responses[row] for row in rows], features)
+    return Examples([responses[row] for row in rows], features)
 
 
-def _joined(parts: Sequence[Tuples]) -> Tuples:
+def _joined(parts: Sequence[Examples]) -> Examples:
     features = [part.features for part in parts if part.features is not None]
-    return Tuples(
+    return Examples(
         [r for part in parts for r in part.responses],
         np.concatenate(features) if features else None,
         [remark for part in parts for remark in part.remarks],

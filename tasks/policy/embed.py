@@ -17,7 +17,7 @@ from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
 
-def embedded(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Ref:
+def embed_sharded(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Ref:
     """Return what `embed` does, in shards where the responses are many."""
     encoder = embedding.digest_inputs()
 

@@ -15,7 +15,7 @@ from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
 
-def generated(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+def generate_sharded(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
     """Return what `generate` does, in shards where the prompts are many."""
 
     def of(shard: Ref) -> Product:

@@ -1,4 +1,4 @@
-"""One contract for every expert, and the gold expert against human ratings it has not seen."""
+"""One contract for every oracle, and the gold oracle against human ratings it has not seen."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def reference(folder: Path) -> Path:
     return path
 
 
-def experts(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
+def oracles(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
     replay = Replay(path=table(folder), price_column="usd")
     model = Endpoint(model="judge", base_url=url, prices=Prices(input=150_000, output=600_000))
     return [
@@ -58,37 +58,37 @@ def judge_server() -> Iterator[LoopbackJudge]:
         yield server
 
 
-def question(expert: Oracle) -> tuple[str, str]:
-    return "the film is", pair_text("a delight", "a mess")[0] if expert.unit == "pair" else "a delight"
+def question(oracle: Oracle) -> tuple[str, str]:
+    return "the film is", pair_text("a delight", "a mess")[0] if oracle.query_type == "pairwise" else "a delight"
 
 
-def test_the_contract_covers_every_registered_expert(tmp_path: Path) -> None:
+def test_the_contract_covers_every_registered_oracle(tmp_path: Path) -> None:
     """The reward model's own suite is test_reward_model.py: it needs a model on disk; people's is test_people.py."""
     registered = {kind for kind in plugins_of(Oracle) if kind.__module__.startswith("models.")}
-    assert {type(expert) for expert in experts(tmp_path)} | {RewardModel, Human} == registered
+    assert {type(oracle) for oracle in oracles(tmp_path)} | {RewardModel, Human} == registered
 
 
 @pytest.mark.parametrize("number", range(7))
-def test_every_expert_keeps_the_contract(
+def test_every_oracle_keeps_the_contract(
     tmp_path: Path, number: int, judge_server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
-    expert = experts(tmp_path, judge_server.url)[number]
-    expert.check()
-    first = expert.judge(*question(expert), Rubric())
-    assert first == expert.judge(*question(expert), Rubric()), "same question, same answer"
+    oracle = oracles(tmp_path, judge_server.url)[number]
+    oracle.check()
+    first = oracle.judge(*question(oracle), Rubric())
+    assert first == oracle.judge(*question(oracle), Rubric()), "same question, same answer"
     assert np.isfinite(first.score)
     assert isinstance(first.micro_usd, int)
-    assert first.micro_usd <= expert.ceiling(*question(expert))
-    assert expert.fingerprint() == experts(tmp_path, judge_server.url)[number].fingerprint()
-    assert expert.description
+    assert first.micro_usd <= oracle.ceiling(*question(oracle))
+    assert oracle.fingerprint() == oracles(tmp_path, judge_server.url)[number].fingerprint()
+    assert oracle.description
 
 
-def test_the_price_is_not_part_of_who_the_gold_expert_is() -> None:
+def test_the_price_is_not_part_of_who_the_gold_oracle_is() -> None:
     assert Gold(micro_usd=1).fingerprint() == Gold(micro_usd=2).fingerprint()
 
 
-def test_a_table_with_other_bytes_is_another_expert_and_its_place_is_not(tmp_path: Path) -> None:
+def test_a_table_with_other_bytes_is_another_oracle_and_its_place_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first = Replay(path=table(tmp_path / "a")).fingerprint()
@@ -103,19 +103,19 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
         Replay(path=table(tmp_path), label_column="score").check()
 
 
-def test_latency_is_not_part_of_who_a_noisy_expert_is(tmp_path: Path) -> None:
+def test_latency_is_not_part_of_who_a_noisy_oracle_is(tmp_path: Path) -> None:
     inner = Replay(path=table(tmp_path))
     assert Noisy(inner=inner, latency=1.0).fingerprint() == Noisy(inner=inner).fingerprint()
     assert Noisy(inner=inner, flip=0.1).fingerprint() != Noisy(inner=inner).fingerprint()
 
 
-def test_the_gold_expert_agrees_with_people_it_was_not_fitted_on() -> None:
+def test_the_gold_oracle_agrees_with_people_it_was_not_fitted_on() -> None:
     unseen = [*snippets("pool"), *snippets("held_out")]
     predicted = gold.predict([s.text for s in unseen])
     assert np.corrcoef(predicted, [s.rating for s in unseen])[0, 1] > 0.70
 
 
-def test_the_snippets_that_fit_the_gold_expert_are_in_no_other_split() -> None:
+def test_the_snippets_that_fit_the_gold_oracle_are_in_no_other_split() -> None:
     fitted = {s.text for s in snippets("oracle")}
     starts = {" ".join(s.text.split()[:4]) for s in snippets("oracle")}
     prompts = MovieReviews(seed=400, pool=400, held_out=90).load()
@@ -140,7 +140,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     frame = Replay(path=path, price_column="usd", micro_usd=7).frame()
     assert frame.response.tolist() == ["None", "42"]
     assert frame.score.tolist() == [0.5, 0.25], (
-        "the first judgement of a tuple counts, for the study and the expert alike"
+        "the first judgement of a tuple counts, for the study and the oracle alike"
     )
     assert frame.micro_usd.tolist() == [7, 7]
     assert Replay(path=path, price_column="usd").judge("x", "42", Rubric()).score == 0.25
@@ -150,15 +150,15 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_the_same_question_either_way_round() -> None:
-    expert, asked = Comparing(inner=Gold(micro_usd=7)), Rubric()
+    oracle, asked = Comparing(inner=Gold(micro_usd=7)), Rubric()
     text, sign = pair_text("a mess", "a delight")
     assert (text, -sign) == pair_text("a delight", "a mess")
-    assert expert.compare("the film is", "a delight", "a mess", asked).score == 1
-    assert expert.compare("the film is", "a mess", "a delight", asked).score == -1
-    assert expert.compare("the film is", "a mess", "a mess", asked).score == 0
-    found = expert.judge("the film is", text, asked)
+    assert oracle.compare("the film is", "a delight", "a mess", asked).score == 1
+    assert oracle.compare("the film is", "a mess", "a delight", asked).score == -1
+    assert oracle.compare("the film is", "a mess", "a mess", asked).score == 0
+    found = oracle.judge("the film is", text, asked)
     assert sign * found.score == -1, "the mess, asked about first, loses"
-    assert found.micro_usd == expert.ceiling("the film is", text) == 14
+    assert found.micro_usd == oracle.ceiling("the film is", text) == 14
 
 
 def test_a_soft_comparison_is_bradley_terry() -> None:
@@ -176,16 +176,16 @@ def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> 
                 raise UnpaidFailure("refused")
             return super().judge(prompt, response, rubric)
 
-    expert = Comparing.model_construct(inner=Second(), temperature=0.0)
+    oracle = Comparing.model_construct(inner=Second(), temperature=0.0)
     with pytest.raises(RuntimeError, match="scored and paid for, the other failed: refused"):
-        expert.compare("the film is", "a delight", "a mess", Rubric())
+        oracle.compare("the film is", "a delight", "a mess", Rubric())
     with pytest.raises(UnpaidFailure):
-        expert.compare("the film is", "a mess", "a delight", Rubric())
+        oracle.compare("the film is", "a mess", "a delight", Rubric())
 
 
-def test_comparing_wants_an_expert_who_scores() -> None:
+def test_comparing_wants_a_pointwise_oracle() -> None:
     twice = Comparing(inner=Comparing(inner=Gold()))
     assert isinstance(twice.inner, PairOracle)
-    with pytest.raises(ValueError, match="needs an expert who scores, and 'comparing' compares already"):
+    with pytest.raises(ValueError, match="needs a pointwise oracle, and 'comparing' compares already"):
         twice.check()
-    assert Noisy(inner=Comparing(inner=Gold())).unit == "pair"
+    assert Noisy(inner=Comparing(inner=Gold())).query_type == "pairwise"

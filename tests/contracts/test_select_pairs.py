@@ -1,4 +1,4 @@
-"""Pairs for an expert who compares: what every strategy over pairs promises when it is asked for pairs."""
+"""Pairs for a pairwise oracle: what every strategy over pairs promises when it is asked for pairs."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ PAIR_STRATEGIES = [kind() for kind in plugins_of(Acquisition) if issubclass(kind
 
 @pytest.mark.parametrize("strategy", PAIR_STRATEGIES, ids=lambda s: s.kind)
 @pytest.mark.parametrize("budget", [0, 1, 7, 40])
-def test_pairs_for_an_expert_who_compares_share_no_response(strategy: PairAcquisition, budget: int) -> None:
+def test_pairs_for_a_pairwise_oracle_share_no_response(strategy: PairAcquisition, budget: int) -> None:
     rng = RNG(budget)
     size = 5 * 6
     taken = rng.random(size) < 0.2

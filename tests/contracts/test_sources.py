@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.core.data import Demonstration, Judged, Prompt
+from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import plugins_of
 from models.sources.base import Prompts, PromptSource, check_disjoint
 from models.sources.files import Files
@@ -133,7 +133,7 @@ def test_an_eft_seed_has_a_score_in_every_line(files: Files, tmp_path: Path) -> 
     )
     judged = files.model_copy(update={"eft_seed": path})
     assert (files.has_eft_seed, judged.has_eft_seed) == (False, True)
-    assert judged.load().eft_seed == [Judged("seven", "eight", 2.0), Judged("x", "y", 0.5)]
+    assert judged.load().eft_seed == [ScoredExample("seven", "eight", 2.0), ScoredExample("x", "y", 0.5)]
     assert judged.digest_inputs() != files.digest_inputs()
     for score in ("high", None, True, float("nan")):
         write_jsonl(path, [{"prompt": "seven", "response": "eight", "score": score}])

@@ -31,7 +31,7 @@ def test_another_evaluator_reuses_the_labels_bought(tiny_settings: dict[str, Any
     run(tiny_settings)
     report = run(tiny_settings, evaluator={"kind": "linear", "loss": "bradley_terry", "ensemble": 4})
     done = executed(report)
-    assert done["train_evaluator"] == 2, "the evaluator and its shuffled control"
+    assert done["fit_evaluator"] == 2, "the evaluator and its shuffled control"
     assert {"load_prompts", "fine_tune", "acquire", "embed"} & done.keys() == set()
     assert report["queries"] == 10
     assert report["micro_usd"] == 100_000

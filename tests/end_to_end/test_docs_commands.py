@@ -99,7 +99,7 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
     assert "judged: what 24 queries bought" in said
     assert "slogans.soft.queries-24.s1" in said
     assert "executed    nothing: all was in the cache" in said
-    assert "executed    train_evaluator" in said
+    assert "executed    fit_evaluator" in said
     assert f"http://127.0.0.1:{mlflow}/#/experiments" in said
     assert (folder / "exported" / "preferences" / "README.md").is_file()
     assert (folder / "artifacts" / "reports" / "slogans" / "compare.html").is_file()
@@ -115,7 +115,7 @@ def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_pa
     said = follow(own.commands, folder, **with_prefect() | {"PYTHONPATH": str(folder)})
     assert "own: what 12 queries bought" in said
     assert "own-longest: what 12 queries bought" in said
-    assert "simulated expert who likes it short" in said
+    assert "simulated oracle who likes it short" in said
 
 
 @pytest.fixture(scope="module")

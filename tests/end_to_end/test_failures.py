@@ -12,7 +12,7 @@ from tests.support.tiny_runs import executed, run
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 
 
-def test_an_expert_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_its_replies(
+def test_an_oracle_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_its_replies(
     tiny_settings: dict[str, Any],
 ) -> None:
     garbage = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}
@@ -21,7 +21,7 @@ def test_an_expert_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_
     assert len(list(Ledger(settings().ledger_url).rows(status="quarantined"))) == 10
 
 
-def test_an_expert_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_settings: dict[str, Any]) -> None:
+def test_an_oracle_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_settings: dict[str, Any]) -> None:
     from models.labelling.label import LabellingStopped
 
     broken = {"kind": "noisy", "inner": {"kind": "gold"}, "crash": 0.3, "seed": 1}

@@ -20,10 +20,10 @@ STAGES = [
     "generate",
     "embed",
     "annotate",
-    "train_evaluator",
+    "fit_evaluator",
     "cross_fit",
-    "proxy_label",
-    "pair",
+    "score",
+    "build_pairs",
     "reference",
     "align",
     "likelihood",
@@ -35,7 +35,7 @@ STAGES = [
 
 @pytest.fixture
 def experiment(tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
-    """The tiny experiment with an expert slow enough to be interrupted in the middle."""
+    """The tiny experiment with an oracle slow enough to be interrupted in the middle."""
     slow = {"kind": "noisy", "inner": {"kind": "gold"}, "latency": 0.15}
     changed = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "oracle": slow, "workers": 2}}
     path = tmp_path / "slow.yaml"
@@ -136,6 +136,6 @@ def test_an_interruption_in_each_stage_loses_nothing_and_buys_nothing_twice(expe
     assert lost <= 2 * 2, "at most the calls in flight at each of the two interruptions"
     assert len(training) - lost >= 10 - lost
     assert not [r for r in rows if r["status"] == "reserved"]
-    once = ["load_prompts", "fine_tune", "pair", "reference", "align"]
+    once = ["load_prompts", "fine_tune", "build_pairs", "reference", "align"]
     for stage in once:
         assert shell.finished[stage] == 1, f"{stage} ran to its end {shell.finished[stage]} times: {shell.finished}"

@@ -1,4 +1,4 @@
-"""A whole run with a language model as the expert: the books agree to the micro-dollar, and the key is nowhere."""
+"""A whole run with a language model as the oracle: the books agree to the micro-dollar, and the key is nowhere."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_the_books_agree_the_key_is_nowhere_and_another_ledger_is_told(
     answered = server.served["reply"] + server.served["out_of_range"]
     read = [json.loads(row["raw"]) for row in rows if row["status"] != "lost"]
     assert sum(len(raw["texts"]) for raw in read) == answered, "every reply is in the ledger, the unreadable ones too"
-    assert "between length and the expert's score" in done.stdout
+    assert "between length and the oracle's score" in done.stdout
     assert re.search(r"unreadable\s+│ \d+ of \d+ replies", done.stdout)
 
     for file in home.glob("ledger.sqlite*"):

@@ -68,7 +68,7 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
 
     folder = report_folder("tiny")
     assert json.loads((folder / "report.json").read_text())["queries"] == 10
-    assert "simulated expert fitted on human ratings — simulated" in (folder / "report.md").read_text()
+    assert "simulated oracle fitted on human ratings — simulated" in (folder / "report.md").read_text()
     assert all((folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in ("outcome", "agreement", "scores"))
     assert "outcome.png" in (folder / "report.html").read_text()
 
@@ -86,7 +86,7 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
     assert (done["align"], done["acquire"], done["annotate"]) == (2, 4, 4 + 2)
     # before turns 2, 3 and 4 (each on its own round's pool), at the end of each round, on the held-out answers (beside the
     # control), and on those written as lists
-    assert done["proxy_label"] == 3 + 2 + 2 + 1
+    assert done["score"] == 3 + 2 + 2 + 1
     assert report["queries"] == 11
     single = run(tiny_settings, labelling__batches=2, labelling__acquisition={"kind": "margin"})
     assert executed(single)["fine_tune"] == 0
@@ -128,13 +128,13 @@ def test_the_eft_seed_is_taught_beside_the_labels(tiny_settings: dict[str, Any],
     report = run(tiny_settings, evaluator=evaluator, prompts__eft_seed=str(tmp_path / "eft.jsonl"))
     done = executed(report)
     assert done["load_prompts"] == 1
-    assert done["train_evaluator"] == 2, "the control is taught the seed too, with its scores permuted"
+    assert done["fit_evaluator"] == 2, "the control is trained the seed too, with its scores permuted"
     assert done["annotate"] == done["fine_tune"] == 0, "nothing else depends on it"
     assert report["queries"] == without["queries"]
     again = run(
         tiny_settings, evaluator={**evaluator, "eft_seed": "none"}, prompts__eft_seed=str(tmp_path / "eft.jsonl")
     )
-    assert executed(again)["train_evaluator"] == 0, "a seed that is not wanted changes nothing"
+    assert executed(again)["fit_evaluator"] == 0, "a seed that is not wanted changes nothing"
 
 
 def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[st
     assert (
         0 <= evaluator["longer_preferred_ci"][0] <= evaluator["longer_preferred"] <= evaluator["longer_preferred_ci"][1]
     )
-    assert 0 <= evaluator["longer_preferred_by_expert"] <= 1
+    assert 0 <= evaluator["longer_preferred_by_oracle"] <= 1
     assert evaluator["format_shift_ci"][0] <= evaluator["format_shift"] <= evaluator["format_shift_ci"][1]
     assert evaluator["position_bias"] is None, "it compares nothing"
     page = (report_folder("tiny") / "report.md").read_text()
@@ -184,13 +184,11 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
         plan(Experiment.model_validate({**tiny_settings, "evaluation": few}))
 
 
-def test_an_expert_who_compares_decides_who_wins(
-    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     by_score = run(tiny_settings)
     compared = run(tiny_settings, evaluation__versus={"kind": "comparing", "inner": {"kind": "gold"}})
     for name in ("win_rate", "win_rate_ci", "lc_win_rate", "tie_rate", "oracle_gain"):
-        assert compared["policy"][name] == by_score["policy"][name], "one expert, asked in two ways"
+        assert compared["policy"][name] == by_score["policy"][name], "one oracle, asked in two ways"
     assert 48 < compared["evaluation_queries"] <= 48 + 24
     assert compared["versus"]["simulated"] is True
 
@@ -218,7 +216,7 @@ def test_what_cannot_be_measured_is_no_reason_to_fail(tiny_settings: dict[str, A
     assert report["policy"]["lc_win_rate_ci"] == [None, None]
     assert report["best_of"]["best_of_win_rate_low"] is None
     assert (report_folder("tiny") / "report.md").exists()
-    direct = tiny_settings | {"dpo": tiny_settings["dpo"] | {"feedback": "expert"}}
+    direct = tiny_settings | {"dpo": tiny_settings["dpo"] | {"feedback": "oracle"}}
     direct["labelling"] = direct["labelling"] | {"acquisition": {"kind": "random_pairs"}}
     planned = plan(
         Experiment.model_validate(direct | {"evaluation": {**direct["evaluation"], "curve": 3, "best_of": 4}})

@@ -24,7 +24,7 @@ from models.policies.resolve import locate
 from tasks.engine.ray_cluster import check_cluster, let_go
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
-from tasks.policy.generate import generated
+from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 from tests.support.processes import ROOT, Command, begin, free_port, ninefold, until, with_prefect, without_prefect
 
@@ -136,7 +136,7 @@ def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
 
 @flow
 def sampled(policy: Policy, prompts: Ref, generator: VLLM) -> list[str]:
-    made = generated(policy, prompts, generator, samples=2, seed=5)
+    made = generate_sharded(policy, prompts, generator, samples=2, seed=5)
     return [response.id for response in store().rows(made.ref, Response)]
 
 

@@ -39,13 +39,13 @@ def test_a_content_filter_at_a_few_questions_leaves_a_report_of_the_others(
     rows = list(Ledger(settings().ledger_url).rows(status="quarantined"))
     about_pool = [row for row in rows if "the dull" in row["prompt"]]
     assert all(refused(row["raw"]) and row["micro_usd"] == 0 for row in rows)
-    assert report["quarantined"] == report["expert"]["refused"] == len(about_pool) > 0
+    assert report["quarantined"] == report["oracle_facts"]["refused"] == len(about_pool) > 0
     assert report["queries"] == 10
     assert report["unscored"] == 2, "two answers of each policy to the held-out prompt"
     assert report["books"]["agree"] is True
     assert any("2 held-out pairs of answers lack a score" in said for said in warnings(report))
     assert (
         "  refused",
-        f"{len(about_pool)} questions, by the expert's server: not billed",
+        f"{len(about_pool)} questions, by the oracle's server: not billed",
     ) in headlines(report)
     assert again["policy"] == report["policy"]

@@ -136,19 +136,19 @@ def test_workers_finish_a_sweep_though_one_is_killed(
     once = json.loads((alone.home / "reports/small/sweep.json").read_text())["executed"]
     asked = server.served["reply"]
 
-    conductor, *workers = (new_machine(name, shared) for name in ("conductor", "one", "two"))
+    dispatcher, *workers = (new_machine(name, shared) for name in ("dispatcher", "one", "two"))
     with ExitStack() as working:
         processes = [working.enter_context(machine.working()) for machine in workers]
-        sweep = conductor.start("sweep", "small.yaml", "--workers")
+        sweep = dispatcher.start("sweep", "small.yaml", "--workers")
         try:
             ledger = Ledger(shared["LEDGER"])
             # what is on its way when its asker dies is paid for, answered or not: the arm would have fewer labels
-            until(lambda: nobody_asks(ledger) and runs_of(processes[0]), log=conductor.folder / "log", seconds=200)
+            until(lambda: nobody_asks(ledger) and runs_of(processes[0]), log=dispatcher.folder / "log", seconds=200)
             kill(processes[0].pid)
-            assert sweep.wait(400) == 0, conductor.said() + "".join(machine.said() for machine in workers)
+            assert sweep.wait(400) == 0, dispatcher.said() + "".join(machine.said() for machine in workers)
         finally:
             kill(sweep.pid)
-    said = conductor.said()
+    said = dispatcher.said()
     assert "the process that ran it has died; it is handed out again" in said
     assert f"arm {ARMS} of {ARMS} is done" in said
     elsewhere = new_machine("elsewhere", shared)
@@ -177,19 +177,19 @@ def test_a_worker_that_dies_while_it_asks_loses_what_is_on_its_way_and_one_that_
     new_machine: Callable[[str, dict[str, str]], Machine], server: LoopbackJudge, shared: dict[str, str]
 ) -> None:
     server.latency = 2.0
-    conductor, dies, stops, ends = (new_machine(name, shared) for name in ("conductor", "one", "two", "three"))
+    dispatcher, dies, stops, ends = (new_machine(name, shared) for name in ("dispatcher", "one", "two", "three"))
     ledger = Ledger(shared["LEDGER"])
 
     def on_their_way() -> set[int]:
         return {row["id"] for row in ledger.rows(status="reserved")}
 
-    sweep = conductor.start("sweep", "small.yaml", "--workers", "--set", "seeds=[0]")
+    sweep = dispatcher.start("sweep", "small.yaml", "--workers", "--set", "seeds=[0]")
     try:
         with dies.working():
-            until(on_their_way, log=conductor.folder / "log", seconds=200)
+            until(on_their_way, log=dispatcher.folder / "log", seconds=200)
         left = on_their_way()
         with stops.working() as worker:
-            until(lambda: on_their_way() - left, log=conductor.folder / "log", seconds=200)
+            until(lambda: on_their_way() - left, log=dispatcher.folder / "log", seconds=200)
             worker.send_signal(signal.SIGTERM)
             until(
                 lambda: not psutil.pid_exists(worker.pid) or worker.status() == "zombie",
@@ -202,10 +202,10 @@ def test_a_worker_that_dies_while_it_asks_loses_what_is_on_its_way_and_one_that_
             assert not [p for p in psutil.process_iter(["environ"]) if f"{stops.folder}" in str(p.info["environ"])]
         server.latency = 0.0
         with ends.working():
-            assert sweep.wait(300) == 0, conductor.said() + ends.said()
+            assert sweep.wait(300) == 0, dispatcher.said() + ends.said()
     finally:
         kill(sweep.pid)
-    assert "the process that ran it has died; it is handed out again" in conductor.said()
+    assert "the process that ran it has died; it is handed out again" in dispatcher.said()
     rows = list(ledger.rows())
     labelled = [(row["prompt"], row["response"]) for row in rows if row["status"] == "labelled"]
     assert len(set(labelled)) == len(labelled) == len(rows) - len(left), "no question has two labels"

@@ -115,7 +115,7 @@ def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str
         ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: .*labelling.queries=0 does not reach for 1 turns"),
         (
             {"arms": {"odd": {"dpo.feedback": "none"}}},
-            "arm odd: .*dpo.feedback=none asks the expert nothing, .*set it to 0",
+            "arm odd: .*dpo.feedback=none asks the oracle nothing, .*set it to 0",
         ),
         ({"arms": {"odd": {"name.x": 0}}}, "arm odd: 'name.x': 'name' has no fields of its own"),
         ({"arms": {"greedy": {"labelling.queries": 81}}}, "arm greedy: labelling.queries=81 passes the pool"),
@@ -147,7 +147,7 @@ def test_the_plan_counts_what_is_shared(sweep_settings: dict[str, Any]) -> None:
         "generate": 2,
         "embed": 2,
         "acquire, annotate": 4,
-        "train_evaluator, proxy_label": 6,
+        "fit_evaluator, score": 6,
         "align": 6,
         "evaluate": 6,
     }
@@ -174,8 +174,8 @@ def test_the_paper_s_arms_are_presets(home: Path, prefect_server: None, sweep_se
     policy = {name: arm["policy"] for name, arm in found.items()}
     assert (policy["sft"]["win_rate"], policy["sft"]["oracle_gain"], policy["sft"]["kl"]) == (0.5, 0.0, 0.0)
     assert all(policy[name]["kl"] != 0 for name in PRESETS if name != "sft")
-    taught = {name for name, arm in found.items() if arm["evaluator"] is not None}
-    assert taught == set(PRESETS) - {"sft", "direct", "spin", "oracle_all"}
+    trained_on = {name for name, arm in found.items() if arm["evaluator"] is not None}
+    assert trained_on == set(PRESETS) - {"sft", "direct", "spin", "oracle_all"}
     assert found["self_reward"]["evaluator"]["shuffled_pair_accuracy"] is None, "there are no labels to shuffle"
     seed = {name: picks(found[name]) for name in ("off_policy", "balanced_off_policy")}
     assert seed["off_policy"] == seed["balanced_off_policy"], "balanced after they were bought"

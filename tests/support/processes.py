@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.warm import Command, begins_warm
 
 ROOT = Path(__file__).parents[2]
-KEY = "sk-planted-0123456789abcdef"  # of an expert's API; it must turn up nowhere
+KEY = "sk-planted-0123456789abcdef"  # of an oracle's API; it must turn up nowhere
 
 
 def ninefold(*arguments: str, home: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

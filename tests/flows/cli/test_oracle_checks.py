@@ -13,7 +13,7 @@ from models.core.randomness import seed_of
 from models.policies.checkpoint import CACHE
 from models.policies.language_model import LanguageModel, Likelihood
 from tasks.engine.store import store
-from tasks.policy.generate import generated
+from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 from tests.support.tiny_runs import executed, run
 
@@ -49,7 +49,7 @@ class Lab:
     def answers(self, policy: Policy) -> list[Response]:
         seed = seed_of(self.x.seeds.training, 0, "evaluate")
         held_out, samples = self.rounds.prompts.held_out, self.x.evaluation.samples
-        made = generated(policy, held_out, self.x.generation, samples=samples, seed=seed)
+        made = generate_sharded(policy, held_out, self.x.generation, samples=samples, seed=seed)
         return store().rows(made.ref, Response)
 
     def scored(self, policy: Policy, rows: list[Response]) -> Likelihood:

@@ -167,6 +167,6 @@ def test_the_plan_of_a_judge_paid_by_the_token_has_a_range(tiny_file: Path, monk
     assert plan(load(Experiment, tiny_file, [limited])).asking.seconds.low == 100.0, "10 queries at 6 a minute"
     assert "16,000 tokens and $0.10" in "\n".join(plan(load(Experiment, tiny_file, [oracle, cap(16_000)])).lines())
     assert "does not pay for one query of up to" in refused(tiny_file, oracle, cap(1_000))
-    assert "expert 'gold' is not billed by the token: leave it out" in refused(tiny_file, cap(1_000))
+    assert "oracle 'gold' is not billed by the token: leave it out" in refused(tiny_file, cap(1_000))
     monkeypatch.delenv("OPENAI_API_KEY")
     assert "environment variable OPENAI_API_KEY is not set" in refused(tiny_file, oracle)

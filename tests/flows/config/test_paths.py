@@ -11,7 +11,7 @@ from flows.config.loading import load
 from flows.config.paths import rooted
 from flows.config.study import LabelEfficiency
 from flows.config.sweep import Sweep, expand
-from flows.evaluation.reward_bench import Ranking
+from flows.evaluation.reward_bench import RewardBenchConfig
 from flows.planning.run import plan
 
 ROOT = Path(__file__).parents[3]
@@ -133,8 +133,8 @@ def test_what_arms_and_grids_change_is_relative_to_the_sweep(apart: Path) -> Non
         (Experiment, {"labelling": {"oracle": {"path": "t.csv"}}}, {"labelling": {"oracle": {"path": "at/t.csv"}}}),
         (Experiment, {"labelling": "replay", "nothing": "x"}, {"labelling": "replay", "nothing": "x"}),
         (LabelEfficiency, {"labels": {"path": "t.parquet"}}, {"labels": {"path": "at/t.parquet"}}),
-        (Ranking, {"pairs": None}, {"pairs": None}),
-        (Ranking, {"pairs": "p.json"}, {"pairs": "at/p.json"}),
+        (RewardBenchConfig, {"pairs": None}, {"pairs": None}),
+        (RewardBenchConfig, {"pairs": "p.json"}, {"pairs": "at/p.json"}),
     ],
 )
 def test_the_folder_comes_before_what_stands_where_paths_do(

@@ -14,7 +14,7 @@ import yaml
 
 from flows.benchmarks import benchmarks
 from flows.config.experiment import Experiment
-from flows.evaluation.alpaca_eval import Contest
+from flows.evaluation.alpaca_eval import AlpacaEvalConfig
 from flows.proxy_reward import proxy_reward
 from flows.reporting.export import finished
 from flows.reporting.storage import report_folder
@@ -83,10 +83,10 @@ def mmlu(tmp_path: Path) -> Path:
     return place
 
 
-def contest_at(server: LoopbackJudge, reference: Path, **fields: Any) -> Contest:
+def config_at(server: LoopbackJudge, reference: Path, **fields: Any) -> AlpacaEvalConfig:
     endpoint = Endpoint(model="judge", base_url=server.url, prices=PRICES)
     judge = AlpacaEval(endpoint=endpoint, reference=reference)
-    return Contest(**{"judge": judge, "max_micro_usd": 10_000_000, **fields})
+    return AlpacaEvalConfig(**{"judge": judge, "max_micro_usd": 10_000_000, **fields})
 
 
 def mean_said(which: str) -> float:
@@ -107,13 +107,13 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     import mlflow
 
     report = proxy_reward(Experiment.model_validate(tiny_settings))
-    too_little = contest_at(server, reference).judge.ceiling(INSTRUCTIONS[0], "a few words") + 3 * PRICE
+    too_little = config_at(server, reference).judge.ceiling(INSTRUCTIONS[0], "a few words") + 3 * PRICE
     with pytest.raises(ValueError, match=r"the money has covered \d+ of 10 judgements: raise --max-micro-usd"):
-        benchmarks("tiny", [], contest=contest_at(server, reference, max_micro_usd=too_little))
+        benchmarks("tiny", [], alpaca_eval=config_at(server, reference, max_micro_usd=too_little))
     bought = server.served["reply"]
     assert 0 < bought < 20
     task = Task.parse("mmlu:5", limit=0, folder=mmlu)
-    rows = benchmarks("tiny", [task], contest=contest_at(server, reference), average=True)
+    rows = benchmarks("tiny", [task], alpaca_eval=config_at(server, reference), average=True)
     assert [row["benchmark"] for row in rows] == ["alpaca_eval", "mmlu:5", "average"]
     raw, accuracy, average = rows
     assert raw["metric"] == "win rate", "at equal length only where the instructions' difficulties are known"
@@ -128,7 +128,7 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     # the ledger has each answer once, and the first attempt's are among them
     calls = server.served["reply"]
     assert calls <= 20, "each answer once, whatever was lost on the way"
-    assert benchmarks("tiny", [task], contest=contest_at(server, reference), average=True) == rows
+    assert benchmarks("tiny", [task], alpaca_eval=config_at(server, reference), average=True) == rows
     assert server.served["reply"] == calls
     mlflow.set_tracking_uri(settings().mlflow_uri)
     metrics = mlflow.get_run(report["mlflow_run"]).data.metrics
@@ -224,12 +224,12 @@ def test_what_is_missing_is_said_before_anything_is_bought(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="alpaca_eval_gpt4_baseline.json of the hub's dataset"):
-        Contest(judge=AlpacaEval(), max_micro_usd=1).check()
-    one = Contest(judge=AlpacaEval(), max_micro_usd=1, limit=1)
+        AlpacaEvalConfig(judge=AlpacaEval(), max_micro_usd=1).check()
+    one = AlpacaEvalConfig(judge=AlpacaEval(), max_micro_usd=1, limit=1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache(tmp_path / "hub", reference)))
     with pytest.raises(ValueError, match="limit=1 leaves the length control nothing to compare"):
         one.check()
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="is not set: export the key"):
-        contest_at(server, reference).check()
+        config_at(server, reference).check()
     assert not server.log

@@ -10,12 +10,12 @@ import pytest
 
 from flows.benchmarks import benchmarks
 from flows.config.experiment import Experiment
-from flows.evaluation.reward_bench import Ranking
+from flows.evaluation.reward_bench import RewardBenchConfig
 from flows.proxy_reward import proxy_reward
 from flows.reporting.export import finished
 from models.benchmarks.reward_bench import Contrast, _run, command, contrasts, weights
 from models.core.data import Response
-from models.evaluators.base import Bench, Tuples
+from models.evaluators.base import Examples, FitContext
 from tasks.engine.settings import settings
 from tasks.engine.store import store
 
@@ -53,20 +53,20 @@ def rewarding(tiny_settings: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.usefixtures("prefect_server", "program")
 def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pairs: Path) -> None:
     proxy_reward(Experiment.model_validate(rewarding))
-    (row,) = benchmarks("tiny", [], ranking=Ranking(pairs=pairs))
+    (row,) = benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs))
     script = "import os; print(sorted(name for name in os.environ if 'KEY' in name or 'NINEFOLD' in name))"
     assert _run(PROGRAM, script, [], pairs.parent).strip() == "[]", "our keys are none of its business"
     known = finished("tiny")
     assert known.rounds.evaluator is not None
-    bench = Bench(
+    context = FitContext(
         known.rounds.first.checkpoint(),
         known.experiment.labelling.rubric,
         store().folder(known.rounds.evaluator.ref),
         0,
     )
     sides = [
-        known.experiment.evaluator.members(
-            Tuples([Response.recorded(str(n), p["prompt"], p[side]) for n, p in enumerate(PAIRS)]), bench
+        known.experiment.evaluator.predict(
+            Examples([Response.recorded(str(n), p["prompt"], p[side]) for n, p in enumerate(PAIRS)]), context
         ).mean(0)
         for side in ("chosen", "rejected")
     ]
@@ -75,7 +75,7 @@ def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pa
     assert row["gain"] == pytest.approx(row["after"] - 0.5)
     assert row["gain_ci"][0] < row["gain"] < row["gain_ci"][1]
     assert (row["questions"], row["truncated"]) == (len(PAIRS), 0)
-    assert benchmarks("tiny", [], ranking=Ranking(pairs=pairs)) == [row]
+    assert benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs)) == [row]
 
 
 @pytest.mark.usefixtures("program")
@@ -97,7 +97,7 @@ def test_what_cannot_be_ranked_is_refused(
 ) -> None:
     proxy_reward(Experiment.model_validate(tiny_settings))
     with pytest.raises(ValueError, match="takes sequence classifiers, and evaluator 'linear' is none: use reward_head"):
-        benchmarks("tiny", [], ranking=Ranking(pairs=pairs))
+        benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs))
     with pytest.raises(ValueError, match=r"is not at .*nowhere: python -m venv rewardbench"):
         command(tmp_path / "nowhere")
     monkeypatch.setenv("PATH", os.defpath)

@@ -46,7 +46,7 @@ def test_a_sweep_is_compared_with_random_and_published(tiny_file: Path) -> None:
     told = " ".join(notes(report))
     assert "so not tested: sft at 0 (other queries and money)" in told
     assert "no p-value: shuffled at 6, shuffled at 10, same at 6, same at 10." in told
-    assert "An expert of this sweep is simulated" in told
+    assert "An oracle of this sweep is simulated" in told
     assert "√ of the win rate's variance over seeds" in told
     titles, cells = table(report)
     assert all(len(row) == len(titles) for row in cells)

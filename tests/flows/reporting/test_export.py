@@ -16,7 +16,7 @@ from flows.proxy_reward import proxy_reward
 from flows.reporting.export import export, finished, push
 from flows.tracking.lookup import started
 from models.core.data import Response
-from models.evaluators.base import Bench, Tuples
+from models.evaluators.base import Examples, FitContext
 from tasks.engine.store import store
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
@@ -39,11 +39,11 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     scores = load_dataset(str(data), "scores", split="train")
     assert len(scores) == 40 * 2
 
-    bench = Bench(run.rounds.first.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
+    context = FitContext(run.rounds.first.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
     responses = [Response(**{k: row[k if k != "text" else "response"] for k in Response.__slots__}) for row in scores]
     assert run.rounds.history[0].features is not None
     features = np.asarray(store().matrix(run.rounds.history[0].features))
-    again = run.experiment.evaluator.members(Tuples(responses, features), bench).mean(axis=0)
+    again = run.experiment.evaluator.predict(Examples(responses, features), context).mean(axis=0)
     np.testing.assert_allclose(again, scores["score"], rtol=1e-6)
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)

@@ -175,7 +175,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
         assert "small.random.s0" in host.run("worker", "ninefold", "rerun", "small.random.s0"), (
             "MLflow kept the experiment"
         )
-    assert judge.served["reply"], "the worker had the expert's key"
+    assert judge.served["reply"], "the worker had the oracle's key"
     written = "".join(log.read_text() for log in logs) + said
     assert not [secret for secret in (*SECRETS.values(), KEY) if secret in written]
 

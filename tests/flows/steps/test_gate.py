@@ -1,4 +1,4 @@
-"""The gate in the flow: it stops, leaves out, or sends back to the expert, and the report says which."""
+"""The gate in the flow: it stops, leaves out, or sends back to the oracle, and the report says which."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from flows.planning.run import plan
 from flows.proxy_reward import proxy_reward
 from flows.reporting.storage import report_folder
 from flows.tracking.run import Arm
-from models.core.data import LeftOut, Pick
+from models.core.data import HeldOutPrediction, Selection
 from models.metrics.selective import AtChance
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
@@ -51,11 +51,11 @@ def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_cost
 
     report = proxy_reward(given(tiny_settings, oracle=NOISE, gate={"at_chance": "continue"}))
     done = executed(report)
-    assert {"fine_tune", "generate", "acquire", "train_evaluator", "cross_fit"} & done.keys() == {
+    assert {"fine_tune", "generate", "acquire", "fit_evaluator", "cross_fit"} & done.keys() == {
         "generate",
-        "train_evaluator",
+        "fit_evaluator",
     }, "held-out answers, and the control"
-    assert done["train_evaluator"] == 1
+    assert done["fit_evaluator"] == 1
     assert report["queries"] == 40
     assert report["queries_bought"] == 0
     assert report["gate"]["verdict"] == "no better than chance"
@@ -73,7 +73,7 @@ def test_a_control_is_not_stopped(tiny_settings: dict[str, Any]) -> None:
 def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings: dict[str, Any]) -> None:
     report = proxy_reward(given(tiny_settings, gate={"at_chance": "continue", "folds": 3}))
     (path,) = Path(store().root, "left_out").glob("*.parquet")
-    rows = store().rows(ref_of(path), LeftOut)
+    rows = store().rows(ref_of(path), HeldOutPrediction)
     assert len(rows) == 40
     assert {row.fold for row in rows} == {0, 1, 2}
     assert report["gate"]["pairs"] > 0
@@ -83,7 +83,7 @@ def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings:
 def test_pairs_under_the_threshold_are_left_out_and_counted(tiny_settings: dict[str, Any]) -> None:
     every = proxy_reward(given(tiny_settings, gate={"at_chance": "continue"}))
     sure = proxy_reward(given(tiny_settings, gate={"at_chance": "continue", "threshold": 0.6}))
-    assert executed(sure)["cross_fit"] == executed(sure)["train_evaluator"] == 0, "what was measured stays"
+    assert executed(sure)["cross_fit"] == executed(sure)["fit_evaluator"] == 0, "what was measured stays"
     assert sure["gate"]["left_out"] > 0
     assert sure["pairs"] + sure["gate"]["left_out"] == every["pairs"]
     assert sure["gate"]["temperature"] == every["gate"]["temperature"]
@@ -91,25 +91,25 @@ def test_pairs_under_the_threshold_are_left_out_and_counted(tiny_settings: dict[
 
 
 @pytest.mark.parametrize("compares", [False, True], ids=["scores", "comparisons"])
-def test_doubts_go_back_to_the_expert_within_the_budget(tiny_settings: dict[str, Any], compares: bool) -> None:
-    expert: dict[str, Any] = {"kind": "gold", "micro_usd": 10_000}
+def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: dict[str, Any], compares: bool) -> None:
+    oracle: dict[str, Any] = {"kind": "gold", "micro_usd": 10_000}
     extra: dict[str, Any] = {}
     if compares:
-        extra = {"oracle": {"kind": "comparing", "inner": expert}, "acquisition": {"kind": "random_pairs"}}
+        extra = {"oracle": {"kind": "comparing", "inner": oracle}, "acquisition": {"kind": "random_pairs"}}
         extra |= {"queries": 36, "max_micro_usd": 1_000_000}
-        tiny_settings["evaluation"] = {**tiny_settings["evaluation"], "oracle": expert}
+        tiny_settings["evaluation"] = {**tiny_settings["evaluation"], "oracle": oracle}
     gate = {"at_chance": "continue", "threshold": 0.95}
     alone = given(tiny_settings, gate=gate, **(extra | {"queries": 30}))
     asking = given(tiny_settings, gate={**gate, "queries": 6 if compares else 10}, **extra)
     without, report = proxy_reward(alone), proxy_reward(asking)
     assert without["gate"]["verdict"] == report["gate"]["verdict"] == "better than chance"
-    assert report["queries"] == (36 if compares else 40), "the doubts' queries are of the budget"
+    assert report["queries"] == (36 if compares else 40), "queries about uncertain pairs are of the budget"
     assert report["gate"]["left_out"] < without["gate"]["left_out"]
     assert report["oracle_pairs"] > without["oracle_pairs"]
     made = report["made"]
     assert len(made["history"]) == 2
-    assert len(made["taught"]) == 1
-    picks = store().rows(Ref.model_validate(made["history"][1]["picks"]), Pick)
+    assert len(made["trained"]) == 1
+    picks = store().rows(Ref.model_validate(made["history"][1]["picks"]), Selection)
     gaps = [json.loads(pick.why)["gap"] for pick in picks]
     assert gaps == sorted(gaps), "the least sure ones first"
     assert all(bool(pick.against) == compares for pick in picks)
@@ -124,7 +124,7 @@ def test_a_doubt_whose_answer_could_not_be_read_is_not_paid_for_again(tiny_setti
     garbled = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 0.2}
     report = proxy_reward(given(tiny_settings, oracle=garbled, gate=gate, queries=75, max_micro_usd=1_000_000))
     first, second = (
-        {pick.response_id for pick in store().rows(Ref.model_validate(batch["picks"]), Pick)}
+        {pick.response_id for pick in store().rows(Ref.model_validate(batch["picks"]), Selection)}
         for batch in report["made"]["history"]
     )
     assert len(first) == 45
@@ -137,7 +137,7 @@ def test_the_queries_kept_are_spread_over_the_rounds(tiny_settings: dict[str, An
     experiment = given(tiny_settings, gate=gate, queries=43, max_micro_usd=1_000_000)
     arm = Arm(experiment, "run", [], paid_before=False)
     assert [arm.quota(turn) for turn in (0, 1)] == [20, 20]
-    assert [arm.doubts_quota(number) for number in (1, 2)] == [1, 3], "what the first does not spend is the second's"
+    assert [arm.relabel_quota(number) for number in (1, 2)] == [1, 3], "what the first does not spend is the second's"
 
 
 def test_doubts_are_not_sent_back_where_the_money_is_gone(tiny_settings: dict[str, Any]) -> None:
@@ -169,18 +169,18 @@ def test_a_gate_that_cannot_work_is_refused(
 
 
 def test_a_gate_without_an_evaluator_is_refused(tiny_settings: dict[str, Any]) -> None:
-    tiny_settings["dpo"] = {**tiny_settings["dpo"], "feedback": "expert"}
-    with pytest.raises(ValueError, match="dpo.feedback=expert teaches none"):
+    tiny_settings["dpo"] = {**tiny_settings["dpo"], "feedback": "oracle"}
+    with pytest.raises(ValueError, match="dpo.feedback=oracle trains none"):
         given(tiny_settings, gate={"threshold": 0.7})
 
 
 def test_the_plan_says_what_the_gate_will_do(tiny_settings: dict[str, Any]) -> None:
     usual = plan(given(tiny_settings)).lines()
-    assert "gate       4 evaluators, each taught without a part of the labels; at chance the run stops" in usual
+    assert "gate       4 evaluators, each trained without a part of the labels; at chance the run stops" in usual
     asking = plan(given(tiny_settings, gate={"threshold": 0.7, "queries": 8, "at_chance": "continue"})).lines()
     line = next(line for line in asking if line.startswith("gate"))
     assert line.endswith(
-        "at chance the run goes on; pairs under 0.7 go to the expert (8 of the queries), then are left out"
+        "at chance the run goes on; pairs under 0.7 go to the oracle (8 of the queries), then are left out"
     )
 
 

@@ -113,7 +113,7 @@ def test_a_run_in_a_terminal_pauses_and_goes_on_when_people_have_answered(home_f
     assert (report["queries"], report["micro_usd"]) == (QUERIES, QUERIES * 2000)
     assert report["oracle"] == "people"
     assert report["oracle_simulated"] is False
-    assert report["expert"]["krippendorff_alpha"] == 1.0
+    assert report["oracle_facts"]["krippendorff_alpha"] == 1.0
     assert report["books"]["agree"] is True
     assert len(list(terminal.ledger.rows(status="labelled"))) >= QUERIES
 

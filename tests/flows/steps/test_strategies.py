@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
         ({"kind": "cost_aware", "utility_of": {"kind": "predictive_entropy"}}, "acquire", "cost"),
         (
             {"kind": "hybrid", "uncertainty": {"kind": "bald", "pairs": {"kind": "infomax"}}},
-            "proxy_label",
+            "score",
             "uncertainty",
         ),
     ],
@@ -45,8 +45,8 @@ def test_a_strategy_gets_what_it_ranks_by_and_says_why(
     assert any(term in json.loads(why) for why in picks.why[5:])
 
 
-def test_an_expert_who_compares_teaches_the_same_flow(tiny_settings: dict[str, Any]) -> None:
-    """A strategy that queries the expert directly: pairs are asked, learnt from, and become pairs of DPO."""
+def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -> None:
+    """A strategy that queries the oracle directly: pairs are asked, learned from, and become pairs of DPO."""
     labelling = {
         **tiny_settings["labelling"],
         "oracle": {"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
@@ -70,17 +70,17 @@ def test_an_expert_who_compares_teaches_the_same_flow(tiny_settings: dict[str, A
         assert row.score == (scores[0] > scores[1]) * 1.0 - (scores[0] < scores[1])
     page = (report_folder("tiny") / "report.md").read_text()
     assert "10 comparisons for $0.10" in page
-    assert "comparisons derived from another expert's scores — simulated" in page
+    assert "comparisons derived from another oracle's scores — simulated" in page
 
     shuffled = {**given, "labelling": {**labelling, "shuffle_labels": True, "acquisition": {"kind": "random_pairs"}}}
     again = proxy_reward(Experiment.model_validate(shuffled))
     assert again["queries"] == 10
-    assert again["oracle_pairs"] == 0, "a control of shuffled labels trains on no pair of the expert's"
+    assert again["oracle_pairs"] == 0, "a control of shuffled labels trains on no pair of the oracle's"
     owned = [row for row in Ledger(settings().ledger_url).rows() if row["oracle"].startswith("comparing")]
     assert len(owned) == 10 + again["queries_bought"] < 20, "pairs asked about before are not bought again"
 
 
-def test_what_an_expert_who_compares_cannot_do_is_said_at_once(tiny_settings: dict[str, Any]) -> None:
+def test_what_a_pairwise_oracle_cannot_do_is_said_at_once(tiny_settings: dict[str, Any]) -> None:
     def refused(**labelling: Any) -> str:
         given = {**tiny_settings, "labelling": {**tiny_settings["labelling"], **labelling}}
         given["evaluation"] = {**given["evaluation"], **evaluation}

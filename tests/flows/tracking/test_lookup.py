@@ -19,11 +19,11 @@ from tasks.engine.settings import settings
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 # in the order in which they are first reached
-STAGES = ["load_prompts", "fine_tune", "generate", "embed", "acquire", "annotate", "train_evaluator", "cross_fit"]
+STAGES = ["load_prompts", "fine_tune", "generate", "embed", "acquire", "annotate", "fit_evaluator", "cross_fit"]
 STAGES += [
-    "gate",
-    "proxy_label",
-    "pair",
+    "check_gate",
+    "score",
+    "build_pairs",
     "reference",
     "align",
     "likelihood",
@@ -83,11 +83,11 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     bought = len(list(Ledger(settings().ledger_url).rows()))
 
     succeeded.clear()
-    again = proxy_reward(found.experiment, restart_from="train_evaluator")
+    again = proxy_reward(found.experiment, restart_from="fit_evaluator")
     executed = Counter(stage["name"] for stage in again["stages"] if not stage["cached"])
     assert executed == succeeded
     assert executed.keys() & {"load_prompts", "fine_tune", "acquire"} == set(), "what comes before stays"
-    assert executed["train_evaluator"] == calls["train_evaluator"]
+    assert executed["fit_evaluator"] == calls["fit_evaluator"]
     assert executed["align"] == executed["assess_policy"] == 1
     assert len(list(Ledger(settings().ledger_url).rows())) == bought, "asked again, and nothing bought again"
     assert again["policy"] == report["policy"]

@@ -21,7 +21,7 @@ from models.acquisition.pair_variance import PairVariance
 from models.acquisition.pairwise import Pairs, candidates
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.sharp import Sharp
-from models.core.data import Pick
+from models.core.data import Selection
 
 RNG = np.random.default_rng
 
@@ -44,7 +44,7 @@ def two_per_prompt(prompts: int = 15, *, members: int = 6, dimensions: int = 3, 
     )
 
 
-def prompts_of(pool: Pool, picks: list[Pick]) -> list[int]:
+def prompts_of(pool: Pool, picks: list[Selection]) -> list[int]:
     """The prompts in the order picked, each once."""
     return list(dict.fromkeys(int(pool.prompt[pool.ids.index(p.response_id)]) for p in picks))
 
@@ -179,7 +179,7 @@ def test_bal_pm_leaves_the_neighbourhood_of_labelled_prompts() -> None:
     known = replace(same, anchors=same.vectors[:1] + around)
     free, away = (BalPm(beta=1.0, neighbours=20).select(p, 30, RNG(0)) for p in (same, known))
 
-    def distance(picks: list[Pick]) -> float:
+    def distance(picks: list[Selection]) -> float:
         return float(np.mean([np.linalg.norm(x[2 * n] - x[0]) for n in prompts_of(pool, picks)]))
 
     x = np.asarray(same.vectors)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.core.data import Judged, Prompt
+from models.core.data import Prompt, ScoredExample
 from models.labelling.label_files import read_lines
 from models.labelling.queue_files import judgements
 from models.oracles.replay import Replay
@@ -125,7 +125,7 @@ def test_a_seed_line_has_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     seed = tmp_path / "seed.jsonl"
     given = source(tmp_path, "p.txt", "one\n").model_copy(update={"eft_seed": seed})
     seed.write_text('{"prompt": "a", "response": "b", "score": 1}\n')
-    assert given.load().eft_seed == [Judged("a", "b", 1.0)]
+    assert given.load().eft_seed == [ScoredExample("a", "b", 1.0)]
     for row, rule in (
         ({"prompt": "a", "response": "b", "score": 1, "rank": 2}, r"line 1 has \['rank'\]"),
         ({"prompt": "a", "response": ["b"], "score": 1}, "line 1: a seed line is"),
@@ -150,7 +150,7 @@ def test_prompts_that_read_alike_are_the_same(tmp_path: Path) -> None:
     for text in alike[1:]:
         with pytest.raises(ValueError, match="both in the pool and held out"):
             check_disjoint(Prompts([], [Prompt.of(COMPOSED)], [Prompt.of(text)]))
-        judged = [Judged(COMPOSED, "y", 1.0)]
+        judged = [ScoredExample(COMPOSED, "y", 1.0)]
         with pytest.raises(ValueError, match="1 held-out prompts are in the EFT seed"):
             check_disjoint(Prompts([], [Prompt.of("x")], [Prompt.of(text)], judged))
         with pytest.raises(ValueError, match="pool repeats the prompt"):

@@ -74,8 +74,8 @@ def test_pairs_never_compare_two_scales(make_response: Any) -> None:
     oracle = {"r0000": 9.0, "r0001": -9.0, "r0002": 100.0}
     made = best_worst(responses, oracle=oracle, proxy=proxy)
     assert [p.provenance for p in made.pairs] == ["oracle", "proxy", "proxy", "proxy"]
-    assert made.pairs[0].chosen == responses[0].text, "the expert scored both: its order counts"
-    assert made.pairs[1].chosen == responses[3].text, "the expert scored one: the proxy's order counts"
+    assert made.pairs[0].chosen == responses[0].text, "the oracle scored both: its order counts"
+    assert made.pairs[1].chosen == responses[3].text, "the oracle scored one: the proxy's order counts"
     assert made.pairs[1].chosen_score == 3.0
 
 
@@ -93,12 +93,12 @@ def test_equal_texts_are_no_pair(make_response: Any) -> None:
 
 def test_agreement_is_counted_within_prompts() -> None:
     prompt = np.array([0, 0, 1, 1, 2, 2])
-    expert = np.array([1.0, 2.0, 30.0, 20.0, 5.0, 5.0])
+    oracle = np.array([1.0, 2.0, 30.0, 20.0, 5.0, 5.0])
     proxy = np.array([10.0, 20.0, 1.0, 0.0, 1.0, 2.0])
-    found = agreement(expert, proxy, prompt)
+    found = agreement(oracle, proxy, prompt)
     assert (found.pair_accuracy, found.pairs, found.tuples) == (1.0, 2, 6)
-    assert agreement(expert, -proxy, prompt).pair_accuracy == 0.0
-    assert agreement(expert, np.zeros(6), prompt).pair_accuracy == 0.5
+    assert agreement(oracle, -proxy, prompt).pair_accuracy == 0.0
+    assert agreement(oracle, np.zeros(6), prompt).pair_accuracy == 0.5
 
 
 def test_a_collapse_of_scores_is_seen() -> None:
@@ -118,11 +118,11 @@ def test_calibration_error_is_small_for_logits_and_large_for_overconfidence() ->
     prompt = np.repeat(np.arange(4000), 2)
     proxy = rng.normal(size=8000)
     wins = rng.random(4000) < expit(proxy[::2] - proxy[1::2])
-    expert = np.zeros(8000)
-    expert[::2] = wins
-    expert[1::2] = ~wins
-    assert agreement(expert, proxy, prompt).calibration_error < 0.03
-    assert agreement(expert, 10 * proxy, prompt).calibration_error > 0.15
+    oracle = np.zeros(8000)
+    oracle[::2] = wins
+    oracle[1::2] = ~wins
+    assert agreement(oracle, proxy, prompt).calibration_error < 0.03
+    assert agreement(oracle, 10 * proxy, prompt).calibration_error > 0.15
 
 
 def test_a_win_rate_counts_ties_half() -> None:
@@ -157,7 +157,7 @@ def test_streams_differ_by_seed_round_and_stage_and_repeat_otherwise() -> None:
     assert 0 <= seed_of(0, 1, "align") < 2**31
 
 
-def test_decided_comparisons_of_the_expert_are_a_prompts_pairs() -> None:
+def test_decided_comparisons_of_the_oracle_are_a_prompts_pairs() -> None:
     responses = [Response(f"r{n}", f"p{n // 4}", f"x{n // 4}", n % 4, f"text {n}", 2, -1.0) for n in range(8)]
     proxy = {r.id: float(n) for n, r in enumerate(responses)}
     compared = {("r0", "r1"): -1.0, ("r2", "r3"): 0.5, ("r4", "r5"): 0.0, ("r8", "r9"): 1.0}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.core.data import Demonstration, Judged
+from models.core.data import Demonstration, ScoredExample
 from models.core.rubric import Rubric
-from models.evaluators.base import Bench, Tuples
+from models.evaluators.base import Examples, FitContext
 from models.evaluators.generative import Generative
 from models.evaluators.generative_pairs import GenerativePairs
-from models.evaluators.training_data import Scores, Teaching, cross_fit
+from models.evaluators.training_data import FitOptions, PointwiseData, cross_fit
 from models.policies.checkpoint import Checkpoint
 from models.policies.choice_scoring import choice_logprob, next_logits
 from models.policies.language_model import LanguageModel
@@ -27,8 +27,8 @@ BEGINNING = "the film is a warm and witty tale of love and the acting is "
 
 
 @pytest.fixture
-def bench(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Bench:
-    return Bench(tiny_checkpoint, Rubric(name="warmth"), tmp_path, 0)
+def context(tiny_checkpoint: Checkpoint, tmp_path: Path) -> FitContext:
+    return FitContext(tiny_checkpoint, Rubric(name="warmth"), tmp_path, 0)
 
 
 def next_alone(policy: LanguageModel, ids: list[int]) -> Any:
@@ -109,22 +109,22 @@ def test_the_choice_is_between_the_answers_alone_and_by_one_token(tiny_model: La
 
 @pytest.mark.parametrize("ensemble_by", ["adapters", "dropout"])
 @pytest.mark.slow
-def test_members_of_an_ensemble_differ_and_are_the_same_in_any_batch(bench: Bench, ensemble_by: Any) -> None:
+def test_members_of_an_ensemble_differ_and_are_the_same_in_any_batch(context: FitContext, ensemble_by: Any) -> None:
     schedule = SCHEDULE.model_copy(update={"lora": Lora(r=8, alpha=16, dropout=0.2)})
     evaluator = Generative(schedule=schedule, ensemble=3, ensemble_by=ensemble_by)
     shown, scores = world(32, seed=0)
-    evaluator.fit(shown, scores, bench)
-    members = evaluator.members(shown, bench)
+    evaluator.fit(shown, scores, context)
+    members = evaluator.predict(shown, context)
     assert members.shape == (3, 32)
     assert (members.std(0) > 1e-4).all()
-    few = evaluator.model_copy(update={"batch_size": 3}).members(shown.take(np.arange(5)), bench)
+    few = evaluator.model_copy(update={"batch_size": 3}).predict(shown.take(np.arange(5)), context)
     np.testing.assert_allclose(few, members[:, :5], atol=2e-4)
-    trained = [folder.name for folder in bench.folder.iterdir() if folder.is_dir()]
+    trained = [folder.name for folder in context.folder.iterdir() if folder.is_dir()]
     assert len(trained) == (3 if ensemble_by == "adapters" else 4)
-    again = replace(bench, folder=bench.folder / "again")
+    again = replace(context, folder=context.folder / "again")
     again.folder.mkdir()
     evaluator.fit(shown, scores, again)
-    np.testing.assert_array_equal(evaluator.members(shown, again), members)
+    np.testing.assert_array_equal(evaluator.predict(shown, again), members)
 
 
 def test_dropout_needs_something_to_drop() -> None:
@@ -132,51 +132,51 @@ def test_dropout_needs_something_to_drop() -> None:
         Generative(ensemble=3, ensemble_by="dropout")
 
 
-def test_a_judge_may_start_from_the_base_model(bench: Bench) -> None:
-    policy = bench.policy.load()
-    folder = bench.folder / "m1"
+def test_a_judge_may_start_from_the_base_model(context: FitContext) -> None:
+    policy = context.policy.load()
+    folder = context.folder / "m1"
     train_sft(policy, [Demonstration("the film is", "warm and witty")] * 8, SCHEDULE, folder=folder, seed=0)
-    tuned = replace(bench, policy=replace(bench.policy, adapters=(folder,)))
+    tuned = replace(context, policy=replace(context.policy, adapters=(folder,)))
     shown, _ = world(6, seed=0)
-    untaught = {start: Generative(start=start) for start in ("policy", "base")}
+    init_zero_shot = {start: Generative(start=start) for start in ("policy", "base")}
     scores = {}
-    for start, evaluator in untaught.items():
-        evaluator.untaught(tuned)
-        scores[start] = evaluator.members(shown, tuned)
-    evaluator.untaught(bench)
-    np.testing.assert_array_equal(scores["base"], evaluator.members(shown, bench))
+    for start, evaluator in init_zero_shot.items():
+        evaluator.init_zero_shot(tuned)
+        scores[start] = evaluator.predict(shown, tuned)
+    evaluator.init_zero_shot(context)
+    np.testing.assert_array_equal(scores["base"], evaluator.predict(shown, context))
     assert (scores["policy"] != scores["base"]).all()
 
 
-def eft_seed(count: int, seed: int = 5) -> list[Judged]:
+def eft_seed(count: int, seed: int = 5) -> list[ScoredExample]:
     shown, scores = world(count, seed)
-    return [Judged(r.prompt, r.text, 100 + 10 * s) for r, s in zip(shown.responses, scores, strict=True)]
+    return [ScoredExample(r.prompt, r.text, 100 + 10 * s) for r, s in zip(shown.responses, scores, strict=True)]
 
 
 @pytest.mark.slow
-def test_the_eft_seed_teaches_what_few_labels_cannot(bench: Bench) -> None:
+def test_the_eft_seed_teaches_what_few_labels_cannot(context: FitContext) -> None:
     few, scores = world(6, seed=0)
     unseen, truth = world(60, seed=1)
     schedule = SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8})
-    with_seed = replace(bench, eft_seed=eft_seed(96))
+    with_seed = replace(context, eft_seed=eft_seed(96))
     found = {}
     for kind in ("none", "raw", "balanced"):
         evaluator = Generative(schedule=schedule, eft_seed=kind)
         facts = evaluator.fit(few, scores, with_seed)
         assert facts["eft_seed"] == (0 if kind == "none" else 96)
-        predicted = evaluator.members(unseen, with_seed)[0]
-        assert scores.min() - 1e-6 <= predicted.min() <= predicted.max() <= scores.max() + 1e-6, "in the expert's unit"
+        predicted = evaluator.predict(unseen, with_seed)[0]
+        assert scores.min() - 1e-6 <= predicted.min() <= predicted.max() <= scores.max() + 1e-6, "in the oracle's unit"
         found[kind] = np.corrcoef(predicted, truth)[0, 1]
     assert found["raw"] > 0.5 > found["none"]
     assert found["balanced"] > 0.5
 
 
-def test_a_balanced_seed_has_every_level_as_often(bench: Bench) -> None:
-    skewed = [Judged("the film is", f"warm {n}", 4.0) for n in range(80)]
-    skewed += [Judged("the film is", f"dull {n}", score) for n, score in enumerate([1.0, 2.0, 3.0] * 4)]
+def test_a_balanced_seed_has_every_level_as_often(context: FitContext) -> None:
+    skewed = [ScoredExample("the film is", f"warm {n}", 4.0) for n in range(80)]
+    skewed += [ScoredExample("the film is", f"dull {n}", score) for n, score in enumerate([1.0, 2.0, 3.0] * 4)]
     counts = {}
     for kind in ("raw", "balanced"):
-        examples = Generative(eft_seed=kind)._seed_examples(replace(bench, eft_seed=skewed), 6)
+        examples = Generative(eft_seed=kind)._seed_examples(replace(context, eft_seed=skewed), 6)
         answers = [example.response for example in examples]
         counts[kind] = sorted(answers.count(answer) for answer in set(answers))
     assert counts["raw"] == [4, 4, 4, 80]
@@ -185,99 +185,105 @@ def test_a_balanced_seed_has_every_level_as_often(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 4, 6])
-def test_few_scores_of_a_seed_reach_from_the_lowest_level_to_the_highest(bench: Bench, levels: int) -> None:
-    seed = [Judged("the film is", f"word {n}", float(n % 2)) for n in range(20)]
-    examples = Generative(eft_seed="raw")._seed_examples(replace(bench, eft_seed=seed), levels)
-    assert {e.response for e in examples} == {bench.rubric.answer(0), bench.rubric.answer(levels - 1)}
+def test_few_scores_of_a_seed_reach_from_the_lowest_level_to_the_highest(context: FitContext, levels: int) -> None:
+    seed = [ScoredExample("the film is", f"word {n}", float(n % 2)) for n in range(20)]
+    examples = Generative(eft_seed="raw")._seed_examples(replace(context, eft_seed=seed), levels)
+    assert {e.response for e in examples} == {context.rubric.answer(0), context.rubric.answer(levels - 1)}
 
 
-def test_the_gate_is_not_told_by_the_seed_what_it_asks(bench: Bench) -> None:
+def test_the_gate_is_not_told_by_the_seed_what_it_asks(context: FitContext) -> None:
     shown, scores = world(40, seed=0)
     rows = [replace(r, prompt=f"{r.prompt} {r.prompt_id}") for r in shown.responses]
-    seed = [Judged(r.prompt, r.text, s) for r, s in zip(rows, scores, strict=True)]
+    seed = [ScoredExample(r.prompt, r.text, s) for r, s in zip(rows, scores, strict=True)]
     seen: list[set[str]] = []
 
     class Watching(Generative):
-        def fit(self, tuples: Tuples, scores: Any, bench: Bench) -> dict[str, float]:
-            seen.append({row.prompt for row in bench.eft_seed})
+        def fit(self, tuples: Examples, scores: Any, context: FitContext) -> dict[str, float]:
+            seen.append({row.prompt for row in context.eft_seed})
             assert seen[-1] == {r.prompt for r in tuples.responses}
             return {}
 
-        def members(self, tuples: Tuples, bench: Bench) -> Any:
+        def predict(self, tuples: Examples, context: FitContext) -> Any:
             assert not seen[-1] & {r.prompt for r in tuples.responses}
             return np.zeros((1, len(tuples.responses)))
 
-    lessons = Scores(Tuples(rows), scores)
-    assert len(cross_fit(Watching(eft_seed="raw"), lessons, replace(bench, eft_seed=seed), Teaching(seed=0), 4)) == 40
+    data = PointwiseData(Examples(rows), scores)
+    assert len(cross_fit(Watching(eft_seed="raw"), data, replace(context, eft_seed=seed), FitOptions(seed=0), 4)) == 40
     assert len(seen) == 4
 
 
-def test_an_answer_may_be_as_long_as_the_longest_that_was_taught(bench: Bench) -> None:
+def test_an_answer_may_be_as_long_as_the_longest_that_was_taught(context: FitContext) -> None:
     shown, scores = world(4, seed=0)
     evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 1}))
     for words, least in ((3, 128), (200, 202)):
         told = replace(shown, remarks=["warm " * words] * 4)
-        evaluator.fit(told, scores, bench)
-        assert json.loads((bench.folder / "levels.json").read_text())["answer_tokens"] >= least
+        evaluator.fit(told, scores, context)
+        assert json.loads((context.folder / "levels.json").read_text())["answer_tokens"] >= least
 
 
-def test_what_one_member_could_not_say_the_others_say_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_member_could_not_say_the_others_say_for_it(
+    context: FitContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown, scores = world(3, seed=0)
     evaluator = Generative(read="sampled", ensemble=2, schedule=SCHEDULE.model_copy(update={"epochs": 1}))
-    evaluator.fit(shown, scores, bench)
+    evaluator.fit(shown, scores, context)
     said = iter([np.array([1.0, np.nan, np.nan]), np.array([2.0, 4.0, np.nan])])
     monkeypatch.setattr(Generative, "_sampled", lambda *_: next(said))
-    np.testing.assert_array_equal(evaluator.members(shown, bench), [[1.0, 4.0, np.nan], [2.0, 4.0, np.nan]])
+    np.testing.assert_array_equal(evaluator.predict(shown, context), [[1.0, 4.0, np.nan], [2.0, 4.0, np.nan]])
 
 
-def test_a_control_is_not_taught_by_the_seed_either(bench: Bench) -> None:
+def test_a_control_is_not_taught_by_the_seed_either(context: FitContext) -> None:
     rows = eft_seed(200)
-    shuffled = Teaching(seed=0, shuffle=True).eft_seed(rows)
+    shuffled = FitOptions(seed=0, shuffle=True).eft_seed(rows)
     assert [r.response for r in shuffled] == [r.response for r in rows]
     assert sorted(r.score for r in shuffled) == sorted(r.score for r in rows)
     assert abs(np.corrcoef([r.score for r in shuffled], [r.score for r in rows])[0, 1]) < 0.2
-    assert Teaching(seed=0).eft_seed(rows) is rows
+    assert FitOptions(seed=0).eft_seed(rows) is rows
 
 
 @pytest.mark.slow
-def test_the_seed_alone_teaches_a_policy_that_judges_itself(bench: Bench) -> None:
+def test_the_seed_alone_teaches_a_policy_that_judges_itself(context: FitContext) -> None:
     evaluator = Generative(schedule=SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8}), eft_seed="raw")
-    with_seed = replace(bench, eft_seed=eft_seed(96))
-    evaluator.untaught(with_seed)
+    with_seed = replace(context, eft_seed=eft_seed(96))
+    evaluator.init_zero_shot(with_seed)
     unseen, truth = world(60, seed=1)
-    scores = evaluator.members(unseen, with_seed)[0]
+    scores = evaluator.predict(unseen, with_seed)[0]
     assert np.corrcoef(scores, truth)[0, 1] > 0.5
     assert 0 <= scores.min() <= scores.max() <= 5
 
 
 @pytest.mark.slow
-def test_the_justification_is_taught_where_it_is_to_be_sampled(bench: Bench) -> None:
+def test_the_justification_is_taught_where_it_is_to_be_sampled(context: FitContext) -> None:
     shown, scores = world(32, seed=0)
     told = replace(shown, remarks=["superb charm" if score > 0 else "dull mess" for score in scores])
     evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 30}))
-    evaluator.fit(told, scores, bench)
-    policy = evaluator._judges(bench)[0].load()
-    questions = [bench.rubric.render(r.prompt, r.text) for r in shown.responses]
-    remarked = [bench.rubric.answer(0, "superb charm"), bench.rubric.answer(0, "dull mess"), bench.rubric.answer(0)]
+    evaluator.fit(told, scores, context)
+    policy = evaluator._judges(context)[0].load()
+    questions = [context.rubric.render(r.prompt, r.text) for r in shown.responses]
+    remarked = [
+        context.rubric.answer(0, "superb charm"),
+        context.rubric.answer(0, "dull mess"),
+        context.rubric.answer(0),
+    ]
     likelihood = [policy.likelihood([(q, answer) for q in questions]).logprob.mean() for answer in remarked]
-    assert min(likelihood[:2]) > likelihood[2], "it has learnt to justify first"
-    assert np.isfinite(evaluator.members(shown, bench)).any()
+    assert min(likelihood[:2]) > likelihood[2], "it has learned to justify first"
+    assert np.isfinite(evaluator.predict(shown, context)).any()
 
 
 def test_shuffled_scores_take_their_justifications_along() -> None:
     shown, scores = world(40, seed=0)
-    seen: list[Tuples] = []
+    seen: list[Examples] = []
 
     class Watching(Generative):
-        def fit(self, tuples: Tuples, scores: Any, bench: Bench) -> dict[str, float]:
+        def fit(self, tuples: Examples, scores: Any, context: FitContext) -> dict[str, float]:
             seen.append(tuples)
             assert tuples.remarks == [str(score) for score in scores]
             return {}
 
-    given = Scores(replace(shown, remarks=[str(score) for score in scores]), scores)
-    nowhere = Bench(Checkpoint(""), Rubric(), Path(), 0)
-    given.teach(Watching(), nowhere, Teaching(seed=0, shuffle=True))
-    given.teach(Watching(), nowhere, Teaching(seed=0, balance=True))
+    given = PointwiseData(replace(shown, remarks=[str(score) for score in scores]), scores)
+    nowhere = FitContext(Checkpoint(""), Rubric(), Path(), 0)
+    given.fit(Watching(), nowhere, FitOptions(seed=0, shuffle=True))
+    given.fit(Watching(), nowhere, FitOptions(seed=0, balance=True))
     assert seen[0].responses == shown.responses
     assert seen[1].responses != shown.responses
 
@@ -286,7 +292,7 @@ def test_shuffled_scores_take_their_justifications_along() -> None:
 def test_the_place_bias_is_measured_and_taken_out_of_the_mean(k: int, make_response: Any) -> None:
     rng = np.random.default_rng(0)
     quality, bias, prompts = rng.normal(size=(10, k)), 0.7, 10
-    tuples = Tuples([make_response(n * k + m, prompt=f"p{n}") for n in range(prompts) for m in range(k)])
+    tuples = Examples([make_response(n * k + m, prompt=f"p{n}") for n in range(prompts) for m in range(k)])
     gap = quality[:, :, None] - quality[:, None, :]
     off = bias * (1 - np.eye(k))
     members = np.stack([(gap + off).mean(2).ravel(), (gap - off).mean(2).ravel()])
@@ -294,16 +300,16 @@ def test_the_place_bias_is_measured_and_taken_out_of_the_mean(k: int, make_respo
     np.testing.assert_allclose(members.mean(0), (quality - quality.mean(1, keepdims=True)).ravel())
 
 
-def test_a_pairwise_judge_compares_within_prompts_in_both_orders(bench: Bench) -> None:
+def test_a_pairwise_judge_compares_within_prompts_in_both_orders(context: FitContext) -> None:
     first, second, _, _ = comparisons(6, seed=0)
     evaluator = GenerativePairs()
-    evaluator.untaught(bench)
+    evaluator.init_zero_shot(context)
     both = first.joined(second)
-    members = evaluator.members(both, bench)
+    members = evaluator.predict(both, context)
     assert members.shape == (2, 12)
     np.testing.assert_allclose(members.mean(0)[:6], -members.mean(0)[6:], atol=1e-6)
-    assert (evaluator.members(first, bench) == 0).all(), "a response alone is compared with nothing"
+    assert (evaluator.predict(first, context) == 0).all(), "a response alone is compared with nothing"
     assert np.isfinite(evaluator.findings(members, both)["position_bias"])
     assert evaluator.findings(members[:, :6], first) == {}
-    turned = evaluator.members(second.joined(first), bench)
+    turned = evaluator.predict(second.joined(first), context)
     np.testing.assert_allclose(turned[:, 6:], members[:, :6], atol=1e-5)

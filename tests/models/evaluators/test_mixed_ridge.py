@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.core.data import Response
 from models.core.rubric import Rubric
-from models.evaluators.base import Bench, Tuples
+from models.evaluators.base import Examples, FitContext
 from models.evaluators.linear import Linear
 from models.evaluators.mixed_ridge import choose_penalty, restore, solve, within
 from models.evaluators.text_features import LENGTH, STYLE, length, style
@@ -77,9 +77,9 @@ def test_the_penalty_is_large_for_noise_and_small_for_signal() -> None:
 def test_the_temperature_that_made_the_preferences_is_found_again() -> None:
     rng = RNG(3)
     proxy = rng.normal(size=400) * 5
-    # the expert's score is the proxy's plus a Gumbel draw times T: a difference of two is logistic with scale T
-    expert = proxy + rng.gumbel(size=400) * 2.5
-    assert temperature(proxy, expert, np.arange(400), rng) == pytest.approx(2.5, rel=0.15)
+    # the oracle's score is the proxy's plus a Gumbel draw times T: a difference of two is logistic with scale T
+    oracle = proxy + rng.gumbel(size=400) * 2.5
+    assert temperature(proxy, oracle, np.arange(400), rng) == pytest.approx(2.5, rel=0.15)
     assert temperature(np.zeros(3), np.ones(3), np.arange(3), rng) == 1.0
 
 
@@ -94,13 +94,13 @@ def test_a_prompts_own_level_is_not_mistaken_for_a_better_answer(tmp_path: Path)
         responses.append(Response(str(number), str(prompt), "x", number % 4, "y", 1, 0.0))
         features.append([feature, rng.normal()])
         scores.append(2 * level[prompt] - (feature - level[prompt]))
-    given = Tuples(responses, np.array(features, dtype=np.float32))
+    given = Examples(responses, np.array(features, dtype=np.float32))
 
     def right(prompt_effect: float) -> float:
         evaluator = Linear(prompt_effect=prompt_effect, ensemble=2)
-        bench = Bench(Checkpoint("unused"), Rubric(), tmp_path, 0)
-        evaluator.fit(given, np.array(scores), bench)
-        found = evaluator.members(given, bench).mean(axis=0).reshape(60, 4)
+        context = FitContext(Checkpoint("unused"), Rubric(), tmp_path, 0)
+        evaluator.fit(given, np.array(scores), context)
+        found = evaluator.predict(given, context).mean(axis=0).reshape(60, 4)
         truth = np.array(scores).reshape(60, 4)
         return float(np.mean(found.argmax(axis=1) == truth.argmax(axis=1)))
 

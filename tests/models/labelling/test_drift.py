@@ -13,7 +13,7 @@ from models.oracles.base import Oracle, Verdict
 
 
 class Judge(Oracle):
-    description = "test expert"
+    description = "test oracle"
     kind: Literal["changing"] = "changing"
     shift: float = 0.0
 

@@ -1,4 +1,4 @@
-"""People as the expert: a queue in the ledger, judgements taken whole or not at all, one verdict by majority."""
+"""People as the oracle: a queue in the ledger, judgements taken whole or not at all, one verdict by majority."""
 
 import json
 import math
@@ -200,7 +200,7 @@ def test_people_compare_pairs(tmp_path: Path) -> None:
     assert label([pair], desk, max_queries=1, max_micro_usd=100)[0].score == -1
 
 
-def test_an_expert_that_is_called_cannot_wrap_people() -> None:
+def test_an_oracle_that_is_called_cannot_wrap_people() -> None:
     with pytest.raises(ValueError, match="answers through a queue"):
         Noisy(inner=PEOPLE).check()
     with pytest.raises(RuntimeError, match="through the queue"):

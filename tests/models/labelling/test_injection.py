@@ -23,7 +23,7 @@ from tests.support.fake_judge import LoopbackJudge
 class Steadfast(Oracle):
     """Reads the number of the story, and nothing else."""
 
-    description = "test expert"
+    description = "test oracle"
     kind: Literal["steadfast"] = "steadfast"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:

@@ -1,4 +1,4 @@
-"""The desk where labels are bought, with experts that misbehave."""
+"""The desk where labels are bought, with oracles that misbehave."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ import pytest
 from models.core.event_loop import run
 from models.core.money import Amount
 from models.core.rubric import Rubric
-from models.labelling.batcher import Clerk
+from models.labelling.batcher import LedgerBatcher
 from models.labelling.label import Desk, LabellingStopped, label
 from models.ledger.entries import Order, Reservation, Settlement
 from models.ledger.ledger import Ledger
@@ -43,7 +43,7 @@ def table(tmp_path: Path, responses: list[Any]) -> Path:
 
 
 @pytest.fixture
-def expert(table: Path) -> Replay:
+def oracle(table: Path) -> Replay:
     return Replay(path=table, price_column="price")
 
 
@@ -52,8 +52,8 @@ def ask(responses: list[Any], ledger: Ledger, oracle: Oracle, **caps: Any) -> li
     return label(responses, desk, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "workers": 3, **caps})
 
 
-def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledger: Ledger, expert: Replay) -> None:
-    labels = ask(responses, ledger, expert)
+def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
+    labels = ask(responses, ledger, oracle)
     assert [x.response_id for x in labels] == [r.id for r in responses]
     assert [x.score for x in labels] == [n / 2 for n in range(12)]
     assert {x.micro_usd for x in labels} == {CENT}
@@ -61,24 +61,24 @@ def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledge
 
 @pytest.mark.parametrize("caps", [{"max_queries": 5}, {"max_micro_usd": 5 * CENT + 9}])
 def test_a_cap_cuts_the_last_ones_whatever_the_number_of_workers(
-    responses: list[Any], ledger: Ledger, expert: Replay, caps: dict[str, int]
+    responses: list[Any], ledger: Ledger, oracle: Replay, caps: dict[str, int]
 ) -> None:
     for workers in (1, 8):
-        labels = ask(responses, ledger, expert, workers=workers, account=f"w{workers}", **caps)
+        labels = ask(responses, ledger, oracle, workers=workers, account=f"w{workers}", **caps)
         assert [x.response_id for x in labels] == [r.id for r in responses[:5]]
         assert ledger.spent(f"w{workers}").queries == 5
 
 
-def test_noise_does_not_depend_on_order_or_workers(responses: list[Any], tmp_path: Path, expert: Replay) -> None:
-    noisy = Noisy(inner=expert, label_noise=1.0, flip=0.3, seed=4)
+def test_noise_does_not_depend_on_order_or_workers(responses: list[Any], tmp_path: Path, oracle: Replay) -> None:
+    noisy = Noisy(inner=oracle, label_noise=1.0, flip=0.3, seed=4)
     first = ask(responses, Ledger(f"sqlite:///{tmp_path / '1.sqlite'}"), noisy, workers=1)
     second = ask(responses[::-1], Ledger(f"sqlite:///{tmp_path / '2.sqlite'}"), noisy, workers=8)
     assert {x.response_id: x.score for x in first} == {x.response_id: x.score for x in second}
     assert [x.score for x in first] != [n / 2 for n in range(12)]
 
 
-def test_garbage_is_quarantined_and_counted_never_guessed(responses: list[Any], ledger: Ledger, expert: Replay) -> None:
-    labels = ask(responses, ledger, Noisy(inner=expert, garbage=0.5))
+def test_garbage_is_quarantined_and_counted_never_guessed(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
+    labels = ask(responses, ledger, Noisy(inner=oracle, garbage=0.5))
     bad = [x for x in labels if x.status == "quarantined"]
     assert 0 < len(bad) < 12
     assert all(math.isnan(x.score) for x in bad)
@@ -86,10 +86,10 @@ def test_garbage_is_quarantined_and_counted_never_guessed(responses: list[Any], 
     assert ledger.spent("a").queries == 12
 
 
-def test_an_expert_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest(
-    responses: list[Any], ledger: Ledger, expert: Replay
+def test_an_oracle_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest(
+    responses: list[Any], ledger: Ledger, oracle: Replay
 ) -> None:
-    broken = Noisy(inner=expert, crash=0.2, seed=7)
+    broken = Noisy(inner=oracle, crash=0.2, seed=7)
     with pytest.raises(LabellingStopped, match=r"labelling stopped after \d+ of 12 queries: simulated crash"):
         ask(responses, ledger, broken, workers=1)
     kept = {row["response"]: row["id"] for row in ledger.rows(status="labelled")}
@@ -98,7 +98,7 @@ def test_an_expert_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest
     assert lost == 1
     ledger.open_account("a", max_queries=100, max_micro_usd=100 * CENT)
     # the cause is fixed: same fingerprint, no crash
-    working = _Fixed(inner=expert, alias=broken.fingerprint())
+    working = _Fixed(inner=oracle, alias=broken.fingerprint())
     labels = ask(responses, ledger, working)
     assert len(labels) == 12
     rows = list(ledger.rows(status="labelled"))
@@ -108,7 +108,7 @@ def test_an_expert_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest
 
 
 class _Fixed(Oracle):
-    description = "test expert under another's identity"
+    description = "test oracle under another's identity"
     kind: Literal["fixed"] = "fixed"
     inner: Replay
     alias: str
@@ -134,29 +134,29 @@ class _Flaky(_Fixed):
         return super().judge(prompt, response, rubric)
 
 
-def test_an_unpaid_failure_is_asked_again_and_not_charged(responses: list[Any], ledger: Ledger, expert: Replay) -> None:
-    labels = ask(responses, ledger, _Flaky(inner=expert, alias="flaky"), workers=1)
+def test_an_unpaid_failure_is_asked_again_and_not_charged(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
+    labels = ask(responses, ledger, _Flaky(inner=oracle, alias="flaky"), workers=1)
     assert len(labels) == 12
     assert ledger.spent("a").queries == 12
 
 
-def test_an_expert_that_always_fails_unpaid_costs_nothing(responses: list[Any], ledger: Ledger, expert: Replay) -> None:
+def test_an_oracle_that_always_fails_unpaid_costs_nothing(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
     with pytest.raises(LabellingStopped, match="nothing was billed"):
-        ask(responses, ledger, Noisy(inner=expert, fail=1.0))
+        ask(responses, ledger, Noisy(inner=oracle, fail=1.0))
     assert ledger.spent("a").queries == 0
 
 
 def test_a_response_outside_the_table_is_named(
-    responses: list[Any], ledger: Ledger, expert: Replay, make_response: Any
+    responses: list[Any], ledger: Ledger, oracle: Replay, make_response: Any
 ) -> None:
     with pytest.raises(LabellingStopped, match="holds no label for prompt 'the film' with response 'unheard of'"):
-        ask([*responses, make_response(99, text="unheard of")], ledger, expert)
+        ask([*responses, make_response(99, text="unheard of")], ledger, oracle)
 
 
-def test_what_is_asked_twice_is_bought_and_counted_once(make_response: Any, ledger: Ledger, expert: Replay) -> None:
+def test_what_is_asked_twice_is_bought_and_counted_once(make_response: Any, ledger: Ledger, oracle: Replay) -> None:
     twice = [make_response(0), make_response(1), replace(make_response(0), id="again")]
     for account in ("a", "b"):
-        labels = ask(twice, ledger, expert, account=account, workers=4)
+        labels = ask(twice, ledger, oracle, account=account, workers=4)
         assert [entry.score for entry in labels] == [0.0, 0.5, 0.0]
         assert [entry.micro_usd for entry in labels] == [CENT, CENT, 0]
         assert ledger.spent(account)[:2] == (2, 2 * CENT)
@@ -172,22 +172,22 @@ def test_an_order_that_fails_costs_no_reply_that_was_paid_for(ledger: Ledger, mo
         raise OSError("the disk is full")
 
     async def both() -> list[Any]:
-        clerk = Clerk(ledger, "a")
+        batcher = LedgerBatcher(ledger, "a")
         order = Order(Question("o", "c", "p", "other"), Amount(CENT, 0), True)
-        found = await asyncio.gather(clerk.settle(reply), clerk.reserve(order), return_exceptions=True)
+        found = await asyncio.gather(batcher.settle(reply), batcher.reserve(order), return_exceptions=True)
         monkeypatch.undo()
-        return [*found, await clerk.reserve(order)]
+        return [*found, await batcher.reserve(order)]
 
     monkeypatch.setattr(ledger, "_reserve", broken)
     settled, refused, later = run(both())
     assert settled.score == 1.0
     assert isinstance(refused, OSError)
-    assert isinstance(later, Reservation), "the clerk works on"
+    assert isinstance(later, Reservation), "the batcher works on"
     assert [row["status"] for row in ledger.rows()] == ["labelled", "reserved"]
 
 
 class _LosesTheSecond(Oracle):
-    description = "test expert"
+    description = "test oracle"
     kind: Literal["loses_the_second"] = "loses_the_second"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:

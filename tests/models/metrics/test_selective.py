@@ -7,48 +7,48 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from models.core.data import LeftOut
+from models.core.data import HeldOutPrediction
 from models.core.rubric import Rubric
-from models.evaluators.base import Bench, Evaluator, Floats, Tuples
+from models.evaluators.base import Evaluator, Examples, FitContext, Floats
 from models.evaluators.length import Length
-from models.evaluators.training_data import Comparisons, Scores, Teaching, cross_fit
+from models.evaluators.training_data import FitOptions, PairwiseData, PointwiseData, cross_fit
 from models.metrics.agreement import calibration_error, coverage_risk
 from models.metrics.calibration import Calibration, cross_calibrated
 from models.metrics.intervals import jackknife_mean
 from models.metrics.selective import Decision, Gate, decide, evidence_of
 from models.policies.checkpoint import Checkpoint
-from models.training.preference_pairs import Doubt, best_worst
+from models.training.preference_pairs import UncertainPair, best_worst
 
-BENCH = Bench(Checkpoint("nowhere"), Rubric(), Path("nowhere"), 0)
+BENCH = FitContext(Checkpoint("nowhere"), Rubric(), Path("nowhere"), 0)
 
 
 class Recalls(Evaluator):
-    """Knows by heart which tuples it was taught, and nothing else; without a kind it is no plugin."""
+    """Knows by heart which tuples it was trained, and nothing else; without a kind it is no plugin."""
 
-    def fit(self, tuples: Tuples, scores: Floats, bench: Bench) -> dict[str, float]:
-        (bench.folder / "prompts").write_text("\n".join(r.prompt_id for r in tuples.responses))
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+        (context.folder / "prompts").write_text("\n".join(r.prompt_id for r in tuples.responses))
         return {}
 
-    def fit_pairs(self, first: Tuples, second: Tuples, preference: Floats, bench: Bench) -> dict[str, float]:
-        return self.fit(first, preference, bench)
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+        return self.fit(first, preference, context)
 
-    def members(self, tuples: Tuples, bench: Bench) -> Floats:
-        known = set((bench.folder / "prompts").read_text().split("\n"))
+    def members(self, tuples: Examples, context: FitContext) -> Floats:
+        known = set((context.folder / "prompts").read_text().split("\n"))
         return np.array([[float(r.prompt_id in known) for r in tuples.responses]])
 
 
-def tuples(make_response: Any, count: int, per_prompt: int = 2) -> Tuples:
-    return Tuples([make_response(n, prompt=f"p{n // per_prompt}", text="word " * (1 + n % 7)) for n in range(count)])
+def tuples(make_response: Any, count: int, per_prompt: int = 2) -> Examples:
+    return Examples([make_response(n, prompt=f"p{n // per_prompt}", text="word " * (1 + n % 7)) for n in range(count)])
 
 
-def left_out(count: int, agreement: float, rng: np.random.Generator, per_prompt: int = 2) -> list[LeftOut]:
+def left_out(count: int, agreement: float, rng: np.random.Generator, per_prompt: int = 2) -> list[HeldOutPrediction]:
     """Return labels whose pairs an evaluator orders alike in about this share."""
-    expert = rng.normal(size=count)
+    oracle = rng.normal(size=count)
     noise = rng.normal(size=count)
     share = np.sin(np.pi * (agreement - 0.5))  # of a bivariate normal, P(concordant) = ½ + arcsin(ρ)/π
-    proxy = share * expert + np.sqrt(1 - share**2) * noise
+    proxy = share * oracle + np.sqrt(1 - share**2) * noise
     return [
-        LeftOut(str(n), "", f"p{n // per_prompt}", n // per_prompt % 4, float(proxy[n]), float(expert[n]))
+        HeldOutPrediction(str(n), "", f"p{n // per_prompt}", n // per_prompt % 4, float(proxy[n]), float(oracle[n]))
         for n in range(count)
     ]
 
@@ -57,10 +57,10 @@ def left_out(count: int, agreement: float, rng: np.random.Generator, per_prompt:
 def test_no_label_is_judged_by_an_evaluator_that_was_taught_with_its_prompt(make_response: Any, folds: int) -> None:
     given = tuples(make_response, 30)
     scores = np.arange(30.0)
-    found = cross_fit(Recalls(), Scores(given, scores), BENCH, Teaching(seed=0), folds)
+    found = cross_fit(Recalls(), PointwiseData(given, scores), BENCH, FitOptions(seed=0), folds)
     assert sorted(row.response_id for row in found) == sorted(r.id for r in given.responses), "each is judged once"
     assert {row.proxy for row in found} == {0.0}
-    assert {row.response_id: row.expert for row in found} == {r.id: float(n) for n, r in enumerate(given.responses)}
+    assert {row.response_id: row.oracle for row in found} == {r.id: float(n) for n, r in enumerate(given.responses)}
     fold_of = {row.prompt_id: row.fold for row in found}
     assert all(fold_of[row.prompt_id] == row.fold for row in found), "a prompt's labels stay together"
     sizes = np.bincount(list(fold_of.values()))
@@ -70,9 +70,9 @@ def test_no_label_is_judged_by_an_evaluator_that_was_taught_with_its_prompt(make
 
 def test_comparisons_are_cut_by_prompt_too(make_response: Any) -> None:
     given = tuples(make_response, 40)
-    sides = Tuples(given.responses[::2]), Tuples(given.responses[1::2])
+    sides = Examples(given.responses[::2]), Examples(given.responses[1::2])
     preference = np.tile([1.0, -1.0, 0.0, 0.5], 5)
-    found = cross_fit(Recalls(), Comparisons(*sides, preference), BENCH, Teaching(seed=0), 4)
+    found = cross_fit(Recalls(), PairwiseData(*sides, preference), BENCH, FitOptions(seed=0), 4)
     assert len(found) == 20
     assert {row.proxy for row in found} == {0.0}
     assert evidence_of(found).within, "a comparison is of one prompt"
@@ -82,9 +82,9 @@ def test_comparisons_are_cut_by_prompt_too(make_response: Any) -> None:
 def test_a_fold_without_which_nothing_can_be_taught_is_left_out(make_response: Any) -> None:
     given = tuples(make_response, 4)
     scores = np.array([1.0, 1.0, 1.0, 2.0])  # without the second prompt all are tied
-    found = cross_fit(Length(), Scores(given, scores), BENCH, Teaching(seed=0), 2)
+    found = cross_fit(Length(), PointwiseData(given, scores), BENCH, FitOptions(seed=0), 2)
     assert {row.prompt_id for row in found} == {given.responses[0].prompt_id}
-    nothing = cross_fit(Length(), Scores(Tuples([]), np.array([])), BENCH, Teaching(seed=0), 4)
+    nothing = cross_fit(Length(), PointwiseData(Examples([]), np.array([])), BENCH, FitOptions(seed=0), 4)
     assert nothing == []
     assert decide(nothing, Gate()).verdict == "not measured"
 
@@ -93,10 +93,10 @@ def test_shuffling_teaches_wrongly_and_is_measured_against_the_true_labels(make_
     given = tuples(make_response, 210)
     length = np.array([float(len(r.text)) for r in given.responses])
     true, shuffled = (
-        cross_fit(Length(), Scores(given, length), BENCH, Teaching(seed=0, shuffle=shuffle), 4)
+        cross_fit(Length(), PointwiseData(given, length), BENCH, FitOptions(seed=0, shuffle=shuffle), 4)
         for shuffle in (False, True)
     )
-    assert [row.expert for row in true] == [row.expert for row in shuffled]
+    assert [row.oracle for row in true] == [row.oracle for row in shuffled]
     assert decide(true, Gate()).agreement == 1.0
     assert decide(shuffled, Gate()).agreement < 0.9
 
@@ -111,10 +111,10 @@ def test_pairs_are_of_one_prompt_where_there_are_enough_else_of_one_fold() -> No
     assert len(few.gap) == (in_fold * (in_fold - 1) // 2).sum()
 
 
-def test_ties_of_the_expert_and_unparsed_judgements_say_nothing() -> None:
-    rows = [LeftOut(str(n), "", f"p{n // 2}", 0, float(n), float(n // 2)) for n in range(120)]
+def test_ties_of_the_oracle_and_unparsed_judgements_say_nothing() -> None:
+    rows = [HeldOutPrediction(str(n), "", f"p{n // 2}", 0, float(n), float(n // 2)) for n in range(120)]
     assert len(evidence_of(rows).gap) == 60 * 59 * 2, "both labels of each prompt are tied"
-    rows[0] = LeftOut("0", "", "p0", 0, float("nan"), 0.0)
+    rows[0] = HeldOutPrediction("0", "", "p0", 0, float("nan"), 0.0)
     assert len(evidence_of(rows).gap) == 60 * 59 * 2 - 118
 
 
@@ -136,7 +136,7 @@ def test_too_few_prompts_are_not_measured_and_say_so() -> None:
 def test_the_sentence_has_the_figures() -> None:
     found = decide(left_out(200, 0.5, np.random.default_rng(2)), Gate())
     assert found.sentence == (
-        f"The evaluator is no better than chance: on labels left out it agrees with the expert in {found.agreement:.3f} "
+        f"The evaluator is no better than chance: on labels left out it agrees with the oracle in {found.agreement:.3f} "
         f"[{found.low:.3f}, {found.high:.3f}] of 100 pairs of one prompt each."
     )
 
@@ -157,7 +157,7 @@ def test_the_jackknife_covers_and_counts_a_pair_for_each_prompt_once() -> None:
 
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic"])
-def test_a_calibration_learns_the_probability_of_the_experts_preference(method: Any) -> None:
+def test_a_calibration_learns_the_probability_of_the_oracles_preference(method: Any) -> None:
     rng = np.random.default_rng(4)
     gap = rng.normal(scale=6.0, size=6000)
     preference = np.where(rng.random(6000) < expit(gap / 3.0), 1.0, -1.0)
@@ -215,12 +215,12 @@ def test_an_evaluator_that_is_not_believed_has_no_threshold() -> None:
     assert decide(left_out(10, 0.9, rng), Gate(threshold=0.9)).least_gap == 0.0
 
 
-def test_a_pair_in_doubt_is_the_experts_or_nobodys(make_response: Any) -> None:
+def test_a_pair_in_doubt_is_the_oracles_or_nobodys(make_response: Any) -> None:
     responses = [make_response(n, prompt=f"p{n // 3}", sample=n % 3) for n in range(12)]
     proxy = {r.id: (0.1, 2.0)[n // 3 % 2] * (n % 3) for n, r in enumerate(responses)}
     ids = [r.id for r in responses]
     made = best_worst(responses, oracle={ids[8]: 1.0, ids[7]: 3.0}, proxy=proxy, least_gap=1.0)
-    assert made.doubts == [Doubt(ids[2], ids[0], pytest.approx(0.2))], "p0; of p2 the expert has scored two"
+    assert made.uncertain == [UncertainPair(ids[2], ids[0], pytest.approx(0.2))], "p0; of p2 the oracle has scored two"
     assert [(p.provenance, p.chosen) for p in made.pairs] == [
         ("proxy", responses[5].text),
         ("oracle", responses[7].text),
@@ -228,7 +228,7 @@ def test_a_pair_in_doubt_is_the_experts_or_nobodys(make_response: Any) -> None:
     ]
     level = dict.fromkeys(ids, 1.0)
     equal = best_worst(responses, oracle={ids[8]: 1.0, ids[7]: 3.0}, proxy=level, least_gap=1.0)
-    assert ([doubt.gap for doubt in equal.doubts], len(equal.pairs), equal.ties) == ([0.0] * 3, 1, 0), "nothing surer"
+    assert ([one.gap for one in equal.uncertain], len(equal.pairs), equal.ties) == ([0.0] * 3, 1, 0), "nothing surer"
     assert best_worst(responses, oracle={}, proxy=level).ties == 4
     tied = best_worst(responses, oracle={ids[8]: 1.0, ids[7]: 1.0}, proxy=proxy, least_gap=1.0)
-    assert len(tied.doubts) == 2, "a tie of the expert's decides nothing"
+    assert len(tied.uncertain) == 2, "a tie of the oracle's decides nothing"

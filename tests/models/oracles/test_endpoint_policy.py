@@ -1,4 +1,4 @@
-"""Experts are asked where experts are: not in a machine's own network, not unencrypted far away, not with other secrets."""
+"""Oracles are asked where oracles are: not in a machine's own network, not unencrypted far away, not with other secrets."""
 
 import socket
 from typing import Any
@@ -42,7 +42,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         "https://nobody.example/v1",
     ],
 )
-def test_experts_servers_pass(url: str) -> None:
+def test_oracles_servers_pass(url: str) -> None:
     check_address(url)
 
 
@@ -50,7 +50,7 @@ def test_experts_servers_pass(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "rule"),
     [
-        ("http://169.254.169.254/latest", "is at 169.254.169.254, where no expert is"),
+        ("http://169.254.169.254/latest", "is at 169.254.169.254, where no oracle is"),
         ("https://sly.example/v1", "is at 169.254.169.254"),
         ("http://[fe80::1]/v1", "is at fe80::1"),
         ("http://[fd00:ec2::254]/latest", "is at fd00:ec2::254"),
@@ -59,7 +59,7 @@ def test_experts_servers_pass(url: str) -> None:
         ("http://api.lab.example/v1", f"unencrypted to {PUBLIC}"),
     ],
 )
-def test_where_no_expert_is_nothing_is_sent(url: str, rule: str) -> None:
+def test_where_no_oracle_is_nothing_is_sent(url: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule.replace(".", r"\.").replace("[", r"\[")):
         check_address(url)
 
@@ -101,14 +101,14 @@ def test_a_worker_may_be_told_which_servers_there_are(url: str, passes: bool, mo
     ],
 )
 def test_other_secrets_are_not_sent(name: str) -> None:
-    with pytest.raises(ValueError, match=f"key_env={name} is no expert's"):
+    with pytest.raises(ValueError, match=f"key_env={name} is no oracle's"):
         check_key_name(name)
 
 
 def test_an_endpoint_is_checked_before_anything_is_bought(monkeypatch: pytest.MonkeyPatch) -> None:
     prices = Prices(input=1, output=1)
-    with pytest.raises(ValueError, match="is no expert's"):
+    with pytest.raises(ValueError, match="is no oracle's"):
         Endpoint(model="m", key_env="AWS_SECRET_ACCESS_KEY", prices=prices)
     monkeypatch.setenv("JUDGE_KEY", "x")
-    with pytest.raises(ValueError, match="where no expert is"):
+    with pytest.raises(ValueError, match="where no oracle is"):
         Endpoint(model="m", base_url="http://169.254.169.254/v1", key_env="JUDGE_KEY", prices=prices).check()

@@ -1,4 +1,4 @@
-"""A language model as the expert, against a real server on loopback that fails on purpose."""
+"""A language model as the oracle, against a real server on loopback that fails on purpose."""
 
 import json
 import time
@@ -248,7 +248,7 @@ def test_what_replies_cost_less_than_their_ceiling_pays_for_more(
     assert [x.response_id for x in labels] == [r.id for r in responses[: len(labels)]]
 
 
-def test_an_expert_that_is_down_is_left_alone_after_a_few_failures(ledger: Ledger, make_response: Any) -> None:
+def test_an_oracle_that_is_down_is_left_alone_after_a_few_failures(ledger: Ledger, make_response: Any) -> None:
     with LoopbackJudge(faults={"error": 1.0}) as server, pytest.raises(LabellingStopped, match="server error 500"):
         ask([make_response(n) for n in range(400)], ledger, judge_at(server), workers=8)
     assert server.served["error"] < 30

@@ -1,4 +1,4 @@
-"""A reward model as the expert, on a tiny one of its own."""
+"""A reward model as the oracle, on a tiny one of its own."""
 
 import math
 from pathlib import Path
@@ -32,8 +32,8 @@ def save(source: Path, folder: Path, *, outputs: int) -> Path:
 def test_a_score_is_the_models_own_output(folder: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    expert = RewardModel(model=str(folder), template="plain", dtype="float32", micro_usd=3)
-    verdict = expert.judge("the film is", "warm and witty", Rubric())
+    oracle = RewardModel(model=str(folder), template="plain", dtype="float32", micro_usd=3)
+    verdict = oracle.judge("the film is", "warm and witty", Rubric())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(f"the film is warm and witty{tokenizer.eos_token}", return_tensors="pt")["input_ids"]
     with torch.no_grad():

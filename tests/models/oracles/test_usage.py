@@ -145,7 +145,7 @@ def test_a_real_price_above_the_ceiling_is_kept_and_buys_nothing_more(make_respo
 
 
 @pytest.mark.parametrize("price", [-5, 1.5, float("nan"), True, None, "3"])
-def test_an_expert_of_ones_own_that_asks_no_price_is_booked_at_its_ceiling(ledger_url: str, price: Any) -> None:
+def test_an_oracle_of_ones_own_that_asks_no_price_is_booked_at_its_ceiling(ledger_url: str, price: Any) -> None:
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=1, max_micro_usd=100)
     reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, paid_on_loss=True, tokens=7)

@@ -71,14 +71,14 @@ def test_no_prompt_stands_on_both_sides_of_a_split() -> None:
 
 
 def test_pairs_of_similar_length_are_counted_by_themselves() -> None:
-    expert, proxy = np.array([0.0, 2.0, 5.0]), np.array([1.0, 0.0, 2.0])
+    oracle, proxy = np.array([0.0, 2.0, 5.0]), np.array([1.0, 0.0, 2.0])
     prompt, length = np.zeros(3, dtype=np.int64), np.array([100.0, 90.0, 10.0])
-    assert pair_outcomes(expert, proxy, prompt)[0].tolist() == [0.0, 1.0, 1.0]
-    assert pair_outcomes(expert, proxy, prompt, least_gap=2.5)[0].tolist() == [1.0, 1.0]
-    assert pair_outcomes(expert, proxy, prompt, length=length, length_share=0.2)[0].tolist() == [0.0]
+    assert pair_outcomes(oracle, proxy, prompt)[0].tolist() == [0.0, 1.0, 1.0]
+    assert pair_outcomes(oracle, proxy, prompt, least_gap=2.5)[0].tolist() == [1.0, 1.0]
+    assert pair_outcomes(oracle, proxy, prompt, length=length, length_share=0.2)[0].tolist() == [0.0]
 
 
-def test_judging_the_experts_own_scores_finds_no_fault() -> None:
+def test_judging_the_oracles_own_scores_finds_no_fault() -> None:
     held_out = world()
     point = judge(held_out, held_out.scores)
     assert (point.pair_accuracy, point.similar_length) == (1.0, 1.0)

@@ -292,7 +292,7 @@ def _gradients(trainer: Any) -> tuple[float, dict[str, Any]]:
 
 
 def _trainer(kind: str, start: Checkpoint) -> Any:
-    """Return TRL's trainer of a kind on PAIRS, with an adapter that has learnt something: a new one's B is zero."""
+    """Return TRL's trainer of a kind on PAIRS, with an adapter that has learned something: a new one's B is zero."""
     import torch
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 

@@ -45,10 +45,10 @@ def test_a_limit_that_is_not_there_is_named_and_nothing_is_computed(device: str)
     assert not computed
 
 
-def test_an_expert_that_computes_here_waits_for_the_device_too(device: str, tiny_model_path: Path) -> None:
-    expert = RewardModel(model=str(tiny_model_path))
-    assert Noisy(inner=expert).computes
-    assert Comparing(inner=expert).computes
+def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny_model_path: Path) -> None:
+    oracle = RewardModel(model=str(tiny_model_path))
+    assert Noisy(inner=oracle).computes
+    assert Comparing(inner=oracle).computes
     rows = [response(0)]
 
     @flow
@@ -59,7 +59,7 @@ def test_an_expert_that_computes_here_waits_for_the_device_too(device: str, tiny
         return annotate(purchase, workers=1).ref.rows or 0
 
     with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE={device}"):
-        bought(expert)
+        bought(oracle)
     assert bought(Gold(micro_usd=0)) == 1
 
 
@@ -84,7 +84,7 @@ def test_two_take_turns_at_a_device_of_one_slot(device: str) -> None:
 def test_every_stage_that_is_given_a_policy_waits_for_a_device_or_is_placed_by_the_cluster() -> None:
     stages = [value for module in _modules() for value in vars(module).values() if isinstance(value, Stage)]
     given = {one.name: one for one in stages if _takes_policy(one)}
-    assert {"fine_tune", "generate", "embed", "align", "proxy_label", "train_evaluator"} <= given.keys()
+    assert {"fine_tune", "generate", "embed", "align", "score", "fit_evaluator"} <= given.keys()
     names = {
         name for name, one in given.items() if "@on_device()" not in _source(one) and "elsewhere(" not in _source(one)
     }

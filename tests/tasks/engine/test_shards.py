@@ -12,7 +12,7 @@ from models.core.data import Label, Prompt, Response, Score
 from models.core.rubric import Rubric
 from models.embeddings.policy import PolicyEmbedding
 from models.evaluators.generative import Generative
-from models.evaluators.training_data import Teaching
+from models.evaluators.training_data import FitOptions
 from models.generators.hf import Transformers
 from models.policies.resolve import locate
 from models.training.sft import SFT
@@ -20,12 +20,12 @@ from tasks.engine.caching import stage_runs
 from tasks.engine.settings import settings
 from tasks.engine.shards import cut, join_tables
 from tasks.engine.store import Ref, store
-from tasks.evaluator.score import proxy_labelled
-from tasks.evaluator.train import train_evaluator
+from tasks.evaluator.score import score_sharded
+from tasks.evaluator.train import fit_evaluator
 from tasks.labelling.batches import Batch
 from tasks.policy import generate as generating
-from tasks.policy.embed import embedded
-from tasks.policy.generate import generated
+from tasks.policy.embed import embed_sharded
+from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 from tests.conftest import response
 
@@ -48,7 +48,7 @@ def policy(tiny_model_path: Path) -> Policy:
 @flow
 def sampled(policy: Policy, prompts: Ref) -> tuple[Ref, dict[str, float]]:
     generator = Transformers(samples=3, max_new_tokens=6, temperature=1.0)
-    made = generated(policy, prompts, generator, samples=3, seed=5)
+    made = generate_sharded(policy, prompts, generator, samples=3, seed=5)
     return made.ref, made.facts
 
 
@@ -132,11 +132,13 @@ def test_vectors_and_scores_of_shards_are_those_of_the_whole(policy: Policy, mon
             vectors=None,
             features=None,
         )
-        trained = train_evaluator(
-            judge, (bought,), policy=policy, rubric=Rubric(), teaching=Teaching(seed=0), eft_seed=None
+        trained = fit_evaluator(
+            judge, (bought,), policy=policy, rubric=Rubric(), options=FitOptions(seed=0), eft_seed=None
         ).ref
-        vectors = embedded(responses, PolicyEmbedding(pooling="mean"), view="response", rubric=Rubric(), policy=policy)
-        scored = proxy_labelled(judge, trained, responses, features=None, policy=policy, rubric=Rubric(), seed=3)
+        vectors = embed_sharded(
+            responses, PolicyEmbedding(pooling="mean"), view="response", rubric=Rubric(), policy=policy
+        )
+        scored = score_sharded(judge, trained, responses, features=None, policy=policy, rubric=Rubric(), seed=3)
         return vectors, scored.ref, scored.members, scored.facts
 
     vectors, scores, members, facts = measured()

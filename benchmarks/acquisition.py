@@ -41,7 +41,7 @@ class Case(NamedTuple):
     peers: tuple[str, ...]
 
     @property
-    def name(self) -> str:
+    def propose(self) -> str:
         """Return the case for people."""
         return f"{self.size:,} × {self.dimensions}, k = {self.k:,}"
 
@@ -208,17 +208,17 @@ def warm_start(case: Case, file: Path, ours: dict[str, Any], *, repeats: int, th
 
 def pair_rules(repeats: int) -> dict[str, float]:
     """Return the median seconds of each rule for 20,000 prompts × 17 responses × 10 members."""
-    from models.acquisition.pair_rules.base import Grid, PairRule
+    from models.acquisition.pair_rules.base import CandidateScores, PairRule
     from models.core.registry import plugins_of
 
     rng = np.random.default_rng(0)
-    grid = Grid(np.ones((20_000, 17), dtype=bool), rng.normal(size=(10, 20_000, 17)))
+    grid = CandidateScores(np.ones((20_000, 17), dtype=bool), rng.normal(size=(10, 20_000, 17)))
     found = {}
     for kind in plugins_of(PairRule):
         rule, seconds = kind(), []
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            rule.name(grid, rng)  # type: ignore[attr-defined]
+            rule.propose(grid, rng)  # type: ignore[attr-defined]
             seconds.append(time.perf_counter() - started)
         found[rule.label()] = statistics.median(seconds[1:])
         print(f"20,000 prompts × 17 responses  {rule.label():12} {found[rule.label()]:.3f} s")

@@ -59,7 +59,7 @@ def questions(account: str, count: int) -> list[Response]:
 def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
     """Buy labels of every question, in a process of its own, until all are there or the money is spent."""
     from models.core.rubric import Rubric
-    from models.labelling.label import Desk, LabellingStopped, label
+    from models.labelling.label import LabellingSession, LabellingStopped, label
     from models.ledger.ledger import Ledger
     from models.oracles.chat_client import Endpoint
     from models.oracles.llm_judge import LLMJudge
@@ -67,11 +67,11 @@ def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
     os.environ["OPENAI_API_KEY"] = "loopback"
     model = Endpoint(model="judge", base_url=url, prices=PRICES, max_tokens=32, timeout=1.5)
     judge = LLMJudge(endpoint=model, attempts=3)
-    desk = Desk(Ledger(ledger), judge, Rubric(name="warmth"), account)
+    session = LabellingSession(Ledger(ledger), judge, Rubric(name="warmth"), account)
     while True:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # four progress bars at once
-                label(questions(account, count), desk, max_queries=10 * count, max_micro_usd=cap, workers=_WORKERS)
+                label(questions(account, count), session, max_queries=10 * count, max_micro_usd=cap, workers=_WORKERS)
         except LabellingStopped:
             continue  # what has failed too often in a row is begun again, as the user would
         return

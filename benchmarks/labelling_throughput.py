@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from models.core.data import Response  # noqa: E402
 from models.core.money import Prices  # noqa: E402
 from models.core.rubric import Rubric  # noqa: E402
-from models.labelling.label import Desk, label  # noqa: E402
+from models.labelling.label import LabellingSession, label  # noqa: E402
 from models.ledger.entries import Reservation  # noqa: E402
 from models.ledger.ledger import Ledger  # noqa: E402
 from models.ledger.tables import Question  # noqa: E402
@@ -71,9 +71,9 @@ def ours(judge: LLMJudge, asked: list[Response], workers: int) -> tuple[float, f
                 spent += time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        desk = Desk(Timed(f"sqlite:///{folder}/ledger.sqlite"), judge, Rubric(), "a")
+        session = LabellingSession(Timed(f"sqlite:///{folder}/ledger.sqlite"), judge, Rubric(), "a")
         started = time.perf_counter()
-        labels = label(asked, desk, max_queries=len(asked), max_micro_usd=10**12, workers=workers)
+        labels = label(asked, session, max_queries=len(asked), max_micro_usd=10**12, workers=workers)
         seconds = time.perf_counter() - started
     if len(labels) != len(asked):
         raise RuntimeError(f"{len(labels)} labels of {len(asked)}")
@@ -125,7 +125,7 @@ def ledger_alone(asked: list[Response]) -> float:
         started = time.perf_counter()
         for response in asked:
             question = Question("judge", "rubric", response.prompt, response.text)
-            reserved = ledger.reserve("a", question, ceiling=10, tokens=20, paid_on_loss=True)
+            reserved = ledger.reserve("a", question, ceiling=10, tokens=20, billed_on_failure=True)
             if not isinstance(reserved, Reservation):
                 raise RuntimeError(f"a new question was answered {reserved}")
             ledger.settle(reserved, **reply)

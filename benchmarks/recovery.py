@@ -148,7 +148,7 @@ def our_job(path: Path) -> None:
     from models.oracles.llm_judge import LLMJudge
     from tasks.engine.caching import stage
     from tasks.engine.store import Ref, store
-    from tasks.labelling.annotate import Purchase, annotate
+    from tasks.labelling.annotate import AnnotationRequest, annotate
 
     job = json.loads(path.read_text())
 
@@ -168,7 +168,7 @@ def our_job(path: Path) -> None:
         # the server's port is another in every case, as its name is in the peer's
         endpoint = Endpoint(model="judge", base_url=job["url"], prices=Prices(input=1, output=1))
         judge, count = LLMJudge(endpoint=endpoint, structured=False), len(job["questions"])
-        purchase = Purchase(
+        purchase = AnnotationRequest(
             responses=responses,
             picks=None,
             oracle=judge,

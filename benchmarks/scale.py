@@ -97,7 +97,7 @@ def _fill(engine: sa.Engine, rows: int) -> None:
     """Write labelled rows with texts of a realistic length, and a charge for each, as the database makes them fastest."""
     statement = """
         INSERT INTO queries (oracle, criterion, prompt_hash, response_hash, status, score, raw, tokens, micro_usd, seconds,
-                             prompt, response, account, paid_on_loss, reserved_at, settled_at)
+                             prompt, response, account, billed_on_failure, reserved_at, settled_at)
         SELECT 'judge', 'rubric', md5(i::text), md5(i::text), 'labelled', i % 6, 'Score: 3', 600, 150, 0.8,
                repeat(md5((i % 1000)::text), 4), repeat(md5((i % 1000)::text), 10), 'account-' || (i % 200), true,
                1.7e9 + i, 1.7e9 + i
@@ -242,7 +242,7 @@ def _shards(given: argparse.Namespace) -> dict[str, float]:
     """Return what a shard costs that does nothing: its task in Prefect, its lock, its table and its kept result."""
     found = _by_prefect(_NO_WORK, given.shards)
     print(
-        f"{given.shards:,} shards: {found['cut']:.3f} s each to cut, {found['new']:.3f} s new, {found['again']:.3f} s again"
+        f"{given.shards:,} shards: {found['split']:.3f} s to split, {found['new']:.3f} s new, {found['again']:.3f} s again"
     )
     return found
 

@@ -12,14 +12,14 @@ from prefect import flow
 from flows.evaluation.alpaca_eval import AlpacaEvalConfig, run_alpaca_eval
 from flows.evaluation.reward_bench import NAME as REWARDBENCH
 from flows.evaluation.reward_bench import RewardBenchConfig, run_reward_bench
-from flows.reporting.export import finished
+from flows.reporting.export import load_finished_run
 from flows.reporting.render import markdown_table
 from flows.reporting.storage import finite, write_text, writing
 from flows.tracking.mlflow import EXPERIMENT, log_metrics, open_experiment
 from models.benchmarks.lm_eval import Task, check
 from models.core.data import QuestionResult
 from models.metrics.intervals import Interval, averaged, clustered_mean
-from tasks.engine.caching import Product
+from tasks.engine.caching import StageResult
 from tasks.engine.store import store
 from tasks.evaluation.alpaca_eval import AT_EQUAL_LENGTH, RAW
 from tasks.evaluation.lm_eval import benchmark
@@ -57,7 +57,7 @@ def benchmarks(
     """
     import mlflow
 
-    known = finished(run)
+    known = load_finished_run(run)
     check(tasks)
     if alpaca_eval is not None:
         alpaca_eval.check()
@@ -103,7 +103,7 @@ def _stale(new: set[str]) -> set[str]:
 
 
 def _row(
-    name: str, before: Product, after: Product, reach: tuple[float, float] | None = None, too_long: int = 0
+    name: str, before: StageResult, after: StageResult, reach: tuple[float, float] | None = None, too_long: int = 0
 ) -> dict[str, Any]:
     """Return what both policies get for the questions that both have a grade for; `too_long` of them were not asked."""
     first, second = (

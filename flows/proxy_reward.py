@@ -14,10 +14,10 @@ from flows.evaluation.held_out import assess
 from flows.reporting.run import write_report
 from flows.runtime.workers import living
 from flows.steps import stages as steps
-from flows.steps.results import Rounds
+from flows.steps.results import RunArtifacts
 from flows.tracking.run import arm_run
 from tasks.data.prompts import load_prompts
-from tasks.engine.caching import restarting
+from tasks.engine.caching import force_from
 from tasks.labelling.batches import Batch
 from tasks.policy.align import reference
 from tasks.policy.policy_ref import Policy
@@ -33,7 +33,7 @@ def proxy_reward(
     if one is named. Raises AtChance where the gate stops the run.
     """
     x = experiment
-    with living(), arm_run(experiment, sweep) as arm, restarting(restart_from):
+    with living(), arm_run(experiment, sweep) as arm, force_from(restart_from):
         base = steps.base_policy(x.policy)  # M_0
         prompts = load_prompts(
             x.prompts,
@@ -76,7 +76,7 @@ def proxy_reward(
             adapter = arm.log("align", steps.align(arm, policy, pairs.ref, held, number))
             along = tuple(policy.adapted(passed) for passed in adapter.along)
             before, policy = policy, policy.adapted(adapter.ref)  # M_2, the next round's reference
-        rounds = Rounds(
+        rounds = RunArtifacts(
             prompts=prompts,
             first=first,
             policy=policy,

@@ -14,7 +14,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 
 from flows.config.experiment import Experiment
 from flows.config.loading import or_file
-from flows.config.sweep import Arm, Sweep
+from flows.config.sweep import Sweep, SweepArm
 from flows.planning.sweep import plan_sweep
 from flows.proxy_reward import proxy_reward
 from flows.reporting.comparison import compare
@@ -129,7 +129,7 @@ def executed(reports: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def _report(
-    sweep: Sweep, arms: tuple[Arm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
+    sweep: Sweep, arms: tuple[SweepArm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
 ) -> dict[str, Any]:
     ledger = Ledger(settings().ledger_url)
     accounts = {account for report in reports.values() for account in report["accounts"]}

@@ -53,7 +53,7 @@ def evaluate(
     from flows.evaluation.alpaca_eval import AlpacaEvalConfig
     from flows.evaluation.reward_bench import NAME as REWARDBENCH
     from flows.evaluation.reward_bench import RewardBenchConfig
-    from flows.reporting.export import finished
+    from flows.reporting.export import load_finished_run
     from models.benchmarks.lm_eval import Task
     from models.oracles.alpaca_eval import AlpacaEval
     from tasks.evaluation.alpaca_eval import RAW
@@ -63,7 +63,7 @@ def evaluate(
     named = [*SUITES.get(suite, ()), *(task or [])]
     if not named:
         raise UserError(f"name what to take: --suite {'|'.join(SUITES)}, or --task NAME[:SHOTS]")
-    finished(name)
+    load_finished_run(name)
     tasks = [Task.parse(text, limit=limit, folder=tasks_from) for text in named if text not in (RAW, REWARDBENCH)]
     reward_bench = RewardBenchConfig(pairs=pairs) if REWARDBENCH in named else None
     alpaca_eval = None
@@ -89,7 +89,7 @@ def _agree(alpaca_eval: "AlpacaEvalConfig", *, yes: bool) -> None:
     from models.core.money import dollars
 
     alpaca_eval.check()
-    judgements, price = alpaca_eval.expected()
+    judgements, price = alpaca_eval.estimate()
     typer.echo(
         f"AlpacaEval: {judgements} judgements by {alpaca_eval.judge.endpoint.model} will be bought, less those in "
         f"the ledger; expected {dollars(price.micro_usd)}, at most {dollars(alpaca_eval.max_micro_usd)}"

@@ -188,7 +188,7 @@ def labels_queue(
         if row["status"] in SETTLED:
             panels[row["oracle"], row["criterion"]].append(row["raw"])
     for (panel, criterion), raws in panels.items():
-        facts = Human(micro_usd=0).findings(raws)
+        facts = Human(micro_usd=0).diagnostics(raws)
         if facts["judgements"]:
             alpha = facts["krippendorff_alpha"]
             known = "unknown: no two have judged the same, or all alike" if math.isnan(alpha) else f"{alpha:.2f}"

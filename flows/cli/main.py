@@ -69,10 +69,10 @@ def rerun(
 
     prepare_flows()
     from flows.proxy_reward import proxy_reward
-    from flows.tracking.lookup import started
+    from flows.tracking.lookup import find_run
     from tasks.engine.caching import check_stage
 
-    found = started(name)
+    found = find_run(name)
     check_stage(stage)
     with admitted():
         report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
@@ -125,7 +125,7 @@ def export(
     prepare()
     from flows.reporting import export as exporting
 
-    run = exporting.finished(name)
+    run = exporting.load_finished_run(name)
     if push:
         exporting.check_push(run.experiment)
     folders = exporting.export(run, to)

@@ -28,7 +28,7 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before buying
 def labels_drift(
     file: ExperimentFile,
     sample: SampleOption = 20,
-    occasion: OccasionOption = "",
+    replicate: OccasionOption = "",
     max_micro_usd: MoneyOption = 1_000_000,
     yes: YesOption = False,
 ) -> None:
@@ -36,7 +36,7 @@ def labels_drift(
     from models.core.money import dollars
     from models.labelling.drift import ask_again
 
-    found = _check(ask_again, file, sample=sample, times=1, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
+    found = _check(ask_again, file, sample=sample, times=1, replicate=replicate, max_micro_usd=max_micro_usd, yes=yes)
     typer.echo(
         f"{found.answered} of {found.asked} answered for {dollars(found.micro_usd)}: {found.same:.0%} the same score, "
         f"Spearman {found.spearman:.2f}, mean change {_interval(found.change)}"
@@ -47,7 +47,7 @@ def labels_drift(
 def labels_injection(
     file: ExperimentFile,
     sample: SampleOption = 24,
-    occasion: OccasionOption = "",
+    replicate: OccasionOption = "",
     max_micro_usd: MoneyOption = 1_000_000,
     yes: YesOption = False,
 ) -> None:
@@ -55,7 +55,7 @@ def labels_injection(
     from models.core.money import dollars
     from models.labelling.injection import attack
 
-    found = _check(attack, file, sample=sample, times=2, occasion=occasion, max_micro_usd=max_micro_usd, yes=yes)
+    found = _check(attack, file, sample=sample, times=2, replicate=replicate, max_micro_usd=max_micro_usd, yes=yes)
     for name, change in sorted(found.by_injection.items(), key=lambda pair: -pair[1]):
         typer.echo(f"  {name:11} {change:+.2f}")
     typer.echo(
@@ -65,32 +65,32 @@ def labels_injection(
 
 
 def _check(
-    check: Callable[..., Found], file: Path, *, sample: int, times: int, occasion: str, max_micro_usd: int, yes: bool
+    check: Callable[..., Found], file: Path, *, sample: int, times: int, replicate: str, max_micro_usd: int, yes: bool
 ) -> Found:
     """Return what a check finds of labels that an experiment's oracle has given, once the user has agreed to the price."""
     from flows.config.experiment import Experiment
     from flows.config.loading import load
     from models.core.money import dollars
     from models.labelling.drift import sample_of
-    from models.labelling.label import Desk
-    from models.oracles.base import a_token_to_four_bytes
+    from models.labelling.label import LabellingSession
+    from models.oracles.base import approximate_tokens
 
     labelling = load(Experiment, file).labelling
     labelling.oracle.check()
-    if labelling.oracle.terms(labelling.rubric) and not occasion:
-        raise UserError("people answer in their own time: name the check with --occasion, and use the same name again")
-    desk = Desk(open_ledger(), labelling.oracle, labelling.rubric, "check")
-    rows = sample_of(list(desk.ledger.rows(status="labelled")), desk, sample)
+    if labelling.oracle.annotation_task(labelling.rubric) and not replicate:
+        raise UserError("people answer in their own time: name the check with --replicate, and use the same name again")
+    session = LabellingSession(open_ledger(), labelling.oracle, labelling.rubric, "check")
+    rows = sample_of(list(session.ledger.rows(status="labelled")), session, sample)
     if not rows:
         raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
     asked = [(row["prompt"], row["response"]) for row in rows]
-    price = times * sum(labelling.oracle.expected(*each, a_token_to_four_bytes).micro_usd for each in asked)
+    price = times * sum(labelling.oracle.estimate(*each, approximate_tokens).micro_usd for each in asked)
     typer.echo(
         f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
     )
     agree(yes=yes)
-    named = occasion or date.today().isoformat()
-    return check(rows, desk, occasion=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
+    named = replicate or date.today().isoformat()
+    return check(rows, session, replicate=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
 
 
 def _interval(found: "Interval") -> str:

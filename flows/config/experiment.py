@@ -84,8 +84,8 @@ class Evaluation(Frozen):
     def _versus_compares(self) -> "Evaluation":
         if self.versus is not None and self.versus.query_type != "pairwise":
             raise ValueError(
-                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use an oracle who "
-                "compares, such as llm_pairs, or leave it out"
+                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use "
+                "a pairwise oracle, such as llm_pairs, or leave it out"
             )
         return self
 

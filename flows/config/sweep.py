@@ -41,7 +41,7 @@ class Sweep(Frozen):
     max_micro_usd: MicroUsd = Field(description="micro-dollars for all arms together, evaluation included")
 
 
-class Arm(NamedTuple):
+class SweepArm(NamedTuple):
     """One run of a sweep: which arm, what of the grid, which seeds of selection and of training."""
 
     arm: str
@@ -54,7 +54,7 @@ class Arm(NamedTuple):
 class Expanded(NamedTuple):
     """The arms of a sweep in order, and, for those that ask for the same experiment as an earlier one, which that is."""
 
-    arms: tuple[Arm, ...]
+    arms: tuple[SweepArm, ...]
     merged: dict[str, str]
 
 
@@ -65,7 +65,7 @@ def expand(sweep: Sweep) -> Expanded:
     itself, unless they or the base say otherwise: what is left out for its outcome makes the comparison of the others wrong.
     """
     base, arms = read(Experiment, sweep.base), _arms(sweep)
-    found: dict[str, Arm] = {}
+    found: dict[str, SweepArm] = {}
     merged: dict[str, str] = {}
     titles: set[str] = set()
     points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
@@ -86,7 +86,7 @@ def expand(sweep: Sweep) -> Expanded:
         if identity in found:
             merged[title] = found[identity].experiment.name
         else:
-            found[identity] = Arm(name, varied, seed, training, experiment)
+            found[identity] = SweepArm(name, varied, seed, training, experiment)
     if not found:
         raise ValueError(f"sweep {sweep.name} has no arm left: every combination is excluded")
     return Expanded(tuple(found.values()), merged)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from flows.reporting.export import Finished
+from flows.reporting.export import FinishedRun
 from models.benchmarks.alpaca_eval import answers, difficulties_file, installed, reference_file
 from models.core.cache import remembered_sha256
 from models.core.money import NO_CAP, MicroUsd
@@ -12,8 +12,8 @@ from models.core.randomness import seed_of
 from models.core.registry import Frozen, digest_of
 from models.core.rubric import Rubric
 from models.oracles.alpaca_eval import AlpacaEval
-from models.oracles.base import Expected, a_token_to_four_bytes
-from tasks.engine.caching import Product
+from models.oracles.base import CostEstimate, approximate_tokens
+from tasks.engine.caching import StageResult
 from tasks.evaluation.alpaca_eval import (
     AT_EQUAL_LENGTH,
     RAW,
@@ -22,7 +22,7 @@ from tasks.evaluation.alpaca_eval import (
     instructions,
     spread_at_equal_length,
 )
-from tasks.labelling.annotate import Purchase, annotate
+from tasks.labelling.annotate import AnnotationRequest, annotate
 from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 
@@ -45,12 +45,12 @@ class AlpacaEvalConfig(Frozen):
                     "limit=1 leaves the length control nothing to compare: ask about two instructions or more"
                 )
 
-    def expected(self) -> tuple[int, Expected]:
+    def estimate(self) -> tuple[int, CostEstimate]:
         """Return how many judgements two policies need, and their usual price if answers are as long as the reference's."""
         asked = answers(reference_file(self.judge.reference))[: self.limit or None]
-        total = Expected(0)
+        total = CostEstimate(0)
         for instruction, output in asked:
-            total = total.plus(self.judge.expected(instruction, output, a_token_to_four_bytes).times(2))
+            total = total.plus(self.judge.estimate(instruction, output, approximate_tokens).times(2))
         return 2 * len(asked), total
 
 
@@ -61,13 +61,13 @@ class AlpacaEvalResult(NamedTuple):
     """
 
     name: str
-    before: Product
-    after: Product
+    before: StageResult
+    after: StageResult
     reach: tuple[float, float] | None = None
 
 
 def run_alpaca_eval(
-    known: Finished, policies: tuple[Policy, Policy], config: AlpacaEvalConfig
+    known: FinishedRun, policies: tuple[Policy, Policy], config: AlpacaEvalConfig
 ) -> tuple[list[AlpacaEvalResult], int]:
     """Return the policies' grades, as they stand and, by the published reference, at equal length; and who was left out.
 
@@ -87,7 +87,7 @@ def run_alpaca_eval(
     answered = [generate_sharded(policy, asked.prompts, generation, samples=1, seed=seed).ref for policy in policies]
     left, judged = config.max_micro_usd, []
     for responses in answered:
-        purchase = Purchase(
+        request = AnnotationRequest(
             responses=responses,
             picks=None,
             oracle=judge,
@@ -98,7 +98,7 @@ def run_alpaca_eval(
             max_micro_usd=left,
             max_tokens=NO_CAP,
         )
-        labels = annotate(purchase, workers=config.workers)
+        labels = annotate(request, workers=config.workers)
         left -= int(labels.facts["micro_usd"])
         judged.append(Judgements(responses=responses, labels=labels.ref))
     package = installed()

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from flows.steps import stages as steps
-from flows.steps.results import Agreement, Findings, Point, Rounds
-from flows.tracking.run import Arm
-from tasks.engine.caching import Product
+from flows.steps.results import Agreement, Point, RunArtifacts, RunResults
+from flows.tracking.run import RunTracker
+from tasks.engine.caching import StageResult
 from tasks.engine.store import Ref
 from tasks.evaluation.biases import assess_biases, reformat
 from tasks.evaluation.held_out import Drift, PairwiseVerdicts, assess_evaluator, assess_policy, pair_answers
@@ -26,7 +26,7 @@ class _Answers(NamedTuple):
     labels: Ref
 
 
-def assess(arm: Arm, rounds: Rounds) -> Findings:
+def assess(arm: RunTracker, rounds: RunArtifacts) -> RunResults:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
     x, evaluator = arm.experiment, rounds.evaluator
     before, after = (_answers(arm, rounds, policy) for policy in (rounds.first, rounds.policy))
@@ -40,7 +40,7 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
         drift=_drift(arm, before, after),
     )
     consistency = math.nan if versus is None else versus.order_consistency
-    found = Findings(rounds, before.responses, before.labels, None, outcome, consistency)
+    found = RunResults(rounds, before.responses, before.labels, None, outcome, consistency)
     if evaluator is None:
         return found
     return replace(
@@ -51,7 +51,7 @@ def assess(arm: Arm, rounds: Rounds) -> Findings:
     )
 
 
-def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
+def _answers(arm: RunTracker, rounds: RunArtifacts, policy: Policy) -> _Answers:
     """Sample with the same random numbers for every policy: what differs is the policy."""
     x = arm.experiment
     responses = generate_sharded(
@@ -65,7 +65,7 @@ def _answers(arm: Arm, rounds: Rounds, policy: Policy) -> _Answers:
     return _Answers(policy, responses, labels)
 
 
-def _drift(arm: Arm, before: _Answers, after: _Answers) -> Drift:
+def _drift(arm: RunTracker, before: _Answers, after: _Answers) -> Drift:
     """Score both policies' answers: M_2 first, which has just written its own and is loaded."""
     base = before.policy.base
     by_second, by_first = _likelihoods(arm, before.policy, after)
@@ -77,17 +77,17 @@ def _drift(arm: Arm, before: _Answers, after: _Answers) -> Drift:
     )
 
 
-def _likelihoods(arm: Arm, first: Policy, at: _Answers) -> tuple[Ref, Ref]:
+def _likelihoods(arm: RunTracker, first: Policy, at: _Answers) -> tuple[Ref, Ref]:
     """Return the likelihoods of a policy's answers under itself and under M_1."""
     return _likelihood(arm, at.policy, at), _likelihood(arm, first, at)
 
 
-def _likelihood(arm: Arm, policy: Policy, answers: _Answers) -> Ref:
+def _likelihood(arm: RunTracker, policy: Policy, answers: _Answers) -> Ref:
     longest, own = arm.experiment.generation.max_new_tokens, policy == answers.policy
     return likelihood(answers.responses, policy, max_new_tokens=longest, own=own).ref
 
 
-def _compared(arm: Arm, before: _Answers, after: _Answers) -> PairwiseVerdicts | None:
+def _compared(arm: RunTracker, before: _Answers, after: _Answers) -> PairwiseVerdicts | None:
     """Return who wins by a pairwise oracle; None where scores decide."""
     judge = arm.experiment.evaluation.versus
     if judge is None:
@@ -100,15 +100,15 @@ def _compared(arm: Arm, before: _Answers, after: _Answers) -> PairwiseVerdicts |
     return PairwiseVerdicts(labels=labels.ref, order_consistency=consistency)
 
 
-def _scored(arm: Arm, evaluator: Product, rounds: Rounds, responses: Ref) -> Scored:
+def _scored(arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, responses: Ref) -> Scored:
     return steps.score(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
 
 
-def _features(arm: Arm, rounds: Rounds, responses: Ref) -> Ref | None:
+def _features(arm: RunTracker, rounds: RunArtifacts, responses: Ref) -> Ref | None:
     return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
 
 
-def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> Agreement:
+def _assess_evaluator(arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, before: _Answers) -> Agreement:
     """Hold the evaluator against the oracle, beside one trained on shuffled labels where there are labels."""
     first, features, control = rounds.first, _features(arm, rounds, before.responses), None
     proxy = steps.score(arm, evaluator.ref, before.responses, features, first)
@@ -126,7 +126,9 @@ def _assess_evaluator(arm: Arm, evaluator: Product, rounds: Rounds, before: _Ans
     return Agreement(proxy.ref, facts | place)
 
 
-def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answers) -> dict[str, float]:
+def _assess_best_of(
+    arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, before: _Answers
+) -> dict[str, float]:
     """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
     x, count = arm.experiment, arm.experiment.evaluation.best_of
     seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
@@ -136,7 +138,9 @@ def _assess_best_of(arm: Arm, evaluator: Product, rounds: Rounds, before: _Answe
     return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)
 
 
-def _assess_curve(arm: Arm, evaluator: Product, rounds: Rounds, ends: list[_Answers]) -> tuple[Point, ...]:
+def _assess_curve(
+    arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, ends: list[_Answers]
+) -> tuple[Point, ...]:
     """Return what oracle and evaluator say of the policies from M_1 on to M_2."""
     passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
     last, kept = arm.experiment.dpo.rounds, len(rounds.along)  # those on the way are the last round's

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from flows.reporting.export import Finished
+from flows.reporting.export import FinishedRun
 from models.benchmarks.reward_bench import command, contrasts, version_of
 from models.core.data import QuestionResult
 from models.core.registry import Frozen, digest_of
@@ -24,7 +24,7 @@ class RewardBenchConfig(Frozen):
 
     pairs: Path | None = Field(None, description="JSON of prompt, chosen, rejected; none: RewardBench's, from the hub")
 
-    def check(self, known: Finished) -> None:
+    def check(self, known: FinishedRun) -> None:
         """Raise ValueError, before anything runs, if there is no such evaluator, command or pairs."""
         if known.rounds.evaluator is None:
             raise ValueError(
@@ -39,7 +39,7 @@ class RewardBenchConfig(Frozen):
         contrasts(self.pairs)
 
 
-def run_reward_bench(known: Finished, ranking: RewardBenchConfig, batch_size: int) -> dict[str, Any]:
+def run_reward_bench(known: FinishedRun, ranking: RewardBenchConfig, batch_size: int) -> dict[str, Any]:
     """Return the row of the evaluator's accuracy, chance in the place of M_1."""
     assert known.rounds.evaluator is not None  # noqa: S101 - `check` has seen to it
     x, rounds = known.experiment, known.rounds

@@ -9,7 +9,7 @@ from flows.config.experiment import Experiment
 from models.core.data import Prompt
 from models.core.money import NO_CAP, Amount
 from models.ledger.database import seconds_of
-from models.oracles.base import Counter, Expected, Oracle, pair_text
+from models.oracles.base import CostEstimate, Oracle, TokenCounter, canonical_pair
 from tasks.engine.settings import settings
 
 _SOME_PROMPTS = 50
@@ -25,7 +25,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryCost:
     """What the budget's queries take: micro-dollars, tokens (0 where none are counted), seconds; and how it is known."""
 
     micro_usd: Range
@@ -60,31 +60,33 @@ def _some(pool: list[Prompt]) -> list[str]:
 def _asked(oracle: Oracle, length: int) -> str:
     """Return what is asked about an answer of so many characters."""
     text = ("word " * (length // 5 + 1))[:length]
-    return pair_text(text, text)[0] if oracle.query_type == "pairwise" else text
+    return canonical_pair(text, text)[0] if oracle.query_type == "pairwise" else text
 
 
-def expected_of(oracle: Oracle, pool: list[Prompt], length: int, count: Counter) -> Expected:
+def expected_of(oracle: Oracle, pool: list[Prompt], length: int, count: TokenCounter) -> CostEstimate:
     """Return what one query usually takes about an answer of so many characters: a mean over some prompts."""
     asked = _asked(oracle, length)
-    micro_usd, tokens, seconds = np.mean([oracle.expected(p, asked, count) for p in _some(pool)], axis=0)
-    return Expected(round(micro_usd), round(tokens), seconds)
+    micro_usd, tokens, seconds = np.mean([oracle.estimate(p, asked, count) for p in _some(pool)], axis=0)
+    return CostEstimate(round(micro_usd), round(tokens), seconds)
 
 
-def most_of(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
+def max_cost(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
     """Return the most that one query about such an answer may take, of some prompts."""
     asked = _asked(oracle, length)
-    return Amount(*(max(most(p, asked) for p in _some(pool)) for most in (oracle.ceiling, oracle.most_tokens)))
+    return Amount(*(max(most(p, asked) for p in _some(pool)) for most in (oracle.max_cost, oracle.max_query_tokens)))
 
 
-def asking_of(x: Experiment, least: Expected, usual: Expected, most: Amount, counted_by: str) -> Asking:
+def estimate_query_cost(
+    x: Experiment, least: CostEstimate, usual: CostEstimate, most: Amount, counted_by: str
+) -> QueryCost:
     """Return what the queries take of the budget, given what one takes at least, usually and at most."""
     caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
     seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
     timed_by = "a call's time is assumed"
     if len(known) >= _ENOUGH_TIMES:
         seconds, timed_by = Range(*np.quantile(known, (0.1, 0.5, 0.9))), f"as its last {len(known)} answers took"
-    paced = caps.oracle.paced(caps.queries, caps.queries * most.tokens)
-    return Asking(
+    paced = caps.oracle.rate_limit_seconds(caps.queries, caps.queries * most.tokens)
+    return QueryCost(
         micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in (least, usual, most))),
         tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in (least, usual, most))),
         seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),

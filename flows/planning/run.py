@@ -7,10 +7,10 @@ import numpy as np
 
 from flows.config.experiment import Experiment
 from flows.planning.memory import memory_lines
-from flows.planning.query_cost import Asking, asking_of, check_caps, expected_of, most_of
+from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost, expected_of, max_cost
 from models.core.money import NO_CAP, dollars
 from models.metrics.selective import ANY_PAIR
-from models.oracles.base import a_token_to_four_bytes
+from models.oracles.base import approximate_tokens
 from models.policies.resolve import PACKAGED, check_reference, tokenizer_at_hand
 from models.training.accelerate import IN_ONE, check_config
 from tasks.engine.ray_cluster import check_cluster
@@ -43,7 +43,7 @@ class Plan:
     steps: tuple[Step, ...]
     pool_tuples: int
     queries: int
-    asking: Asking
+    asking: QueryCost
     evaluation_queries: int
     evaluation_micro_usd: int
     pairs: int
@@ -159,14 +159,14 @@ def plan(experiment: Experiment) -> Plan:
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
     count = tokenizer_at_hand(x.policy.model)
-    least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or a_token_to_four_bytes) for n in (0, usual))
-    most = most_of(x.labelling.oracle, prompts.pool, longest)
+    least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or approximate_tokens) for n in (0, usual))
+    most = max_cost(x.labelling.oracle, prompts.pool, longest)
     if x.dpo.asks:
         check_caps(x, most)
     compared = len(prompts.held_out) * x.evaluation.samples
     judges = [(x.judge, held_out), *([(x.evaluation.versus, compared)] if x.evaluation.versus else [])]
     evaluation_cost = sum(
-        queries * expected_of(judge, prompts.pool, usual, count or a_token_to_four_bytes).micro_usd
+        queries * expected_of(judge, prompts.pool, usual, count or approximate_tokens).micro_usd
         for judge, queries in judges
     )
     evaluation_queries = sum(queries for _, queries in judges)
@@ -180,7 +180,7 @@ def plan(experiment: Experiment) -> Plan:
         steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
-        asking=asking_of(
+        asking=estimate_query_cost(
             x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
         ),
         evaluation_queries=evaluation_queries,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flows.config.experiment import Experiment
 from flows.reporting.cards import dataset_card, evaluator_card, policy_card
 from flows.reporting.storage import read_report
-from flows.steps.results import Rounds, picked
-from flows.tracking.lookup import started
+from flows.steps.results import RunArtifacts, picked
+from flows.tracking.lookup import find_run
 from models.core.data import Pair, Response, Score, to_frame
 from tasks.engine.store import Ref, store
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 DATASET, EVALUATOR, POLICY = "preferences", "evaluator", "policy"
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run: its experiment, its report, and where everything that it has made lies."""
 
     experiment: Experiment
     report: dict[str, Any]
-    rounds: Rounds
+    rounds: RunArtifacts
 
 
-def finished(name: str) -> Finished:
+def load_finished_run(name: str) -> FinishedRun:
     """Return a finished run by its name or MLflow run id; raise ValueError if there is none, or it has no report."""
-    known = started(name).experiment.name  # says what runs there are
+    known = find_run(name).experiment.name  # says what runs there are
     report = read_report(known)
     if report is None:
         raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
@@ -40,10 +40,10 @@ def finished(name: str) -> Finished:
     if "made" not in report:
         raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
     # a name may have been given to several experiments: the report is of this one
-    return Finished(started(report["mlflow_run"]).experiment, report, Rounds.model_validate(report["made"]))
+    return FinishedRun(find_run(report["mlflow_run"]).experiment, report, RunArtifacts.model_validate(report["made"]))
 
 
-def export(run: Finished, folder: Path) -> list[Path]:
+def export(run: FinishedRun, folder: Path) -> list[Path]:
     """Write what the run has made of dataset, evaluator and policy into a new folder, and return the folders written.
 
     The dataset loads with `datasets.load_dataset(folder, "pairs" | "judgements" | "scores")`, the policy with transformers.
@@ -65,7 +65,7 @@ def export(run: Finished, folder: Path) -> list[Path]:
     return [folder / kind for kind in (DATASET, EVALUATOR, POLICY) if (folder / kind).is_dir()]
 
 
-def push(run: Finished, folders: list[Path], repository: str) -> list[str]:
+def push(run: FinishedRun, folders: list[Path], repository: str) -> list[str]:
     """Upload exported folders as private repositories `repository`-preferences, -evaluator, -policy; return their links.
 
     Raises ValueError if the prompts' texts may not be passed on.
@@ -97,7 +97,7 @@ def check_push(experiment: Experiment) -> None:
         raise ValueError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
 
 
-def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
+def _tables(rounds: RunArtifacts) -> dict[str, "pd.DataFrame"]:
     """Return the dataset's tables by name: pairs for DPO, the oracle's judgements, the evaluator's scores."""
     tables = {}
     if rounds.pairs is not None:
@@ -112,13 +112,13 @@ def _tables(rounds: Rounds) -> dict[str, "pd.DataFrame"]:
     return tables
 
 
-def _evaluator(run: Finished, trained: Ref, folder: Path) -> None:
+def _evaluator(run: FinishedRun, trained: Ref, folder: Path) -> None:
     shutil.copytree(store().folder(trained), folder)
     _write(folder / "evaluator.json", run.experiment.evaluator.model_dump_json(indent=2))
     _write(folder / "README.md", evaluator_card(run.experiment, run.report))
 
 
-def _policy(run: Finished, folder: Path) -> None:
+def _policy(run: FinishedRun, folder: Path) -> None:
     rounds = run.rounds
     model = rounds.policy.checkpoint().shared()
     model.model.save_pretrained(folder)
@@ -128,7 +128,7 @@ def _policy(run: Finished, folder: Path) -> None:
     _write(folder / "README.md", policy_card(run.experiment, run.report, trained))
 
 
-def _dataset(run: Finished, tables: dict[str, "pd.DataFrame"], folder: Path) -> None:
+def _dataset(run: FinishedRun, tables: dict[str, "pd.DataFrame"], folder: Path) -> None:
     from datasets import Dataset
 
     for name, table in tables.items():

@@ -14,10 +14,10 @@ from flows.config.experiment import Experiment
 from flows.reporting.figures import figure_pages
 from flows.reporting.run_text import to_html, to_markdown
 from flows.reporting.storage import finite, report_in, write_text, writing
-from flows.steps.results import HELD_OUT, Agreement, Findings, both_scored, pairs_of, per_prompt, picked
+from flows.steps.results import HELD_OUT, Agreement, RunResults, both_scored, pairs_of, per_prompt, picked
 from flows.tracking.budget_audit import reconcile
 from flows.tracking.mlflow import log_dataset, log_metrics, register
-from flows.tracking.run import Arm
+from flows.tracking.run import RunTracker
 from models.core.data import Comparison, Label, Pair, Prompt, Score, to_frame
 from models.core.money import MICRO
 from models.metrics.agreement import Floats
@@ -35,7 +35,7 @@ _ORACLE_FACTS = {
 }
 
 
-def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
+def write_report(arm: RunTracker, findings: RunResults) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
     comparisons = store().rows(findings.outcome.ref, Comparison)
     scored = findings.rounds.scores
@@ -66,7 +66,7 @@ def write_report(arm: Arm, findings: Findings) -> dict[str, Any]:
     return report
 
 
-def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
+def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
     x, outcome = arm.experiment, findings.outcome.facts
     pairs = Counter(p.provenance for p in pairs_of(findings))
     labels = labels_of(findings.rounds.history)
@@ -141,7 +141,7 @@ def _report(arm: Arm, findings: Findings, comparisons: list[Comparison], proxy: 
     }
 
 
-def _of_the_versus(x: Experiment, findings: Findings) -> dict[str, Any] | None:
+def _of_the_versus(x: Experiment, findings: RunResults) -> dict[str, Any] | None:
     judge = x.evaluation.versus
     if judge is None:
         return None
@@ -153,7 +153,7 @@ def _of_the_versus(x: Experiment, findings: Findings) -> dict[str, Any] | None:
     }
 
 
-def _of_the_gate(arm: Arm, decision: Decision | None) -> dict[str, Any] | None:
+def _of_the_gate(arm: RunTracker, decision: Decision | None) -> dict[str, Any] | None:
     if decision is None:
         return None
     found = decision.model_dump(exclude={"calibration"})
@@ -194,7 +194,7 @@ def _of_the_evaluator(x: Experiment, agreement: Agreement | None) -> dict[str, A
     return found | {"position_bias": facts.get("position_bias", math.nan)}
 
 
-def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
+def _log_metrics(arm: RunTracker, report: dict[str, Any]) -> None:
     scalars = {k: float(v) for k, v in report.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for section in ("evaluator", "policy"):
         scalars |= {f"{section}.{k}": v for k, v in (report[section] or {}).items() if isinstance(v, float)}
@@ -208,7 +208,7 @@ def _log_metrics(arm: Arm, report: dict[str, Any]) -> None:
     log_metrics(scalars, step=arm.queries)
 
 
-def _log(arm: Arm, findings: Findings, comparisons: list[Comparison], folder: Path) -> None:
+def _log(arm: RunTracker, findings: RunResults, comparisons: list[Comparison], folder: Path) -> None:
     import mlflow
 
     mlflow.log_artifacts(str(folder), "report")

@@ -35,7 +35,7 @@ def writing(name: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         if settings().shares_store:
-            store().let(_SHARED, name, store().write_folder(_SHARED, folder))
+            store().set_alias(_SHARED, name, store().write_folder(_SHARED, folder))
 
 
 def read_report(name: str) -> dict[str, Any] | None:
@@ -54,7 +54,7 @@ def with_file(file: str) -> list[str]:
     """Return the names of the reports that hold a file, sorted."""
     if not settings().shares_store:
         return sorted(found.parent.name for found in report_folder("x").parent.glob(f"*/{file}"))
-    shared = ((name, store().meant(_SHARED, name)) for name in store().names(_SHARED))
+    shared = ((name, store().get_alias(_SHARED, name)) for name in store().list_aliases(_SHARED))
     return sorted(name for name, ref in shared if ref is not None and file in store().files(ref))
 
 
@@ -82,7 +82,7 @@ def _guarded(name: str) -> Any:  # noqa: ANN401
 def _newest(name: str) -> Path:
     """Return the folder of a report, made to hold the files of the shared one, if there is one, and no others."""
     folder = report_folder(name)
-    ref = store().meant(_SHARED, name) if settings().shares_store else None
+    ref = store().get_alias(_SHARED, name) if settings().shares_store else None
     if ref is None:
         return folder
     source, files = store().folder(ref), store().files(ref)

@@ -11,7 +11,7 @@ from models.core.registry import Frozen
 from models.metrics.agreement import Floats, pair_outcomes
 from models.metrics.selective import Decision
 from tasks.data.prompts import PromptSets
-from tasks.engine.caching import Product
+from tasks.engine.caching import StageResult
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import Scored
 from tasks.labelling.batches import Batch
@@ -20,7 +20,7 @@ from tasks.policy.policy_ref import Policy
 HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
-class Rounds(Frozen):
+class RunArtifacts(Frozen):
     """What the rounds have made: the policies, all that was bought, what of it trained, and the last round's artifacts."""
 
     prompts: PromptSets
@@ -29,11 +29,11 @@ class Rounds(Frozen):
     along: tuple[Policy, ...] = ()
     history: tuple[Batch, ...]
     trained_on: tuple[Batch, ...] = ()
-    evaluator: Product | None = None
+    evaluator: StageResult | None = None
     gate: Decision | None = None
     responses: Ref | None = None
     scores: Scored | None = None
-    pairs: Product | None = None
+    pairs: StageResult | None = None
 
     def record(self) -> dict[str, Any]:
         """Return where everything lies, as JSON values from which `Rounds` is made again; findings are the report's."""
@@ -56,18 +56,18 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunResults:
     """What the report is made of: what the rounds made, M_1's held-out answers, and what the assessments found.
 
-    `order_consistency` is that of an oracle who has compared. `best_of` is about the best of several answers of M_1, by the
+    `order_consistency` is that of an oracle that has compared. `best_of` is about the best of several answers of M_1, by the
     evaluator; `curve` about the policies on the way to M_2.
     """
 
-    rounds: Rounds
+    rounds: RunArtifacts
     held_out: Ref
     held_out_labels: Ref
     agreement: Agreement | None
-    outcome: Product
+    outcome: StageResult
     order_consistency: float = float("nan")
     best_of: dict[str, float] | None = None
     curve: tuple[Point, ...] = ()
@@ -86,7 +86,7 @@ def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else to_frame([], Selection)
 
 
-def per_prompt(findings: Findings, comparisons: list[Comparison]) -> pd.DataFrame:
+def per_prompt(findings: RunResults, comparisons: list[Comparison]) -> pd.DataFrame:
     """Return what each held-out prompt says, so that arms can be compared prompt by prompt.
 
     `wins`, `gain`: sums over `comparisons` of M_2 with M_1 by the oracle; `agreed`: sum over the `pairs` of M_1's answers
@@ -109,12 +109,12 @@ def per_prompt(findings: Findings, comparisons: list[Comparison]) -> pd.DataFram
     return table.join(pd.DataFrame(counted, index=ids), how="left").fillna({"agreed": 0.0, "pairs": 0}).reset_index()
 
 
-def pairs_of(findings: Findings) -> list[Pair]:
+def pairs_of(findings: RunResults) -> list[Pair]:
     """Return the preference pairs of the last round."""
     return [] if findings.rounds.pairs is None else store().rows(findings.rounds.pairs.ref, Pair)
 
 
-def both_scored(findings: Findings) -> tuple[list[Response], Floats, Floats]:
+def both_scored(findings: RunResults) -> tuple[list[Response], Floats, Floats]:
     """Return M_1's held-out answers that oracle and evaluator have both scored, with their scores."""
     oracle = usable_scores(store().rows(findings.held_out_labels, Label))
     scored = [] if findings.agreement is None else store().rows(findings.agreement.scores, Score)

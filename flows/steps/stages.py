@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from flows.config.experiment import PolicyConfig
 from flows.steps.human import wait_for_people
-from flows.tracking.run import Arm
+from flows.tracking.run import RunTracker
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
 from models.core.money import Amount
@@ -17,7 +17,7 @@ from models.oracles.base import Oracle
 from models.policies.resolve import locate
 from tasks.data.demonstrations import off_policy, self_play
 from tasks.data.prompts import PromptSets
-from tasks.engine.caching import Product
+from tasks.engine.caching import StageResult
 from tasks.engine.store import Ref
 from tasks.evaluator.cross_fit import check_gate as check_gate_stage
 from tasks.evaluator.cross_fit import cross_fit
@@ -26,7 +26,7 @@ from tasks.evaluator.pair import select_uncertain as select_uncertain_stage
 from tasks.evaluator.score import Scored, score_sharded
 from tasks.evaluator.train import fit_evaluator as fit_evaluator_stage
 from tasks.labelling.acquire import acquire as acquire_stage
-from tasks.labelling.annotate import Bought, Purchase, ask_people
+from tasks.labelling.annotate import AnnotationRequest, AnnotationResult, enqueue_for_humans
 from tasks.labelling.annotate import annotate as annotate_stage
 from tasks.labelling.batches import Batch
 from tasks.policy.align import Aligned
@@ -56,7 +56,7 @@ def base_policy(config: PolicyConfig) -> Policy:
     return Policy(model=config.model, weights=locate(config.model).digest, dtype=config.dtype, template=config.template)
 
 
-def fine_tune(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
+def fine_tune(arm: RunTracker, base: Policy, prompts: PromptSets) -> Policy:
     """Return M_1; M_0 without a seed."""
     if not prompts.seed.rows:
         return base
@@ -65,7 +65,7 @@ def fine_tune(arm: Arm, base: Policy, prompts: PromptSets) -> Policy:
     return base.adapted(arm.log("fine_tune", adapter).ref)
 
 
-def generate(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> Product:
+def generate(arm: RunTracker, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> StageResult:
     """Return the policy's responses to the prompts."""
     generation = arm.experiment.generation
     return generate_sharded(
@@ -73,7 +73,7 @@ def generate(arm: Arm, policy: Policy, prompts: Ref, number: int, *, samples: in
     )
 
 
-def view_of(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref | None:
+def view_of(arm: RunTracker, responses: Ref, view: View | None, first: Policy) -> Ref | None:
     """Return the vectors of a view; always by M_1, so that rounds share one space."""
     if view is None:
         return None
@@ -82,7 +82,7 @@ def view_of(arm: Arm, responses: Ref, view: View | None, first: Policy) -> Ref |
     return embed_sharded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
 
 
-def pool_of(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
+def pool_of(arm: RunTracker, responses: Ref, first: Policy, before: Policy) -> Pool:
     """Return what there is to ask about; `before` is the policy before its last training."""
     x, log_reference = arm.experiment, None
     strategy, evaluator = (
@@ -93,13 +93,13 @@ def pool_of(arm: Arm, responses: Ref, first: Policy, before: Policy) -> Pool:
     return Pool(responses, strategy, evaluator, log_reference)
 
 
-def seed_pool(arm: Arm, prompts: PromptSets, first: Policy, before: Policy) -> Pool:
+def seed_pool(arm: RunTracker, prompts: PromptSets, first: Policy, before: Policy) -> Pool:
     """Return the seed's own answers as what there is to ask about."""
     return pool_of(arm, off_policy(prompts.seed).responses, first, before)
 
 
 def acquire(
-    arm: Arm, pool: Pool, evaluator: Product | None, *, first: Policy, history: tuple[Batch, ...], turn: int
+    arm: RunTracker, pool: Pool, evaluator: StageResult | None, *, first: Policy, history: tuple[Batch, ...], turn: int
 ) -> Ref:
     """Return what the strategy would ask the oracle about in this turn."""
     labelling = arm.experiment.labelling
@@ -126,13 +126,15 @@ def acquire(
     ).ref
 
 
-def annotate(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None) -> Bought:
-    """Buy labels of the picks, or, to measure, of every response; `by` the oracle who labels unless it is another."""
+def annotate(
+    arm: RunTracker, responses: Ref, picks: Ref | None, caps: Amount, by: Oracle | None = None
+) -> AnnotationResult:
+    """Buy labels of the picks, or, to measure, of every response; `by` the oracle that labels unless it is another."""
     labelling = arm.experiment.labelling
     oracle = by or (arm.experiment.judge if picks is None else labelling.oracle)
     fingerprint = oracle.fingerprint()
     about = picks or responses
-    purchase = Purchase(
+    request = AnnotationRequest(
         responses=responses,
         picks=picks,
         oracle=oracle,
@@ -143,13 +145,19 @@ def annotate(arm: Arm, responses: Ref, picks: Ref | None, caps: Amount, by: Orac
         max_micro_usd=caps.micro_usd,
         max_tokens=caps.tokens,
     )
-    wait_for_people(lambda: ask_people(purchase))
-    return annotate_stage(purchase, workers=labelling.workers)
+    wait_for_people(lambda: enqueue_for_humans(request))
+    return annotate_stage(request, workers=labelling.workers)
 
 
 def fit_evaluator(
-    arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int, *, shuffle: bool = False
-) -> Product:
+    arm: RunTracker,
+    history: tuple[Batch, ...],
+    prompts: PromptSets,
+    first: Policy,
+    number: int,
+    *,
+    shuffle: bool = False,
+) -> StageResult:
     """Return an evaluator trained on the history; by labels that say nothing, with `shuffle`."""
     x = arm.experiment
     trained = fit_evaluator_stage(
@@ -164,7 +172,7 @@ def fit_evaluator(
 
 
 def check_gate(
-    arm: Arm, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int
+    arm: RunTracker, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int
 ) -> Decision | None:
     """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
     if not history:
@@ -190,7 +198,7 @@ def check_gate(
     return decision
 
 
-def score(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
+def score(arm: RunTracker, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
     """Return the evaluator's scores of the responses."""
     return score_sharded(
         arm.experiment.evaluator,
@@ -204,7 +212,7 @@ def score(arm: Arm, trained: Ref, responses: Ref, features: Ref | None, first: P
 
 
 def select_uncertain(
-    arm: Arm, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
+    arm: RunTracker, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
 ) -> Ref | None:
     """Return the pairs that the gate sends back to the oracle; None where there are none, or no money is left."""
     labelling, quota = arm.experiment.labelling, arm.relabel_quota(number)
@@ -225,7 +233,7 @@ def select_uncertain(
 
 
 def build_pairs(
-    arm: Arm,
+    arm: RunTracker,
     responses: Ref,
     scores: Scored | None,
     history: tuple[Batch, ...],
@@ -234,7 +242,7 @@ def build_pairs(
     prompts: PromptSets,
     number: int,
     gate: Decision | None,
-) -> Product:
+) -> StageResult:
     """Return the preference pairs by whoever gives the feedback: the evaluator, the oracle, or the demonstrations."""
     if arm.experiment.dpo.feedback == "demonstrations":
         demonstrated = off_policy(prompts.seed)
@@ -246,19 +254,19 @@ def build_pairs(
     return build_pairs_stage(responses, scores.ref, bought, least_gap=_least_gap(gate, scores))
 
 
-def align(arm: Arm, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
+def align(arm: RunTracker, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
     """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
     x = arm.experiment
     along = x.curve if number == x.dpo.rounds else 0
     return align_stage(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
 
 
-def seed(arm: Arm, number: int, stage: str) -> int:
+def seed(arm: RunTracker, number: int, stage: str) -> int:
     """Return the training seed of a stage in a round."""
     return seed_of(arm.experiment.seeds.training, number, stage)
 
 
-def _fit_options(arm: Arm, number: int, *, shuffle: bool = False) -> FitOptions:
+def _fit_options(arm: RunTracker, number: int, *, shuffle: bool = False) -> FitOptions:
     labelling = arm.experiment.labelling
     return FitOptions(
         seed=seed(arm, number, "evaluator"),
@@ -267,7 +275,7 @@ def _fit_options(arm: Arm, number: int, *, shuffle: bool = False) -> FitOptions:
     )
 
 
-def _eft_seed(arm: Arm, prompts: PromptSets) -> Ref | None:
+def _eft_seed(arm: RunTracker, prompts: PromptSets) -> Ref | None:
     return prompts.eft_seed if arm.experiment.evaluator.uses_eft_examples else None
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flows.tracking.run import Arm
+from flows.tracking.run import RunTracker
 from models.core.data import Label
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
@@ -30,7 +30,7 @@ class Books:
         return self.ledger == self.replies + self.lost == self.mlflow
 
 
-def reconcile(arm: Arm) -> Books:
+def reconcile(arm: RunTracker) -> Books:
     """Read every book anew; the arm's totals must have been logged before."""
     import mlflow
 

@@ -7,14 +7,14 @@ from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
 from flows.tracking.run import SETTINGS, STARTED
 
 
-class Started(NamedTuple):
+class RunSpec(NamedTuple):
     """An arm as it was started: its experiment and the sweep it belongs to ("" where it was alone)."""
 
     experiment: Experiment
     sweep: str
 
 
-def started(name: str) -> Started:
+def find_run(name: str) -> RunSpec:
     """Return the arm of a name (or of an MLflow run id) that was started last, finished or not.
 
     Raises ValueError naming what there is.
@@ -29,4 +29,4 @@ def started(name: str) -> Started:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
         raise ValueError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
-    return Started(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))
+    return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))

@@ -16,7 +16,7 @@ from flows.tracking.mlflow import EXPERIMENT, SWEEP, log_metrics, open_experimen
 from models.core.money import NO_CAP, Amount
 from models.metrics.selective import Decision
 from tasks.engine.caching import StageRun, stage_runs
-from tasks.labelling.annotate import Bought
+from tasks.labelling.annotate import AnnotationResult
 
 if TYPE_CHECKING:
     pass
@@ -38,7 +38,7 @@ F = TypeVar("F", bound=_HasFacts)
 
 
 @dataclass
-class Arm:
+class RunTracker:
     """A running arm: its parameters, its MLflow run, and the facts, money and stage runs collected so far."""
 
     experiment: Experiment
@@ -46,8 +46,8 @@ class Arm:
     stages: list[StageRun]
     paid_before: bool  # whether an earlier execution of this same arm has bought labels
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
-    purchases: list[Bought] = field(default_factory=list)
-    measurements: list[Bought] = field(default_factory=list)
+    purchases: list[AnnotationResult] = field(default_factory=list)
+    measurements: list[AnnotationResult] = field(default_factory=list)
     relabelled: int = 0  # queries about pairs that the evaluator was not sure of
     started: float = field(default_factory=time.monotonic)
 
@@ -57,7 +57,7 @@ class Arm:
         log_metrics({f"{stage}.{name}": value for name, value in product.facts.items()}, step=self.queries)
         return product
 
-    def buy(self, labels: Bought) -> Bought:
+    def buy(self, labels: AnnotationResult) -> AnnotationResult:
         """Count a turn's purchase."""
         facts = labels.facts
         if self.stages and self.stages[-1].cached and not self.paid_before:  # another arm paid for these
@@ -66,12 +66,12 @@ class Arm:
         self.purchases.append(counted)
         return self.log("annotate", counted)
 
-    def record_relabelling(self, labels: Bought) -> Bought:
+    def record_relabelling(self, labels: AnnotationResult) -> AnnotationResult:
         """Count a purchase about pairs that the evaluator was not sure of."""
         self.relabelled += int(labels.facts["queries"])
         return self.buy(labels)
 
-    def measure(self, labels: Bought) -> Bought:
+    def measure(self, labels: AnnotationResult) -> AnnotationResult:
         """Count the evaluation's queries, which are not the budget's."""
         self.measurements.append(labels)
         return labels
@@ -128,7 +128,7 @@ class Arm:
 
 
 @contextmanager
-def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
+def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[RunTracker]:
     """Check the arm's plan, open its MLflow run (the same one again when it is run again), close it with its status.
 
     Raises as `plan`, before anything is written.
@@ -162,7 +162,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[Arm]:
         mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:
-            yield Arm(experiment, run.info.run_id, stages, paid_before)
+            yield RunTracker(experiment, run.info.run_id, stages, paid_before)
         except Pause:
             mlflow.end_run("SCHEDULED")  # suspended: it goes on when people have answered
             raise

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from models.acquisition.base import Chosen, Floats, Needs
+from models.acquisition.base import Floats, Needs, SelectedRows
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
@@ -26,7 +26,7 @@ class Apl(PairAcquisition):
     pairs: Annotated[PairRule, OneOf()] = RandomPair()
     widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         terms = self.pair_terms(pairs)
         tie = rng.random(len(pairs))
         kept = np.lexsort((tie, -terms["entropy"]))
@@ -35,7 +35,9 @@ class Apl(PairAcquisition):
         inside, outside = kept[:most], kept[most:]
         inside = inside[np.lexsort((tie[inside], -terms["implicit_margin"][inside]))]
         order = np.concatenate([inside, outside])[:queries]
-        return Chosen(order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()})
+        return SelectedRows(
+            order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()}
+        )
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
         return {"implicit_margin": pairs.implicit_margin, "entropy": prompt_entropy(pairs.pool)[pairs.first]}

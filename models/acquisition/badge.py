@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from models.acquisition.base import Chosen, Needs
+from models.acquisition.base import Needs, SelectedRows
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
 
@@ -20,10 +20,10 @@ class Badge(PairAcquisition):
     kind: Literal["badge"] = "badge"
     temperature: Temperature = 1.0
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         count = min(queries, len(pairs))
         if not len(pairs):
-            return Chosen(np.array([], dtype=np.int64), np.array([]))
+            return SelectedRows(np.array([], dtype=np.int64), np.array([]))
         preference = pairs.preference(self.temperature).mean(axis=0)
         gradient = (preference - (preference > 0.5))[:, None] * pairs.direction
         squares = np.einsum("cd,cd->c", gradient, gradient)
@@ -40,4 +40,4 @@ class Badge(PairAcquisition):
             distance = squares + squares[pick] - 2.0 * (gradient @ gradient[pick])
             nearest = np.maximum(np.minimum(nearest, distance), 0.0)
         terms = {"gradient": np.sqrt(squares[rows]), "preference": preference[rows]}
-        return Chosen(rows, utilities, terms)
+        return SelectedRows(rows, utilities, terms)

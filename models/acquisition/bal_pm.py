@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from models.acquisition.bald import information
-from models.acquisition.base import Chosen, Floats, Needs, Pool, Rows
+from models.acquisition.base import Floats, Needs, Pool, Rows, SelectedRows
 from models.acquisition.neighbours import Vectors, neighbour_distances
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
@@ -25,12 +25,12 @@ class BalPm(PairAcquisition):
     neighbours: PositiveInt = Field(13, description="k")
     temperature: Temperature = 1.0
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         from scipy.special import digamma
 
         count = min(queries, len(pairs))
         if not len(pairs):
-            return Chosen(np.array([], dtype=np.int64), np.array([]))
+            return SelectedRows(np.array([], dtype=np.int64), np.array([]))
         parts = information(pairs, self.temperature)
         pool = pairs.pool
         assert pool.vectors is not None  # noqa: S101 - select() has checked it
@@ -51,7 +51,7 @@ class BalPm(PairAcquisition):
             pick = top[tie[top].argmax()]
             rows[place], utilities[place], bonus[place], free[pick] = pick, utility[pick], spread[pick], False
             near += _within(x, x[pick], reach)
-        return Chosen(rows, utilities, {"information": parts["information"][rows], "spread": bonus})
+        return SelectedRows(rows, utilities, {"information": parts["information"][rows], "spread": bonus})
 
 
 def _reach(pool: Pool, neighbours: int) -> tuple[Rows, Floats]:

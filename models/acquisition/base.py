@@ -70,7 +70,7 @@ class Pool:
         return vectors, np.concatenate([known, np.arange(len(self.ids), len(vectors))])
 
 
-class Chosen(NamedTuple):
+class SelectedRows(NamedTuple):
     """Row numbers in the order picked, and the utility of each when it was picked.
 
     `terms` say why, by name: what the utility was made of, one value per pick.
@@ -128,11 +128,11 @@ class Acquisition(Plugin):
             for place, (row, utility) in enumerate(zip(chosen.rows, chosen.utilities, strict=True))
         ]
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         """Return `count` available rows; by default those of highest utility, ties broken at random."""
         utility = np.where(pool.unavailable, -np.inf, self.utility(pool, rng))
         order = np.lexsort((rng.random(len(utility)), -utility))[:count]
-        return Chosen(order, utility[order])
+        return SelectedRows(order, utility[order])
 
     def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
         """Return how much each tuple's label is wanted, shape (N,)."""

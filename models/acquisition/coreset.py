@@ -5,16 +5,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.acquisition.base import Acquisition, Chosen, Needs, Pool
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.kcenter import traverse
 
 
-def cover(pool: Pool, banned: NDArray[np.bool_], count: int, rng: np.random.Generator) -> Chosen:
+def cover(pool: Pool, banned: NDArray[np.bool_], count: int, rng: np.random.Generator) -> SelectedRows:
     """Return `count` rows, none of them banned, by k-center from everything labelled, earlier rounds included."""
     vectors, centres = pool.with_anchors()
     banned = np.concatenate([banned, np.zeros(len(vectors) - len(pool.ids), dtype=bool)])
     found = traverse(np.ascontiguousarray(vectors), count, centres=centres, banned=banned, rng=rng)
-    return Chosen(found.rows, found.distances, {"distance": found.distances})
+    return SelectedRows(found.rows, found.distances, {"distance": found.distances})
 
 
 class CoresetIFT(Acquisition):
@@ -26,7 +26,7 @@ class CoresetIFT(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return Needs(view="instruction")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         return cover(pool, pool.unavailable, count, rng)
 
 
@@ -39,5 +39,5 @@ class CoresetEFT(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         return cover(pool, pool.unavailable, count, rng)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat
 
-from models.acquisition.base import Acquisition, Chosen, Needs, Pool
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.uniform import Uniform
 from models.core.registry import OneOf
 
@@ -25,7 +25,7 @@ class CostAware(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return self.utility_of.needs._replace(cost=True)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         assert pool.cost is not None  # noqa: S101 - select() has checked it
         ranked = self.utility_of.choose(pool, int((~pool.unavailable).sum()), rng)
         finite = np.isfinite(ranked.utilities)
@@ -43,4 +43,4 @@ class CostAware(Acquisition):
                 order.append(int(place))
                 money -= cost[place]
         terms = {"utility": ranked.utilities[order], "cost": cost[order]}
-        return Chosen(ranked.rows[order], value[order], terms)
+        return SelectedRows(ranked.rows[order], value[order], terms)

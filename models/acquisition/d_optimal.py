@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from models.acquisition.base import Chosen, Floats, Needs, Pool
+from models.acquisition.base import Floats, Needs, Pool, SelectedRows
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
 
 
@@ -26,7 +26,7 @@ class DOptimal(PairAcquisition):
     def needs(self) -> Needs:  # noqa: D102
         return Needs(view="evaluation", scores=self.weight == "bernoulli" or self.pairs.needs_scores)
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         count = min(queries, len(pairs))
         direction = pairs.direction
         weight = self._weight(pairs)
@@ -43,7 +43,7 @@ class DOptimal(PairAcquisition):
             scale = weight[pick] / (1.0 + weight[pick] * width[pick])
             inverse -= scale * np.outer(update, update)
             width = np.maximum(width - scale * (direction @ update) ** 2, 0.0)
-        return Chosen(rows, utilities, {"width": utilities, "weight": weight[rows]})
+        return SelectedRows(rows, utilities, {"width": utilities, "weight": weight[rows]})
 
     def _weight(self, pairs: Pairs) -> Floats:
         if self.weight == "one":

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from models.acquisition.base import Acquisition, Chosen, Needs, Pool
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.coreset import cover
 from models.acquisition.margin import Margin
 from models.core.registry import OneOf
@@ -34,7 +34,7 @@ class Hybrid(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return self.uncertainty.needs._replace(view=_VIEW)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         available = int((~pool.unavailable).sum())
         most = min(available, max(count, int(np.ceil(self.keep * available))))
         wanted = self.uncertainty.choose(pool, most, rng)
@@ -44,4 +44,4 @@ class Hybrid(Acquisition):
         found = cover(pool, outside, count, rng)
         rank = np.empty(len(pool.ids))
         rank[wanted.rows] = wanted.utilities
-        return Chosen(found.rows, found.utilities, {**found.terms, "uncertainty": rank[found.rows]})
+        return SelectedRows(found.rows, found.utilities, {**found.terms, "uncertainty": rank[found.rows]})

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
+from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
 
 Vectors = NDArray[np.float32]
 
@@ -29,7 +29,7 @@ class MaxHerding(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         everything, labelled = pool.with_anchors()
         vectors, known = np.asarray(everything[: len(pool.ids)]), everything[labelled]
         sample = np.sort(rng.permutation(len(vectors))[: self.reference])
@@ -38,7 +38,7 @@ class MaxHerding(Acquisition):
         for begin in range(0, len(known), _CHUNK):
             covered = np.maximum(covered, kernel(known[begin : begin + _CHUNK]).max(axis=0))
         rows, gains = _lazy_greedy(vectors, np.flatnonzero(~pool.unavailable), kernel, covered, count)
-        return Chosen(rows, gains, {"covered": gains / len(sample)})
+        return SelectedRows(rows, gains, {"covered": gains / len(sample)})
 
 
 class _Kernel:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
-from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
-from models.acquisition.pair_rules.base import Grid, PairRule
+from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
+from models.acquisition.pair_rules.base import CandidateScores, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
 from models.core.data import Selection
 from models.core.registry import OneOf
@@ -59,7 +59,7 @@ class Pairs:
 class PairAcquisition(Acquisition):
     """A strategy over pairs. Concrete ones declare `kind` and implement `pair_utility`, or `rank` to pick as a batch.
 
-    An oracle who scores single tuples is asked about both responses of a pair; one whose label is known already
+    An oracle that scores single tuples is asked about both responses of a pair; one whose label is known already
     costs nothing. When every prompt's pair is spent the rule names others among the responses left; a response that is
     alone in the end is asked at random, with a utility of −∞.
     """
@@ -72,9 +72,9 @@ class PairAcquisition(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return self.ranks_by._replace(scores=self.ranks_by.scores or self.pairs.needs_scores)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         left = ~pool.unavailable
-        parts: list[Chosen] = []
+        parts: list[SelectedRows] = []
         among, first_pass = pool.labelled | left, True
         while (wanted := count - sum(len(part.rows) for part in parts)) > 0:
             # what an earlier pass has picked counts as labelled
@@ -86,13 +86,13 @@ class PairAcquisition(Acquisition):
                 continue
             if not len(part.rows):
                 rest = rng.permutation(np.flatnonzero(left))[:wanted]
-                parts.append(Chosen(rest, np.full(len(rest), -np.inf)))
+                parts.append(SelectedRows(rest, np.full(len(rest), -np.inf)))
                 break
             parts.append(part)
             left[part.rows] = False
             among, first_pass = left, False
         names = parts[0].terms
-        return Chosen(
+        return SelectedRows(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.utilities for part in parts]),
             {
@@ -122,15 +122,15 @@ class PairAcquisition(Acquisition):
                 left[[first, second]] = False
         return picks
 
-    def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> Chosen:
+    def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> SelectedRows:
         """Return the open responses of the pairs, best pair first, at most `wanted` of them."""
         ranked = self.rank(pairs, wanted, rng)
         rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
         source = np.repeat(np.arange(len(ranked.rows)), 2)[left[rows]][:wanted]
         terms = {name: values[source] for name, values in ranked.terms.items()}
-        return Chosen(rows[left[rows]][:wanted], ranked.utilities[source], terms)
+        return SelectedRows(rows[left[rows]][:wanted], ranked.utilities[source], terms)
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> Chosen:
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         """Return min(queries, C) pairs by number, best first; by default by utility, ties broken at random.
 
         A pair takes two queries, or one where a response is labelled already: not all that are returned are asked.
@@ -138,7 +138,7 @@ class PairAcquisition(Acquisition):
         terms = self.pair_terms(pairs)
         utility = next(iter(terms.values()))
         order = np.lexsort((rng.random(len(utility)), -utility))[:queries]
-        return Chosen(order, utility[order], {name: values[order] for name, values in terms.items()})
+        return SelectedRows(order, utility[order], {name: values[order] for name, values in terms.items()})
 
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         """Return what is known of each pair, by name, each of shape (C,); the first term is its utility."""
@@ -156,7 +156,7 @@ def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: N
     column = np.arange(counts.max())
     present: NDArray[np.bool_] = column < counts[:, None]
     table = rows[np.where(present, begins[:, None] + column, 0)]
-    named = rule.name(Grid(present, None if pool.scores is None else pool.scores[:, table]), rng)
+    named = rule.propose(CandidateScores(present, None if pool.scores is None else pool.scores[:, table]), rng)
     prompts = np.arange(len(table))
     first, second = table[prompts, named.first], table[prompts, named.second]
     open_ = ~(pool.labelled[first] & pool.labelled[second])

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from models.acquisition.base import Acquisition, Chosen, Floats, Needs, Pool, Rows
+from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
 from models.acquisition.neighbours import clusters, neighbour_distances
 
 
@@ -19,7 +19,7 @@ class TypiClust(Acquisition):
     def needs(self) -> Needs:  # noqa: D102
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> Chosen:  # noqa: D102
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
         vectors, known = pool.with_anchors()
         cluster = clusters(vectors, min(len(vectors), len(known) + count), rng)
         typical = _typicality(vectors, cluster, self.neighbours)[: len(pool.ids)]
@@ -38,7 +38,7 @@ class TypiClust(Acquisition):
             rows[place], of[place] = queues[best][taken[best]], sizes[best]
             taken[best] += 1
             labels[best] += 1
-        return Chosen(rows, typical[rows], {"typicality": typical[rows], "cluster_size": of})
+        return SelectedRows(rows, typical[rows], {"typicality": typical[rows], "cluster_size": of})
 
 
 def _typicality(vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]], cluster: Rows, neighbours: int) -> Floats:

@@ -99,7 +99,7 @@ class Evaluator(Plugin):
         """
         raise NotImplementedError
 
-    def findings(self, members: Floats, tuples: Examples) -> dict[str, float]:
+    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:
         """Return what the members' scores of these tuples say of the evaluator's habits, by name: facts for reports."""
         del members, tuples
         return {}

@@ -62,7 +62,7 @@ class GenerativePairs(Judge):
             found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
         return np.array(found)
 
-    def findings(self, members: Floats, tuples: Examples) -> dict[str, float]:  # noqa: D102
+    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:  # noqa: D102
         # a judge that likes the first place by b logits says s + b (k − 1)/k of a response there, s − b (k − 1)/k elsewhere
         _, count = _prompts(tuples)
         compared = count > 1

@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
-class Chosen(NamedTuple):
+class PenaltyFit(NamedTuple):
     """The penalty, and the prediction of each row by a fit without its group, both of the transformed problem."""
 
     alpha: float
@@ -38,7 +38,7 @@ def restore(columns: Floats, group: Rows, ratio: float) -> Floats:
     return np.asarray(columns + (np.sqrt(1.0 + count * ratio) - 1.0)[number, None] * mean[number])
 
 
-def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats) -> Chosen:
+def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats) -> PenaltyFit:
     """Return the penalty of least squared error on rows whose whole group was left out (exact, from one decomposition).
 
     A group's rows share its mean, so that leaving out one of them would leave its answer in.
@@ -59,7 +59,7 @@ def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats
         error = float(np.mean(out**2))
         if error < best[0]:
             best = (error, float(alpha), target - out)
-    return Chosen(best[1], best[2])
+    return PenaltyFit(best[1], best[2])
 
 
 def _blocks(group: Rows) -> list[Rows]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.data import Response, text_hash, usable_scores
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.metrics.agreement import rank_correlation
 from models.metrics.intervals import Interval, clustered_mean
 
@@ -24,21 +24,26 @@ class Drift(NamedTuple):
     micro_usd: int
 
 
-def sample_of(rows: Sequence[Mapping[str, Any]], desk: Desk, size: int) -> list[Mapping[str, Any]]:
+def sample_of(rows: Sequence[Mapping[str, Any]], session: LabellingSession, size: int) -> list[Mapping[str, Any]]:
     """Return at most `size` labels of this oracle and criterion, chosen by the hash of their texts."""
-    asked = desk.question(Response.recorded("", "", ""))
+    asked = session.question(Response.recorded("", "", ""))
     own = [r for r in rows if (r["oracle"], r["criterion"], r["status"]) == (asked.oracle, asked.criterion, "labelled")]
     return sorted(own, key=lambda r: text_hash(r["prompt_hash"] + r["response_hash"]))[:size]
 
 
 def ask_again(
-    sample: Sequence[Mapping[str, Any]], desk: Desk, *, occasion: str, max_micro_usd: int, workers: int = 4
+    sample: Sequence[Mapping[str, Any]],
+    session: LabellingSession,
+    *,
+    replicate: str,
+    max_micro_usd: int,
+    workers: int = 4,
 ) -> Drift:
     """Buy the sample's labels once more and return how they agree; the old ones stay as they are.
 
-    They are bought on an `occasion`, under whose name they are owned, by an account of their own. Raises as `label`.
+    They are bought on an `replicate`, under whose name they are owned, by an account of their own. Raises as `label`.
     """
-    again = desk.apart("drift", occasion)
+    again = session.for_replicate("drift", replicate)
     questions = [Response.recorded(str(number), row["prompt"], row["response"]) for number, row in enumerate(sample)]
     labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
     new = usable_scores(labels)

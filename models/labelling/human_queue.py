@@ -15,7 +15,7 @@ from models.ledger.entries import Order, Reservation, Settlement
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import PEOPLE
 from models.ledger.tables import ITEMS, JUDGEMENTS, QUERIES, insert_into, live_rows
-from models.oracles.base import Terms
+from models.oracles.base import AnnotationTask
 
 BETTER = {"a": 1, "b": -1, "neither": 0}
 SCALES: dict[str, tuple[int, ...]] = {"pointwise": tuple(range(LEVELS)), "pairwise": tuple(BETTER.values())}
@@ -91,7 +91,7 @@ class Queue:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def post(self, account: str, orders: Sequence[Order], terms: Terms, query_type: str) -> int:
+    def post(self, account: str, orders: Sequence[Order], terms: AnnotationTask, query_type: str) -> int:
         """Ask what is not asked yet, and return how many of the questions are open, whoever has asked them."""
         self.ledger.exchange(account, [], [order._replace(holder=PEOPLE) for order in orders])
         told = {

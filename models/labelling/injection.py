@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.data import Response, usable_scores
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.metrics.intervals import Interval, clustered_mean
-from models.oracles.base import pair_text
+from models.oracles.base import canonical_pair
 
 # {response} is the answer under attack; {best} what the attacker wants to hear of it.
 INJECTIONS: dict[str, str] = {
@@ -61,20 +61,25 @@ class _Attack(NamedTuple):
 
 
 def attack(
-    sample: Sequence[Mapping[str, Any]], desk: Desk, *, occasion: str, max_micro_usd: int, workers: int = 4
+    sample: Sequence[Mapping[str, Any]],
+    session: LabellingSession,
+    *,
+    replicate: str,
+    max_micro_usd: int,
+    workers: int = 4,
 ) -> Susceptibility:
     """Ask about each of the sampled rows of the ledger twice and return what an injection changes, by turns through the set.
 
-    Of a compared pair it is the loser that is injected. The labels are bought on an `occasion`, by an account of their own.
+    Of a compared pair it is the loser that is injected. The labels are bought on an `replicate`, by an account of their own.
     Raises as `label`.
     """
-    desk = desk.apart("injection", occasion)
+    session = session.for_replicate("injection", replicate)
     names = list(INJECTIONS)
     attacks = [
-        _attack(number, row, names[number % len(names)], desk.oracle.query_type) for number, row in enumerate(sample)
+        _attack(number, row, names[number % len(names)], session.oracle.query_type) for number, row in enumerate(sample)
     ]
     questions = [asked.question for one in attacks for asked in (one.harmless, one.injected)]
-    labels = label(questions, desk, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
+    labels = label(questions, session, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
     scores = usable_scores(labels)
     both = [one for one in attacks if {one.injected.question.id, one.harmless.question.id} <= scores.keys()]
 
@@ -107,7 +112,7 @@ def _attack(number: int, row: Mapping[str, Any], injection: str, query_type: str
         if query_type == "pairwise":
             first, second = json.loads(text)
             loser, winner = (second, first) if row["score"] > 0 else (first, second)
-            text, sign = pair_text(put(loser), winner)
+            text, sign = canonical_pair(put(loser), winner)
         else:
             text = put(text)
         return _Asked(Response.recorded(f"{number} {kind}", row["prompt"], text), sign)

@@ -21,7 +21,15 @@ from models.ledger.accounts import BudgetExhausted
 from models.ledger.entries import Answer, Order, Reservation, Settlement
 from models.ledger.ledger import Ledger
 from models.ledger.tables import Question
-from models.oracles.base import LostReply, Oracle, RefusedCall, RefusedQuestion, Terms, UnpaidFailure, Verdict
+from models.oracles.base import (
+    AnnotationTask,
+    MaybeBilledError,
+    Oracle,
+    QuestionRejected,
+    RequestRejected,
+    RetryableError,
+    Verdict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,31 +38,31 @@ _TRIES = 6
 
 
 @dataclass(frozen=True)
-class Desk:
+class LabellingSession:
     """Where labels are bought: the oracle, the criterion, and the account that pays.
 
-    Labels of an `occasion` are apart from all others: the same question may be bought once on each.
+    Labels of an `replicate` are apart from all others: the same question may be bought once on each.
     """
 
     ledger: Ledger
     oracle: Oracle
     rubric: Rubric
     account: str
-    occasion: str = ""
+    replicate: str = ""
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
         criterion = self.rubric.digest()
-        return self.oracle.fingerprint(), f"{criterion} {self.occasion}" if self.occasion else criterion
+        return self.oracle.fingerprint(), f"{criterion} {self.replicate}" if self.replicate else criterion
 
     @property
-    def terms(self) -> Terms | None:
-        """On what terms people are asked; None for oracles who answer when called."""
-        return self.oracle.terms(self.rubric)
+    def annotation_task(self) -> AnnotationTask | None:
+        """On what terms people are asked; None for oracles that answer when called."""
+        return self.oracle.annotation_task(self.rubric)
 
-    def apart(self, purpose: str, occasion: str) -> "Desk":
-        """Return a desk whose labels and account are those of an occasion, for a check of the oracle."""
-        return replace(self, occasion=occasion, account=f"{purpose} {occasion} {self.oracle.fingerprint()}")
+    def for_replicate(self, purpose: str, replicate: str) -> "LabellingSession":
+        """Return a desk whose labels and account are those of an replicate, for a check of the oracle."""
+        return replace(self, replicate=replicate, account=f"{purpose} {replicate} {self.oracle.fingerprint()}")
 
     def question(self, response: Response) -> Question:
         """Return the query about a response, as the ledger knows it."""
@@ -63,8 +71,8 @@ class Desk:
     def order(self, response: Response) -> Order:
         """Return that query with the most it may cost."""
         asked = response.prompt, response.text
-        ceiling = Amount(self.oracle.ceiling(*asked), self.oracle.most_tokens(*asked))
-        return Order(self.question(response), ceiling, self.oracle.paid_on_loss)
+        ceiling = Amount(self.oracle.max_cost(*asked), self.oracle.max_query_tokens(*asked))
+        return Order(self.question(response), ceiling, self.oracle.billed_on_failure)
 
 
 class LabellingStopped(Exception):
@@ -84,7 +92,7 @@ class AnswersPending(LabellingStopped):
 
 def label(
     responses: Sequence[Response],
-    desk: Desk,
+    session: LabellingSession,
     *,
     max_queries: int,
     max_micro_usd: int,
@@ -98,22 +106,28 @@ def label(
     whatever the number of workers. Raises LabellingStopped when the oracle raises; running again asks only for what is
     missing. Raises AnswersPending while people have not answered.
     """
-    desk.ledger.open_account(desk.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens)
-    if recovered := desk.ledger.recover():
+    session.ledger.open_account(
+        session.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens
+    )
+    if recovered := session.ledger.recover():
         log.warning("%d reservations of processes that died were given up", recovered)
-    asked = [desk.order(response) for response in responses]
+    asked = [session.order(response) for response in responses]
     unique = {order.question.key: order for order in asked}  # what is asked twice is one query
     orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
     answers: list[Answer | BudgetExhausted] = []
     left = Amount(max_micro_usd, max_tokens)
-    with progress.bar(total=len(orders), desc="labelling", unit="query", disable=desk.terms is not None) as bar:
+    with progress.bar(
+        total=len(orders), desc="labelling", unit="query", disable=session.annotation_task is not None
+    ) as bar:
         while covered := _covered(orders[len(answers) :], left):
             wanted = orders[len(answers) : len(answers) + covered]
-            if desk.terms and (
-                waiting := Queue(desk.ledger).post(desk.account, wanted, desk.terms, desk.oracle.query_type)
+            if session.annotation_task and (
+                waiting := Queue(session.ledger).post(
+                    session.account, wanted, session.annotation_task, session.oracle.query_type
+                )
             ):
                 raise AnswersPending(waiting)
-            found = _ask_all(wanted, desk, workers, bar, len(answers))
+            found = _ask_all(wanted, session, workers, bar, len(answers))
             answers += found
             if any(isinstance(answer, BudgetExhausted) for answer in found):
                 break
@@ -156,14 +170,14 @@ def _covered(orders: Sequence[Order], left: Amount) -> int:
 
 
 def _ask_all(
-    orders: Sequence[Order], desk: Desk, workers: int, bar: progress.Bar, before: int
+    orders: Sequence[Order], session: LabellingSession, workers: int, bar: progress.Bar, before: int
 ) -> list[Answer | BudgetExhausted]:
-    asking = _Asking(desk, workers, bar)
+    asking = _Asking(session, workers, bar)
     # on Ctrl-C what is in flight is settled, and what is queued is not asked
     outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
     if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in answers]:
-        cause = next((e for e in errors if not isinstance(e, InterruptedError | RefusedQuestion)), errors[0])
+        cause = next((e for e in errors if not isinstance(e, InterruptedError | QuestionRejected)), errors[0])
         raise LabellingStopped(
             f"labelling stopped after {before + len(answers)} of {bar.total} queries: {cause}. "
             "The labels are kept; run again to go on from here"
@@ -174,9 +188,9 @@ def _ask_all(
 class _Asking:
     """Asks the oracle about many tuples at once."""
 
-    def __init__(self, desk: Desk, workers: int, bar: progress.Bar) -> None:
-        self.desk = desk
-        self.batcher = LedgerBatcher(desk.ledger, desk.account)
+    def __init__(self, session: LabellingSession, workers: int, bar: progress.Bar) -> None:
+        self.session = session
+        self.batcher = LedgerBatcher(session.ledger, session.account)
         self.breaker = Breaker()
         self.slots = asyncio.Semaphore(workers)
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
@@ -196,14 +210,14 @@ class _Asking:
                     outcomes[place] = await self._ask(order)
                 except Exception as error:
                     outcomes[place] = error
-                    if not isinstance(error, BudgetExhausted | RefusedQuestion):
+                    if not isinstance(error, BudgetExhausted | QuestionRejected):
                         self.breaker.stop.set()  # at once: the others must not go on paying an oracle that fails
                 self.bar.update()
 
         await asyncio.gather(*(work() for _ in range(self.ready)))
         for place, refusal in enumerate(outcomes):
             # not where labelling stopped, perhaps for what was refused
-            if isinstance(refusal, RefusedQuestion) and not self.breaker.stop.is_set():
+            if isinstance(refusal, QuestionRejected) and not self.breaker.stop.is_set():
                 outcomes[place] = await self._quarantine(orders[place], refusal)
         return outcomes
 
@@ -211,9 +225,9 @@ class _Asking:
         for attempt in range(1, _TRIES + 1):
             try:
                 return await self._ask_once(order)
-            except (RefusedCall, RefusedQuestion):
+            except (RequestRejected, QuestionRejected):
                 raise
-            except (UnpaidFailure, LostReply) as failure:
+            except (RetryableError, MaybeBilledError) as failure:
                 if attempt == _TRIES or self.breaker.failed(failure):
                     raise
                 log.debug("asking again after %s", failure)
@@ -228,25 +242,25 @@ class _Asking:
         reserved = await self._reserve(order)
         if isinstance(reserved, Answer):
             return reserved
-        ledger, question = self.desk.ledger, order.question
+        ledger, question = self.session.ledger, order.question
         try:
             verdict, seconds = await self._call(question)
-        except (UnpaidFailure, InterruptedError) as failure:
-            if isinstance(failure, RefusedQuestion) and failure.certain:
+        except (RetryableError, InterruptedError) as failure:
+            if isinstance(failure, QuestionRejected) and failure.certain:
                 return await self._settle_refused(reserved, failure)
             await asyncio.to_thread(ledger.release, reserved)
             raise
-        except LostReply as lost:
+        except MaybeBilledError as lost:
             await asyncio.to_thread(ledger.lose, reserved, most=lost.most)
             raise
         except BaseException:
-            await asyncio.to_thread(ledger.lose if order.paid_on_loss else ledger.release, reserved)
+            await asyncio.to_thread(ledger.lose if order.billed_on_failure else ledger.release, reserved)
             raise
         found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
         status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
         return await self.batcher.settle(Settlement(reserved, status, *found))
 
-    async def _quarantine(self, order: Order, refusal: RefusedQuestion) -> Answer | Exception:
+    async def _quarantine(self, order: Order, refusal: QuestionRejected) -> Answer | Exception:
         """Return the quarantined label of a question that was refused while others were answered."""
         try:
             held = await self._reserve(order)
@@ -254,7 +268,7 @@ class _Asking:
             return error
         return held if isinstance(held, Answer) else await self._settle_refused(held, refusal)
 
-    async def _settle_refused(self, reserved: Reservation, refusal: RefusedQuestion) -> Answer:
+    async def _settle_refused(self, reserved: Reservation, refusal: QuestionRejected) -> Answer:
         log.warning("a question is quarantined, and costs nothing: %s", refusal)
         return await self.batcher.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
 
@@ -265,14 +279,14 @@ class _Asking:
             STOP.set(self.breaker.stop)
             started = time.monotonic()
             try:
-                verdict = await self.desk.oracle.answer(question.prompt, question.response, self.desk.rubric)
-            except RefusedQuestion as refusal:
+                verdict = await self.session.oracle.judge_async(question.prompt, question.response, self.session.rubric)
+            except QuestionRejected as refusal:
                 if every := self.breaker.refused(refusal):
                     self.breaker.stop.set()
-                    raise RefusedCall(every) from None
+                    raise RequestRejected(every) from None
                 raise
             except BaseException as error:
-                if isinstance(error, RefusedCall) or not isinstance(error, UnpaidFailure | LostReply):
+                if isinstance(error, RequestRejected) or not isinstance(error, RetryableError | MaybeBilledError):
                     self.breaker.stop.set()
                 raise
             self.breaker.worked()
@@ -288,7 +302,7 @@ class _Asking:
                 raise outcome
             # another asks the same now, or holds the money that its call in flight may not need
             await asyncio.sleep(_POLL_SECONDS)
-            await asyncio.to_thread(self.desk.ledger.recover)
+            await asyncio.to_thread(self.session.ledger.recover)
 
     def _go_on(self) -> None:
         if self.breaker.stop.is_set():

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 
 from models.core.randomness import stream
-from models.oracles.base import LostReply, RefusedQuestion, UnpaidFailure
+from models.oracles.base import MaybeBilledError, QuestionRejected, RetryableError
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +15,9 @@ _BREAK_AFTER = 12  # failures in a row, of all workers together: the oracle is d
 _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
 
 
-def pause_after(attempt: int, failure: UnpaidFailure | LostReply, *, seed: str) -> float:
+def pause_after(attempt: int, failure: RetryableError | MaybeBilledError, *, seed: str) -> float:
     """Return the seconds to wait: what the server asks, else twice as long each time; up to half as much again by chance."""
-    asked = failure.retry_after if isinstance(failure, UnpaidFailure) else None
+    asked = failure.retry_after if isinstance(failure, RetryableError) else None
     pause = asked if asked is not None else min(_LEAST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
     return pause * (1.0 + stream(0, attempt, seed).random() / 2.0)
 
@@ -35,7 +35,7 @@ class Breaker:
         self._failures = 0
         self._refused.clear()
 
-    def refused(self, refusal: RefusedQuestion) -> str:
+    def refused(self, refusal: QuestionRejected) -> str:
         """Note a refused question; return what is wrong if it is every question that is refused, "" otherwise."""
         if refusal.certain:
             return ""

@@ -18,7 +18,7 @@ class Order(NamedTuple):
 
     question: Question
     ceiling: Amount
-    paid_on_loss: bool
+    billed_on_failure: bool
     holder: str | None = None
 
 
@@ -64,7 +64,7 @@ Outcome = Reservation | Answer | BudgetExhausted | None
 
 
 def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError | None]:
-    """Return a settlement at a price that can be booked, and the error of an oracle who asks what cannot be, or too much.
+    """Return a settlement at a price that can be booked, and the error of an oracle that asks what cannot be, or too much.
 
     A price above what was reserved is booked: the caps no longer hold, and the account buys nothing more. A negative one,
     or one that is no whole number, is booked at what was reserved.

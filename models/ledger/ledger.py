@@ -37,14 +37,14 @@ class Ledger:
         self.transact(lambda c: accounts.open_account(c, name, **caps))
 
     def reserve(
-        self, account: str, question: Question, *, ceiling: int, paid_on_loss: bool, tokens: int = 0
+        self, account: str, question: Question, *, ceiling: int, billed_on_failure: bool, tokens: int = 0
     ) -> Reservation | Answer | None:
         """Set `ceiling` micro-dollars and `tokens` aside for a call; or return the answer that was paid for earlier.
 
         None means that another is asking the same question now: try again shortly. Raises BudgetExhausted, having charged
         nothing, when a cap would be passed.
         """
-        _, (outcome,) = self.exchange(account, [], [Order(question, Amount(ceiling, tokens), paid_on_loss)])
+        _, (outcome,) = self.exchange(account, [], [Order(question, Amount(ceiling, tokens), billed_on_failure)])
         if isinstance(outcome, BudgetExhausted):
             raise outcome
         return outcome
@@ -145,7 +145,7 @@ class Ledger:
                 "tokens": order.ceiling.tokens,
                 "account": account,
                 "holder": order.holder or here,
-                "paid_on_loss": order.paid_on_loss,
+                "billed_on_failure": order.billed_on_failure,
                 "reserved_at": now,
             }
             for order in orders.values()
@@ -224,7 +224,7 @@ class Ledger:
             away = holders.absent(connection, (row["holder"] for row in reserved))
             dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away)]
             for row in dead:
-                if row["paid_on_loss"]:
+                if row["billed_on_failure"]:
                     self._mark_lost(connection, row["id"])
                 else:
                     self.void_within(
@@ -256,7 +256,7 @@ class Ledger:
         more; what a process is asking about at this moment stays as it is.
         """
         now = time.time()
-        kept = {"account": "import", "paid_on_loss": True, "reserved_at": now, "settled_at": now}
+        kept = {"account": "import", "billed_on_failure": True, "reserved_at": now, "settled_at": now}
 
         def work(connection: Connection) -> int:
             for row in tables.live_rows(connection, [question for question, _ in labels]).values():

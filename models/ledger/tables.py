@@ -51,7 +51,7 @@ QUERIES = sa.Table(
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("account", sa.String(200), nullable=False),
     sa.Column("holder", sa.String(200)),
-    sa.Column("paid_on_loss", sa.Boolean, nullable=False),
+    sa.Column("billed_on_failure", sa.Boolean, nullable=False),
     sa.Column("reserved_at", sa.Float, nullable=False),
     sa.Column("settled_at", sa.Float),
 )

@@ -14,7 +14,7 @@ from models.core.event_loop import run
 from models.core.money import MicroUsd, Prices
 from models.core.registry import digest_of
 from models.core.rubric import Rubric
-from models.oracles.base import Counter, Expected, LostReply, Oracle, UnpaidFailure, Verdict
+from models.oracles.base import CostEstimate, MaybeBilledError, Oracle, RetryableError, TokenCounter, Verdict
 from models.oracles.chat_client import Endpoint, most_tokens, most_tokens_sent
 from models.oracles.llm_calls import Calls
 from models.oracles.replies import Reply
@@ -54,7 +54,7 @@ class AlpacaEval(Oracle):
 
         try:
             preferred = alpaca_eval.preference(self.annotator, prompt, reference, response, complete)
-        except (UnpaidFailure, LostReply, InterruptedError):
+        except (RetryableError, MaybeBilledError, InterruptedError):
             raise
         except Exception:
             if not calls.replies:
@@ -62,18 +62,18 @@ class AlpacaEval(Oracle):
             preferred = math.nan  # paid for, and the package does not take it: kept, to be looked at
         return calls.verdict(preferred, self._frame, [None if math.isnan(preferred) else preferred])
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self._judge.most(self._most_sent(prompt, response)).micro_usd
 
-    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         return self._judge.most(self._most_sent(prompt, response)).tokens
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
         sent = "".join([alpaca_eval.frame(self.annotator), prompt, self._answer(prompt), response])
-        return self._judge.expected([{"content": sent}], count, output_tokens=self._judge.max_tokens)
+        return self._judge.estimate([{"content": sent}], count, output_tokens=self._judge.max_tokens)
 
-    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.endpoint.paced(queries, tokens)
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.rate_limit_seconds(queries, tokens)
 
     def identity(self) -> list[Any]:  # noqa: D102
         reference = alpaca_eval.reference_file(self.reference)

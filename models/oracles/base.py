@@ -20,23 +20,23 @@ class Verdict(NamedTuple):
     tokens: int = 0
 
 
-class Expected(NamedTuple):
+class CostEstimate(NamedTuple):
     """What one query usually costs: micro-dollars, tokens (0 where they are not counted), seconds (0 if in this process)."""
 
     micro_usd: MicroUsd
     tokens: int = 0
     seconds: float = 0.0
 
-    def times(self, number: int) -> "Expected":
+    def times(self, number: int) -> "CostEstimate":
         """Return the same of a query that is asked so many times."""
-        return Expected(number * self.micro_usd, number * self.tokens, number * self.seconds)
+        return CostEstimate(number * self.micro_usd, number * self.tokens, number * self.seconds)
 
-    def plus(self, other: "Expected") -> "Expected":
+    def plus(self, other: "CostEstimate") -> "CostEstimate":
         """Return both in turn."""
-        return Expected(self.micro_usd + other.micro_usd, self.tokens + other.tokens, self.seconds + other.seconds)
+        return CostEstimate(self.micro_usd + other.micro_usd, self.tokens + other.tokens, self.seconds + other.seconds)
 
 
-class Terms(NamedTuple):
+class AnnotationTask(NamedTuple):
     """What people are told, how many are asked about each item, and what each judgement costs, in micro-dollars."""
 
     guide: str
@@ -46,15 +46,15 @@ class Terms(NamedTuple):
 
 _REFUSED = "refused"
 
-Counter = Callable[[str], int]  # of the tokens of a text
+TokenCounter = Callable[[str], int]  # of the tokens of a text
 
 
-def a_token_to_four_bytes(text: str) -> int:
+def approximate_tokens(text: str) -> int:
     """Return about how many tokens English text makes, where no tokenizer is at hand."""
     return -(-len(text.encode()) // 4)
 
 
-class UnpaidFailure(Exception):
+class RetryableError(Exception):
     """The call failed and certainly cost nothing (refused connection, rate limit): the reservation is undone.
 
     It is tried again after `retry_after` seconds, or after a pause that grows where the server says nothing.
@@ -65,11 +65,11 @@ class UnpaidFailure(Exception):
         self.retry_after = retry_after
 
 
-class RefusedCall(UnpaidFailure):
+class RequestRejected(RetryableError):
     """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops."""
 
 
-class RefusedQuestion(UnpaidFailure):
+class QuestionRejected(RetryableError):
     """Nothing was billed, and this question will not be answered (a content filter, too long); others may be.
 
     `signature` is what refusals for the same reason have in common. `certain` where the server says that it is this
@@ -95,7 +95,7 @@ def refused(raw: str) -> bool:
     return False
 
 
-class LostReply(Exception):
+class MaybeBilledError(Exception):
     """The call may have been paid for and its reply never came, or cannot be read: it counts as paid.
 
     At `most`; at the query's ceiling where that is not known. The question is asked again, as another query, while the
@@ -110,17 +110,17 @@ class LostReply(Exception):
 class Oracle(Plugin):
     """An oracle. Concrete oracles declare `kind` and implement `judge`.
 
-    `simulated` oracles say so in every report. `paid_on_loss` is false for oracles that run in this process and
+    `simulated` oracles say so in every report. `billed_on_failure` is false for oracles that run in this process and
     bill nothing for an answer that was never delivered.
     """
 
     simulated: ClassVar[bool] = False
-    paid_on_loss: ClassVar[bool] = True
-    recipe_version: ClassVar[int] = 1
+    billed_on_failure: ClassVar[bool] = True
+    version: ClassVar[int] = 1
     description: ClassVar[str]
 
     @property
-    def computes(self) -> bool:
+    def uses_device(self) -> bool:
         """Whether it answers by a model in this process, on its GPU where there is one."""
         return False
 
@@ -130,50 +130,50 @@ class Oracle(Plugin):
         return "pointwise"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
-        """Return the score of one tuple. Raise UnpaidFailure if the call failed without being billed."""
+        """Return the score of one tuple. Raise RetryableError if the call failed without being billed."""
         raise NotImplementedError
 
-    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
+    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         """Return what `judge` does. The desk awaits many at once; oracles behind a server need no thread for it."""
         return await asyncio.to_thread(self.judge, prompt, response, rubric)
 
-    def terms(self, rubric: Rubric) -> Terms | None:
+    def annotation_task(self, rubric: Rubric) -> AnnotationTask | None:
         """Return on what terms this oracle is asked through a queue; None for one who answers when called."""
         del rubric
         return None
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         """Return the most that one query may cost, in micro-dollars."""
         raise NotImplementedError
 
-    def most_tokens(self, prompt: str, response: str) -> int:
-        """Return the most tokens that one query may be billed for; 0 for oracles who are not paid by the token."""
+    def max_query_tokens(self, prompt: str, response: str) -> int:
+        """Return the most tokens that one query may be billed for; 0 for oracles that are not paid by the token."""
         del prompt, response
         return 0
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         """Return what one query usually costs, its tokens counted by `count`; its ceiling where prices are fixed."""
         del count
-        return Expected(self.ceiling(prompt, response))
+        return CostEstimate(self.max_cost(prompt, response))
 
-    def paced(self, queries: int, tokens: int) -> float:
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         """Return the seconds that rate limits make of so many queries and of their `most_tokens`; 0 without limits."""
         del queries, tokens
         return 0.0
 
-    def findings(self, replies: Sequence[str]) -> dict[str, float]:
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:
         """Return what the raw texts of many verdicts say of this oracle, by name: facts for people, in reports."""
         del replies
         return {}
 
-    def remark(self, raw: str) -> str:
+    def rationale(self, raw: str) -> str:
         """Return the justification that the raw text of a verdict holds, without the score; "" if there is none."""
         del raw
         return ""
 
     def fingerprint(self) -> str:
         """Return the identity under which labels are owned: same fingerprint, same answer to the same question."""
-        return f"{self.label()}-{digest_of([self.recipe_version, *self.identity()])}"
+        return f"{self.label()}-{digest_of([self.version, *self.identity()])}"
 
     def identity(self) -> list[Any]:
         """Return what the answer depends on; the default is every field."""
@@ -184,7 +184,7 @@ class Oracle(Plugin):
 
 
 class PairOracle(Oracle):
-    """An oracle who says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
+    """An oracle that says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
 
     To the ledger and the desk a pair is one question whose response is `pair_text`, so that asking it the other way round is
     asking it again. Whoever imports labels of such an oracle gives the score of the first text of the two.
@@ -206,11 +206,11 @@ class PairOracle(Oracle):
         first, second = json.loads(response)
         return self.compare(prompt, first, second, rubric)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         first, second = json.loads(response)
         return self.pair_ceiling(prompt, first, second)
 
 
-def pair_text(first: str, second: str) -> tuple[str, int]:
+def canonical_pair(first: str, second: str) -> tuple[str, int]:
     """Return a pair as one text, the same whichever comes first, and the sign of its score as seen from `first`."""
     return json.dumps(sorted([first, second]), ensure_ascii=False), 1 if first <= second else -1

@@ -14,7 +14,14 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from models.core.event_loop import run, unless_stopped
 from models.core.money import Amount, Prices
 from models.core.registry import Frozen
-from models.oracles.base import Counter, Expected, LostReply, RefusedCall, RefusedQuestion, UnpaidFailure
+from models.oracles.base import (
+    CostEstimate,
+    MaybeBilledError,
+    QuestionRejected,
+    RequestRejected,
+    RetryableError,
+    TokenCounter,
+)
 from models.oracles.endpoint_policy import check_address, check_key_name
 from models.oracles.failures import Failure, failure_of, meaning
 from models.oracles.replies import Reply, reply_of
@@ -83,13 +90,13 @@ class Endpoint(Frozen):
         """Return the most that one call may cost that sends at most so many tokens."""
         return Amount(self.prices.most(input_tokens=sent, output_tokens=self.max_tokens), sent + self.max_tokens)
 
-    def expected(self, messages: Sequence[Message], count: Counter, *, output_tokens: int) -> Expected:
+    def estimate(self, messages: Sequence[Message], count: TokenCounter, *, output_tokens: int) -> CostEstimate:
         """Return what one call usually costs."""
         sent, written = sum(count(m["content"]) for m in messages), min(output_tokens, self.max_tokens)
         price = self.prices.cost(input_tokens=sent, output_tokens=written)
-        return Expected(price, sent + written, seconds=(written + 30) * _SECONDS_PER_TOKEN)
+        return CostEstimate(price, sent + written, seconds=(written + 30) * _SECONDS_PER_TOKEN)
 
-    def paced(self, calls: int, tokens: int) -> float:
+    def rate_limit_seconds(self, calls: int, tokens: int) -> float:
         """Return the seconds that the rate limits make of so many calls and tokens."""
         rates = (calls, self.requests_per_minute), (tokens, self.tokens_per_minute)
         return max(60.0 * number / limit if limit else 0.0 for number, limit in rates)
@@ -110,10 +117,10 @@ class Endpoint(Frozen):
     ) -> Reply:
         """Return the reply to one call.
 
-        `schema` asks for JSON of that shape, `top_logprobs` for that many alternatives of each token. Raises UnpaidFailure
-        where nothing was billed (a rate limit, an error of the server, no connection), RefusedQuestion where these messages
-        will not be answered, RefusedCall where none will, and LostReply where the reply may have been paid for and never
-        came, or cannot be read. `models.oracles.failures.meaning` says which failure is which.
+        `schema` asks for JSON of that shape, `top_logprobs` for that many alternatives of each token. Raises RetryableError
+        where nothing was billed (a rate limit, an error of the server, no connection), QuestionRejected where these messages
+        will not be answered, RequestRejected where none will, and MaybeBilledError where the reply may have been paid for
+        and never came, or cannot be read. `models.oracles.failures.meaning` says which failure is which.
         """
         await self._wait(self.most(most_tokens_sent(messages)).tokens)
         options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
@@ -136,7 +143,7 @@ class Endpoint(Frozen):
             if reply.doubt:
                 _warn_once(self.base_url, self.model, reply.doubt)
             return reply
-        except (UnpaidFailure, LostReply):
+        except (RetryableError, MaybeBilledError):
             raise
         except Exception as error:
             failure = self._failure(error, messages)
@@ -153,7 +160,7 @@ class Endpoint(Frozen):
             return self._meant(failure_of(error.status_code, error.body), error.response.headers, messages)
         said = self._without_key(str(getattr(error, "message", error)))
         if isinstance(error, openai.APIConnectionError) and _never_sent(error):
-            return UnpaidFailure(f"no connection to {self.base_url}")
+            return RetryableError(f"no connection to {self.base_url}")
         if isinstance(error, openai.APIConnectionError):
             said = f"no reply from {self.base_url}: {error.__cause__ or said}"
         elif isinstance(
@@ -162,7 +169,7 @@ class Endpoint(Frozen):
             said = f"the reply of {self.base_url} cannot be read: {said}"
         else:
             return None
-        return LostReply(said, most=self.most(most_tokens_sent(messages)))
+        return MaybeBilledError(said, most=self.most(most_tokens_sent(messages)))
 
     def _meant(self, failure: Failure, headers: Mapping[str, str], messages: Sequence[Message]) -> Exception:
         """Return the error for what a server has said of a call."""
@@ -170,14 +177,14 @@ class Endpoint(Frozen):
         said = self._without_key(failure.words)[:_SAID]
         if means == "free":
             what = "rate limit" if status == 429 else f"server error {status}"
-            return UnpaidFailure(what, retry_after=_retry_after(headers))
+            return RetryableError(what, retry_after=_retry_after(headers))
         if means == "billed":
             told = f"{self.base_url} failed with {status}, and may have billed the call: {said}"
-            return LostReply(told, most=self.most(most_tokens_sent(messages)))
+            return MaybeBilledError(told, most=self.most(most_tokens_sent(messages)))
         told = f"{self.base_url} refused the call with {status}: {said}"
         if means == "oracle":
-            return RefusedCall(told)
-        return RefusedQuestion(told, signature=failure.signature, certain=means == "question")
+            return RequestRejected(told)
+        return QuestionRejected(told, signature=failure.signature, certain=means == "question")
 
     def _without_key(self, said: str) -> str:
         return said.replace(os.environ[self.key_env], f"${self.key_env}")

@@ -1,4 +1,4 @@
-"""Any oracle who scores, made one who compares: for strategies that ask which of two responses is better."""
+"""Any oracle that scores, made one who compares: for strategies that ask which of two responses is better."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from models.core.money import Amount, MicroUsd
 from models.core.registry import OneOf
 from models.core.rubric import Rubric
 from models.oracles.base import (
-    Counter,
-    Expected,
-    LostReply,
+    CostEstimate,
+    MaybeBilledError,
     Oracle,
     PairOracle,
-    RefusedQuestion,
-    UnpaidFailure,
+    QuestionRejected,
+    RetryableError,
+    TokenCounter,
     Verdict,
 )
 
@@ -35,46 +35,46 @@ class Comparing(PairOracle):
     temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
 
     @property
-    def computes(self) -> bool:  # noqa: D102
-        return self.inner.computes
+    def uses_device(self) -> bool:  # noqa: D102
+        return self.inner.uses_device
 
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
         one = self.inner.judge(prompt, first, rubric)
         try:
             other = self.inner.judge(prompt, second, rubric)
-        except RefusedQuestion as refusal:
+        except QuestionRejected as refusal:
             return one._replace(score=math.nan, raw=f"{one.raw} | {refusal.raw}")
-        except UnpaidFailure as failure:
+        except RetryableError as failure:
             raise RuntimeError(
                 f"one response of the pair was scored and paid for, the other failed: {failure}"
             ) from failure
-        except LostReply as lost:
+        except MaybeBilledError as lost:
             both = None if lost.most is None else lost.most.plus(Amount(one.micro_usd, one.tokens))
-            raise LostReply(f"one response of the pair was scored, the other not: {lost}", most=both) from lost
+            raise MaybeBilledError(f"one response of the pair was scored, the other not: {lost}", most=both) from lost
         gap = one.score - other.score
         if math.isfinite(gap):
             gap = math.tanh(gap / (2 * self.temperature)) if self.temperature else float((gap > 0) - (gap < 0))
         return Verdict(gap, f"{one.raw} | {other.raw}", one.micro_usd + other.micro_usd, one.tokens + other.tokens)
 
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
-        return self.inner.ceiling(prompt, first) + self.inner.ceiling(prompt, second)
+        return self.inner.max_cost(prompt, first) + self.inner.max_cost(prompt, second)
 
-    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
-        return sum(self.inner.most_tokens(prompt, text) for text in json.loads(response))
+    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        return sum(self.inner.max_query_tokens(prompt, text) for text in json.loads(response))
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
-        one, other = (self.inner.expected(prompt, text, count) for text in json.loads(response))
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+        one, other = (self.inner.estimate(prompt, text, count) for text in json.loads(response))
         return one.plus(other)
 
-    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.inner.paced(2 * queries, tokens)
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.inner.rate_limit_seconds(2 * queries, tokens)
 
     def identity(self) -> list[Any]:  # noqa: D102
         return [self.inner.fingerprint(), self.temperature]
 
     def check(self) -> None:  # noqa: D102
         self.inner.check()
-        if self.inner.terms(Rubric()):
+        if self.inner.annotation_task(Rubric()):
             raise ValueError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")
         if self.inner.query_type == "pairwise":
             raise ValueError(f"comparing needs a pointwise oracle, and {self.inner.label()!r} compares already")

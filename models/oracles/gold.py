@@ -23,7 +23,7 @@ class Gold(Oracle):
     """Score the sentence prompt + response from −4 (scathing) to +4 (enthusiastic), at a nominal price."""
 
     simulated: ClassVar[bool] = True
-    paid_on_loss: ClassVar[bool] = False
+    billed_on_failure: ClassVar[bool] = False
     description: ClassVar[str] = "simulated oracle fitted on human ratings"
 
     kind: Literal["gold"] = "gold"
@@ -33,7 +33,7 @@ class Gold(Oracle):
         score = float(predict([f"{prompt} {response}"])[0])
         return Verdict(score=score, raw=f"{score:.4f}", micro_usd=self.micro_usd, tokens=0)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.micro_usd
 
     def identity(self) -> list[Any]:  # noqa: D102

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.metrics.agreement import krippendorff_alpha
-from models.oracles.base import Counter, Expected, Oracle, Terms, Verdict
+from models.oracles.base import AnnotationTask, CostEstimate, Oracle, TokenCounter, Verdict
 
 
 class Human(Oracle):
@@ -20,7 +20,7 @@ class Human(Oracle):
     """
 
     description: ClassVar[str] = "people"
-    paid_on_loss: ClassVar[bool] = False
+    billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["human"] = "human"
     asks: Literal["score", "better"] = Field("score", description="a score of one response, or which of two is better")
@@ -32,19 +32,19 @@ class Human(Oracle):
     def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
         return "pointwise" if self.asks == "score" else "pairwise"
 
-    def terms(self, rubric: Rubric) -> Terms | None:  # noqa: D102
-        return Terms(rubric.guide(self.query_type), self.annotators, self.micro_usd)
+    def annotation_task(self, rubric: Rubric) -> AnnotationTask | None:  # noqa: D102
+        return AnnotationTask(rubric.guide(self.query_type), self.annotators, self.micro_usd)
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         raise RuntimeError("people answer through the queue, not when called: ninefold labels export FILE --queue")
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.micro_usd * (self.annotators + 1)  # one more after a tie
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
-        return Expected(self.micro_usd * self.annotators)
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+        return CostEstimate(self.micro_usd * self.annotators)
 
-    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         judged = []
         for reply in replies:
             with suppress(ValueError, TypeError, KeyError):  # an import's may be others

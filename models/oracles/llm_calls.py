@@ -11,10 +11,10 @@ from models.core.event_loop import unless_stopped
 from models.core.money import Amount
 from models.core.registry import digest_of
 from models.oracles.base import (
-    LostReply,
-    RefusedCall,
-    RefusedQuestion,
-    UnpaidFailure,
+    MaybeBilledError,
+    QuestionRejected,
+    RequestRejected,
+    RetryableError,
     Verdict,
 )
 from models.oracles.chat_client import Endpoint, Message, most_tokens_sent
@@ -91,13 +91,13 @@ class Calls:
                 if not self.replies:
                     raise
                 self.failure = str(stopped)
-            except (UnpaidFailure, LostReply) as failure:
+            except (RetryableError, MaybeBilledError) as failure:
                 if not self.replies:
                     raise
-                final = isinstance(failure, LostReply | RefusedCall | RefusedQuestion)
-                if pause is None or final or not isinstance(failure, UnpaidFailure):
+                final = isinstance(failure, MaybeBilledError | RequestRejected | QuestionRejected)
+                if pause is None or final or not isinstance(failure, RetryableError):
                     self.failure = str(failure)
-                    if isinstance(failure, LostReply):
+                    if isinstance(failure, MaybeBilledError):
                         self.lost = self.endpoint.most(most_tokens_sent(messages))
                 else:
                     await self._wait(pause if failure.retry_after is None else failure.retry_after)

@@ -10,9 +10,9 @@ from models.core.event_loop import run
 from models.core.money import MicroUsd
 from models.core.rubric import LEVELS, SCORE_LINE, Rubric, parse_score
 from models.oracles.base import (
-    Counter,
-    Expected,
+    CostEstimate,
     Oracle,
+    TokenCounter,
     Verdict,
 )
 from models.oracles.chat_client import Endpoint, Message, most_tokens
@@ -67,9 +67,9 @@ class LLMJudge(Oracle):
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
-        return run(self.answer(prompt, response, rubric))
+        return run(self.judge_async(prompt, response, rubric))
 
-    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         messages = self._messages(prompt, response, rubric)
         calls = Calls(self.endpoint)
         found = [
@@ -86,23 +86,23 @@ class LLMJudge(Oracle):
         score = sum(scores) / len(scores) if scores else float("nan")
         return calls.verdict(score, self._frame(rubric).digest, found)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.endpoint.most(self._most_sent(prompt, response)).micro_usd * self.samples * self.attempts
 
-    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         return self.endpoint.most(self._most_sent(prompt, response)).tokens * self.samples * self.attempts
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
         messages = self._messages(prompt, response, Rubric())
-        return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(self.samples)
+        return self.endpoint.estimate(messages, count, output_tokens=USUAL_REPLY).times(self.samples)
 
-    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.endpoint.paced(queries * self.samples, tokens // self.attempts)
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.rate_limit_seconds(queries * self.samples, tokens // self.attempts)
 
-    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         return calls_made(replies)
 
-    def remark(self, raw: str) -> str:  # noqa: D102
+    def rationale(self, raw: str) -> str:  # noqa: D102
         for record in records_of([raw]):
             for value, text in zip(record["said"], record["texts"], strict=False):
                 if value is not None:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from models.core.event_loop import run
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
-from models.oracles.base import Counter, Expected, PairOracle, Verdict
+from models.oracles.base import CostEstimate, PairOracle, TokenCounter, Verdict
 from models.oracles.chat_client import Endpoint, Message, most_tokens
 from models.oracles.llm_calls import (
     TOLD,
@@ -53,7 +53,7 @@ class LLMPairs(PairOracle):
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
         return run(self._compare(prompt, first, second, rubric))
 
-    async def answer(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
         first, second = json.loads(response)
         return await self._compare(prompt, first, second, rubric)
 
@@ -74,19 +74,19 @@ class LLMPairs(PairOracle):
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
         return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).micro_usd
 
-    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
         first, second = json.loads(response)
         return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).tokens
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
         first, second = json.loads(response)
         messages = self._messages(prompt, first, second, Rubric())
-        return self.endpoint.expected(messages, count, output_tokens=USUAL_REPLY).times(2)
+        return self.endpoint.estimate(messages, count, output_tokens=USUAL_REPLY).times(2)
 
-    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.endpoint.paced(2 * queries, tokens // self.attempts)
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.endpoint.rate_limit_seconds(2 * queries, tokens // self.attempts)
 
-    def findings(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
         both = [record["said"] for record in records_of(replies) if None not in record["said"]]
         agree = sum(one == -other for one, other in both)
         first = sum(value == 1 for pair in both for value in pair)

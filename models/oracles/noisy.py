@@ -10,7 +10,7 @@ from models.core.money import MicroUsd
 from models.core.randomness import stream
 from models.core.registry import OneOf
 from models.core.rubric import Rubric
-from models.oracles.base import Counter, Expected, Oracle, UnpaidFailure, Verdict
+from models.oracles.base import CostEstimate, Oracle, RetryableError, TokenCounter, Verdict
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,8 +34,8 @@ class Noisy(Oracle):
     latency: NonNegativeFloat = Field(0.0, description="seconds per query")
 
     @property
-    def computes(self) -> bool:  # noqa: D102
-        return self.inner.computes
+    def uses_device(self) -> bool:  # noqa: D102
+        return self.inner.uses_device
 
     @property
     def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
@@ -47,7 +47,7 @@ class Noisy(Oracle):
         noise = rng.normal() * self.label_noise
         time.sleep(self.latency)
         if fail < self.fail:
-            raise UnpaidFailure("simulated failure of the oracle: nothing was billed", retry_after=0.0)
+            raise RetryableError("simulated failure of the oracle: nothing was billed", retry_after=0.0)
         if crash < self.crash:
             raise RuntimeError("simulated crash of the oracle after the call was billed")
         verdict = self.inner.judge(prompt, response, rubric)
@@ -55,23 +55,23 @@ class Noisy(Oracle):
             return verdict._replace(score=float("nan"), raw="simulated reply without a score")
         return verdict._replace(score=(-1 if flip < self.flip else 1) * verdict.score + noise)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
-        return self.inner.ceiling(prompt, response)
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+        return self.inner.max_cost(prompt, response)
 
-    def most_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
-        return self.inner.most_tokens(prompt, response)
+    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+        return self.inner.max_query_tokens(prompt, response)
 
-    def expected(self, prompt: str, response: str, count: Counter) -> Expected:  # noqa: D102
-        one = self.inner.expected(prompt, response, count)
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+        one = self.inner.estimate(prompt, response, count)
         return one._replace(seconds=one.seconds + self.latency)
 
-    def paced(self, queries: int, tokens: int) -> float:  # noqa: D102
-        return self.inner.paced(queries, tokens)
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+        return self.inner.rate_limit_seconds(queries, tokens)
 
     def identity(self) -> list[object]:  # noqa: D102
         return [self.inner.fingerprint(), self.model_dump(mode="json", exclude={"inner", "latency"})]
 
     def check(self) -> None:  # noqa: D102
         self.inner.check()
-        if self.inner.terms(Rubric()):
+        if self.inner.annotation_task(Rubric()):
             raise ValueError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")

@@ -30,7 +30,7 @@ class Replay(Oracle):
     """
 
     description: ClassVar[str] = "oracle labels recorded in a table"
-    paid_on_loss: ClassVar[bool] = False
+    billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["replay"] = "replay"
     path: Path = Field(description="CSV, JSONL or Parquet")
@@ -49,7 +49,7 @@ class Replay(Oracle):
         score, micro_usd = table[key]
         return Verdict(score=score, raw=repr(score), micro_usd=micro_usd)
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         recorded = _table(self).get((text_hash(prompt), text_hash(response)))
         return self.micro_usd if recorded is None else recorded[1]
 

@@ -25,7 +25,7 @@ class RewardModel(Oracle):
     """
 
     description: ClassVar[str] = "a reward model"
-    paid_on_loss: ClassVar[bool] = False
+    billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["reward_model"] = "reward_model"
     model: Annotated[str, FolderOrName] = Field(description="a local directory or a hub id")
@@ -35,7 +35,7 @@ class RewardModel(Oracle):
     micro_usd: MicroUsd = 0
 
     @property
-    def computes(self) -> bool:  # noqa: D102
+    def uses_device(self) -> bool:  # noqa: D102
         return True
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
@@ -50,7 +50,7 @@ class RewardModel(Oracle):
             score = float(loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, 0])
         return Verdict(score, f"{score:.6g}", self.micro_usd, len(ids))
 
-    def ceiling(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.micro_usd
 
     def identity(self) -> list[Any]:  # noqa: D102

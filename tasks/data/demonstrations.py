@@ -5,7 +5,7 @@ from collections import Counter
 
 from models.core.data import Demonstration, Pair, Prompt, Response
 from models.core.registry import Frozen
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 
 
@@ -41,7 +41,7 @@ def off_policy(seed: Ref) -> OffPolicy:
 
 
 @stage(version=1)
-def self_play(demonstrated: Ref, own: Ref) -> Product:
+def self_play(demonstrated: Ref, own: Ref) -> StageResult:
     """Return SPIN's pairs (2401.01335, eq. 4.7): a demonstration is chosen, the policy's own answer rejected."""
     answers = {r.prompt_id: r for r in store().rows(own, Response)}
     pairs = [
@@ -51,4 +51,4 @@ def self_play(demonstrated: Ref, own: Ref) -> Product:
     ]
     if not pairs:
         raise ValueError("the policy answers every demonstration word for word: self-play has nothing to tell apart")
-    return Product(ref=store().write_rows("pairs", pairs, Pair), facts={"pairs": float(len(pairs))})
+    return StageResult(ref=store().write_rows("pairs", pairs, Pair), facts={"pairs": float(len(pairs))})

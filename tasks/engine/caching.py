@@ -33,7 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Product(Frozen):
+class StageResult(Frozen):
     """What a stage returns: the artifact it made, and facts about it for people (never part of a key)."""
 
     ref: Ref
@@ -41,7 +41,7 @@ class Product(Frozen):
 
 
 @dataclass
-class Recipe(CachePolicy):
+class StageCachePolicy(CachePolicy):
     """Key = stage name, version, and the inputs by identity."""
 
     version: int = 1
@@ -151,7 +151,7 @@ def check_stage(stage: str) -> None:
 
 
 @contextmanager
-def restarting(stage: str) -> Iterator[None]:
+def force_from(stage: str) -> Iterator[None]:
     """Execute the stage of this name, and all that follow it in the block, whatever the cache holds; none for "".
 
     The ledger still knows what has been bought: asking again costs nothing. Raises as `check_stage`.
@@ -177,7 +177,7 @@ class Stage(Generic[P, R]):
     """A cached Prefect task that checks the artifacts behind a cache hit and recomputes what is missing or damaged."""
 
     task: Task[P, R]
-    recipe: Recipe
+    recipe: StageCachePolicy
     told: bool = True
 
     @property
@@ -231,7 +231,7 @@ def stage(*, version: int, ignore: Sequence[str] = (), told: bool = True) -> Cal
     """
 
     def decorate(function: Callable[P, R]) -> Stage[P, R]:
-        policy = Recipe(
+        policy = StageCachePolicy(
             version=version,
             ignore=tuple(ignore),
             isolation_level=IsolationLevel.SERIALIZABLE,

@@ -21,11 +21,11 @@ G = TypeVar("G")
 
 _MOST_AT_ONCE = 32  # shards that one process waits for: each holds a lock
 _LOST_NODES = 3  # that a shard outlives
-_ALIKE = ("ninefold", "torch", "transformers")  # packages whose versions decide results
+MATCHED_PACKAGES = ("ninefold", "torch", "transformers")  # packages whose versions decide results
 _PROBES, _PROBE_SECONDS, _CONNECT_SECONDS = "probes", 120.0, 10.0
 
 
-def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
+def run_remote(work: "partial[R]", *, gpus: int = 1) -> R:
     """Return what the work returns, done on the settings' Ray cluster; here where there is none.
 
     `gpus` are those that it takes of a cluster that has any. A node that is lost is replaced by another, an OSError (the
@@ -38,7 +38,7 @@ def elsewhere(work: "partial[R]", *, gpus: int = 1) -> R:
         return work()
 
 
-def room() -> int:
+def max_parallel() -> int:
     """Return how many shards to ask for at once: one here, and on a cluster some more than it has room for now."""
     return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)  # nodes may join
 
@@ -57,14 +57,14 @@ def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
     return _cluster().described()
 
 
-def let_go() -> None:
+def cancel_all() -> None:
     """Give up all that is under way on the cluster; whoever waits for it is told."""
     if settings().ray is not None:
         _cluster().leave()
         _connected.cache_clear()
 
 
-class _Seen(NamedTuple):
+class NodeReport(NamedTuple):
     """What a node knows: the host, whether it finds in its store what was put there, and the versions that it runs."""
 
     host: str
@@ -178,11 +178,11 @@ class _Cluster:
         name, here = uuid4().hex, self._versions
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         store().make_root()
-        store().let(_PROBES, name, Ref(uri=f"{_PROBES}/{name}", sha256=2 * name))
+        store().set_alias(_PROBES, name, Ref(uri=f"{_PROBES}/{name}", sha256=2 * name))
         try:
             answers = self._ask(nodes, _seen, name)
         finally:
-            store().forget(_PROBES, name)
+            store().delete_alias(_PROBES, name)
         for seen in answers:
             if not seen.found:
                 raise ValueError(
@@ -219,7 +219,7 @@ def _answers(address: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _ALIKE}
+    return {package: version(package) for package in MATCHED_PACKAGES}
 
 
 def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN401
@@ -231,13 +231,13 @@ def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN40
     return work()
 
 
-def _seen(name: str) -> _Seen:
+def _seen(name: str) -> NodeReport:
     """Look about on a node."""
     try:
-        found = store().meant(_PROBES, name) is not None
+        found = store().get_alias(_PROBES, name) is not None
     except OSError:
         found = False
-    return _Seen(socket.gethostname(), settings().store_url, found, _versions())
+    return NodeReport(socket.gethostname(), settings().store_url, found, _versions())
 
 
 def _refusal(check: Callable[[], None]) -> tuple[str, str]:

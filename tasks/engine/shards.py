@@ -13,24 +13,24 @@ import pyarrow.parquet as pq
 
 from models.core import progress
 from models.core.registry import Frozen
-from tasks.engine.caching import Product, stage, tell_done, untold
-from tasks.engine.ray_cluster import let_go, room
+from tasks.engine.caching import StageResult, stage, tell_done, untold
+from tasks.engine.ray_cluster import cancel_all, max_parallel
 from tasks.engine.store import Ref, store
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-_OF_A_PROMPT = "prompt_id"  # rows of one prompt stay together
+GROUP_COLUMN = "prompt_id"  # rows of one prompt stay together
 
 
-class Cut(Frozen):
+class Shards(Frozen):
     """A table's rows in tables of their own, in order."""
 
     shards: tuple[Ref, ...]
 
 
-def in_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str) -> list[R]:
+def map_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str) -> list[R]:
     """Return what a stage makes of each shard of a table, in order: of at least `rows` rows, and of whole prompts.
 
     One after another here, or as many at once as a Ray cluster has room for. Where one fails, what has begun is finished,
@@ -38,8 +38,8 @@ def in_shards(stage_of: Callable[[Ref], R], table: Ref, *, rows: int, what: str)
     """
     if (table.rows or 0) <= rows:
         return [stage_of(table)]
-    shards = cut(table, rows=rows).shards
-    at_once, started = min(room(), len(shards)), time.monotonic()
+    shards = split(table, rows=rows).shards
+    at_once, started = min(max_parallel(), len(shards)), time.monotonic()
     with untold() as runs, progress.bar(total=len(shards), desc=what, unit="shard") as bar:
         if at_once == 1:
             made = [_counted(stage_of(shard), bar) for shard in shards]
@@ -66,7 +66,7 @@ def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: progress.
             pool.shutdown(cancel_futures=True)
         except BaseException:  # Ctrl-C
             pool.shutdown(wait=False, cancel_futures=True)
-            let_go()  # those who wait for the cluster would go on waiting
+            cancel_all()  # those who wait for the cluster would go on waiting
             raise
         done = [future for future in futures if not future.cancelled() and future.exception() is None]
         if len(done) < len(futures):
@@ -75,10 +75,10 @@ def _at_once(stage_of: Callable[[Ref], R], shards: Sequence[Ref], bar: progress.
 
 
 @stage(version=1)
-def cut(table: Ref, *, rows: int) -> Cut:
+def split(table: Ref, *, rows: int) -> Shards:
     """Return a table in shards of at least `rows` rows, none of which parts the responses to a prompt."""
     with pq.ParquetFile(store().path(table)) as file:
-        return Cut(shards=tuple(store().write_tables("shards", [piece]) for piece in _pieces(file, rows)))
+        return Shards(shards=tuple(store().write_tables("shards", [piece]) for piece in _pieces(file, rows)))
 
 
 def _pieces(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
@@ -94,8 +94,8 @@ def _pieces(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
 
 def _whole(piece: pa.Table, ended: set[str]) -> pa.Table:
     """Return a piece; raise ValueError if some of its prompts have responses in one before: they would not be compared."""
-    if _OF_A_PROMPT in piece.column_names:
-        prompts = set(piece.column(_OF_A_PROMPT).to_pylist())
+    if GROUP_COLUMN in piece.column_names:
+        prompts = set(piece.column(GROUP_COLUMN).to_pylist())
         if parted := prompts & ended:
             raise ValueError(
                 f"responses to prompt {min(parted)} stand apart in a table: sort it by prompt to have it cut"
@@ -108,21 +108,23 @@ def _end(pending: pa.Table, rows: int) -> int | None:
     """Return where the first shard of a table ends; None if that is not seen yet."""
     if pending.num_rows <= rows:
         return None
-    if _OF_A_PROMPT not in pending.column_names:
+    if GROUP_COLUMN not in pending.column_names:
         return rows
-    prompt = pending.column(_OF_A_PROMPT).slice(rows - 1).to_numpy()
+    prompt = pending.column(GROUP_COLUMN).slice(rows - 1).to_numpy()
     others = np.flatnonzero(prompt[1:] != prompt[:-1])
     return rows + int(others[0]) if len(others) else None
 
 
 @stage(version=1)
-def join_tables(tables: tuple[Ref, ...]) -> Product:
+def join_tables(tables: tuple[Ref, ...]) -> StageResult:
     """Return the rows of all tables as one, which is the same file as if it had been made whole."""
-    return Product(ref=store().write_tables(_kind(tables), (pq.read_table(store().path(table)) for table in tables)))
+    return StageResult(
+        ref=store().write_tables(_kind(tables), (pq.read_table(store().path(table)) for table in tables))
+    )
 
 
 @stage(version=1)
-def join_matrices(matrices: tuple[Ref, ...], *, axis: int) -> Product:
+def join_matrices(matrices: tuple[Ref, ...], *, axis: int) -> StageResult:
     """Return matrices beside each other, along their rows (0) or their columns (1)."""
     parts = [store().matrix(matrix) for matrix in matrices]
     ends = np.cumsum([part.shape[axis] for part in parts])
@@ -131,19 +133,19 @@ def join_matrices(matrices: tuple[Ref, ...], *, axis: int) -> Product:
         for part, end in zip(parts, ends, strict=True):
             place = slice(int(end) - part.shape[axis], int(end))
             whole.values[(place, slice(None)) if axis == 0 else (slice(None), place)] = part
-    return Product(ref=whole.ref)
+    return StageResult(ref=whole.ref)
 
 
 def _kind(refs: tuple[Ref, ...]) -> str:
     return refs[0].uri.partition("/")[0]
 
 
-def joined(parts: Sequence[Product], *, summed: str) -> Product:
+def joined(parts: Sequence[StageResult], *, summed: str) -> StageResult:
     """Return tables with their facts as one: a count is summed, and all else averaged over what it counts."""
     if len(parts) == 1:
         return parts[0]
     whole = join_tables(tuple(part.ref for part in parts))
-    return Product(ref=whole.ref, facts=_facts([part.facts for part in parts], summed))
+    return StageResult(ref=whole.ref, facts=_facts([part.facts for part in parts], summed))
 
 
 def _facts(each: Sequence[Mapping[str, Any]], summed: str) -> dict[str, float]:

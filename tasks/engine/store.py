@@ -202,14 +202,14 @@ class Store:
         """Return the files of a stored folder, by their paths in it."""
         return {name: Ref(**entry) for name, entry in json.loads(self.path(ref).read_text()).items()}
 
-    def let(self, place: str, name: str, ref: Ref) -> None:
+    def set_alias(self, place: str, name: str, ref: Ref) -> None:
         """Let a name mean an artifact from now on, for whoever uses the store; the last one to say so is right."""
         with self._scratch() as scratch:
             path = scratch / "name.json"
             path.write_text(ref.model_dump_json())
             self._put_file(path, f"names/{place}/{_safe(name)}.json")
 
-    def meant(self, place: str, name: str) -> Ref | None:
+    def get_alias(self, place: str, name: str) -> Ref | None:
         """Return what a name means; None if it means nothing."""
         try:
             self.fs.invalidate_cache()
@@ -217,11 +217,11 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def forget(self, place: str, name: str) -> None:
+    def delete_alias(self, place: str, name: str) -> None:
         """Let a name mean nothing again."""
         self.fs.rm_file(f"{self.root}/names/{place}/{_safe(name)}.json")
 
-    def names(self, place: str) -> list[str]:
+    def list_aliases(self, place: str) -> list[str]:
         """Return the names that mean something."""
         self.fs.invalidate_cache()
         return sorted(Path(found).stem for found in self.fs.glob(f"{self.root}/names/{place}/*.json"))

@@ -9,7 +9,7 @@ from models.core.data import Label, Prompt, QuestionResult, Response, usable_sco
 from models.core.registry import Frozen
 from models.metrics.length_control import gain_at_equal_length
 from tasks.data.prompts import set_aside
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
@@ -42,7 +42,9 @@ def instructions(reference: Path, *, content: str, policy: Policy, max_prompt_to
 
 
 @stage(version=1, ignore=["reference"])
-def grade_answers(judged: Judgements, reference: Path, *, content: str, package: str, at_equal_length: bool) -> Product:
+def grade_answers(
+    judged: Judgements, reference: Path, *, content: str, package: str, at_equal_length: bool
+) -> StageResult:
     """Return Graded rows: how likely each answer beats the reference's, as it stands or `at_equal_length`.
 
     `content` digests the reference, and what else the `package`, of a version, reads. Raises ValueError where the money has
@@ -54,7 +56,7 @@ def grade_answers(judged: Judgements, reference: Path, *, content: str, package:
     scores = length_controlled(annotations) if at_equal_length else np.array([a.preferred for a in annotations])
     rows = [QuestionResult(name, a.place, metric, float(score)) for a, score in zip(annotations, scores, strict=True)]
     facts = {"mean": float(scores.mean()), "questions": float(len(rows))}
-    return Product(ref=store().write_rows("grades", rows, QuestionResult), facts=facts)
+    return StageResult(ref=store().write_rows("grades", rows, QuestionResult), facts=facts)
 
 
 @stage(version=1, ignore=["reference"])

@@ -7,7 +7,7 @@ import numpy as np
 from models.core.data import Label, Response, Score, usable_scores
 from models.metrics.agreement import numbered
 from models.metrics.biases import as_list, format_shift, is_plain, longer_preferred
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import Scored
 
@@ -15,12 +15,12 @@ _LIST = " as a list"  # ends the id of a response that is written so
 
 
 @stage(version=3)
-def reformat(responses: Ref) -> Product:
+def reformat(responses: Ref) -> StageResult:
     """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
     rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
     plain = list({r.prompt_id: r for r in reversed(rows)}.values())
     listed = [replace(r, id=r.id + _LIST, sample=-1 - r.sample, text=as_list(r.text)) for r in plain]
-    return Product(
+    return StageResult(
         ref=store().write_rows("responses", [r for both in zip(plain, listed, strict=True) for r in both], Response)
     )
 

@@ -12,7 +12,7 @@ from models.metrics.calibration import Calibration
 from models.metrics.diversity import apart, distinct_bigrams
 from models.metrics.intervals import clustered_mean
 from models.metrics.length_control import length_controlled
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import Scored
 from tasks.policy.logprobs import kl, sums_of
@@ -110,7 +110,7 @@ class Drift(Frozen):
 @stage(version=5)
 def assess_policy(
     before: Ref, after: Ref, *, versus: PairwiseVerdicts | None, before_labels: Ref, after_labels: Ref, drift: Drift
-) -> Product:
+) -> StageResult:
     """Return the held-out comparisons; facts: win rates, oracle means, KL, length, fluency, diversity.
 
     KL is the mean over M_2's answers, as they were sampled, of log π_2(y|x) − log π_1(y|x) at temperature 1, in nats per
@@ -141,7 +141,7 @@ def assess_policy(
     facts = _outcome(comparisons) | _drift(first, second, drift)
     unscored = sum((r.prompt_id, r.sample) in matched for r in first) - len(scored)
     facts |= _diversity(first, second) | {"undecided": float(undecided), "unscored": float(unscored)}
-    return Product(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
+    return StageResult(ref=store().write_rows("comparisons", comparisons, Comparison), facts=facts)
 
 
 def _win_share(

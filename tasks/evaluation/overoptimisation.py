@@ -5,14 +5,14 @@ import numpy as np
 from models.core.data import Label, Response, Score, usable_scores
 from models.metrics.agreement import numbered, win_rate
 from models.metrics.intervals import clustered_mean
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import Scored
 from tasks.policy.logprobs import kl
 
 
 @stage(version=1)
-def best_of(responses: Ref, scores: Ref) -> Product:
+def best_of(responses: Ref, scores: Ref) -> StageResult:
     """Return each prompt's response of the highest score (the first of equals), as Response rows."""
     score = {s.response_id: s.score for s in store().rows(scores, Score)}
     best: dict[str, Response] = {}
@@ -20,7 +20,7 @@ def best_of(responses: Ref, scores: Ref) -> Product:
         held = best.get(r.prompt_id)
         if r.id in score and (held is None or score[r.id] > score[held.id]):
             best[r.prompt_id] = r
-    return Product(ref=store().write_rows("responses", list(best.values()), Response))
+    return StageResult(ref=store().write_rows("responses", list(best.values()), Response))
 
 
 @stage(version=1)

@@ -10,7 +10,7 @@ from models.core.data import QuestionResult
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
 from models.evaluators.base import Evaluator, FitContext
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
@@ -27,7 +27,7 @@ class Trained(Frozen):
     rubric: Rubric
 
 
-class Ranked(Product):
+class Ranked(StageResult):
     """Graded rows, one for each pair, and the weight of each in the score."""
 
     weights: tuple[float, ...]

@@ -7,7 +7,7 @@ from models.core.rubric import Rubric
 from models.evaluators import training_data
 from models.evaluators.base import Evaluator, FitContext
 from models.metrics.selective import Decision, Gate, decide
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, store
 from tasks.labelling.batches import Batch, judged, training_data_of
@@ -25,14 +25,14 @@ def cross_fit(
     options: training_data.FitOptions,
     folds: int,
     eft_seed: Ref | None = None,
-) -> Product:
+) -> StageResult:
     """Return LeftOut rows: what is said of each bought label by an evaluator trained on those of other prompts.
 
     `eft_seed` is that of `fit_evaluator`.
     """
     context = FitContext(policy.checkpoint(), rubric, Path(), options.seed, judged(eft_seed))
     rows = training_data.cross_fit(evaluator, training_data_of(history), context, options, folds)
-    return Product(ref=store().write_rows("left_out", rows, HeldOutPrediction))
+    return StageResult(ref=store().write_rows("left_out", rows, HeldOutPrediction))
 
 
 @stage(version=1)

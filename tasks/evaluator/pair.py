@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 from models.core.data import Label, Pair, Response, Score, Selection, usable_comparisons, usable_scores
 from models.training.preference_pairs import Paired, best_worst
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.labelling.batches import Batch, labels_of
 
 
 @stage(version=4)
-def build_pairs(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], *, least_gap: float = 0.0) -> Product:
+def build_pairs(
+    responses: Ref, scores: Ref | None, history: tuple[Batch, ...], *, least_gap: float = 0.0
+) -> StageResult:
     """Return the pairs of each prompt, the oracle's own or best against worst; raise ValueError if there is none.
 
     Without proxy scores they are the oracle's alone: best against worst of what it has scored. `least_gap` is that of
@@ -33,13 +35,13 @@ def build_pairs(responses: Ref, scores: Ref | None, history: tuple[Batch, ...], 
         "incomplete_prompts": float(made.incomplete),
         "doubtful_prompts": float(len(made.uncertain)),
     }
-    return Product(ref=store().write_rows("pairs", made.pairs, Pair), facts=facts)
+    return StageResult(ref=store().write_rows("pairs", made.pairs, Pair), facts=facts)
 
 
 @stage(version=1)
 def select_uncertain(
     responses: Ref, scores: Ref, history: tuple[Batch, ...], *, least_gap: float, queries: int, compare: bool
-) -> Product:
+) -> StageResult:
     """Return picks for the oracle: the pairs that the evaluator is least sure of, at most so many queries, surest last.
 
     A pair is one query for a pairwise oracle, else one for each of its responses that has no score yet. What has been
@@ -66,7 +68,7 @@ def select_uncertain(
         if len(picks) + len(found) > queries:
             break
         picks += found
-    return Product(ref=store().write_rows("picks", picks, Selection), facts={"picks": float(len(picks))})
+    return StageResult(ref=store().write_rows("picks", picks, Selection), facts={"picks": float(len(picks))})
 
 
 def _paired(responses: Sequence[Response], scores: Ref | None, labels: Sequence[Label], least_gap: float) -> Paired:

@@ -11,9 +11,9 @@ from models.core.rubric import Rubric
 from models.evaluators.base import Evaluator, Examples, FitContext, Floats
 from models.metrics.agreement import concentration, numbered
 from tasks.engine.caching import stage
-from tasks.engine.ray_cluster import elsewhere
+from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
-from tasks.engine.shards import in_shards, join_matrices, join_tables
+from tasks.engine.shards import join_matrices, join_tables, map_shards
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
@@ -43,7 +43,7 @@ def score_sharded(
 
     if features is not None:
         return of(responses)
-    made = in_shards(of, responses, rows=settings().shard, what="scoring")
+    made = map_shards(of, responses, rows=settings().shard, what="scoring")
     if len(made) == 1:
         return made[0]
     scores, members = (
@@ -66,7 +66,7 @@ def score(
 ) -> Scored:
     """Return the evaluator's score of every response; unparsable judgements are counted and left out."""
     work = partial(_score, evaluator, trained, responses, features=features, policy=policy, rubric=rubric, seed=seed)
-    return work() if features is not None else elsewhere(work)
+    return work() if features is not None else run_remote(work)
 
 
 @stage(version=1)
@@ -113,5 +113,5 @@ def _facts(
         "temperature": temperature,
         "score_std": float(found.std()) if len(found) else float("nan"),
         **concentration(found, prompt[parsed])._asdict(),
-        **evaluator.findings(members, Examples(rows)),
+        **evaluator.diagnostics(members, Examples(rows)),
     }

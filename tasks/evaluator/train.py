@@ -5,7 +5,7 @@ from pathlib import Path
 from models.core.rubric import Rubric
 from models.evaluators.base import Evaluator, FitContext
 from models.evaluators.training_data import FitOptions
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, new_folder, store
 from tasks.labelling.batches import Batch, judged, training_data_of
@@ -22,7 +22,7 @@ def fit_evaluator(
     rubric: Rubric,
     options: FitOptions,
     eft_seed: Ref | None = None,
-) -> Product:
+) -> StageResult:
     """Return the trained evaluator, trained on the oracle's scores or by its comparisons, or zero-shot without any.
 
     `eft_seed` (Judged rows) is trained beside them, to evaluators that want it.
@@ -33,4 +33,4 @@ def fit_evaluator(
             facts = training_data_of(history).fit(evaluator, context, options)
         else:
             facts = {"labels": 0.0, **evaluator.init_zero_shot(context)}
-        return Product(ref=store().write_folder("evaluators", Path(folder)), facts=facts)
+        return StageResult(ref=store().write_folder("evaluators", Path(folder)), facts=facts)

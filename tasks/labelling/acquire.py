@@ -12,7 +12,7 @@ from models.core.data import Label, Response, Selection
 from models.core.randomness import stream
 from models.metrics.agreement import numbered
 from models.oracles.base import Oracle
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.labelling.batches import Batch, anchors, labels_of
 
@@ -32,7 +32,7 @@ def acquire(
     seed: int,
     turn: int,
     compare: bool = False,
-) -> Product:
+) -> StageResult:
     """Return at most `budget` picks of the pool, best first, with the utility of each and why.
 
     With `compare` each pick is a pair for a pairwise oracle; the strategy must be one over pairs.
@@ -43,7 +43,7 @@ def acquire(
     if reference is not None:
         pool = replace(pool, reference_logprob=store().matrix(reference)[:, 0].astype(np.float64))
     if oracle is not None and money is not None:
-        cost = np.array([oracle.ceiling(r.prompt, r.text) for r in rows], dtype=np.float64)
+        cost = np.array([oracle.max_cost(r.prompt, r.text) for r in rows], dtype=np.float64)
         pool = replace(pool, cost=cost, money=money)
     rng = stream(seed, turn, "acquire")
     if not compare:
@@ -53,7 +53,7 @@ def acquire(
     else:
         raise ValueError(f"acquisition {strategy.label()!r} picks tuples, and this oracle is pairwise")
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
-    return Product(ref=store().write_rows("picks", picks, Selection), facts=facts)
+    return StageResult(ref=store().write_rows("picks", picks, Selection), facts=facts)
 
 
 def _asked_elsewhere(history: tuple[Batch, ...], current: Ref) -> set[tuple[str, str]]:

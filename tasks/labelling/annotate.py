@@ -11,23 +11,23 @@ from pydantic import InstanceOf
 from models.core.data import SETTLED, Label, Response, Selection
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.labelling.label import AnswersPending, Desk, label
+from models.labelling.label import AnswersPending, LabellingSession, label
 from models.ledger.ledger import Ledger
 from models.metrics.agreement import rank_correlation
-from models.oracles.base import Oracle, pair_text, refused
-from tasks.engine.caching import Product, stage
+from models.oracles.base import Oracle, canonical_pair, refused
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
 
 
-class Bought(Product):
+class AnnotationResult(StageResult):
     """Labels, and the ledger's account that was charged for them."""
 
     account: str
 
 
-class Purchase(Frozen):
+class AnnotationRequest(Frozen):
     """What is asked of whom: the picked responses or pairs (all responses, without picks), and who pays how much.
 
     `fingerprint` is the oracle's identity, data files included.
@@ -44,61 +44,61 @@ class Purchase(Frozen):
     max_tokens: int
 
 
-def ask_people(purchase: Purchase) -> int:
+def enqueue_for_humans(request: AnnotationRequest) -> int:
     """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other oracle."""
-    if purchase.oracle.terms(purchase.rubric) is None:
+    if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(purchase, _by_id(purchase), Ledger(settings().ledger_url), workers=1)
+        _buy(request, _by_id(request), Ledger(settings().ledger_url), workers=1)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
 @stage(version=5, ignore=["workers"])
-def annotate(purchase: Purchase, *, workers: int) -> Bought:
+def annotate(request: AnnotationRequest, *, workers: int) -> AnnotationResult:
     """Return the labels, within every cap.
 
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
-    by_id, ledger = _by_id(purchase), Ledger(settings().ledger_url)
-    with on_device() if purchase.oracle.computes else nullcontext():
-        labels = _buy(purchase, by_id, ledger, workers=workers)
-    facts = {name: float(value) for name, value in ledger.spent(purchase.account)._asdict().items()}
-    settled = [row for row in ledger.rows(account=purchase.account) if row["status"] in SETTLED]
-    facts |= purchase.oracle.findings([row["raw"] for row in settled])
+    by_id, ledger = _by_id(request), Ledger(settings().ledger_url)
+    with on_device() if request.oracle.uses_device else nullcontext():
+        labels = _buy(request, by_id, ledger, workers=workers)
+    facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
+    settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
+    facts |= request.oracle.diagnostics([row["raw"] for row in settled])
     facts["refused"] = float(sum(refused(row["raw"] or "") for row in settled))
     said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
-    labels = [replace(entry, remark=_remark(purchase.oracle, by_id[entry.response_id], said)) for entry in labels]
-    facts |= _habits(labels, by_id)
-    return Bought(ref=store().write_rows("labels", labels, Label), facts=facts, account=purchase.account)
+    labels = [replace(entry, remark=_remark(request.oracle, by_id[entry.response_id], said)) for entry in labels]
+    facts |= annotation_stats(labels, by_id)
+    return AnnotationResult(ref=store().write_rows("labels", labels, Label), facts=facts, account=request.account)
 
 
 def _remark(oracle: Oracle, response: Response, said: Mapping[tuple[str, str], str]) -> str:
-    return oracle.remark(said.get((response.prompt, response.text), ""))
+    return oracle.rationale(said.get((response.prompt, response.text), ""))
 
 
-def _by_id(purchase: Purchase) -> dict[str, Response]:
-    return {r.id: r for r in store().rows(purchase.responses, Response)}
+def _by_id(request: AnnotationRequest) -> dict[str, Response]:
+    return {r.id: r for r in store().rows(request.responses, Response)}
 
 
-def _buy(purchase: Purchase, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
+def _buy(request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
-    picks = [Selection(i, 0.0) for i in by_id] if purchase.picks is None else store().rows(purchase.picks, Selection)
+    picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label(
         [question for question, _ in questions],
-        Desk(ledger, purchase.oracle, purchase.rubric, purchase.account),
-        max_queries=purchase.max_queries,
-        max_micro_usd=purchase.max_micro_usd,
-        max_tokens=purchase.max_tokens,
+        LabellingSession(ledger, request.oracle, request.rubric, request.account),
+        max_queries=request.max_queries,
+        max_micro_usd=request.max_micro_usd,
+        max_tokens=request.max_tokens,
         workers=workers,
     )
     asked = {question.id: (pick, sign) for pick, (question, sign) in zip(picks, questions, strict=True)}
     return [_as_picked(entry, *asked[entry.response_id]) for entry in labels]
 
 
-def _habits(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str, float]:
+def annotation_stats(labels: Sequence[Label], by_id: Mapping[str, Response]) -> dict[str, float]:
     """Return how the oracle has scored: mean, spread, what could not be used, and whether longer is better to it."""
     usable = [entry for entry in labels if entry.status == "labelled"]
     scores = np.array([entry.score for entry in usable])
@@ -116,7 +116,7 @@ def _question(pick: Selection, by_id: Mapping[str, Response]) -> tuple[Response,
     response = by_id[pick.response_id]
     if not pick.against:
         return response, 1
-    text, sign = pair_text(response.text, by_id[pick.against].text)
+    text, sign = canonical_pair(response.text, by_id[pick.against].text)
     return replace(response, id=f"{pick.response_id} {pick.against}", text=text), sign
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from models.core.data import Pair, Response
 from models.training.accelerate import Training, train
 from models.training.dpo import DPO, reference_logprob
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, new_folder, store
@@ -14,7 +14,7 @@ from tasks.policy.policy_ref import Policy
 
 @stage(version=2)
 @on_device()
-def reference(policy: Policy, pairs: Ref, sampled: Ref) -> Product:
+def reference(policy: Policy, pairs: Ref, sampled: Ref) -> StageResult:
     """Return the log-probabilities of each pair's chosen and rejected response under M_r, shape (N, 2), in nats.
 
     Once for every training on the same pairs, whatever its recipe and seed. `sampled` are the responses that M_r has given
@@ -23,10 +23,10 @@ def reference(policy: Policy, pairs: Ref, sampled: Ref) -> Product:
     rows, own = store().rows(pairs, Pair), store().rows(sampled, Response)
     with store().new_matrix("reference", (len(rows), 2)) as matrix:
         matrix.values[:] = reference_logprob(policy.checkpoint().shared(), rows, own)
-    return Product(ref=matrix.ref)
+    return StageResult(ref=matrix.ref)
 
 
-class Aligned(Product):
+class Aligned(StageResult):
     """The adapter, and those on the way to it."""
 
     along: tuple[Ref, ...] = ()

@@ -9,10 +9,10 @@ import numpy as np
 from models.core.data import Response
 from models.core.rubric import Rubric
 from models.embeddings.base import Embedding, Shard, View, texts_of
-from tasks.engine.caching import Product, stage
-from tasks.engine.ray_cluster import elsewhere
+from tasks.engine.caching import StageResult, stage
+from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
-from tasks.engine.shards import in_shards, join_matrices
+from tasks.engine.shards import join_matrices, map_shards
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
@@ -24,27 +24,27 @@ def embed_sharded(responses: Ref, embedding: Embedding, *, view: View, rubric: R
     def of(shard: Ref) -> Ref:
         return embed(shard, embedding, view=view, encoder=encoder, rubric=rubric, policy=policy).ref
 
-    made = in_shards(of, responses, rows=settings().shard, what="embedding")
+    made = map_shards(of, responses, rows=settings().shard, what="embedding")
     return made[0] if len(made) == 1 else join_matrices(tuple(made), axis=0).ref
 
 
 @stage(version=1)
 def embed(
     responses: Ref, embedding: Embedding, *, view: View, encoder: str, rubric: Rubric, policy: Policy | None
-) -> Product:
+) -> StageResult:
     """Return one vector per response, in the order of the responses; `policy` only where the encoder needs it.
 
     `encoder` digests the encoder's own weights.
     """
     del encoder
-    return elsewhere(partial(_embed, responses, embedding, view=view, rubric=rubric, policy=policy))
+    return run_remote(partial(_embed, responses, embedding, view=view, rubric=rubric, policy=policy))
 
 
-def _embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> Product:
+def _embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> StageResult:
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))
     model = policy.checkpoint().shared() if policy is not None else None
-    return Product(ref=_write(texts, distinct, embedding.shards(distinct, model)))
+    return StageResult(ref=_write(texts, distinct, embedding.shards(distinct, model)))
 
 
 def _write(texts: list[str], distinct: list[str], shards: Iterable[Shard]) -> Ref:

@@ -7,31 +7,31 @@ import numpy as np
 
 from models.core.data import Prompt, Response
 from models.generators.base import Generator
-from tasks.engine.caching import Product, stage
-from tasks.engine.ray_cluster import elsewhere
+from tasks.engine.caching import StageResult, stage
+from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
-from tasks.engine.shards import in_shards, joined
+from tasks.engine.shards import joined, map_shards
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
 
 
-def generate_sharded(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+def generate_sharded(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> StageResult:
     """Return what `generate` does, in shards where the prompts are many."""
 
-    def of(shard: Ref) -> Product:
+    def of(shard: Ref) -> StageResult:
         return generate(policy, shard, generator, samples=samples, seed=seed)
 
     rows = max(1, settings().shard // samples)
-    return joined(in_shards(of, prompts, rows=rows, what="generating"), summed="responses")
+    return joined(map_shards(of, prompts, rows=rows, what="generating"), summed="responses")
 
 
 @stage(version=3)
-def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+def generate(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> StageResult:
     """Return `samples` responses per prompt, ordered by prompt and sample."""
-    return elsewhere(partial(_sample, policy, prompts, generator, samples=samples, seed=seed), gpus=generator.gpus)
+    return run_remote(partial(_sample, policy, prompts, generator, samples=samples, seed=seed), gpus=generator.gpus)
 
 
-def _sample(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> Product:
+def _sample(policy: Policy, prompts: Ref, generator: Generator, *, samples: int, seed: int) -> StageResult:
     started = time.monotonic()
     responses = generator.sample(
         policy.checkpoint(),
@@ -47,4 +47,4 @@ def _sample(policy: Policy, prompts: Ref, generator: Generator, *, samples: int,
         "unfinished": float((tokens >= generator.max_new_tokens).mean()),
         "tokens_per_second": float(tokens.sum() / (time.monotonic() - started)),
     }
-    return Product(ref=store().write_rows("responses", responses, Response), facts=facts)
+    return StageResult(ref=store().write_rows("responses", responses, Response), facts=facts)

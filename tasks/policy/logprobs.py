@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.core.data import Response
-from tasks.engine.caching import Product, stage
+from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
 from tasks.engine.store import Ref, store
 from tasks.policy.policy_ref import Policy
@@ -21,7 +21,7 @@ class Sums(NamedTuple):
 
 @stage(version=2)
 @on_device()
-def likelihood(responses: Ref, policy: Policy, *, max_new_tokens: int, own: bool = False) -> Product:
+def likelihood(responses: Ref, policy: Policy, *, max_new_tokens: int, own: bool = False) -> StageResult:
     """Return Σ log π(y_t | x, y_<t) of each response in nats and its tokens, shape (N, 2), in the order of the responses.
 
     The end token counts in the responses that reached it: those shorter than `max_new_tokens`. `own`: the policy has sampled
@@ -31,7 +31,7 @@ def likelihood(responses: Ref, policy: Policy, *, max_new_tokens: int, own: bool
     found = policy.likelihood(rows, max_new_tokens=max_new_tokens, own=own, what="log-likelihood")
     with store().new_matrix("logprob", (len(rows), 2)) as matrix:
         matrix.values[:] = np.stack(found, axis=1)
-    return Product(ref=matrix.ref, facts={"nats_per_response": float(-found.logprob.mean())})
+    return StageResult(ref=matrix.ref, facts={"nats_per_response": float(-found.logprob.mean())})
 
 
 def sums_of(likelihoods: Ref) -> Sums:

@@ -12,7 +12,7 @@ from models.core.registry import plugins_of
 from models.core.rubric import Rubric
 from models.oracles import gold
 from models.oracles.alpaca_eval import AlpacaEval
-from models.oracles.base import Oracle, PairOracle, UnpaidFailure, Verdict, pair_text
+from models.oracles.base import Oracle, PairOracle, RetryableError, Verdict, canonical_pair
 from models.oracles.chat_client import Endpoint
 from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
@@ -59,7 +59,7 @@ def judge_server() -> Iterator[LoopbackJudge]:
 
 
 def question(oracle: Oracle) -> tuple[str, str]:
-    return "the film is", pair_text("a delight", "a mess")[0] if oracle.query_type == "pairwise" else "a delight"
+    return "the film is", canonical_pair("a delight", "a mess")[0] if oracle.query_type == "pairwise" else "a delight"
 
 
 def test_the_contract_covers_every_registered_oracle(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_every_oracle_keeps_the_contract(
     assert first == oracle.judge(*question(oracle), Rubric()), "same question, same answer"
     assert np.isfinite(first.score)
     assert isinstance(first.micro_usd, int)
-    assert first.micro_usd <= oracle.ceiling(*question(oracle))
+    assert first.micro_usd <= oracle.max_cost(*question(oracle))
     assert oracle.fingerprint() == oracles(tmp_path, judge_server.url)[number].fingerprint()
     assert oracle.description
 
@@ -151,14 +151,14 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 def test_a_comparison_is_the_same_question_either_way_round() -> None:
     oracle, asked = Comparing(inner=Gold(micro_usd=7)), Rubric()
-    text, sign = pair_text("a mess", "a delight")
-    assert (text, -sign) == pair_text("a delight", "a mess")
+    text, sign = canonical_pair("a mess", "a delight")
+    assert (text, -sign) == canonical_pair("a delight", "a mess")
     assert oracle.compare("the film is", "a delight", "a mess", asked).score == 1
     assert oracle.compare("the film is", "a mess", "a delight", asked).score == -1
     assert oracle.compare("the film is", "a mess", "a mess", asked).score == 0
     found = oracle.judge("the film is", text, asked)
     assert sign * found.score == -1, "the mess, asked about first, loses"
-    assert found.micro_usd == oracle.ceiling("the film is", text) == 14
+    assert found.micro_usd == oracle.max_cost("the film is", text) == 14
 
 
 def test_a_soft_comparison_is_bradley_terry() -> None:
@@ -173,13 +173,13 @@ def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> 
 
         def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
             if response == "a mess":
-                raise UnpaidFailure("refused")
+                raise RetryableError("refused")
             return super().judge(prompt, response, rubric)
 
     oracle = Comparing.model_construct(inner=Second(), temperature=0.0)
     with pytest.raises(RuntimeError, match="scored and paid for, the other failed: refused"):
         oracle.compare("the film is", "a delight", "a mess", Rubric())
-    with pytest.raises(UnpaidFailure):
+    with pytest.raises(RetryableError):
         oracle.compare("the film is", "a mess", "a delight", Rubric())
 
 

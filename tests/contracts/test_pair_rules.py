@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from models.acquisition.pair_rules.baits import Baits
-from models.acquisition.pair_rules.base import Grid, PairRule
+from models.acquisition.pair_rules.base import CandidateScores, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
 from models.acquisition.pair_rules.delta_ucb import DeltaUcb
 from models.acquisition.pair_rules.drts import DoubleReversedThompson
@@ -26,12 +26,14 @@ every_rule = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name
 Value = Callable[[np.ndarray, np.ndarray, int, int], float]  # type: ignore[type-arg]
 
 
-def make_grid(prompts: int = 200, columns: int = 6, *, members: int = 5, seed: int = 0, tied: bool = False) -> Grid:
+def make_grid(
+    prompts: int = 200, columns: int = 6, *, members: int = 5, seed: int = 0, tied: bool = False
+) -> CandidateScores:
     rng = np.random.default_rng(seed)
     present = rng.random((prompts, columns)) < 0.7
     present[:, :2] = True
     scores = np.zeros((members, prompts, columns)) if tied else rng.normal(size=(members, prompts, columns)) * 2
-    return Grid(present, scores)
+    return CandidateScores(present, scores)
 
 
 @every_rule
@@ -48,7 +50,7 @@ def test_two_different_present_responses_are_named(
 ) -> None:
     """Peers draw i = j and die on an assertion (ActiveUltraFeedback's random); here also where every score is tied."""
     grid = make_grid(prompts, columns, members=members, seed=seed, tied=tied)
-    first, second = kind().name(grid, np.random.default_rng(seed))
+    first, second = kind().propose(grid, np.random.default_rng(seed))
     assert (first != second).all()
     rows = np.arange(prompts)
     assert grid.present[rows, first].all()
@@ -57,7 +59,7 @@ def test_two_different_present_responses_are_named(
 
 @every_rule
 def test_the_same_seed_names_the_same_pairs(kind: type[PairRule]) -> None:
-    one, two = (kind().name(make_grid(), np.random.default_rng(3)) for _ in range(2))
+    one, two = (kind().propose(make_grid(), np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(one.first, two.first)
     assert np.array_equal(one.second, two.second)
 
@@ -65,8 +67,8 @@ def test_the_same_seed_names_the_same_pairs(kind: type[PairRule]) -> None:
 @every_rule
 def test_what_absent_responses_score_means_nothing(kind: type[PairRule]) -> None:
     grid = make_grid()
-    poisoned = Grid(grid.present, np.where(grid.present, grid.scores, 1e9))
-    one, two = (kind().name(g, np.random.default_rng(3)) for g in (grid, poisoned))
+    poisoned = CandidateScores(grid.present, np.where(grid.present, grid.scores, 1e9))
+    one, two = (kind().propose(g, np.random.default_rng(3)) for g in (grid, poisoned))
     assert np.array_equal(one.first, two.first)
     assert np.array_equal(one.second, two.second)
 
@@ -74,21 +76,21 @@ def test_what_absent_responses_score_means_nothing(kind: type[PairRule]) -> None
 @pytest.mark.parametrize("kind", [DoubleThompson, DoubleReversedThompson, DeltaUcb, InfoMax, InfoGain, MaxMinLcb])
 def test_beta_is_read_wherever_it_is_documented(kind: type[PairRule]) -> None:
     """A peer sweeps a β that is never read."""
-    careful, bold = (kind(beta=beta).name(make_grid(), np.random.default_rng(0)) for beta in (0.01, 5.0))
+    careful, bold = (kind(beta=beta).propose(make_grid(), np.random.default_rng(0)) for beta in (0.01, 5.0))
     assert (careful.first != bold.first).any() or (careful.second != bold.second).any()
 
 
 def test_a_rule_that_ranks_by_scores_says_so_where_there_are_none() -> None:
     for kind in KINDS:
-        grid = Grid(np.ones((3, 4), dtype=bool))
+        grid = CandidateScores(np.ones((3, 4), dtype=bool))
         if kind.needs_scores:
             with pytest.raises(ValueError, match="needs the scores of an evaluator"):
-                kind().name(grid, np.random.default_rng(0))
+                kind().propose(grid, np.random.default_rng(0))
         else:
-            kind().name(grid, np.random.default_rng(0))
+            kind().propose(grid, np.random.default_rng(0))
 
 
-def best_by_loop(grid: Grid, value: Value, beta: float) -> list[float]:
+def best_by_loop(grid: CandidateScores, value: Value, beta: float) -> list[float]:
     """The largest value over ordered pairs i ≠ j of present responses, prompt by prompt."""
     found = []
     for mean, std, present in zip(grid.mean, grid.std, grid.present, strict=True):
@@ -97,8 +99,8 @@ def best_by_loop(grid: Grid, value: Value, beta: float) -> list[float]:
     return found
 
 
-def values_of(grid: Grid, rule: PairRule, value: Value, beta: float) -> list[float]:
-    first, second = rule.name(grid, np.random.default_rng(0))
+def values_of(grid: CandidateScores, rule: PairRule, value: Value, beta: float) -> list[float]:
+    first, second = rule.propose(grid, np.random.default_rng(0))
     rows = zip(grid.mean, grid.std, first, second, strict=True)
     return [value(m + beta * s, m - beta * s, i, j) for m, s, i, j in rows]
 
@@ -119,7 +121,7 @@ def test_the_named_pair_is_the_best_of_all_pairs(kind: type[PairRule], value: Va
 @pytest.mark.parametrize("beta", [0.3, 2.0])
 def test_max_min_lcb_is_the_loop_over_rivals(beta: float) -> None:
     grid = make_grid()
-    first, second = MaxMinLcb(beta=beta).name(grid, np.random.default_rng(0))
+    first, second = MaxMinLcb(beta=beta).propose(grid, np.random.default_rng(0))
     for row, present in enumerate(grid.present):
         mean, std = grid.mean[row], grid.std[row]
         columns = np.flatnonzero(present)
@@ -130,7 +132,7 @@ def test_max_min_lcb_is_the_loop_over_rivals(beta: float) -> None:
 
 def test_best_worst_takes_the_extremes_of_the_mean() -> None:
     grid = make_grid()
-    first, second = BestWorst().name(grid, np.random.default_rng(0))
+    first, second = BestWorst().propose(grid, np.random.default_rng(0))
     for row, present in enumerate(grid.present):
         columns = np.flatnonzero(present)
         assert first[row] == columns[grid.mean[row, columns].argmax()]
@@ -141,7 +143,7 @@ def test_the_thompson_rules_complete_the_drawn_response_by_their_definition() ->
     """With two members one of which is drawn, the first response is the best of either."""
     grid = make_grid(members=2)
     for rule in (InfoGain(beta=1.5), Baits()):
-        first, second = rule.name(grid, np.random.default_rng(0))
+        first, second = rule.propose(grid, np.random.default_rng(0))
         bests = [np.where(grid.present, member, -np.inf).argmax(axis=1) for member in grid.scores]
         assert ((first == bests[0]) | (first == bests[1])).all()
         assert (first != bests[0]).any()
@@ -161,22 +163,22 @@ def test_the_thompson_rules_complete_the_drawn_response_by_their_definition() ->
 def test_dts_names_two_contenders_and_drts_a_good_and_a_bad_one() -> None:
     mean = np.array([5.0, 4.9, 0.0, -5.0])
     scores = mean + np.array([[1.0, 1.0, 0.1, 0.1], [-1.0, -1.0, -0.1, -0.1]])
-    grid = Grid(np.ones((500, 4), dtype=bool), np.repeat(scores[:, None, :], 500, axis=1))
-    first, second = DoubleThompson().name(grid, np.random.default_rng(0))
+    grid = CandidateScores(np.ones((500, 4), dtype=bool), np.repeat(scores[:, None, :], 500, axis=1))
+    first, second = DoubleThompson().propose(grid, np.random.default_rng(0))
     assert set(np.concatenate([first, second])) == {0, 1}
-    first, second = DoubleReversedThompson().name(grid, np.random.default_rng(0))
+    first, second = DoubleReversedThompson().propose(grid, np.random.default_rng(0))
     assert set(first) == {0, 1}
     assert set(second) == {3}
 
 
 def test_dts_falls_back_to_a_random_other_when_no_draw_differs() -> None:
-    certain = Grid(np.ones((900, 4), dtype=bool), np.tile([3.0, 2.0, 1.0, 0.0], (2, 900, 1)))
-    first, second = DoubleThompson().name(certain, np.random.default_rng(0))
+    certain = CandidateScores(np.ones((900, 4), dtype=bool), np.tile([3.0, 2.0, 1.0, 0.0], (2, 900, 1)))
+    first, second = DoubleThompson().propose(certain, np.random.default_rng(0))
     assert set(first) == {0}
     assert np.bincount(second, minlength=4)[1:] / 900 == pytest.approx([1 / 3] * 3, abs=0.06)
 
 
 def test_random_pairs_are_uniform() -> None:
-    first, second = RandomPair().name(Grid(np.ones((12_000, 4), dtype=bool)), np.random.default_rng(0))
+    first, second = RandomPair().propose(CandidateScores(np.ones((12_000, 4), dtype=bool)), np.random.default_rng(0))
     counts = np.bincount(first * 4 + second, minlength=16).reshape(4, 4)
     assert counts[~np.eye(4, dtype=bool)] / 12_000 == pytest.approx([1 / 12] * 12, abs=0.01)

@@ -85,7 +85,7 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
             follow("ninefold down", folder, PYTHONPATH=str(ROOT))
         assert judge.served["reply"] > 24
         refused = subprocess.run(
-            [sys.executable, "-m", "flows.cli.main", "labels", "injection", "judged.yaml", "--occasion", "unattended"],
+            [sys.executable, "-m", "flows.cli.main", "labels", "injection", "judged.yaml", "--replicate", "unattended"],
             cwd=folder,
             env=without_prefect()
             | {"NINEFOLD_HOME": str(folder / "artifacts"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": "x"},
@@ -115,7 +115,7 @@ def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_pa
     said = follow(own.commands, folder, **with_prefect() | {"PYTHONPATH": str(folder)})
     assert "own: what 12 queries bought" in said
     assert "own-longest: what 12 queries bought" in said
-    assert "simulated oracle who likes it short" in said
+    assert "simulated oracle that likes it short" in said
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from models.core.cache import once
 from models.core.rubric import Rubric
 from models.labelling.human_queue import Queue
-from models.labelling.label import AnswersPending, Desk, label
+from models.labelling.label import AnswersPending, LabellingSession, label
 from models.labelling.label_studio import KEY, LabelStudio
 from models.ledger.ledger import Ledger
 from models.oracles.human import Human
@@ -118,8 +118,10 @@ def posted(home: Path) -> Ledger:
 
 
 def ask(ledger: Ledger) -> Any:
-    desk = Desk(ledger, PEOPLE, Rubric(), "a")
-    return label([response(n, text=f'is <b>"{n}" & more') for n in range(4)], desk, max_queries=4, max_micro_usd=10**6)
+    session = LabellingSession(ledger, PEOPLE, Rubric(), "a")
+    return label(
+        [response(n, text=f'is <b>"{n}" & more') for n in range(4)], session, max_queries=4, max_micro_usd=10**6
+    )
 
 
 def ninefold(*arguments: str, home: Path, key: str, status: int = 0) -> str:

@@ -21,7 +21,7 @@ from prefect import flow
 from models.core.data import Prompt, Response
 from models.generators.vllm import VLLM
 from models.policies.resolve import locate
-from tasks.engine.ray_cluster import check_cluster, let_go
+from tasks.engine.ray_cluster import cancel_all, check_cluster
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
 from tasks.policy.generate import generate_sharded
@@ -189,7 +189,7 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
         finally:
             if losing.ident:
                 losing.join()
-            let_go()
+            cancel_all()
             ray.shutdown()
             settings.cache_clear()
     assert len(starts.read_text().split()) == 1 + 3 + 1, "three shards, and the lost one's again"

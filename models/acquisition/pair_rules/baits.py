@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
 
 class Baits(PairRule):
@@ -12,9 +12,9 @@ class Baits(PairRule):
 
     kind: Literal["baits"] = "baits"
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
-        first = best(grid.drawn(rng), grid.present, rng)
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+        first = best(grid.thompson_sample(rng), grid.present, rng)
         rows = np.arange(len(first))
         chosen = grid.scores[:, rows, first]
         variance = (chosen[:, :, None] - grid.scores).var(axis=0)
-        return Named(first, best(variance, without(grid.present, first), rng))
+        return PairIndices(first, best(variance, without(grid.present, first), rng))

@@ -12,10 +12,10 @@ from models.core.registry import Plugin
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Reach = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean")]
+Beta = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean")]
 
 
-class Named(NamedTuple):
+class PairIndices(NamedTuple):
     """The columns of the first and the second response, one entry per prompt; never the same."""
 
     first: Rows
@@ -23,7 +23,7 @@ class Named(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Grid:
+class CandidateScores:
     """The responses of P prompts, padded to M columns: `present` (P, M), at least two per prompt; `members` (E, P, M).
 
     `members` are the scores of an evaluator's ensemble, None where there is none; what they say of an absent response
@@ -50,7 +50,7 @@ class Grid:
             raise ValueError("this pair rule needs the scores of an evaluator trained on earlier labels")
         return self.members
 
-    def drawn(self, rng: np.random.Generator) -> Floats:
+    def thompson_sample(self, rng: np.random.Generator) -> Floats:
         """Return the scores by one member per prompt, drawn at random (Thompson sampling), shape (P, M)."""
         member = rng.integers(len(self.scores), size=len(self.present))
         return self.scores[member, np.arange(len(self.present))]
@@ -61,7 +61,7 @@ class PairRule(Plugin):
 
     needs_scores: ClassVar[bool] = True
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         """Return two distinct present columns for every prompt."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ def at(values: Floats, column: Rows) -> Floats:
     return values[np.arange(len(values)), column][:, None]
 
 
-def openness(gap: Floats, width: Floats) -> Floats:
+def preference_interval_width(gap: Floats, width: Floats) -> Floats:
     """Return σ(u_i − l_j) − σ(l_i − u_j), the interval of a preference's probability.
 
     `gap` is μ_i − μ_j and `width` the sum of the bounds' reaches β(s_i + s_j); both of any one shape.

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
 
 class BestWorst(PairRule):
@@ -12,6 +12,6 @@ class BestWorst(PairRule):
 
     kind: Literal["best_worst"] = "best_worst"
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         first = best(grid.mean, grid.present, rng)
-        return Named(first, best(-grid.mean, without(grid.present, first), rng))
+        return PairIndices(first, best(-grid.mean, without(grid.present, first), rng))

@@ -4,16 +4,16 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, without
+from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, at, best, without
 
 
 class DeltaUcb(PairRule):
     """argmax_{i≠j} u_i − l_j: the pair whose difference could be largest."""
 
     kind: Literal["delta_ucb"] = "delta_ucb"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std
         upper, lower = mean + reach, mean - reach
         # The optimum takes the best u or the best −l; where both are one response, the better of the two ways out.
@@ -22,7 +22,7 @@ class DeltaUcb(PairRule):
         other_second = best(-lower, without(grid.present, first), rng)
         keep_first = at(upper, first) - at(lower, other_second) >= at(upper, other_first) - at(lower, second)
         clash = first == second
-        return Named(
+        return PairIndices(
             np.where(clash & ~keep_first[:, 0], other_first, first),
             np.where(clash & keep_first[:, 0], other_second, second),
         )

@@ -4,16 +4,18 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, without
+from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, best, without
 
 
 class DoubleReversedThompson(PairRule):
     """i as in `dts`; j = argmax −μ + βzs, j ≠ i."""
 
     kind: Literal["drts"] = "drts"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, std = grid.mean, self.beta * grid.std
         first = best(mean + rng.uniform(-1.0, 1.0, mean.shape) * std, grid.present, rng)
-        return Named(first, best(-mean + rng.uniform(-1.0, 1.0, mean.shape) * std, without(grid.present, first), rng))
+        return PairIndices(
+            first, best(-mean + rng.uniform(-1.0, 1.0, mean.shape) * std, without(grid.present, first), rng)
+        )

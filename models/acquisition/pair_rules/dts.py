@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, without
+from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, best, without
 
 _TRIES = 30
 
@@ -16,9 +16,9 @@ class DoubleThompson(PairRule):
     """
 
     kind: Literal["dts"] = "dts"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, std = grid.mean, self.beta * grid.std
         first = best(mean + rng.uniform(-1.0, 1.0, mean.shape) * std, grid.present, rng)
         second = best(rng.random(mean.shape), without(grid.present, first), rng)
@@ -31,4 +31,4 @@ class DoubleThompson(PairRule):
             left = left[~other]
             if not len(left):
                 break
-        return Named(first, second)
+        return PairIndices(first, second)

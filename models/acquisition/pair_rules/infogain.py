@@ -4,17 +4,26 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, openness, without
+from models.acquisition.pair_rules.base import (
+    Beta,
+    CandidateScores,
+    PairIndices,
+    PairRule,
+    at,
+    best,
+    preference_interval_width,
+    without,
+)
 
 
 class InfoGain(PairRule):
     """i by Thompson sampling; j = argmax_{j≠i} σ(u_i − l_j) − σ(l_i − u_j)."""
 
     kind: Literal["infogain"] = "infogain"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std
-        first = best(grid.drawn(rng), grid.present, rng)
-        interval = openness(at(mean, first) - mean, at(reach, first) + reach)
-        return Named(first, best(interval, without(grid.present, first), rng))
+        first = best(grid.thompson_sample(rng), grid.present, rng)
+        interval = preference_interval_width(at(mean, first) - mean, at(reach, first) + reach)
+        return PairIndices(first, best(interval, without(grid.present, first), rng))

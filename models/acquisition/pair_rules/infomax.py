@@ -4,7 +4,14 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, best, openness
+from models.acquisition.pair_rules.base import (
+    Beta,
+    CandidateScores,
+    PairIndices,
+    PairRule,
+    best,
+    preference_interval_width,
+)
 
 _CELLS = 4_000_000  # of the P × M × M table at once
 
@@ -13,9 +20,9 @@ class InfoMax(PairRule):
     """argmax_{i≠j} σ(u_i − l_j) − σ(l_i − u_j): the widest interval of a preference's probability."""
 
     kind: Literal["infomax"] = "infomax"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std
         prompts, columns = mean.shape
         # The term is the same for (i, j) and (j, i): half the table will do.
@@ -27,5 +34,5 @@ class InfoMax(PairRule):
             present = grid.present[chunk][:, first] & grid.present[chunk][:, second]
             gap = mean[chunk][:, first] - mean[chunk][:, second]
             width = reach[chunk][:, first] + reach[chunk][:, second]
-            found[chunk] = best(openness(gap, width), present, rng)
-        return Named(first[found], second[found])
+            found[chunk] = best(preference_interval_width(gap, width), present, rng)
+        return PairIndices(first[found], second[found])

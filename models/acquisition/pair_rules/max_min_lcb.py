@@ -4,16 +4,16 @@ from typing import Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, Reach, at, best, without
+from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, at, best, without
 
 
 class MaxMinLcb(PairRule):
     """i = argmax_i min_{j≠i} (μ_i − μ_j) − β(s_i + s_j), j the minimiser."""
 
     kind: Literal["max_min_lcb"] = "max_min_lcb"
-    beta: Reach = 1.0
+    beta: Beta = 1.0
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         mean, reach = grid.mean, self.beta * grid.std
         upper, lower = mean + reach, mean - reach
         # min_j (l_i − u_j) is reached at the largest u_j: the best of all, or the second best for that one itself.
@@ -21,4 +21,4 @@ class MaxMinLcb(PairRule):
         runner_up = best(upper, without(grid.present, top), rng)
         rival = np.where(np.arange(mean.shape[1]) == top[:, None], at(upper, runner_up), at(upper, top))
         first = best(lower - rival, grid.present, rng)
-        return Named(first, np.where(first == top, runner_up, top))
+        return PairIndices(first, np.where(first == top, runner_up, top))

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from models.acquisition.pair_rules.base import Grid, Named, PairRule, best, without
+from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
 
 class RandomPair(PairRule):
@@ -14,7 +14,7 @@ class RandomPair(PairRule):
 
     kind: Literal["random"] = "random"
 
-    def name(self, grid: Grid, rng: np.random.Generator) -> Named:  # noqa: D102
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
         draw = rng.random(grid.present.shape)
         first = best(draw, grid.present, rng)
-        return Named(first, best(draw, without(grid.present, first), rng))
+        return PairIndices(first, best(draw, without(grid.present, first), rng))

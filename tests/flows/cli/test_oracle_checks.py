@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flows.config.experiment import Experiment
-from flows.steps.results import Rounds
+from flows.steps.results import RunArtifacts
 from models.core.data import Pair, Response
 from models.core.randomness import seed_of
 from models.policies.checkpoint import CACHE
@@ -44,7 +44,7 @@ class Lab:
 
     def __init__(self, settings: dict[str, Any], report: dict[str, Any]) -> None:
         self.x = Experiment.model_validate(settings)
-        self.rounds = Rounds.model_validate(report["made"])
+        self.rounds = RunArtifacts.model_validate(report["made"])
 
     def answers(self, policy: Policy) -> list[Response]:
         seed = seed_of(self.x.seeds.training, 0, "evaluate")
@@ -128,7 +128,7 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
     report = run(tiny_settings, dpo__beta=0.5)
     assert executed(report)["likelihood"] == 3
     assert executed(report)["reference"] == 0
-    new = Lab(tiny_settings, report).answers(Rounds.model_validate(report["made"]).policy)
+    new = Lab(tiny_settings, report).answers(RunArtifacts.model_validate(report["made"]).policy)
     assert read[base] <= len(new), "M₀ reads the new answers alone"
     read.clear()
     CACHE.release()

@@ -143,7 +143,7 @@ def test_the_plan_goes_by_what_earlier_answers_took(tiny_file: Path, home: Path)
     ledger, oracle = Ledger(settings().ledger_url), experiment.labelling.oracle.fingerprint()
     ledger.open_account("a", max_queries=10, max_micro_usd=1000)
     for number in range(5):
-        reserved = ledger.reserve("a", Question(oracle, "c", "p", str(number)), ceiling=1, paid_on_loss=False)
+        reserved = ledger.reserve("a", Question(oracle, "c", "p", str(number)), ceiling=1, billed_on_failure=False)
         assert isinstance(reserved, Reservation)
         ledger.settle(reserved, status="labelled", score=0.0, raw="", tokens=0, micro_usd=1, seconds=4.0)
     planned = plan(experiment)

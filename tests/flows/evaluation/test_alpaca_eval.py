@@ -16,7 +16,7 @@ from flows.benchmarks import benchmarks
 from flows.config.experiment import Experiment
 from flows.evaluation.alpaca_eval import AlpacaEvalConfig
 from flows.proxy_reward import proxy_reward
-from flows.reporting.export import finished
+from flows.reporting.export import load_finished_run
 from flows.reporting.storage import report_folder
 from models.benchmarks.lm_eval import Task
 from models.core.data import Prompt
@@ -91,7 +91,7 @@ def config_at(server: LoopbackJudge, reference: Path, **fields: Any) -> AlpacaEv
 
 def mean_said(which: str) -> float:
     """Return the mean of what the ledger says of a policy's answers, sampled here once more."""
-    known = finished("tiny")
+    known = load_finished_run("tiny")
     said = {(r["prompt"], r["response"]): r["score"] for r in Ledger(settings().ledger_url).rows(status="labelled")}
     prompts = [Prompt(str(n), text) for n, text in enumerate(INSTRUCTIONS)]
     policy = known.rounds.first if which == "before" else known.rounds.policy
@@ -107,7 +107,7 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     import mlflow
 
     report = proxy_reward(Experiment.model_validate(tiny_settings))
-    too_little = config_at(server, reference).judge.ceiling(INSTRUCTIONS[0], "a few words") + 3 * PRICE
+    too_little = config_at(server, reference).judge.max_cost(INSTRUCTIONS[0], "a few words") + 3 * PRICE
     with pytest.raises(ValueError, match=r"the money has covered \d+ of 10 judgements: raise --max-micro-usd"):
         benchmarks("tiny", [], alpaca_eval=config_at(server, reference, max_micro_usd=too_little))
     bought = server.served["reply"]

@@ -12,7 +12,7 @@ from flows.benchmarks import benchmarks
 from flows.config.experiment import Experiment
 from flows.evaluation.reward_bench import RewardBenchConfig
 from flows.proxy_reward import proxy_reward
-from flows.reporting.export import finished
+from flows.reporting.export import load_finished_run
 from models.benchmarks.reward_bench import Contrast, _run, command, contrasts, weights
 from models.core.data import Response
 from models.evaluators.base import Examples, FitContext
@@ -56,7 +56,7 @@ def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pa
     (row,) = benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs))
     script = "import os; print(sorted(name for name in os.environ if 'KEY' in name or 'NINEFOLD' in name))"
     assert _run(PROGRAM, script, [], pairs.parent).strip() == "[]", "our keys are none of its business"
-    known = finished("tiny")
+    known = load_finished_run("tiny")
     assert known.rounds.evaluator is not None
     context = FitContext(
         known.rounds.first.checkpoint(),

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.config.experiment import Experiment
 from flows.proxy_reward import proxy_reward
-from flows.reporting.export import export, finished, push
-from flows.tracking.lookup import started
+from flows.reporting.export import export, load_finished_run, push
+from flows.tracking.lookup import find_run
 from models.core.data import Response
 from models.evaluators.base import Examples, FitContext
 from tasks.engine.store import store
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 
 def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     report = proxy_reward(Experiment.model_validate(tiny_settings))
-    run = finished("tiny")
+    run = load_finished_run("tiny")
     folders = export(run, tmp_path / "out")
     assert [folder.name for folder in folders] == ["preferences", "evaluator", "policy"]
     data, evaluator, policy = folders
@@ -75,7 +75,7 @@ def test_an_arm_that_has_made_nothing_of_a_kind_exports_none_of_it(
     tiny_settings["dpo"] = tiny_settings["dpo"] | {"feedback": "none"}
     report = proxy_reward(Experiment.model_validate(tiny_settings))
     assert report["pairs"] == 0
-    assert [folder.name for folder in export(finished("tiny"), tmp_path / "out")] == ["policy"]
+    assert [folder.name for folder in export(load_finished_run("tiny"), tmp_path / "out")] == ["policy"]
     card = ModelCard.load(tmp_path / "out" / "policy" / "README.md")
     assert "after SFT (LoRA" in card.content
     assert "dpo" not in card.data.tags
@@ -101,7 +101,7 @@ def test_nothing_is_pushed_but_on_request_and_texts_that_may_not_leave_stay(
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     proxy_reward(Experiment.model_validate(tiny_settings))
-    run = finished("tiny")
+    run = load_finished_run("tiny")
     folders = export(run, tmp_path / "out")
     assert asked == []
     links = push(run, folders, "lab/tiny")
@@ -127,10 +127,10 @@ def test_a_name_given_to_two_experiments_exports_the_one_of_its_report(tiny_sett
     second = first.model_copy(update={"dpo": first.dpo.model_copy(update={"beta": 0.5})})
     for experiment in (first, second, first):
         proxy_reward(experiment)
-    assert finished("tiny").experiment == first
-    assert started("tiny").experiment == first, "started last, whichever was started first"
+    assert load_finished_run("tiny").experiment == first
+    assert find_run("tiny").experiment == first, "started last, whichever was started first"
 
 
 def test_a_run_that_has_not_finished_is_refused_with_what_to_do(tiny_settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no run is called 'nothing'"):
-        finished("nothing")
+        load_finished_run("nothing")

@@ -11,7 +11,7 @@ from flows.config.experiment import Experiment
 from flows.planning.run import plan
 from flows.proxy_reward import proxy_reward
 from flows.reporting.storage import report_folder
-from flows.tracking.run import Arm
+from flows.tracking.run import RunTracker
 from models.core.data import HeldOutPrediction, Selection
 from models.metrics.selective import AtChance
 from tasks.engine.settings import settings
@@ -135,7 +135,7 @@ def test_the_queries_kept_are_spread_over_the_rounds(tiny_settings: dict[str, An
     gate = {"at_chance": "continue", "threshold": 0.95, "queries": 3}
     tiny_settings["dpo"] = {**tiny_settings["dpo"], "rounds": 2}
     experiment = given(tiny_settings, gate=gate, queries=43, max_micro_usd=1_000_000)
-    arm = Arm(experiment, "run", [], paid_before=False)
+    arm = RunTracker(experiment, "run", [], paid_before=False)
     assert [arm.quota(turn) for turn in (0, 1)] == [20, 20]
     assert [arm.relabel_quota(number) for number in (1, 2)] == [1, 3], "what the first does not spend is the second's"
 

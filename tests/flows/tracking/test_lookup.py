@@ -12,7 +12,7 @@ import tasks
 from flows.config.experiment import Experiment
 from flows.proxy_reward import proxy_reward
 from flows.tracking import run as tracking
-from flows.tracking.lookup import started
+from flows.tracking.lookup import find_run
 from models.ledger.ledger import Ledger
 from tasks.engine.caching import Stage
 from tasks.engine.settings import settings
@@ -74,7 +74,7 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
             patch.setattr(stage_of(name).task, "fn", broken)
             with pytest.raises(RuntimeError, match="broken"):
                 proxy_reward(experiment, sweep="nightly")
-    found = started("tiny")
+    found = find_run("tiny")
     assert found == (experiment, "nightly"), "a run that failed is known by its name"
     report = proxy_reward(found.experiment, sweep=found.sweep)
     calls = Counter(stage["name"] for stage in report["stages"])
@@ -112,4 +112,4 @@ def test_a_stage_or_a_run_there_is_not_is_refused_with_what_there_is(tiny_settin
     with pytest.raises(ValueError, match="no stage is called 'trian': restart from one of acquire, align"):
         proxy_reward(Experiment.model_validate(tiny_settings), restart_from="trian")
     with pytest.raises(ValueError, match="no run is called 'nothing': the newest are tiny"):
-        started("nothing")
+        find_run("nothing")

@@ -16,10 +16,10 @@ from models.benchmarks.alpaca_eval import ANNOTATOR, Annotation, answers, length
 from models.core.data import Response
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.ledger.ledger import Ledger
 from models.oracles.alpaca_eval import AlpacaEval
-from models.oracles.base import UnpaidFailure
+from models.oracles.base import RetryableError
 from models.oracles.chat_client import Endpoint, close_clients
 from tests.support.fake_judge import LoopbackJudge, right_score
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_quarantined_and_a_rate_limit_goes_back_to_the_de
     assert math.isnan(verdict.score)
     assert verdict.micro_usd > 0
     assert json.loads(verdict.raw)["texts"] == ["Q"]
-    with LoopbackJudge(faults={"rate_limit": 1.0}) as server, pytest.raises(UnpaidFailure, match="rate limit"):
+    with LoopbackJudge(faults={"rate_limit": 1.0}) as server, pytest.raises(RetryableError, match="rate limit"):
         judge_at(server, reference).judge(INSTRUCTIONS[0], "worth 5", Rubric())
 
 
@@ -90,9 +90,9 @@ def test_the_desk_buys_each_judgement_once(reference: Path, tmp_path: Path) -> N
     with LoopbackJudge(faults={"rate_limit": 0.2, "drop": 0.1}) as server:
         judge = judge_at(server, reference)
         caps = {"max_queries": 100, "max_micro_usd": 10_000_000, "workers": 4}
-        labels = label(rows, Desk(ledger, judge, Rubric(), "a"), **caps)
+        labels = label(rows, LabellingSession(ledger, judge, Rubric(), "a"), **caps)
         calls = len(server.log)
-        assert label(rows, Desk(ledger, judge, Rubric(), "b"), **caps) is not None
+        assert label(rows, LabellingSession(ledger, judge, Rubric(), "b"), **caps) is not None
         assert len(server.log) == calls, "the second time they come from the ledger"
     for entry, row in zip(labels, rows, strict=True):
         worth = right_score(row.text)
@@ -110,7 +110,9 @@ def test_who_answers_and_what_is_asked_are_the_identity(reference: Path, tmp_pat
         other = tmp_path / "other.json"
         other.write_text(json.dumps([{"instruction": "x", "output": "y"}]))
         assert judge.fingerprint() != judge_at(server, other).fingerprint()
-        assert judge.ceiling(INSTRUCTIONS[0], "worth 5") > judge.expected(INSTRUCTIONS[0], "worth 5", len).micro_usd / 4
+        assert (
+            judge.max_cost(INSTRUCTIONS[0], "worth 5") > judge.estimate(INSTRUCTIONS[0], "worth 5", len).micro_usd / 4
+        )
 
 
 def test_the_identity_is_the_same_after_the_package_has_read_a_reply(reference: Path) -> None:

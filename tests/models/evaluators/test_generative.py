@@ -296,7 +296,7 @@ def test_the_place_bias_is_measured_and_taken_out_of_the_mean(k: int, make_respo
     gap = quality[:, :, None] - quality[:, None, :]
     off = bias * (1 - np.eye(k))
     members = np.stack([(gap + off).mean(2).ravel(), (gap - off).mean(2).ravel()])
-    assert GenerativePairs().findings(members, tuples)["position_bias"] == pytest.approx(bias)
+    assert GenerativePairs().diagnostics(members, tuples)["position_bias"] == pytest.approx(bias)
     np.testing.assert_allclose(members.mean(0), (quality - quality.mean(1, keepdims=True)).ravel())
 
 
@@ -309,7 +309,7 @@ def test_a_pairwise_judge_compares_within_prompts_in_both_orders(context: FitCon
     assert members.shape == (2, 12)
     np.testing.assert_allclose(members.mean(0)[:6], -members.mean(0)[6:], atol=1e-6)
     assert (evaluator.predict(first, context) == 0).all(), "a response alone is compared with nothing"
-    assert np.isfinite(evaluator.findings(members, both)["position_bias"])
-    assert evaluator.findings(members[:, :6], first) == {}
+    assert np.isfinite(evaluator.diagnostics(members, both)["position_bias"])
+    assert evaluator.diagnostics(members[:, :6], first) == {}
     turned = evaluator.predict(second.joined(first), context)
     np.testing.assert_allclose(turned[:, 6:], members[:, :6], atol=1e-5)

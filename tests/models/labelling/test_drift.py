@@ -7,7 +7,7 @@ import pytest
 
 from models.core.rubric import Rubric
 from models.labelling.drift import ask_again, sample_of
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.ledger.ledger import Ledger
 from models.oracles.base import Oracle, Verdict
 
@@ -20,7 +20,7 @@ class Judge(Oracle):
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         return Verdict(float(response.rsplit(maxsplit=1)[-1]) + self.shift, "", 10)
 
-    def ceiling(self, prompt: str, response: str) -> int:
+    def max_cost(self, prompt: str, response: str) -> int:
         return 10
 
     def identity(self) -> list[Any]:
@@ -28,31 +28,31 @@ class Judge(Oracle):
 
 
 @pytest.fixture
-def desk(tmp_path: Path, make_response: Any) -> Desk:
-    desk = Desk(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), Judge(), Rubric(), "a")
-    label([make_response(n) for n in range(30)], desk, max_queries=30, max_micro_usd=10_000)
-    return desk
+def session(tmp_path: Path, make_response: Any) -> LabellingSession:
+    session = LabellingSession(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), Judge(), Rubric(), "a")
+    label([make_response(n) for n in range(30)], session, max_queries=30, max_micro_usd=10_000)
+    return session
 
 
-def test_a_judge_that_says_the_same_has_not_drifted(desk: Desk) -> None:
-    rows = sample_of(list(desk.ledger.rows()), desk, 12)
+def test_a_judge_that_says_the_same_has_not_drifted(session: LabellingSession) -> None:
+    rows = sample_of(list(session.ledger.rows()), session, 12)
     assert len({row["response"] for row in rows}) == 12
-    assert sample_of(list(desk.ledger.rows())[::-1], desk, 12) == rows
-    found = ask_again(rows, desk, occasion="monday", max_micro_usd=1_000)
+    assert sample_of(list(session.ledger.rows())[::-1], session, 12) == rows
+    found = ask_again(rows, session, replicate="monday", max_micro_usd=1_000)
     assert (found.asked, found.answered, found.same, found.micro_usd) == (12, 12, 1.0, 120)
     assert found.spearman == pytest.approx(1.0)
     assert found.change == pytest.approx((0, 0, 0), abs=1e-9)
-    assert desk.ledger.spent("a").queries == 30
-    assert len(list(desk.ledger.rows())) == 42
-    assert len(sample_of(list(desk.ledger.rows()), desk, 99)) == 30, "what was asked again is not asked again"
+    assert session.ledger.spent("a").queries == 30
+    assert len(list(session.ledger.rows())) == 42
+    assert len(sample_of(list(session.ledger.rows()), session, 99)) == 30, "what was asked again is not asked again"
 
 
-def test_a_judge_that_has_grown_milder_is_found_out(desk: Desk) -> None:
-    rows = sample_of(list(desk.ledger.rows()), desk, 12)
-    changed = Desk(desk.ledger, Judge(shift=0.5), Rubric(), "a")
-    found = ask_again(rows, changed, occasion="tuesday", max_micro_usd=1_000)
+def test_a_judge_that_has_grown_milder_is_found_out(session: LabellingSession) -> None:
+    rows = sample_of(list(session.ledger.rows()), session, 12)
+    changed = LabellingSession(session.ledger, Judge(shift=0.5), Rubric(), "a")
+    found = ask_again(rows, changed, replicate="tuesday", max_micro_usd=1_000)
     assert found.same == 0
     assert found.change.mean == found.change.low == 0.5
-    again = ask_again(rows, changed, occasion="tuesday", max_micro_usd=1_000)
+    again = ask_again(rows, changed, replicate="tuesday", max_micro_usd=1_000)
     assert again.change == found.change
-    assert len(list(desk.ledger.rows())) == 42, "one occasion is paid for once"
+    assert len(list(session.ledger.rows())) == 42, "one replicate is paid for once"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models.core.data import Label
 from models.core.rubric import Rubric
 from models.labelling.human_queue import Judgement, Queue, adjudicate
-from models.labelling.label import AnswersPending, Desk, label
+from models.labelling.label import AnswersPending, LabellingSession, label
 from models.labelling.label_files import read_lines, write_rows
 from models.labelling.queue_files import judgements, queue_rows
 from models.ledger.entries import Reservation
@@ -39,8 +39,8 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
 def ask(
     ledger: Ledger, number: int = 3, people: Human = PEOPLE, account: str = "a", money: int = 10_000
 ) -> list[Label]:
-    desk = Desk(ledger, people, Rubric(), account)
-    return label([response(n) for n in range(number)], desk, max_queries=number, max_micro_usd=money)
+    session = LabellingSession(ledger, people, Rubric(), account)
+    return label([response(n) for n in range(number)], session, max_queries=number, max_micro_usd=money)
 
 
 def open_items(ledger: Ledger, **asked: Any) -> list[int]:
@@ -124,7 +124,7 @@ def test_answers_become_labels_at_the_price_of_their_judgements(ledger: Ledger) 
     assert ledger.spent("a")[:4] == (3, 700, 3, 700)
     raws = [row["raw"] for row in sorted(ledger.rows(), key=lambda row: str(row["response"]))]
     assert json.loads(raws[1])["judgements"] == [["ada", 1, ""], ["bob", 3, ""], ["cy", 3, ""]]
-    assert PEOPLE.findings(raws)["judgements"] == 7
+    assert PEOPLE.diagnostics(raws)["judgements"] == 7
     assert ask(ledger, account="b")[0].bought is False, "owned: another run does not ask again"
 
 
@@ -171,33 +171,33 @@ def test_after_a_withdrawal_nothing_of_the_old_questions_is_left(ledger: Ledger)
     assert {(item.wanted, item.micro_usd_each) for item in Queue(ledger).items()} == {(3, 500)}
     Queue(ledger).withdraw()
     ledger.open_account("c", max_queries=1, max_micro_usd=100)
-    flying = ledger.reserve("c", Question("judge", "rubric", "x", "y"), ceiling=100, paid_on_loss=True)
+    flying = ledger.reserve("c", Question("judge", "rubric", "x", "y"), ceiling=100, billed_on_failure=True)
     assert isinstance(flying, Reservation)
     assert Queue(ledger).items() == [], "what a process asks is no question for people"
 
 
 def test_an_imported_label_takes_its_question_off_the_queue(ledger: Ledger) -> None:
     _, *rest = open_items(ledger)
-    desk = Desk(ledger, PEOPLE, Rubric(), "a")
+    session = LabellingSession(ledger, PEOPLE, Rubric(), "a")
     owned = {"status": "labelled", "score": 5.0, "raw": "", "tokens": 0, "micro_usd": 7}
-    assert ledger.adopt([(desk.question(response(0)), owned)]) == 1
+    assert ledger.adopt([(session.question(response(0)), owned)]) == 1
     assert {item.id for item in Queue(ledger).items()} == set(rest)
     assert ledger.spent("a").queries == 2
 
 
 def test_people_compare_pairs(tmp_path: Path) -> None:
     ledger, people = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}"), Human(asks="better", micro_usd=5)
-    desk = Desk(ledger, people, Rubric(), "a")
+    session = LabellingSession(ledger, people, Rubric(), "a")
     pair = response(1, text=json.dumps(["a better one", "one"]))
     with pytest.raises(AnswersPending):
-        label([pair], desk, max_queries=1, max_micro_usd=100)
+        label([pair], session, max_queries=1, max_micro_usd=100)
     rows, columns = queue_rows(Queue(ledger).items(), "ada")
     assert (rows[0]["response"], rows[0]["response_b"]) == ("a better one", "one")
     assert "Which response is better?" in rows[0]["guide"]
     write_rows(tmp_path / "q.jsonl", [{**row, "score": "B"} for row in rows], columns)
     lines = read_lines(tmp_path / "q.jsonl")
     Queue(ledger).record(judgements(tmp_path / "q.jsonl", lines, {i.id: i for i in Queue(ledger).items()}))
-    assert label([pair], desk, max_queries=1, max_micro_usd=100)[0].score == -1
+    assert label([pair], session, max_queries=1, max_micro_usd=100)[0].score == -1
 
 
 def test_an_oracle_that_is_called_cannot_wrap_people() -> None:
@@ -210,4 +210,4 @@ def test_an_oracle_that_is_called_cannot_wrap_people() -> None:
 def test_another_panel_gives_other_labels_and_another_price_does_not() -> None:
     assert Human(micro_usd=1).fingerprint() == Human(micro_usd=2).fingerprint()
     assert len({Human(micro_usd=1, panel=p, annotators=n).fingerprint() for p in ("", "x") for n in (1, 2)}) == 4
-    assert np.isnan(Human(micro_usd=1).findings(["by a model"])["krippendorff_alpha"])
+    assert np.isnan(Human(micro_usd=1).diagnostics(["by a model"])["krippendorff_alpha"])

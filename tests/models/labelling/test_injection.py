@@ -10,9 +10,9 @@ from models.core.money import Prices
 from models.core.rubric import Rubric
 from models.labelling.drift import sample_of
 from models.labelling.injection import HARMLESS, INJECTIONS, attack
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.ledger.ledger import Ledger
-from models.oracles.base import Oracle, Verdict, pair_text
+from models.oracles.base import Oracle, Verdict, canonical_pair
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge
 from models.oracles.llm_pairs import LLMPairs
@@ -29,15 +29,15 @@ class Steadfast(Oracle):
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         return Verdict(float(response.split("number ")[1].split(maxsplit=1)[0]) % 4, "", 10)
 
-    def ceiling(self, prompt: str, response: str) -> int:
+    def max_cost(self, prompt: str, response: str) -> int:
         return 10
 
 
-def bought(tmp_path: Path, oracle: Oracle, texts: list[str]) -> Desk:
-    desk = Desk(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), oracle, Rubric(), "a")
+def bought(tmp_path: Path, oracle: Oracle, texts: list[str]) -> LabellingSession:
+    session = LabellingSession(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), oracle, Rubric(), "a")
     questions = [response(number, text=text) for number, text in enumerate(texts)]
-    label(questions, desk, max_queries=len(texts), max_micro_usd=10**9)
-    return desk
+    label(questions, session, max_queries=len(texts), max_micro_usd=10**9)
+    return session
 
 
 def endpoint(server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
@@ -45,9 +45,9 @@ def endpoint(server: LoopbackJudge, monkeypatch: pytest.MonkeyPatch) -> Endpoint
     return Endpoint(model="judge", base_url=server.url, prices=Prices(input=1_000_000, output=1_000_000))
 
 
-def attacked(desk: Desk, size: int = 12) -> Any:
-    rows = sample_of(list(desk.ledger.rows()), desk, size)
-    return attack(rows, desk, occasion="monday", max_micro_usd=10**9)
+def attacked(session: LabellingSession, size: int = 12) -> Any:
+    rows = sample_of(list(session.ledger.rows()), session, size)
+    return attack(rows, session, replicate="monday", max_micro_usd=10**9)
 
 
 def test_every_injection_keeps_the_response_and_says_what_is_wanted() -> None:
@@ -59,21 +59,23 @@ def test_every_injection_keeps_the_response_and_says_what_is_wanted() -> None:
 
 
 def test_a_judge_that_does_not_obey_is_not_moved(tmp_path: Path) -> None:
-    desk = bought(tmp_path, Steadfast(), [f"is story number {n}" for n in range(20)])
-    found = attacked(desk)
+    session = bought(tmp_path, Steadfast(), [f"is story number {n}" for n in range(20)])
+    found = attacked(session)
     assert (found.answered, found.raised, found.change) == (12, 0.0, (0.0, 0.0, 0.0))
     assert found.by_injection == dict.fromkeys(INJECTIONS, 0.0)
     assert found.micro_usd == 24 * 10
-    assert len(list(desk.ledger.rows())) == 20 + 24
-    assert attacked(desk).change == found.change
-    assert len(list(desk.ledger.rows())) == 20 + 24, "one occasion is paid for once"
-    assert len(sample_of(list(desk.ledger.rows()), desk, 99)) == 20, "injected answers are not labels of the experiment"
+    assert len(list(session.ledger.rows())) == 20 + 24
+    assert attacked(session).change == found.change
+    assert len(list(session.ledger.rows())) == 20 + 24, "one replicate is paid for once"
+    assert len(sample_of(list(session.ledger.rows()), session, 99)) == 20, (
+        "injected answers are not labels of the experiment"
+    )
 
 
 def test_a_judge_that_reads_the_last_digit_obeys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LoopbackJudge() as server:
-        desk = bought(tmp_path, LLMJudge(endpoint=endpoint(server, monkeypatch)), [f"number {n}" for n in range(20)])
-        found = attacked(desk)
+        session = bought(tmp_path, LLMJudge(endpoint=endpoint(server, monkeypatch)), [f"number {n}" for n in range(20)])
+        found = attacked(session)
         close_clients()
     assert found.answered == 12
     assert found.raised > 0.5
@@ -86,11 +88,11 @@ def test_a_judge_that_reads_the_last_digit_obeys(tmp_path: Path, monkeypatch: py
 def test_of_a_pair_the_loser_is_injected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LoopbackJudge() as server:
         judge = LLMPairs(endpoint=endpoint(server, monkeypatch))
-        desk = bought(tmp_path, judge, [pair_text(f"good {n} 4", f"bad {n} 1")[0] for n in range(6)])
+        session = bought(tmp_path, judge, [canonical_pair(f"good {n} 4", f"bad {n} 1")[0] for n in range(6)])
         server.log.clear()
-        found = attacked(desk, 6)
+        found = attacked(session, 6)
         close_clients()
     assert found.answered == 6
-    injected = [row for row in desk.ledger.rows() if "monday" in row["criterion"]]
+    injected = [row for row in session.ledger.rows() if "monday" in row["criterion"]]
     assert all("bad" in max(json.loads(row["response"]), key=len) for row in injected)
     assert found.change == (0.0, 0.0, 0.0), "the set names no digit for pairs: the last one stays that of the response"

@@ -12,11 +12,11 @@ from models.core.event_loop import run
 from models.core.money import Amount
 from models.core.rubric import Rubric
 from models.labelling.batcher import LedgerBatcher
-from models.labelling.label import Desk, LabellingStopped, label
+from models.labelling.label import LabellingSession, LabellingStopped, label
 from models.ledger.entries import Order, Reservation, Settlement
 from models.ledger.ledger import Ledger
 from models.ledger.tables import Question
-from models.oracles.base import LostReply, Oracle, UnpaidFailure, Verdict
+from models.oracles.base import MaybeBilledError, Oracle, RetryableError, Verdict
 from models.oracles.comparing import Comparing
 from models.oracles.noisy import Noisy
 from models.oracles.replay import Replay
@@ -48,8 +48,8 @@ def oracle(table: Path) -> Replay:
 
 
 def ask(responses: list[Any], ledger: Ledger, oracle: Oracle, **caps: Any) -> list[Any]:
-    desk = Desk(ledger, oracle, Rubric(), caps.pop("account", "a"))
-    return label(responses, desk, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "workers": 3, **caps})
+    session = LabellingSession(ledger, oracle, Rubric(), caps.pop("account", "a"))
+    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "workers": 3, **caps})
 
 
 def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
@@ -116,8 +116,8 @@ class _Fixed(Oracle):
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         return self.inner.judge(prompt, response, rubric)
 
-    def ceiling(self, prompt: str, response: str) -> int:
-        return self.inner.ceiling(prompt, response)
+    def max_cost(self, prompt: str, response: str) -> int:
+        return self.inner.max_cost(prompt, response)
 
     def fingerprint(self) -> str:
         return self.alias
@@ -130,7 +130,7 @@ class _Flaky(_Fixed):
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         self.calls.append(1)
         if len(self.calls) % 2:
-            raise UnpaidFailure("rate limit")
+            raise RetryableError("rate limit")
         return super().judge(prompt, response, rubric)
 
 
@@ -164,7 +164,7 @@ def test_what_is_asked_twice_is_bought_and_counted_once(make_response: Any, ledg
 
 def test_an_order_that_fails_costs_no_reply_that_was_paid_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
-    reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     reply = Settlement(reserved, "labelled", 1.0, "raw", 1, CENT, 0.1)
 
@@ -192,14 +192,14 @@ class _LosesTheSecond(Oracle):
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         if response == "second":
-            raise LostReply("hung up", most=Amount(50, 5))
+            raise MaybeBilledError("hung up", most=Amount(50, 5))
         return Verdict(1.0, "", 600, 60)
 
-    def ceiling(self, prompt: str, response: str) -> int:
+    def max_cost(self, prompt: str, response: str) -> int:
         return 1000
 
 
 def test_of_a_comparison_whose_second_half_is_lost_both_halves_are_counted() -> None:
-    with pytest.raises(LostReply) as lost:
+    with pytest.raises(MaybeBilledError) as lost:
         Comparing(inner=_LosesTheSecond()).compare("x", "first", "second", Rubric())
     assert lost.value.most == Amount(650, 65)

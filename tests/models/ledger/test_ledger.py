@@ -35,7 +35,7 @@ def ledger(ledger_url: str) -> Ledger:
 
 
 def buy(ledger: Ledger, account: str, asked: Question, *, price: int = CENT, score: float = 1.5) -> Answer:
-    reserved = ledger.reserve(account, asked, ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve(account, asked, ceiling=CENT, billed_on_failure=True)
     assert reserved is not None
     if isinstance(reserved, Answer):
         return reserved
@@ -112,7 +112,7 @@ def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays
 
     def reserve(number: int) -> Reservation | None:
         try:
-            reserved = ledger.reserve("a", question(number), ceiling=10, tokens=100, paid_on_loss=True)
+            reserved = ledger.reserve("a", question(number), ceiling=10, tokens=100, billed_on_failure=True)
         except BudgetExhausted as error:
             refusals.append(str(error))
             return None
@@ -129,7 +129,7 @@ def test_the_cap_on_tokens_holds_under_concurrent_threads_and_what_is_saved_pays
     assert ledger.spent("a").tokens == 280
     assert [reserve(number) is not None for number in range(20, 26)] == [True] * 4 + [False] * 2
     ledger.open_account("b", max_queries=1, max_micro_usd=10)
-    one_more = ledger.reserve("b", question(99), ceiling=10, tokens=100, paid_on_loss=True)
+    one_more = ledger.reserve("b", question(99), ceiling=10, tokens=100, billed_on_failure=True)
     assert isinstance(one_more, Reservation)
     with pytest.raises(ValueError, match=r"101 tokens, reserved 100\)"):
         ledger.settle(one_more, status="labelled", score=1.0, raw="", tokens=101, micro_usd=4, seconds=0.1)
@@ -140,7 +140,7 @@ def _worker(ledger_url: str, numbers: list[int]) -> int:
     bought = 0
     for number in numbers:
         try:
-            reserved = ledger.reserve("a", question(number), ceiling=CENT, paid_on_loss=True)
+            reserved = ledger.reserve("a", question(number), ceiling=CENT, billed_on_failure=True)
         except BudgetExhausted:
             continue
         if isinstance(reserved, Reservation):
@@ -163,13 +163,13 @@ def test_processes_share_the_budget_and_the_labels(ledger_url: str) -> None:
 
 
 def test_one_question_asked_by_two_at_once_is_asked_once(ledger: Ledger) -> None:
-    first = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    first = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(first, Reservation)
-    assert ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True) is None
+    assert ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True) is None
 
 
 def test_a_released_reservation_costs_nothing(ledger: Ledger) -> None:
-    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     ledger.release(reserved)
     assert ledger.spent("a").queries == 0
@@ -177,7 +177,7 @@ def test_a_released_reservation_costs_nothing(ledger: Ledger) -> None:
 
 
 def test_a_lost_call_stays_charged_and_may_be_asked_again(ledger: Ledger) -> None:
-    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     ledger.lose(reserved)
     buy(ledger, "a", question())
@@ -186,7 +186,7 @@ def test_a_lost_call_stays_charged_and_may_be_asked_again(ledger: Ledger) -> Non
 
 
 def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: Ledger) -> None:
-    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     ledger.settle(
         reserved,
@@ -197,23 +197,23 @@ def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: L
         micro_usd=CENT,
         seconds=0,
     )
-    again = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    again = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(again, Answer)
     assert again.status == "quarantined"
     (row,) = ledger.rows(status="quarantined")
     assert (row["raw"], row["score"]) == ("I cannot", None)
 
 
-@pytest.mark.parametrize(("paid_on_loss", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
+@pytest.mark.parametrize(("billed_on_failure", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
 def test_the_reservation_of_a_killed_process_is_given_up_at_once(
-    ledger_url: str, paid_on_loss: bool, status: list[str], queries: int
+    ledger_url: str, billed_on_failure: bool, status: list[str], queries: int
 ) -> None:
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
     script = (
         "import sys, time\nfrom models.ledger.ledger import Ledger\nfrom models.ledger.tables import ACCOUNTS, Question\n"
         f"Ledger({ledger_url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
-        f"paid_on_loss={paid_on_loss})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+        f"billed_on_failure={billed_on_failure})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -228,7 +228,7 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
 
 def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger: Ledger) -> None:
 
-    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere/boot/pid:[1]|1|2'"))
@@ -248,7 +248,7 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
         "import time\nfrom models import ledger_holders\nfrom models.ledger.ledger import Ledger\n"
         "from tests.models.ledger.test_ledger import CENT, question\n"
         "ledger_holders._place = lambda: 'elsewhere/boot/pid:[1]'\n"
-        f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, paid_on_loss=True)\n"
+        f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, billed_on_failure=True)\n"
         "print('reserved', flush=True)\ntime.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -280,7 +280,7 @@ def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
     monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
     ledger, other = Ledger(url := new_database()), Ledger(url)
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
-    ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     here = ledger_holders.this_process()
     monkeypatch.setattr(ledger_holders, "_place", lambda: "another/boot/pid:[1]")
 
@@ -305,7 +305,7 @@ def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
 
 
 def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:
-    reserved = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
     ledger.lose(reserved)
     ledger.settle(reserved, status="labelled", score=2.0, raw="", tokens=0, micro_usd=CENT, seconds=0)
@@ -314,7 +314,7 @@ def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger:
 
 
 def test_a_reply_later_than_the_second_asking_is_kept_beside_the_label_that_is_owned(ledger: Ledger) -> None:
-    late = ledger.reserve("a", question(), ceiling=CENT, paid_on_loss=True)
+    late = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(late, Reservation)
     ledger.lose(late)
     buy(ledger, "a", question(), score=2.0)
@@ -342,20 +342,20 @@ def test_an_account_that_was_never_opened_is_named(ledger: Ledger) -> None:
 
 def test_money_held_by_a_call_in_flight_is_told_from_money_spent(ledger: Ledger) -> None:
     ledger.open_account("b", max_queries=10, max_micro_usd=CENT + 100)
-    flying = ledger.reserve("b", question(1), ceiling=CENT, paid_on_loss=True)
+    flying = ledger.reserve("b", question(1), ceiling=CENT, billed_on_failure=True)
     assert isinstance(flying, Reservation)
     with pytest.raises(BudgetExhausted) as caught:
-        ledger.reserve("b", question(2), ceiling=CENT, paid_on_loss=True)
+        ledger.reserve("b", question(2), ceiling=CENT, billed_on_failure=True)
     assert caught.value.held
     ledger.settle(flying, status="labelled", score=1.0, raw="1", tokens=1, micro_usd=100, seconds=0.1)
     assert buy(ledger, "b", question(2), price=CENT).bought
     with pytest.raises(BudgetExhausted) as caught:
-        ledger.reserve("b", question(3), ceiling=CENT, paid_on_loss=True)
+        ledger.reserve("b", question(3), ceiling=CENT, billed_on_failure=True)
     assert not caught.value.held
 
 
 def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
-    flying = ledger.reserve("a", question(1), ceiling=3 * CENT, paid_on_loss=True)
+    flying = ledger.reserve("a", question(1), ceiling=3 * CENT, billed_on_failure=True)
     assert isinstance(flying, Reservation)
     ledger.lose(flying, most=Amount(CENT, 0))
     assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)

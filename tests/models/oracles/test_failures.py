@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.core.rubric import Rubric
 from models.labelling.label import LabellingStopped
 from models.ledger.ledger import Ledger
-from models.oracles.base import LostReply, RefusedCall, RefusedQuestion, UnpaidFailure, refused
+from models.oracles.base import MaybeBilledError, QuestionRejected, RequestRejected, RetryableError, refused
 from models.oracles.comparing import Comparing
 from models.oracles.failures import failure_of, meaning
 from tests.models.oracles.test_llm_judge import PRICE, ask, judge_at, key, pairs_at  # noqa: F401 - a fixture
@@ -222,12 +222,12 @@ def test_a_question_refused_after_its_first_sample_keeps_what_was_paid_for() -> 
 @pytest.mark.parametrize(
     ("says", "kind"),
     [
-        ((200, LIMIT), UnpaidFailure),
-        ((200, error("Provider returned error", 502)), LostReply),
-        ((504, "gateway timeout"), LostReply),
-        ((200, FILTER), RefusedQuestion),
-        ((200, error("gone", 404)), RefusedCall),
-        ((200, {"object": "nothing"}), LostReply),
+        ((200, LIMIT), RetryableError),
+        ((200, error("Provider returned error", 502)), MaybeBilledError),
+        ((504, "gateway timeout"), MaybeBilledError),
+        ((200, FILTER), QuestionRejected),
+        ((200, error("gone", 404)), RequestRejected),
+        ((200, {"object": "nothing"}), MaybeBilledError),
     ],
 )
 def test_an_error_in_a_reply_means_what_it_says(says: tuple[int, Any], kind: type[Exception]) -> None:
@@ -247,7 +247,7 @@ def test_a_rate_limit_within_a_reply_is_asked_again_and_costs_nothing(make_respo
 def test_a_gateway_that_gives_up_may_have_billed_the_call(make_response: Any, ledger: Ledger) -> None:
     with LoopbackJudge(faults={"gateway": 1.0}) as server:
         judge = judge_at(server, attempts=1)
-        most = judge.ceiling("the film", make_response(0).text)
+        most = judge.max_cost("the film", make_response(0).text)
         ask([make_response(0)], ledger, judge, max_micro_usd=most)
     spent = ledger.spent("a")
     assert spent.lost_queries == len(server.log) == 1, "there was money for one call"

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from models.core.data import Label
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import Desk, LabellingStopped, label
+from models.labelling.label import LabellingSession, LabellingStopped, label
 from models.ledger.ledger import Ledger
-from models.oracles.base import LostReply, RefusedCall, UnpaidFailure
+from models.oracles.base import MaybeBilledError, RequestRejected, RetryableError
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge
 from models.oracles.llm_pairs import LLMPairs
@@ -38,8 +38,8 @@ def judge_at(server: LoopbackJudge, **fields: Any) -> LLMJudge:
 
 
 def ask(responses: list[Any], ledger: Ledger, judge: LLMJudge, **caps: Any) -> list[Label]:
-    desk = Desk(ledger, judge, Rubric(), "a")
-    return label(responses, desk, **{"max_queries": 100, "max_micro_usd": 10**9, "workers": 4, **caps})
+    session = LabellingSession(ledger, judge, Rubric(), "a")
+    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 10**9, "workers": 4, **caps})
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_a_judgement_is_read_priced_and_stamped(structured: bool) -> None:
         verdict = judge.judge("the film", "story 4", Rubric())
     assert verdict.score == 4
     assert verdict.micro_usd == PRICE
-    assert verdict.micro_usd <= judge.ceiling("the film", "story 4")
+    assert verdict.micro_usd <= judge.max_cost("the film", "story 4")
     assert verdict.tokens == 110
     raw = json.loads(verdict.raw)
-    assert judge.remark(verdict.raw).lower().strip(".") == "by the rule", "without the score"
-    assert not judge.remark("no record")
+    assert judge.rationale(verdict.raw).lower().strip(".") == "by the rule", "without the score"
+    assert not judge.rationale("no record")
     assert raw["model"] == "judge-0001 fp"
     assert len(raw["prompt"]) == 16
     assert len(raw["texts"]) == 1
@@ -100,7 +100,7 @@ def test_the_cap_on_tokens_cuts_the_last_ones(make_response: Any, ledger: Ledger
     responses = [make_response(n) for n in range(6)]
     with LoopbackJudge() as server:
         judge = judge_at(server, attempts=1)
-        most = max(judge.most_tokens(r.prompt, r.text) for r in responses)
+        most = max(judge.max_query_tokens(r.prompt, r.text) for r in responses)
         labels = ask(responses, ledger, judge, max_tokens=most + 2 * 110)
     assert most > 2 * 110, "what a reply takes, and what it may take"
     assert len(labels) == 3, "after two replies a third still fits at its ceiling, and no fourth"
@@ -132,7 +132,7 @@ def test_samples_are_averaged_and_each_has_its_own_seed() -> None:
         judge = judge_at(server, samples=3)
         verdict = judge.judge("the film", "story 2", Rubric())
     assert verdict.score == 2
-    assert verdict.micro_usd == 3 * PRICE <= judge.ceiling("the film", "story 2")
+    assert verdict.micro_usd == 3 * PRICE <= judge.max_cost("the film", "story 2")
     assert len({body["seed"] for body in server.bodies}) == 3
 
 
@@ -142,7 +142,7 @@ def test_a_rate_limit_leaves_no_query_with_fewer_samples_than_were_asked_for() -
         for text in ("story 2", "story 3", "story 4"):
             try:
                 verdict = judge.judge("the film", text, Rubric())
-            except UnpaidFailure:
+            except RetryableError:
                 continue  # the very first call: the desk would ask again
             scored += 1
             assert len(json.loads(verdict.raw)["texts"]) == 6
@@ -158,7 +158,7 @@ def test_a_reply_lost_after_others_were_paid_for_is_counted_and_the_others_are_k
         for number in range(20):
             try:
                 kept.append(judge.judge("the film", f"chapter {number}, story 3", Rubric()))
-            except LostReply:
+            except MaybeBilledError:
                 continue
     broken = [v for v in kept if "failure" in json.loads(v.raw)]
     assert broken
@@ -183,20 +183,20 @@ def test_a_verdict_that_cannot_be_read_is_asked_again_then_quarantined_and_paid(
 
 def test_what_each_failure_may_have_cost() -> None:
     for fault, error in (
-        ("rate_limit", UnpaidFailure),
-        ("error", UnpaidFailure),
-        ("timeout", LostReply),
-        ("drop", LostReply),
-        ("truncated", LostReply),
+        ("rate_limit", RetryableError),
+        ("error", RetryableError),
+        ("timeout", MaybeBilledError),
+        ("drop", MaybeBilledError),
+        ("truncated", MaybeBilledError),
     ):
         with LoopbackJudge(faults={fault: 1.0}, hang=3.0) as server, pytest.raises(error):
             judge_at(server, endpoint={"timeout": 0.5}).judge("the film", "story 3", Rubric())
-    with pytest.raises(UnpaidFailure, match="no connection"):
+    with pytest.raises(RetryableError, match="no connection"):
         judge_at(server).judge("the film", "story 3", Rubric())
 
 
 def test_a_rate_limit_says_how_long_to_wait() -> None:
-    with LoopbackJudge(faults={"rate_limit": 1.0}) as server, pytest.raises(UnpaidFailure) as caught:
+    with LoopbackJudge(faults={"rate_limit": 1.0}) as server, pytest.raises(RetryableError) as caught:
         judge_at(server).judge("the film", "story 3", Rubric())
     assert caught.value.retry_after == 0.02
 
@@ -204,7 +204,7 @@ def test_a_rate_limit_says_how_long_to_wait() -> None:
 def test_a_call_that_is_refused_stops_at_once_with_the_reason(ledger: Ledger, make_response: Any) -> None:
     with LoopbackJudge() as server:
         judge = judge_at(server, endpoint={"base_url": f"{server.url}/nowhere"})
-        with pytest.raises(RefusedCall, match="refused the call with 404"):
+        with pytest.raises(RequestRejected, match="refused the call with 404"):
             judge.judge("the film", "story 3", Rubric())
         with pytest.raises(LabellingStopped, match="refused the call with 404"):
             ask([make_response(n) for n in range(9)], ledger, judge)
@@ -226,7 +226,7 @@ def test_every_right_label_arrives_through_every_fault_and_each_lost_reply_is_co
     assert spent.queries == 60 + len(lost)
     assert spent.micro_usd == 60 * PRICE + sum(row["micro_usd"] for row in lost)
     judge = judge_at(server)
-    assert 2 * max(row["micro_usd"] for row in lost) <= judge.ceiling(responses[0].prompt, responses[0].text) + 4, (
+    assert 2 * max(row["micro_usd"] for row in lost) <= judge.max_cost(responses[0].prompt, responses[0].text) + 4, (
         "one of at most two calls was lost"
     )
 
@@ -238,7 +238,7 @@ def test_what_replies_cost_less_than_their_ceiling_pays_for_more(
     responses = [make_response(n) for n in range(60)]
     with LoopbackJudge() as server:
         judge = judge_at(server)
-        ceiling = judge.ceiling(responses[0].prompt, responses[0].text)
+        ceiling = judge.max_cost(responses[0].prompt, responses[0].text)
         cap = 3 * ceiling
         labels = ask(responses, ledger, judge, workers=workers, max_micro_usd=cap)
     assert ceiling > 10 * PRICE
@@ -286,7 +286,7 @@ def test_a_judge_who_always_prefers_the_first_place_is_no_judge() -> None:
         judge = pairs_at(server)
         verdict = judge.compare("x", "a 4", "b 2", Rubric())
     assert verdict.score == 0
-    found = judge.findings([verdict.raw, "of another version"])
+    found = judge.diagnostics([verdict.raw, "of another version"])
     assert found == {"calls": 2.0, "unreadable_replies": 0.0, "order_consistency": 0.0, "first_place_share": 1.0}
 
 
@@ -294,7 +294,7 @@ def test_the_consistency_of_both_orders_is_told() -> None:
     with LoopbackJudge() as server:
         judge = pairs_at(server)
         raws = [judge.compare("x", *pair, Rubric()).raw for pair in (("a 4", "b 2"), ("a 3", "b 3"))]
-    found = judge.findings(raws)
+    found = judge.diagnostics(raws)
     assert (found["order_consistency"], found["first_place_share"]) == (1.0, 0.5), "a tie in both orders agrees"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import Desk, label
+from models.labelling.label import LabellingSession, label
 from models.ledger.ledger import Ledger
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge, stated_score
@@ -49,7 +49,9 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
     questions = [
         response(n, prompt="What is two and two?", text=text) for n, text in enumerate(["Four.", "A fish.", ""])
     ]
-    labels = label(questions, Desk(ledger, judge, Rubric(), "a"), max_queries=3, max_micro_usd=10**6, workers=2)
+    labels = label(
+        questions, LabellingSession(ledger, judge, Rubric(), "a"), max_queries=3, max_micro_usd=10**6, workers=2
+    )
     count = tokenizer_at_hand(PACKAGED)
     assert count is not None
     rows = list(ledger.rows())
@@ -63,7 +65,7 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
         sent, written = _split(row["micro_usd"], row["tokens"])
         assert written in {count(text), count(text) + 1, 40}, "with the end token, or cut off"
         assert sent <= judge._most_sent(row["prompt"], row["response"])
-        assert row["micro_usd"] <= judge.ceiling(row["prompt"], row["response"])
+        assert row["micro_usd"] <= judge.max_cost(row["prompt"], row["response"])
     assert ledger.spent("a").micro_usd == sum(row["micro_usd"] for row in rows)
 
 

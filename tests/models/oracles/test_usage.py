@@ -122,7 +122,7 @@ def test_a_verdict_without_a_usable_usage_is_read_at_the_ceiling_and_the_cap_hol
     responses = [make_response(n) for n in range(6)]
     with LoopbackJudge(usage=usage) as server, caplog.at_level(logging.WARNING, "models.oracles.chat_client"):
         judge = judge_at(server, attempts=1)
-        most = judge.ceiling(responses[0].prompt, responses[0].text)
+        most = judge.max_cost(responses[0].prompt, responses[0].text)
         labels = ask(responses, ledger, judge, max_micro_usd=3 * most)
     assert [entry.score for entry in labels] == [0, 1, 2][: len(labels)]
     assert len(labels) == len(server.log) >= 3
@@ -148,7 +148,7 @@ def test_a_real_price_above_the_ceiling_is_kept_and_buys_nothing_more(make_respo
 def test_an_oracle_of_ones_own_that_asks_no_price_is_booked_at_its_ceiling(ledger_url: str, price: Any) -> None:
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=1, max_micro_usd=100)
-    reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, paid_on_loss=True, tokens=7)
+    reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, billed_on_failure=True, tokens=7)
     assert isinstance(reserved, Reservation)
     with pytest.raises(ValueError, match=r"no whole numbers from 0 on: booked at the \$0.00007 reserved"):
         ledger.settle(reserved, status="labelled", score=1.0, raw="said", tokens=3, micro_usd=price, seconds=0.1)
@@ -159,7 +159,7 @@ def test_an_oracle_of_ones_own_that_asks_no_price_is_booked_at_its_ceiling(ledge
 def test_nothing_makes_less_than_nothing_of_what_is_spent(ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=9, max_micro_usd=900)
-    ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, paid_on_loss=True, tokens=7)
+    ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, billed_on_failure=True, tokens=7)
     for table in (ACCOUNTS, QUERIES, CHARGES):
         for column in ("micro_usd", "tokens"):
             with pytest.raises(sa.exc.IntegrityError), ledger.engine.begin() as connection:

@@ -11,7 +11,7 @@ from prefect import flow
 from models.core.data import Prompt
 from models.generators.hf import Transformers
 from models.sources.files import Files
-from tasks.engine.caching import Product, identity, saved_seconds, stage, stage_runs, untold
+from tasks.engine.caching import StageResult, identity, saved_seconds, stage, stage_runs, untold
 from tasks.engine.store import store
 from tasks.policy.policy_ref import Policy
 
@@ -25,18 +25,18 @@ def _no_calls() -> None:
 
 
 @stage(version=1, ignore=["workers"])
-def count_words(text: str, *, generator: Transformers | None = None, workers: int = 1) -> Product:
+def count_words(text: str, *, generator: Transformers | None = None, workers: int = 1) -> StageResult:
     calls.append(text)
     if text == "fail":
         raise RuntimeError("this stage failed")
-    return Product(
+    return StageResult(
         ref=store().write_rows("prompts", [Prompt.of(text)], Prompt),
         facts={"words": float(len(text.split()))},
     )
 
 
 @flow
-def counting(text: str, generator: Transformers | None = None, workers: int = 1) -> Product:
+def counting(text: str, generator: Transformers | None = None, workers: int = 1) -> StageResult:
     return count_words(text, generator=generator, workers=workers)
 
 
@@ -73,7 +73,7 @@ def test_another_version_is_computed_again() -> None:
     newer = stage(version=2)(count_words.task.fn)
 
     @flow
-    def counting_anew() -> Product:
+    def counting_anew() -> StageResult:
         return newer("x")
 
     counting_anew()
@@ -82,9 +82,9 @@ def test_another_version_is_computed_again() -> None:
 
 def test_a_stage_from_the_cache_tells_what_it_took_when_it_was_computed() -> None:
     @stage(version=1)
-    def slowly(text: str) -> Product:
+    def slowly(text: str) -> StageResult:
         time.sleep(0.4)
-        return Product(ref=store().write_rows("prompts", [Prompt.of(text)], Prompt))
+        return StageResult(ref=store().write_rows("prompts", [Prompt.of(text)], Prompt))
 
     @flow
     def twice() -> tuple[Any, float]:

@@ -21,10 +21,10 @@ from models.oracles.noisy import Noisy
 from models.oracles.reward_model import RewardModel
 from tasks.engine.caching import Stage
 from tasks.engine.devices import on_device
-from tasks.engine.ray_cluster import elsewhere
+from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
 from tasks.engine.store import store
-from tasks.labelling.annotate import Purchase, annotate
+from tasks.labelling.annotate import AnnotationRequest, annotate
 from tasks.policy.policy_ref import Policy
 from tests.conftest import response
 
@@ -41,21 +41,23 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_limit_that_is_not_there_is_named_and_nothing_is_computed(device: str) -> None:
     computed: list[int] = []
     with pytest.raises(ValueError, match=f"{device}: Prefect's server has no .*prefect gcl create {device} --limit 1"):
-        elsewhere(partial(computed.append, 1))
+        run_remote(partial(computed.append, 1))
     assert not computed
 
 
 def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny_model_path: Path) -> None:
     oracle = RewardModel(model=str(tiny_model_path))
-    assert Noisy(inner=oracle).computes
-    assert Comparing(inner=oracle).computes
+    assert Noisy(inner=oracle).uses_device
+    assert Comparing(inner=oracle).uses_device
     rows = [response(0)]
 
     @flow
     def bought(oracle: RewardModel | Gold) -> int:
         responses = store().write_rows("responses", rows, Response)
         caps = {"account": "a", "max_queries": 1, "max_micro_usd": 0, "max_tokens": 0}
-        purchase = Purchase(responses=responses, picks=None, oracle=oracle, fingerprint="f", rubric=Rubric(), **caps)
+        purchase = AnnotationRequest(
+            responses=responses, picks=None, oracle=oracle, fingerprint="f", rubric=Rubric(), **caps
+        )
         return annotate(purchase, workers=1).ref.rows or 0
 
     with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE={device}"):

@@ -81,10 +81,10 @@ def test_what_a_stage_returns_comes_back(s3: str) -> None:
     from prefect.results import ResultStore
     from prefect.serializers import JSONSerializer
 
-    from tasks.engine.caching import Product
+    from tasks.engine.caching import StageResult
     from tasks.engine.store import Ref
 
-    made = [Product(ref=Ref(uri=f"rows/{'a' * 32}.parquet", sha256="b" * 64), facts={"n": 1.0})]
+    made = [StageResult(ref=Ref(uri=f"rows/{'a' * 32}.parquet", sha256="b" * 64), facts={"n": 1.0})]
     place = SharedResults(basepath=s3)
     store = ResultStore(result_storage=place, serializer=JSONSerializer())
     store.write(made, key="key")

@@ -18,7 +18,7 @@ from models.policies.resolve import locate
 from models.training.sft import SFT
 from tasks.engine.caching import stage_runs
 from tasks.engine.settings import settings
-from tasks.engine.shards import cut, join_tables
+from tasks.engine.shards import join_tables, split
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import score_sharded
 from tasks.evaluator.train import fit_evaluator
@@ -159,7 +159,7 @@ def test_the_responses_to_a_prompt_stay_in_one_shard() -> None:
     @flow
     def parts(size: int) -> list[list[tuple[str, str]]]:
         table = store().write_rows("responses", rows, Response)
-        return [[(r.prompt_id, r.id) for r in store().rows(ref, Response)] for ref in cut(table, rows=size).shards]
+        return [[(r.prompt_id, r.id) for r in store().rows(ref, Response)] for ref in split(table, rows=size).shards]
 
     for size in (1, 2, 4, 5, 7, 11, 12):
         found = parts(size)
@@ -188,7 +188,7 @@ def test_a_prompt_whose_responses_stand_apart_is_not_parted_in_silence() -> None
 
     @flow
     def parts() -> object:
-        return cut(store().write_rows("responses", rows, Response), rows=2)
+        return split(store().write_rows("responses", rows, Response), rows=2)
 
     with pytest.raises(ValueError, match="stand apart in a table"):
         parts()

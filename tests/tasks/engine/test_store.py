@@ -193,11 +193,11 @@ def test_a_reference_names_nothing_outside_the_store(uri: str) -> None:
 
 def test_a_name_means_the_last_thing_said_and_is_no_path(store: Store) -> None:
     first, second = (store.write_rows("prompts", ROWS[:n], Prompt) for n in (1, 2))
-    assert store.meant("reports", "tiny") is None
+    assert store.get_alias("reports", "tiny") is None
     for ref in (first, second):
-        store.let("reports", "tiny.s0", ref)
-        assert store.meant("reports", "tiny.s0") == ref
-    assert store.names("reports") == ["tiny.s0"]
+        store.set_alias("reports", "tiny.s0", ref)
+        assert store.get_alias("reports", "tiny.s0") == ref
+    assert store.list_aliases("reports") == ["tiny.s0"]
     for name in ("../x", "a/b", ".hidden", ""):
         with pytest.raises(ValueError, match="is no name"):
-            store.let("reports", name, first)
+            store.set_alias("reports", name, first)

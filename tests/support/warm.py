@@ -39,7 +39,11 @@ LIBRARIES = (
     *("griffe", "graphviz", "httpcore", "pendulum", "websockets", "jsonschema", "prometheus_client"),  # Prefect's
     *("mlflow", "openai", "aiohttp", "httpx", "pydantic_settings", "typer", "rich.logging", "rich.table", "yaml"),
 )
-_READ_LATE = ("NINEFOLD_", "PREFECT_", "AWS_", "PYTHON", "PYTEST_", "COLUMNS", "PATH", "PWD", "OLDPWD", "SHLVL", "_")
+_READ_LATE = (
+    *("NINEFOLD_", "PREFECT_", "AWS_", "RAY_", "PYTHON", "PYTEST_", "COLUMNS", "PATH", "PWD", "OLDPWD", "SHLVL", "_"),
+    *("API", "LEDGER", "HF_TOKEN"),  # the tests' own, and a key
+)
+_OWN = ("TORCHINDUCTOR_", "KMP_", "TRL_")  # libraries set them in the process that imports them, and read them anew
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(list(LIBRARIES))
 
@@ -95,7 +99,8 @@ def _begin_server() -> None:
 
 
 def _early(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not name.startswith(_READ_LATE) and not name.endswith("_KEY")}
+    late = (*_READ_LATE, *_OWN)
+    return {name: value for name, value in env.items() if not name.startswith(late) and not name.endswith("_KEY")}
 
 
 def _run(module: list[str], cwd: str, env: dict[str, str], out: str, err: str, session: bool) -> None:

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rubric", choices=get_args(RubricName), default="additive")
     given = parser.parse_args()
     rubric = Rubric.model_validate({"name": given.rubric})
-    shown = MovieReviews(seed=given.rows).load().seed
+    shown = MovieReviews(demonstrations=given.rows).load().demonstrations
     questions = [rubric.render(d.prompt, d.response) for d in shown]
     policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load()
     answers = [rubric.answer(level) for level in range(LEVELS)]

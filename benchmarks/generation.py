@@ -261,7 +261,7 @@ def fine_tune(folder: Path) -> None:
     """Train the packaged model as the quickstart does."""
     policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load()
     recipe = SFT(learning_rate=2e-4, max_length=64)
-    train_sft(policy, MovieReviews(seed=320).load().seed, recipe, folder=folder, seed=0)
+    train_sft(policy, MovieReviews(demonstrations=320).load().demonstrations, recipe, folder=folder, seed=0)
 
 
 CASES: dict[str, Callable[[LanguageModel, list[Prompt], Pool], Sampled]] = {

@@ -71,7 +71,9 @@ def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
     while True:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # four progress bars at once
-                label(questions(account, count), session, max_queries=10 * count, max_micro_usd=cap, workers=_WORKERS)
+                label(
+                    questions(account, count), session, max_queries=10 * count, max_micro_usd=cap, concurrency=_WORKERS
+                )
         except LabellingStopped:
             continue  # what has failed too often in a row is begun again, as the user would
         return

@@ -73,7 +73,7 @@ def ours(judge: LLMJudge, asked: list[Response], workers: int) -> tuple[float, f
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         session = LabellingSession(Timed(f"sqlite:///{folder}/ledger.sqlite"), judge, Rubric(), "a")
         started = time.perf_counter()
-        labels = label(asked, session, max_queries=len(asked), max_micro_usd=10**12, workers=workers)
+        labels = label(asked, session, max_queries=len(asked), max_micro_usd=10**12, concurrency=workers)
         seconds = time.perf_counter() - started
     if len(labels) != len(asked):
         raise RuntimeError(f"{len(labels)} labels of {len(asked)}")

@@ -179,7 +179,7 @@ def our_job(path: Path) -> None:
             max_micro_usd=10**9,
             max_tokens=NO_CAP,
         )
-        return rescale(annotate(purchase, workers=job["batch"]).ref, job["factor"])
+        return rescale(annotate(purchase, concurrency=job["batch"]).ref, job["factor"])
 
     with admitted():
         rows = store().rows(three_steps(), Score)

@@ -90,7 +90,7 @@ def main() -> None:
 def _sweep(folder: Path, given: argparse.Namespace) -> Path:
     base: dict[str, Any] = read(QUICKSTART)
     fields = {
-        "prompts.seed": 80,
+        "prompts.demonstrations": 80,
         "prompts.pool": given.pool,
         "prompts.held_out": 24,
         "generation.samples": given.samples,

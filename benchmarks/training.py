@@ -35,7 +35,7 @@ from models.policies.language_model import LanguageModel
 from models.policies.resolve import PACKAGED, locate
 from models.sources.movie_reviews import MovieReviews
 from models.training import dpo, sft
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.dpo import DPO, reference_logprob, train_dpo
 from models.training.sft import SFT, train_sft
@@ -92,7 +92,7 @@ def as_it_comes(trainer: Any) -> None:  # noqa: ANN401
     trainer.precompute_ref_logps = False
 
 
-def defaults(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
+def defaults(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
     """Return the arguments without those that TRL has a default for and the recipe says nothing of."""
     return {name: value for name, value in arguments(schedule, seed, rows).items() if name not in TRL_DECIDES}
 
@@ -130,7 +130,7 @@ TRAININGS = {"sft": _sft, "dpo": _dpo, "evaluator": _evaluator}
 
 def demonstrations(rows: int, words: int) -> list[Demonstration]:
     """Return reviews continued from their first words, one review after another up to the length."""
-    seed = MovieReviews(pool=1, held_out=1).load().seed
+    seed = MovieReviews(pool=1, held_out=1).load().demonstrations
     text = " ".join(d.response for d in seed).split()
     begins = [row * words % (len(text) - words) for row in range(rows)]
     return [
@@ -153,7 +153,7 @@ def counted(model: LanguageModel, shown: list[Demonstration]) -> dict[str, int]:
     one = [len(model.renderer.encode(d.prompt, d.response).ids) for d in shown]
     pairs = pairs_of(shown)
     other = [len(model.renderer.encode(p.prompt, p.rejected).ids) for p in pairs]
-    epochs = round(RewardHead().schedule.epochs)
+    epochs = round(RewardHead().training.epochs)
     return {"sft": sum(one), "dpo": sum(one) + sum(other), "evaluator": epochs * (sum(one) + sum(other))}
 
 

@@ -107,7 +107,7 @@ def _write(folder: Path, judge: str, queries: int) -> None:
     train = {"learning_rate": 3e-3, "batch_size": 8, "max_length": 64, "lora": {"r": 4, "alpha": 8}}
     experiment = {
         "name": "base",
-        "prompts": {"kind": "files", "pool": "pool.txt", "held_out": "held.txt", "seed": "seed.jsonl"},
+        "prompts": {"kind": "files", "pool": "pool.txt", "held_out": "held.txt", "demonstrations": "seed.jsonl"},
         "policy": {
             "model": "./model",
             "template": "plain",

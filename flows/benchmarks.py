@@ -63,7 +63,7 @@ def benchmarks(
         alpaca_eval.check()
     if reward_bench is not None:
         reward_bench.check(known)
-    policies = (known.rounds.first, known.rounds.policy)
+    policies = (known.artifacts.sft_policy, known.artifacts.policy)
     rows: list[dict[str, Any]] = []
     if alpaca_eval is not None:
         graded, over_long = run_alpaca_eval(known, policies, alpaca_eval)

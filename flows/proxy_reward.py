@@ -32,61 +32,62 @@ def proxy_reward(
     The experiment may be given as a file. What an earlier run has done comes from the cache, up to the stage `restart_from`
     if one is named. Raises AtChance where the gate stops the run.
     """
-    x = experiment
-    with living(), arm_run(experiment, sweep) as arm, force_from(restart_from):
-        base = steps.base_policy(x.policy)  # M_0
+    config = experiment
+    with living(), arm_run(config, sweep) as arm, force_from(restart_from):
+        base = steps.base_policy(config.policy)  # M_0
         prompts = load_prompts(
-            x.prompts,
-            inputs=x.prompts.digest_inputs(),
+            config.prompts,
+            inputs=config.prompts.digest_inputs(),
             policy=base,
-            max_prompt_tokens=x.policy.max_prompt_tokens,
+            max_prompt_tokens=config.policy.max_prompt_tokens,
         )
-        first = steps.fine_tune(arm, base, prompts)  # M_1
-        before, policy = base, first
+        sft_policy = steps.fine_tune(arm, base, prompts)  # M_1
+        previous_policy, policy = base, sft_policy
         history: tuple[Batch, ...] = ()
-        trained_on = history
-        evaluator = steps.fit_evaluator(arm, history, prompts, first, 0) if x.dpo.feedback == "policy" else None
-        responses, scored, pairs, gate = None, None, None, None
-        along: tuple[Policy, ...] = ()
-        for number in arm.rounds:
-            responses = arm.log("generate", steps.generate(arm, policy, prompts.pool, number)).ref
-            pool = steps.pool_of(arm, responses, first, before)
-            asked = pool if x.labelling.pool == "on_policy" else steps.seed_pool(arm, prompts, first, before)
-            for turn in arm.turns(number):
-                picks = steps.acquire(arm, asked, evaluator, first=first, history=history, turn=turn)
-                labels = arm.buy(steps.annotate(arm, asked.responses, picks, arm.left))
-                history += (asked.batch(picks, labels.ref),)
-                trained_on = history
-                evaluator = (
-                    steps.fit_evaluator(arm, trained_on, prompts, first, number) if x.dpo.feedback == "proxy" else None
+        trained_on: tuple[Batch, ...] = ()
+        checkpoints: tuple[Policy, ...] = ()
+        evaluator, responses, scores, gate, pairs = None, None, None, None, None
+        if config.feedback == "policy":
+            evaluator = steps.fit_evaluator(arm, history, prompts, sft_policy, 0)
+        for iteration in arm.iterations:
+            responses = arm.log("generate", steps.generate(arm, policy, prompts.pool, iteration)).ref
+            pool = steps.pool_of(arm, responses, sft_policy, previous_policy)
+            queried = steps.queried_pool(arm, pool, prompts, sft_policy, previous_policy)
+            for number in arm.rounds(iteration):
+                picks = steps.acquire(
+                    arm, queried, evaluator, sft_policy=sft_policy, history=history, round_number=number
                 )
+                labels = arm.buy(steps.annotate(arm, queried.responses, picks, arm.left))
+                history += (queried.batch(picks, labels.ref),)
+                trained_on = history
+                if config.feedback == "proxy":
+                    evaluator = steps.fit_evaluator(arm, history, prompts, sft_policy, iteration)
             if evaluator is not None:
-                gate = steps.check_gate(arm, trained_on, prompts, first, number)
-                scored = arm.log("score", steps.score(arm, evaluator.ref, responses, pool.features, first))
-                if select_uncertain := steps.select_uncertain(
-                    arm, responses, scored, history, gate=gate, number=number
-                ):
-                    labels = arm.record_relabelling(steps.annotate(arm, responses, select_uncertain, arm.left))
-                    history += (pool.batch(select_uncertain, labels.ref),)
-            made = steps.build_pairs(
-                arm, responses, scored, history, policy=policy, prompts=prompts, number=number, gate=gate
+                gate = steps.check_gate(arm, trained_on, prompts, sft_policy, iteration)
+                scores = arm.log("score", steps.score(arm, evaluator.ref, responses, pool.features, sft_policy))
+                uncertain = steps.select_uncertain(arm, responses, scores, history, gate=gate, iteration=iteration)
+                if uncertain is not None:
+                    labels = arm.record_relabelling(steps.annotate(arm, responses, uncertain, arm.left))
+                    history += (pool.batch(uncertain, labels.ref),)
+            built = steps.build_pairs(
+                arm, responses, scores, history, policy=policy, prompts=prompts, iteration=iteration, gate=gate
             )
-            pairs = arm.log("build_pairs", made)
-            held = reference(policy, pairs.ref, responses).ref if x.dpo.algorithm == "dpo" else None
-            adapter = arm.log("align", steps.align(arm, policy, pairs.ref, held, number))
-            along = tuple(policy.adapted(passed) for passed in adapter.along)
-            before, policy = policy, policy.adapted(adapter.ref)  # M_2, the next round's reference
-        rounds = RunArtifacts(
+            pairs = arm.log("build_pairs", built)
+            reference_logps = reference(policy, pairs.ref, responses).ref if config.dpo.algorithm == "dpo" else None
+            adapter = arm.log("align", steps.align(arm, policy, pairs.ref, reference_logps, iteration))
+            checkpoints = tuple(policy.adapted(passed) for passed in adapter.along)
+            previous_policy, policy = policy, policy.adapted(adapter.ref)  # M_2, the next iteration's reference
+        artifacts = RunArtifacts(
             prompts=prompts,
-            first=first,
+            sft_policy=sft_policy,
             policy=policy,
-            along=along,
+            checkpoints=checkpoints,
             history=history,
             trained_on=trained_on,
             evaluator=evaluator,
             gate=gate,
             responses=responses,
-            scores=scored,
+            scores=scores,
             pairs=pairs,
         )
-        return write_report(arm, assess(arm, rounds))
+        return write_report(arm, assess(arm, artifacts))

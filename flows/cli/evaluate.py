@@ -37,7 +37,7 @@ def evaluate(
     max_micro_usd: Annotated[
         int, typer.Option(min=0, help="Micro-dollars that AlpacaEval's judge may cost.")
     ] = 40_000_000,
-    workers: Annotated[int, typer.Option(min=1, help="Judgements at once.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Judgements at once.")] = 8,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is bought.")] = False,
 ) -> None:
     """Let a finished run's M_1 and M_2, or its evaluator, take benchmarks, and log them to its MLflow run.
@@ -69,7 +69,7 @@ def evaluate(
     alpaca_eval = None
     if RAW in named:
         asked = load(AlpacaEval, judge) if judge else AlpacaEval()
-        alpaca_eval = AlpacaEvalConfig(judge=asked, limit=limit, max_micro_usd=max_micro_usd, workers=workers)
+        alpaca_eval = AlpacaEvalConfig(judge=asked, limit=limit, max_micro_usd=max_micro_usd, concurrency=concurrency)
         _agree(alpaca_eval, yes=yes)
     with admitted():
         rows = benchmarks(

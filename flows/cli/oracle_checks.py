@@ -90,7 +90,7 @@ def _check(
     )
     agree(yes=yes)
     named = replicate or date.today().isoformat()
-    return check(rows, session, replicate=named, max_micro_usd=max_micro_usd, workers=labelling.workers)
+    return check(rows, session, replicate=named, max_micro_usd=max_micro_usd, concurrency=labelling.concurrency)
 
 
 def _interval(found: "Interval") -> str:

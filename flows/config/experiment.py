@@ -17,13 +17,15 @@ from models.evaluators.base import Evaluator
 from models.evaluators.generative import Generative
 from models.generators.base import Generator
 from models.generators.hf import Transformers
-from models.metrics.selective import ANY_PAIR
+from models.metrics.selective import ANY_PAIR, Gate
 from models.oracles.base import Oracle
 from models.policies.chat_template import Template
 from models.policies.dtypes import ChosenDtype
 from models.sources.base import PromptSource
 from models.training.dpo import DPO
 from models.training.sft import SFT
+
+Feedback = Literal["proxy", "oracle", "policy", "demonstrations", "none"]
 
 
 class Seeds(Frozen):
@@ -58,11 +60,13 @@ class Labelling(Frozen):
     pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
         "on_policy", description="what is asked about: M_1's responses, or the seed's own, raw or with levels balanced"
     )
-    queries: NonNegativeInt = Field(description="oracle queries in all, over rounds and batches")
-    max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over rounds and batches")
+    queries: NonNegativeInt = Field(description="oracle queries in all, over all rounds and iterations")
+    max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over all rounds and iterations")
     max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for oracles billed by the token")
-    batches: PositiveInt = Field(1, description="acquisition turns per round; the evaluator is refitted in between")
-    workers: PositiveInt = Field(4, description="concurrent queries; does not change the result")
+    rounds: PositiveInt = Field(
+        1, description="acquisition rounds in an iteration; the evaluator is refitted in between"
+    )
+    concurrency: PositiveInt = Field(4, description="concurrent queries; does not change the result")
     shuffle_labels: bool = Field(False, description="the control arm: permute the labels before the evaluator learns")
 
 
@@ -70,10 +74,10 @@ class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they train nothing."""
 
     samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
-    versus: Annotated[Oracle, OneOf()] | None = Field(
+    pairwise_judge: Annotated[Oracle, OneOf()] | None = Field(
         None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
     )
-    curve: NonNegativeInt = Field(
+    intermediate_checkpoints: NonNegativeInt = Field(
         0, description="policies on DPO's way that oracle and evaluator score too, where there is one"
     )
     best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
@@ -81,17 +85,23 @@ class Evaluation(Frozen):
     max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
 
     @model_validator(mode="after")
-    def _versus_compares(self) -> "Evaluation":
-        if self.versus is not None and self.versus.query_type != "pairwise":
+    def _pairwise_judge_compares(self) -> "Evaluation":
+        if self.pairwise_judge is not None and self.pairwise_judge.query_type != "pairwise":
             raise ValueError(
-                f"evaluation.versus compares two answers, and {self.versus.label()!r} scores single ones: use "
-                "a pairwise oracle, such as llm_pairs, or leave it out"
+                f"evaluation.pairwise_judge compares two answers, and {self.pairwise_judge.label()!r} scores single ones: "
+                "use a pairwise oracle, such as llm_pairs, or leave it out"
             )
         return self
 
 
 class Experiment(Frozen):
-    """One arm: the paper's algorithm with every choice made."""
+    """One arm: the paper's algorithm with every choice made.
+
+    `feedback` says who tells chosen from rejected: an evaluator that is trained on the oracle's labels (`proxy`, the paper's
+    method), the `oracle` alone (`direct`), the `policy` itself (`self_reward`), `demonstrations` against the policy's own
+    answers (`spin`), or `none`: M_1 is the result (`sft`). `gate` says whether an evaluator is believed, and in which
+    pairs. `iterations` > 1 repeats from generation with the newest policy.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of the run, its report and its exports")
     seeds: Seeds = Seeds()
@@ -101,34 +111,46 @@ class Experiment(Frozen):
     embedding: Annotated[Embedding, OneOf()] = PolicyEmbedding()
     labelling: Labelling
     evaluator: Annotated[Evaluator, OneOf()] = Generative()
+    gate: Gate = Gate()
+    feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
     dpo: DPO = DPO()
+    iterations: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
     evaluation: Evaluation
 
     @property
-    def judge(self) -> Oracle:
+    def queries_oracle(self) -> bool:
+        """Whether the oracle is asked for labels to train on."""
+        return self.feedback in ("proxy", "oracle")
+
+    @property
+    def evaluation_oracle(self) -> Oracle:
         """The oracle of the evaluation."""
         return self.evaluation.oracle or self.labelling.oracle
 
     @property
-    def curve(self) -> int:
+    def intermediate_checkpoints(self) -> int:
         """How many policies on DPO's way are kept and scored: none where there is no evaluator to score them."""
-        return self.evaluation.curve if self.dpo.feedback in ("proxy", "policy") else 0
+        return self.evaluation.intermediate_checkpoints if self.feedback in ("proxy", "policy") else 0
 
     def answers(self, prompts: int) -> int:
         """Return how many answers to so many held-out prompts the evaluation's oracle scores, at most."""
-        best = self.evaluation.best_of > 0 and self.dpo.feedback in ("proxy", "policy")
-        return prompts * (self.evaluation.samples * (2 + self.curve) + best)
+        best = self.evaluation.best_of > 0 and self.feedback in ("proxy", "policy")
+        return prompts * (self.evaluation.samples * (2 + self.intermediate_checkpoints) + best)
 
     @property
     def simulated(self) -> bool:
         """Whether any of the oracles is simulated."""
-        versus = self.evaluation.versus
-        return self.labelling.oracle.simulated or self.judge.simulated or (versus is not None and versus.simulated)
+        pairwise_judge = self.evaluation.pairwise_judge
+        return (
+            self.labelling.oracle.simulated
+            or self.evaluation_oracle.simulated
+            or (pairwise_judge is not None and pairwise_judge.simulated)
+        )
 
     @property
     def strategy(self) -> str:
         """What people call the arm: its strategy, and what is not the paper's about it."""
-        feedback, labelling = self.dpo.feedback, self.labelling
+        feedback, labelling = self.feedback, self.labelling
         if feedback == "none":
             return "sft"
         named = [{"policy": "self_reward", "demonstrations": "spin"}.get(feedback, labelling.acquisition.label())]
@@ -140,12 +162,13 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _pairs_where_pairs_are_asked(self) -> "Experiment":
         oracle, strategy = self.labelling.oracle.label(), self.labelling.acquisition
-        if self.judge.query_type == "pairwise":
+        if self.evaluation_oracle.query_type == "pairwise":
             raise ValueError(
-                f"the evaluation needs a pointwise oracle, and {self.judge.label()!r} compares: set evaluation.oracle"
+                f"the evaluation needs a pointwise oracle, and {self.evaluation_oracle.label()!r} compares: set "
+                "evaluation.oracle"
             )
         if self.labelling.oracle.query_type == "pointwise":
-            if self.dpo.feedback == "proxy" and not self.evaluator.supports_pointwise:
+            if self.feedback == "proxy" and not self.evaluator.supports_pointwise:
                 raise ValueError(
                     f"{oracle!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
                     "use a pairwise oracle, such as comparing or llm_pairs, or the evaluator generative"
@@ -165,70 +188,70 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
-        turns, kept = self.dpo.rounds * self.labelling.batches, self.dpo.gate.queries
-        if not self.dpo.asks:
+        rounds, kept = self.iterations * self.labelling.rounds, self.gate.relabel_queries
+        if not self.queries_oracle:
             return self
-        if self.labelling.queries - kept < turns:
-            less = f", less {kept} kept by dpo.gate.queries," if kept else ""
+        if self.labelling.queries - kept < rounds:
+            less = f", less {kept} kept by gate.relabel_queries," if kept else ""
             raise ValueError(
-                f"labelling.queries={self.labelling.queries}{less} does not reach for {turns} turns "
-                f"(dpo.rounds × labelling.batches): raise it to at least {turns + kept}"
+                f"labelling.queries={self.labelling.queries}{less} does not reach for {rounds} turns "
+                f"(iterations × labelling.rounds): raise it to at least {rounds + kept}"
             )
         if self.generation.samples < 2:
             raise ValueError("generation.samples must be at least 2: a preference needs two responses to a prompt")
-        if self.labelling.acquisition.needs.scores and turns == 1:
+        if self.labelling.acquisition.needs.scores and rounds == 1:
             raise ValueError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
-                "turn there is none when it picks: set labelling.batches to 2 or more"
+                "round there is none when it picks: set labelling.rounds to 2 or more"
             )
         return self
 
     @model_validator(mode="after")
     def _eft_seed_from_somewhere(self) -> "Experiment":
-        if self.evaluator.uses_eft_examples and not self.prompts.has_eft_seed:
+        if self.evaluator.uses_eft_examples and not self.prompts.has_eft_examples:
             raise ValueError(
-                f"evaluator.eft_seed={getattr(self.evaluator, 'eft_seed', True)} mixes in examples that "
-                f"prompts {self.prompts.label()!r} do not have: set prompts.eft_seed"
+                f"evaluator.eft_examples={getattr(self.evaluator, 'eft_examples', True)} mixes in examples that "
+                f"prompts {self.prompts.label()!r} do not have: set prompts.eft_examples"
             )
         return self
 
     @model_validator(mode="after")
     def _gate_has_something_to_do(self) -> "Experiment":
-        gate, feedback = self.dpo.gate, self.dpo.feedback
-        if feedback != "proxy" and (gate.queries or gate.threshold > ANY_PAIR):
+        gate, feedback = self.gate, self.feedback
+        if feedback != "proxy" and (gate.relabel_queries or gate.min_confidence > ANY_PAIR):
             raise ValueError(
-                f"dpo.gate holds an evaluator against the oracle, and dpo.feedback={feedback} trains none: leave out "
-                "dpo.gate.queries and dpo.gate.threshold"
+                f"gate holds an evaluator against the oracle, and feedback={feedback} trains none: leave out "
+                "gate.relabel_queries and gate.min_confidence"
             )
-        if gate.queries and gate.threshold == ANY_PAIR:
+        if gate.relabel_queries and gate.min_confidence == ANY_PAIR:
             raise ValueError(
-                f"dpo.gate.queries={gate.queries} is kept for pairs under dpo.gate.threshold, and none is under "
-                f"{ANY_PAIR}: raise dpo.gate.threshold"
+                f"gate.relabel_queries={gate.relabel_queries} is kept for pairs under gate.min_confidence, and none is "
+                f"under {ANY_PAIR}: raise gate.min_confidence"
             )
         return self
 
     @model_validator(mode="after")
     def _feedback_from_someone(self) -> "Experiment":
-        feedback, labelling = self.dpo.feedback, self.labelling
-        if not self.dpo.asks and labelling.queries:
+        feedback, labelling = self.feedback, self.labelling
+        if not self.queries_oracle and labelling.queries:
             raise ValueError(
-                f"dpo.feedback={feedback} asks the oracle nothing, and labelling.queries={labelling.queries}: set it to 0"
+                f"feedback={feedback} asks the oracle nothing, and labelling.queries={labelling.queries}: set it to 0"
             )
         if feedback == "policy" and not self.evaluator.supports_zero_shot:
             raise ValueError(
-                f"dpo.feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.label()!r} does not: "
+                f"feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.label()!r} does not: "
                 "set evaluator.kind to generative"
             )
         if feedback != "proxy" and labelling.shuffle_labels:
-            raise ValueError(f"dpo.feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
+            raise ValueError(f"feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
         if feedback == "oracle" and labelling.acquisition.needs.scores:
             raise ValueError(
-                f"dpo.feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
+                f"feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
                 "use random or random_pairs"
             )
         if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.query_type == "pairwise"):
             raise ValueError(
                 f"labelling.pool={labelling.pool} has one response to a prompt, which trains an evaluator by its score: "
-                "it needs dpo.feedback=proxy and a pointwise oracle"
+                "it needs feedback=proxy and a pointwise oracle"
             )
         return self

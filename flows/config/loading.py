@@ -10,9 +10,30 @@ from pydantic import BeforeValidator, ValidationError
 
 from flows.config.paths import rooted
 from models.core.allowlist import check_places
-from models.core.registry import Frozen, OneOf
+from models.core.registry import Frozen, OneOf, plugins_of
 
 C = TypeVar("C", bound=Frozen)
+
+# Fields of drafts before 0.1.0, by first and last part of their place: an error names what they are now.
+_RENAMED = {
+    "dpo.feedback": "feedback",
+    "dpo.gate": "gate",
+    "dpo.rounds": "iterations",
+    "evaluation.curve": "evaluation.intermediate_checkpoints",
+    "evaluation.versus": "evaluation.pairwise_judge",
+    "evaluator.centring": "evaluator.center_rewards_coefficient",
+    "evaluator.eft_seed": "evaluator.eft_examples",
+    "evaluator.schedule": "evaluator.training",
+    "gate.at_chance": "gate.on_failure",
+    "gate.queries": "gate.relabel_queries",
+    "gate.threshold": "gate.min_confidence",
+    "labelling.batches": "labelling.rounds",
+    "labelling.workers": "labelling.concurrency",
+    "prompts.draw": "prompts.sample_seed",
+    "prompts.eft_seed": "prompts.eft_examples",
+    "prompts.held_out_from": "prompts.held_out_offset",
+    "prompts.seed": "prompts.demonstrations",
+}
 
 
 def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
@@ -83,7 +104,9 @@ def _explain(error: ValidationError, cls: type[Frozen]) -> str:
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
         line = f"{'.'.join(place) or 'the file'}: {problem['msg'].removeprefix('Value error, ')}"
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and (now := _RENAMED.get(f"{place[0]}.{place[-1]}")):
+            line += f" (it is called {now!r} now)"
+        elif problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(place[-1], _fields_at(cls, place[:-1]), n=1, cutoff=0.4)
             line += f" (got {place[-1]!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?)" if near else ""
         elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
@@ -102,6 +125,6 @@ def _fields_at(cls: type[Frozen], place: list[str]) -> list[str]:
             one_of = next((m for m in fields[part].metadata if isinstance(m, OneOf)), None)
             model = (one_of, annotation) if one_of else annotation
         elif isinstance(model, tuple):  # a union's place is followed by the kind
-            kinds = {str(p.model_fields["kind"].default): p for p in model[0].plugins(model[1])}
+            kinds = {str(p.model_fields["kind"].default): p for p in plugins_of(model[1])}
             model = kinds.get(part, cls)
     return list(getattr(model, "model_fields", {}))

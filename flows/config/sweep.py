@@ -113,13 +113,12 @@ def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: Micro
             set_field(settings, field, all_of_it if value == ALL else value)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    dpo = settings.get("dpo", {})
-    if isinstance(dpo, dict) and isinstance(gate := dpo.get("gate", {}), dict):  # anything else is refused below
-        settings["dpo"] = {**dpo, "gate": {"at_chance": "continue", **gate}}
+    if isinstance(gate := settings.get("gate", {}), dict):  # anything else is refused below
+        settings["gate"] = {"on_failure": "continue", **gate}
     experiment = validated(Experiment, settings, where)
     if everything:
         per_prompt = experiment.generation.samples // (2 if experiment.labelling.oracle.query_type == "pairwise" else 1)
-        queries = len(experiment.prompts.load().pool) * per_prompt * experiment.dpo.rounds
+        queries = len(experiment.prompts.load().pool) * per_prompt * experiment.iterations
         set_field(settings, "labelling.queries", queries)
         experiment = validated(Experiment, settings, where)
     return experiment

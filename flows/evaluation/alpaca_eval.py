@@ -33,7 +33,7 @@ class AlpacaEvalConfig(Frozen):
     judge: AlpacaEval = AlpacaEval()
     limit: NonNegativeInt = Field(0, description="instructions at most; 0: all")
     max_micro_usd: MicroUsd = Field(description="micro-dollars that both policies' judgements may cost")
-    workers: PositiveInt = Field(8, description="concurrent queries; does not change the result")
+    concurrency: PositiveInt = Field(8, description="concurrent queries; does not change the result")
 
     def check(self) -> None:
         """Raise ValueError, before anything is bought, if the package, the reference, the judge or its key is not there."""
@@ -98,7 +98,7 @@ def run_alpaca_eval(
             max_micro_usd=left,
             max_tokens=NO_CAP,
         )
-        labels = annotate(request, workers=config.workers)
+        labels = annotate(request, concurrency=config.concurrency)
         left -= int(labels.facts["micro_usd"])
         judged.append(Judgements(responses=responses, labels=labels.ref))
     package = installed()

@@ -26,10 +26,10 @@ class _Answers(NamedTuple):
     labels: Ref
 
 
-def assess(arm: RunTracker, rounds: RunArtifacts) -> RunResults:
+def assess(arm: RunTracker, artifacts: RunArtifacts) -> RunResults:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
-    x, evaluator = arm.experiment, rounds.evaluator
-    before, after = (_answers(arm, rounds, policy) for policy in (rounds.first, rounds.policy))
+    x, evaluator = arm.experiment, artifacts.evaluator
+    before, after = (_answers(arm, artifacts, policy) for policy in (artifacts.sft_policy, artifacts.policy))
     versus = _compared(arm, before, after)
     outcome = assess_policy(
         before.responses,
@@ -40,23 +40,23 @@ def assess(arm: RunTracker, rounds: RunArtifacts) -> RunResults:
         drift=_drift(arm, before, after),
     )
     consistency = math.nan if versus is None else versus.order_consistency
-    found = RunResults(rounds, before.responses, before.labels, None, outcome, consistency)
+    found = RunResults(artifacts, before.responses, before.labels, None, outcome, consistency)
     if evaluator is None:
         return found
     return replace(
         found,
-        agreement=_assess_evaluator(arm, evaluator, rounds, before),
-        best_of=_assess_best_of(arm, evaluator, rounds, before) if x.evaluation.best_of else None,
-        curve=_assess_curve(arm, evaluator, rounds, [before, after]) if rounds.along else (),
+        agreement=_assess_evaluator(arm, evaluator, artifacts, before),
+        best_of=_assess_best_of(arm, evaluator, artifacts, before) if x.evaluation.best_of else None,
+        curve=_assess_curve(arm, evaluator, artifacts, [before, after]) if artifacts.checkpoints else (),
     )
 
 
-def _answers(arm: RunTracker, rounds: RunArtifacts, policy: Policy) -> _Answers:
+def _answers(arm: RunTracker, artifacts: RunArtifacts, policy: Policy) -> _Answers:
     """Sample with the same random numbers for every policy: what differs is the policy."""
     x = arm.experiment
     responses = generate_sharded(
         policy,
-        rounds.prompts.held_out,
+        artifacts.prompts.held_out,
         x.generation,
         samples=x.evaluation.samples,
         seed=steps.seed(arm, 0, "evaluate"),
@@ -89,7 +89,7 @@ def _likelihood(arm: RunTracker, policy: Policy, answers: _Answers) -> Ref:
 
 def _compared(arm: RunTracker, before: _Answers, after: _Answers) -> PairwiseVerdicts | None:
     """Return who wins by a pairwise oracle; None where scores decide."""
-    judge = arm.experiment.evaluation.versus
+    judge = arm.experiment.evaluation.pairwise_judge
     if judge is None:
         return None
     both = pair_answers(before.responses, after.responses)
@@ -100,50 +100,52 @@ def _compared(arm: RunTracker, before: _Answers, after: _Answers) -> PairwiseVer
     return PairwiseVerdicts(labels=labels.ref, order_consistency=consistency)
 
 
-def _scored(arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, responses: Ref) -> Scored:
-    return steps.score(arm, evaluator.ref, responses, _features(arm, rounds, responses), rounds.first)
+def _scored(arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, responses: Ref) -> Scored:
+    return steps.score(arm, evaluator.ref, responses, _features(arm, artifacts, responses), artifacts.sft_policy)
 
 
-def _features(arm: RunTracker, rounds: RunArtifacts, responses: Ref) -> Ref | None:
-    return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, rounds.first)
+def _features(arm: RunTracker, artifacts: RunArtifacts, responses: Ref) -> Ref | None:
+    return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, artifacts.sft_policy)
 
 
-def _assess_evaluator(arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, before: _Answers) -> Agreement:
+def _assess_evaluator(arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, before: _Answers) -> Agreement:
     """Hold the evaluator against the oracle, beside one trained on shuffled labels where there are labels."""
-    first, features, control = rounds.first, _features(arm, rounds, before.responses), None
-    proxy = steps.score(arm, evaluator.ref, before.responses, features, first)
-    if rounds.trained_on:
-        last = arm.experiment.dpo.rounds
-        shuffled = steps.fit_evaluator(arm, rounds.trained_on, rounds.prompts, first, last, shuffle=True)
-        control = steps.score(arm, shuffled.ref, before.responses, features, first)
-    calibration = None if rounds.gate is None else rounds.gate.calibration
+    sft_policy, features, control = artifacts.sft_policy, _features(arm, artifacts, before.responses), None
+    proxy = steps.score(arm, evaluator.ref, before.responses, features, sft_policy)
+    if artifacts.trained_on:
+        last = arm.experiment.iterations
+        shuffled = steps.fit_evaluator(arm, artifacts.trained_on, artifacts.prompts, sft_policy, last, shuffle=True)
+        control = steps.score(arm, shuffled.ref, before.responses, features, sft_policy)
+    calibration = None if artifacts.gate is None else artifacts.gate.calibration
     across = arm.experiment.evaluator.supports_pointwise  # else it has only compared, within prompts
     facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)
     varied = reformat(before.responses).ref
-    listed = _scored(arm, evaluator, rounds, varied) if varied.rows else None
+    listed = _scored(arm, evaluator, artifacts, varied) if varied.rows else None
     facts |= assess_biases(before.responses, before.labels, proxy, listed)
     place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
     return Agreement(proxy.ref, facts | place)
 
 
 def _assess_best_of(
-    arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, before: _Answers
+    arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, before: _Answers
 ) -> dict[str, float]:
     """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
     x, count = arm.experiment, arm.experiment.evaluation.best_of
     seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
-    drawn = generate_sharded(rounds.first, rounds.prompts.held_out, x.generation, samples=count, seed=seed).ref
-    best = best_of(drawn, _scored(arm, evaluator, rounds, drawn).ref).ref
+    drawn = generate_sharded(
+        artifacts.sft_policy, artifacts.prompts.held_out, x.generation, samples=count, seed=seed
+    ).ref
+    best = best_of(drawn, _scored(arm, evaluator, artifacts, drawn).ref).ref
     labels = arm.measure(steps.annotate(arm, best, None, arm.evaluation_left))
     return assess_best_of(before.responses, best, before_labels=before.labels, best_labels=labels.ref, count=count)
 
 
 def _assess_curve(
-    arm: RunTracker, evaluator: StageResult, rounds: RunArtifacts, ends: list[_Answers]
+    arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, ends: list[_Answers]
 ) -> tuple[Point, ...]:
     """Return what oracle and evaluator say of the policies from M_1 on to M_2."""
-    passed = [ends[0], *(_answers(arm, rounds, policy) for policy in rounds.along), ends[1]]
-    last, kept = arm.experiment.dpo.rounds, len(rounds.along)  # those on the way are the last round's
+    passed = [ends[0], *(_answers(arm, artifacts, policy) for policy in artifacts.checkpoints), ends[1]]
+    last, kept = arm.experiment.iterations, len(artifacts.checkpoints)  # those on the way are the last round's
     shares = [0.0, *((last - 1 + number / (kept + 1)) / last for number in range(1, kept + 1)), 1.0]
     return tuple(
         Point(
@@ -151,8 +153,8 @@ def _assess_curve(
             assess_point(
                 at.responses,
                 at.labels,
-                _scored(arm, evaluator, rounds, at.responses),
-                likelihoods=None if at.policy == rounds.first else _likelihoods(arm, rounds.first, at),
+                _scored(arm, evaluator, artifacts, at.responses),
+                likelihoods=None if at.policy == artifacts.sft_policy else _likelihoods(arm, artifacts.sft_policy, at),
             ),
         )
         for share, at in zip(shares, passed, strict=True)

@@ -26,7 +26,7 @@ class RewardBenchConfig(Frozen):
 
     def check(self, known: FinishedRun) -> None:
         """Raise ValueError, before anything runs, if there is no such evaluator, command or pairs."""
-        if known.rounds.evaluator is None:
+        if known.artifacts.evaluator is None:
             raise ValueError(
                 f"run {known.experiment.name!r} has trained no evaluator: RewardBench has nothing to measure"
             )
@@ -41,14 +41,14 @@ class RewardBenchConfig(Frozen):
 
 def run_reward_bench(known: FinishedRun, ranking: RewardBenchConfig, batch_size: int) -> dict[str, Any]:
     """Return the row of the evaluator's accuracy, chance in the place of M_1."""
-    assert known.rounds.evaluator is not None  # noqa: S101 - `check` has seen to it
-    x, rounds = known.experiment, known.rounds
+    assert known.artifacts.evaluator is not None  # noqa: S101 - `check` has seen to it
+    x, artifacts = known.experiment, known.artifacts
     program = command(settings().rewardbench)
     found = reward_bench(
         Trained(
             evaluator=x.evaluator,
-            evaluator_ref=known.rounds.evaluator.ref,
-            policy=rounds.first,
+            evaluator_ref=known.artifacts.evaluator.ref,
+            policy=artifacts.sft_policy,
             rubric=x.labelling.rubric,
         ),
         ranking.pairs,

@@ -7,7 +7,7 @@ from models.generators.hf import Transformers
 from models.policies.dtypes import has_gpu
 from models.policies.resolve import folder_at_hand
 from models.training.accelerate import IN_ONE, PARTED, check_config
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.memory import Shape, generating, shape_of, training
 from tasks.engine.settings import settings
 
@@ -56,12 +56,12 @@ def needs(x: Experiment, shape: Shape) -> list[Need]:
     if isinstance(generation, Transformers):  # other engines take what they are given, and fit into it
         sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
         found.append(Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once"))
-    schedules: list[tuple[str, Schedule, int]] = [("fine_tune", x.policy.sft, 1)]
-    judge = getattr(x.evaluator, "schedule", None)
-    if isinstance(judge, Schedule):
+    schedules: list[tuple[str, TrainingConfig, int]] = [("fine_tune", x.policy.sft, 1)]
+    judge = getattr(x.evaluator, "training", None)
+    if isinstance(judge, TrainingConfig):
         pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
         schedules.append(("fit_evaluator", judge, _PER_PAIR if pairs else 1))
-    if x.dpo.feedback != "none":
+    if x.feedback != "none":
         schedules.append(("align", x.dpo, _PER_PAIR))
     launched = {"fine_tune", *(["align"] if x.dpo.algorithm not in IN_ONE else [])}
     config, alone = settings().accelerate, (1, "NO")

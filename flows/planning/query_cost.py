@@ -89,7 +89,7 @@ def estimate_query_cost(
     return QueryCost(
         micro_usd=Range(*(min(caps.queries * one.micro_usd, caps.max_micro_usd) for one in (least, usual, most))),
         tokens=Range(*(min(caps.queries * one.tokens, caps.max_tokens) for one in (least, usual, most))),
-        seconds=Range(*(max(caps.queries * one / caps.workers, paced) for one in seconds)),
+        seconds=Range(*(max(caps.queries * one / caps.concurrency, paced) for one in seconds)),
         counted_by=counted_by,
         timed_by=timed_by,
     )

@@ -88,23 +88,22 @@ class Plan:
         return [f"shards     the pool's responses in {count}, of {min(size, self.pool_tuples):,} and more, {where}"]
 
     def _gate(self) -> list[str]:
-        gate = self.experiment.dpo.gate
-        if self.experiment.dpo.feedback != "proxy":
+        gate = self.experiment.gate
+        if self.experiment.feedback != "proxy":
             return []
         line = f"gate       {gate.folds} evaluators, each trained without a part of the labels; at chance the run "
-        line += "stops" if gate.at_chance == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
-        if gate.queries:
-            line += (
-                f"; pairs under {gate.threshold} go to the oracle ({gate.queries} of the queries), then are left out"
-            )
-        elif gate.threshold > ANY_PAIR:
-            line += f"; pairs under {gate.threshold} are left out"
+        line += "stops" if gate.on_failure == "stop" and not self.experiment.labelling.shuffle_labels else "goes on"
+        if gate.relabel_queries:
+            line += f"; pairs under {gate.min_confidence} go to the oracle ({gate.relabel_queries} of the queries), "
+            line += "then are left out"
+        elif gate.min_confidence > ANY_PAIR:
+            line += f"; pairs under {gate.min_confidence} are left out"
         return [line]
 
     def _pairs(self) -> str:
-        if self.experiment.dpo.feedback == "proxy":
+        if self.experiment.feedback == "proxy":
             return f"pairs      about {self.pairs} proxy-labelled pairs, {self.pairs / self.queries:.1f} per query"
-        return f"pairs      at most {self.pairs}, feedback by: {self.experiment.dpo.feedback}"
+        return f"pairs      at most {self.pairs}, feedback by: {self.experiment.feedback}"
 
     @property
     def micro_usd(self) -> int:
@@ -129,7 +128,7 @@ class Plan:
         if seconds.high:
             low, usual, high = (f"{value:.0f}" for value in seconds)
             lines.append(
-                f"asking     about {usual} s with {self.experiment.labelling.workers} in flight, from {low} to {high}; "
+                f"asking     about {usual} s with {self.experiment.labelling.concurrency} in flight, from {low} to {high}; "
                 f"{self.asking.timed_by}"
             )
         return lines
@@ -144,27 +143,30 @@ def plan(experiment: Experiment) -> Plan:
     check_reference(x.policy.model)
     x.embedding.check()
     x.labelling.oracle.check()
-    x.judge.check()
+    x.evaluation_oracle.check()
     if config := settings().accelerate:
         check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm not in IN_ONE else []))
     cluster = check_cluster(x.generation.gpus, x.generation.check)
     if not cluster:  # else it is there that texts are generated
         x.generation.check()
-    if x.evaluation.versus:
-        x.evaluation.versus.check()
+    if x.evaluation.pairwise_judge:
+        x.evaluation.pairwise_judge.check()
     prompts = x.prompts.load()
     tuples = len(prompts.pool) * x.generation.samples
-    _check_queries(x, len(prompts.pool), len(prompts.seed))
+    _check_queries(x, len(prompts.pool), len(prompts.demonstrations))
     held_out = x.answers(len(prompts.held_out))
     longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
-    usual = int(np.mean([len(d.response) for d in prompts.seed])) if prompts.seed else longest // 2
+    usual = int(np.mean([len(d.response) for d in prompts.demonstrations])) if prompts.demonstrations else longest // 2
     count = tokenizer_at_hand(x.policy.model)
     least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or approximate_tokens) for n in (0, usual))
     most = max_cost(x.labelling.oracle, prompts.pool, longest)
-    if x.dpo.asks:
+    if x.queries_oracle:
         check_caps(x, most)
     compared = len(prompts.held_out) * x.evaluation.samples
-    judges = [(x.judge, held_out), *([(x.evaluation.versus, compared)] if x.evaluation.versus else [])]
+    judges = [
+        (x.evaluation_oracle, held_out),
+        *([(x.evaluation.pairwise_judge, compared)] if x.evaluation.pairwise_judge else []),
+    ]
     evaluation_cost = sum(
         queries * expected_of(judge, prompts.pool, usual, count or approximate_tokens).micro_usd
         for judge, queries in judges
@@ -177,7 +179,7 @@ def plan(experiment: Experiment) -> Plan:
         )
     return Plan(
         experiment=x,
-        steps=_steps(x, len(prompts.seed), len(prompts.pool), tuples, held_out),
+        steps=_steps(x, len(prompts.demonstrations), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
         queries=x.labelling.queries,
         asking=estimate_query_cost(
@@ -185,7 +187,7 @@ def plan(experiment: Experiment) -> Plan:
         ),
         evaluation_queries=evaluation_queries,
         evaluation_micro_usd=evaluation_cost,
-        pairs=_pairs(x, len(prompts.pool), len(prompts.seed)),
+        pairs=_pairs(x, len(prompts.pool), len(prompts.demonstrations)),
         cluster=cluster,
     )
 
@@ -194,43 +196,43 @@ def _pairs(x: Experiment, pool: int, seed: int) -> int:
     """Return how many preference pairs there may be: one per prompt, and from the oracle alone one per two answers."""
     per_query = 1 if x.labelling.oracle.query_type == "pairwise" else 2
     most = {"none": 0, "demonstrations": seed, "oracle": min(pool, x.labelling.queries // per_query)}
-    return most.get(x.dpo.feedback, pool)
+    return most.get(x.feedback, pool)
 
 
 def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
     """Raise ValueError if there is not enough to ask about."""
     samples, query_type = x.generation.samples, x.labelling.oracle.query_type
-    if not seed and (x.labelling.pool != "on_policy" or x.dpo.feedback == "demonstrations"):
+    if not seed and (x.labelling.pool != "on_policy" or x.feedback == "demonstrations"):
         raise ValueError(
-            f"labelling.pool={x.labelling.pool} with dpo.feedback={x.dpo.feedback} needs the seed's own answers, and the "
-            "seed is empty: give prompts.seed"
+            f"labelling.pool={x.labelling.pool} with feedback={x.feedback} needs the seed's own answers, and the "
+            "seed is empty: give prompts.demonstrations"
         )
     if x.labelling.pool != "on_policy":
-        if x.labelling.queries - x.dpo.gate.queries > seed:
+        if x.labelling.queries - x.gate.relabel_queries > seed:
             raise ValueError(
                 f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
                 "set labelling.pool to on_policy"
             )
         return
-    most = prompts * x.dpo.rounds * (samples // 2 if query_type == "pairwise" else samples)
+    most = prompts * x.iterations * (samples // 2 if query_type == "pairwise" else samples)
     if x.labelling.queries > most:
         kind = "disjoint pairs" if query_type == "pairwise" else "tuples"
         raise ValueError(
             f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
-            f"{x.dpo.rounds} rounds = {most} {kind}: lower labelling.queries or add prompts"
+            f"{x.iterations} iterations = {most} {kind}: lower labelling.queries or add prompts"
         )
 
 
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
     pairs = _pairs(x, pool, seed)
-    rounds, epochs = (0 if x.dpo.feedback == "none" else x.dpo.rounds), x.dpo.epochs
+    rounds, epochs = (0 if x.feedback == "none" else x.iterations), x.dpo.epochs
     train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
     return (
         Step("start", "server, tracking, model", _START_SECONDS),
         Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples", rounds * tuples * score),
-        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.dpo.asks),
+        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.queries_oracle),
         Step("fit_evaluator, score", f"{x.evaluator.label()}", 2.0 * rounds),
         Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
         Step("evaluate", f"{held_out} held-out responses", held_out * (generate + 2 * score)),

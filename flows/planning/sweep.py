@@ -24,21 +24,21 @@ def _model(x: Experiment) -> Any:  # noqa: ANN401
 def _pool(x: Experiment) -> Any:  # noqa: ANN401
     # from the second round on the pool is written by a policy that every choice has had a part in
     later = (
-        [x.labelling.digest(), x.evaluator.digest(), x.dpo.digest(), x.seeds.selection] if x.dpo.rounds > 1 else None
+        [x.labelling.digest(), x.evaluator.digest(), x.dpo.digest(), x.seeds.selection] if x.iterations > 1 else None
     )
     return [x.generation.digest(), later]
 
 
 def _picks(x: Experiment) -> Any:  # noqa: ANN401
     pool = "on_policy" if x.labelling.pool == "on_policy" else "off_policy"  # balanced afterwards
-    labelling = x.labelling.model_copy(update={"shuffle_labels": False, "workers": 1, "pool": pool})
-    turns = x.dpo.rounds * x.labelling.batches
+    labelling = x.labelling.model_copy(update={"shuffle_labels": False, "concurrency": 1, "pool": pool})
+    turns = x.iterations * x.labelling.rounds
     learns = _evaluator(x) if turns > 1 else None
     return [labelling.digest(), x.seeds.selection, learns]
 
 
 def _evaluator(x: Experiment) -> Any:  # noqa: ANN401
-    return [x.evaluator.digest(), x.labelling.shuffle_labels, x.labelling.pool, x.dpo.feedback]
+    return [x.evaluator.digest(), x.labelling.shuffle_labels, x.labelling.pool, x.feedback]
 
 
 # Which choices a step depends on: arms that agree in all of them share it. The keys are those of flows/planning/run.py.
@@ -49,7 +49,9 @@ _SHARED: dict[str, Callable[[Experiment], str]] = {
     "embed": _until(_model, _pool, lambda x: x.embedding.digest()),
     "acquire, annotate": _until(_model, _pool, lambda x: x.embedding.digest(), _picks),
     "fit_evaluator, score": _until(_model, _pool, lambda x: x.embedding.digest(), _picks, _evaluator),
-    "align": lambda x: f"{x.model_copy(update={'name': 'x', 'evaluation': None}).digest()} {x.curve}",
+    "align": lambda x: (
+        f"{x.model_copy(update={'name': 'x', 'evaluation': None}).digest()} {x.intermediate_checkpoints}"
+    ),
     "evaluate": lambda x: x.model_copy(update={"name": "x"}).digest(),
 }
 

@@ -24,7 +24,7 @@ class FinishedRun(NamedTuple):
 
     experiment: Experiment
     report: dict[str, Any]
-    rounds: RunArtifacts
+    artifacts: RunArtifacts
 
 
 def load_finished_run(name: str) -> FinishedRun:
@@ -55,11 +55,11 @@ def export(run: FinishedRun, folder: Path) -> list[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # all of it or nothing
         whole = Path(scratch) / "export"
         whole.mkdir()
-        if tables := _tables(run.rounds):
+        if tables := _tables(run.artifacts):
             _dataset(run, tables, whole / DATASET)
-        if run.rounds.evaluator is not None:
-            _evaluator(run, run.rounds.evaluator.ref, whole / EVALUATOR)
-        if run.rounds.policy.adapters:
+        if run.artifacts.evaluator is not None:
+            _evaluator(run, run.artifacts.evaluator.ref, whole / EVALUATOR)
+        if run.artifacts.policy.adapters:
             _policy(run, whole / POLICY)
         whole.replace(folder)
     return [folder / kind for kind in (DATASET, EVALUATOR, POLICY) if (folder / kind).is_dir()]
@@ -97,17 +97,17 @@ def check_push(experiment: Experiment) -> None:
         raise ValueError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
 
 
-def _tables(rounds: RunArtifacts) -> dict[str, "pd.DataFrame"]:
+def _tables(artifacts: RunArtifacts) -> dict[str, "pd.DataFrame"]:
     """Return the dataset's tables by name: pairs for DPO, the oracle's judgements, the evaluator's scores."""
     tables = {}
-    if rounds.pairs is not None:
-        tables["pairs"] = to_frame(store().rows(rounds.pairs.ref, Pair), Pair)
-    if rounds.history:
+    if artifacts.pairs is not None:
+        tables["pairs"] = to_frame(store().rows(artifacts.pairs.ref, Pair), Pair)
+    if artifacts.history:
         renamed = {"text": "response", "against_text": "against_response"}
-        tables["judgements"] = picked(rounds.history).rename(columns=renamed)
-    if rounds.scores is not None and rounds.responses is not None:
-        texts = to_frame(store().rows(rounds.responses, Response), Response).rename(columns={"text": "response"})
-        scores = to_frame(store().rows(rounds.scores.ref, Score), Score).set_index("response_id")
+        tables["judgements"] = picked(artifacts.history).rename(columns=renamed)
+    if artifacts.scores is not None and artifacts.responses is not None:
+        texts = to_frame(store().rows(artifacts.responses, Response), Response).rename(columns={"text": "response"})
+        scores = to_frame(store().rows(artifacts.scores.ref, Score), Score).set_index("response_id")
         tables["scores"] = texts.join(scores, on="id")
     return tables
 
@@ -119,12 +119,12 @@ def _evaluator(run: FinishedRun, trained: Ref, folder: Path) -> None:
 
 
 def _policy(run: FinishedRun, folder: Path) -> None:
-    rounds = run.rounds
-    model = rounds.policy.checkpoint().shared()
+    artifacts = run.artifacts
+    model = artifacts.policy.checkpoint().shared()
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    before = len(rounds.first.adapters)
-    trained = ["SFT"] * before + [run.experiment.dpo.algorithm.upper()] * (len(rounds.policy.adapters) - before)
+    before = len(artifacts.sft_policy.adapters)
+    trained = ["SFT"] * before + [run.experiment.dpo.algorithm.upper()] * (len(artifacts.policy.adapters) - before)
     _write(folder / "README.md", policy_card(run.experiment, run.report, trained))
 
 

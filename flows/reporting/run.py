@@ -35,19 +35,19 @@ _ORACLE_FACTS = {
 }
 
 
-def write_report(arm: RunTracker, findings: RunResults) -> dict[str, Any]:
+def write_report(arm: RunTracker, results: RunResults) -> dict[str, Any]:
     """Write the report, log everything to the arm's MLflow run and return the report."""
-    comparisons = store().rows(findings.outcome.ref, Comparison)
-    scored = findings.rounds.scores
+    comparisons = store().rows(results.outcome.ref, Comparison)
+    scored = results.artifacts.scores
     proxy = np.array([s.score for s in store().rows(scored.ref, Score)] if scored is not None else [])
-    report: dict[str, Any] = finite(_report(arm, findings, comparisons, proxy))
+    report: dict[str, Any] = finite(_report(arm, results, comparisons, proxy))
     _log_metrics(arm, report)
     books = reconcile(arm)
     report["books"] = {**asdict(books), "agree": books.agree}
     figures = figure_pages(
-        bought=np.array([label.score for label in labels_of(findings.rounds.history) if label.status == "labelled"]),
+        bought=np.array([label.score for label in labels_of(results.artifacts.history) if label.status == "labelled"]),
         proxy=proxy,
-        agreement=both_scored(findings)[1:],
+        agreement=both_scored(results)[1:],
         comparisons=comparisons,
         report=report,
     )
@@ -60,16 +60,16 @@ def write_report(arm: RunTracker, findings: RunResults) -> dict[str, Any]:
         write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
         write_text(folder / "report.md", to_markdown(report))
         write_text(folder / "report.html", to_html(report, list(figures)))
-        picked(findings.rounds.history).to_parquet(folder / "acquisition.parquet", index=False)
-        per_prompt(findings, comparisons).to_parquet(folder / HELD_OUT, index=False)
-        _log(arm, findings, comparisons, folder)
+        picked(results.artifacts.history).to_parquet(folder / "acquisition.parquet", index=False)
+        per_prompt(results, comparisons).to_parquet(folder / HELD_OUT, index=False)
+        _log(arm, results, comparisons, folder)
     return report
 
 
-def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
-    x, outcome = arm.experiment, findings.outcome.facts
-    pairs = Counter(p.provenance for p in pairs_of(findings))
-    labels = labels_of(findings.rounds.history)
+def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
+    x, outcome = arm.experiment, results.outcome.facts
+    pairs = Counter(p.provenance for p in pairs_of(results))
+    labels = labels_of(results.artifacts.history)
     now = time.monotonic() - arm.started
     return {
         "name": x.name,
@@ -78,14 +78,14 @@ def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison]
         "mlflow_run": arm.run_id,
         "accounts": sorted({bought.account for bought in [*arm.purchases, *arm.measurements]}),
         "strategy": x.strategy,
-        "feedback": x.dpo.feedback,
+        "feedback": x.feedback,
         "labels_shuffled": x.labelling.shuffle_labels,
         "oracle": x.labelling.oracle.description,
         "oracle_simulated": x.labelling.oracle.simulated,
         "query_type": x.labelling.oracle.query_type,
-        "evaluation_oracle": x.judge.description,
-        "evaluation_oracle_simulated": x.judge.simulated,
-        "versus": _of_the_versus(x, findings),
+        "evaluation_oracle": x.evaluation_oracle.description,
+        "evaluation_oracle_simulated": x.evaluation_oracle.simulated,
+        "versus": _of_the_versus(x, results),
         "selection_seed": x.seeds.selection,
         "training_seed": x.seeds.training,
         "queries": arm.queries,
@@ -105,12 +105,12 @@ def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison]
         "pairs_per_query": pairs["proxy"] / max(arm.queries, 1),
         "tied_prompts": int(arm.facts.get("build_pairs", {}).get("tied_prompts", 0)),
         "too_long": {stage: int(facts["too_long"]) for stage, facts in arm.facts.items() if facts.get("too_long")},
-        "prompts_over_long": list(findings.rounds.prompts.over_long),
-        "gate": _of_the_gate(arm, findings.rounds.gate),
+        "prompts_over_long": list(results.artifacts.prompts.over_long),
+        "gate": _of_the_gate(arm, results.artifacts.gate),
         "scores": _of_the_scores(arm.facts.get("score"), proxy),
-        "evaluator": _of_the_evaluator(x, findings.agreement),
-        "best_of": findings.best_of,
-        "curve": [{"share": point.share, **point.facts} for point in findings.curve],
+        "evaluator": _of_the_evaluator(x, results.agreement),
+        "best_of": results.best_of,
+        "curve": [{"share": point.share, **point.facts} for point in results.curve],
         "policy": {
             "model": x.policy.model,
             "win_rate": outcome["win_rate"],
@@ -133,7 +133,7 @@ def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison]
             "distinct_2_before": outcome["distinct_2_before"],
             "distinct_2_after": outcome["distinct_2_after"],
         },
-        "made": findings.rounds.record(),
+        "made": results.artifacts.record(),
         "stages": [{"name": run.name, "cached": run.cached, "seconds": run.seconds} for run in arm.stages],
         "seconds": now + saved_seconds(arm.stages),
         "seconds_now": now,
@@ -141,15 +141,15 @@ def _report(arm: RunTracker, findings: RunResults, comparisons: list[Comparison]
     }
 
 
-def _of_the_versus(x: Experiment, findings: RunResults) -> dict[str, Any] | None:
-    judge = x.evaluation.versus
+def _of_the_versus(x: Experiment, results: RunResults) -> dict[str, Any] | None:
+    judge = x.evaluation.pairwise_judge
     if judge is None:
         return None
     return {
         "oracle": judge.description,
         "simulated": judge.simulated,
-        "order_consistency": findings.order_consistency,
-        "undecided": int(findings.outcome.facts["undecided"]),
+        "order_consistency": results.order_consistency,
+        "undecided": int(results.outcome.facts["undecided"]),
     }
 
 
@@ -157,13 +157,13 @@ def _of_the_gate(arm: RunTracker, decision: Decision | None) -> dict[str, Any] |
     if decision is None:
         return None
     found = decision.model_dump(exclude={"calibration"})
-    facts, gate = arm.facts.get("build_pairs", {}), arm.experiment.dpo.gate
+    facts, gate = arm.facts.get("build_pairs", {}), arm.experiment.gate
     return found | {
         "sentence": decision.sentence,
         "pairs_of": decision.pairs_of,
         "calibration": gate.calibration,
         "temperature": decision.calibration.temperature,
-        "queries": gate.queries,
+        "queries": gate.relabel_queries,
         "left_out": int(facts.get("doubtful_prompts", 0)),
     }
 
@@ -208,7 +208,7 @@ def _log_metrics(arm: RunTracker, report: dict[str, Any]) -> None:
     log_metrics(scalars, step=arm.queries)
 
 
-def _log(arm: RunTracker, findings: RunResults, comparisons: list[Comparison], folder: Path) -> None:
+def _log(arm: RunTracker, results: RunResults, comparisons: list[Comparison], folder: Path) -> None:
     import mlflow
 
     mlflow.log_artifacts(str(folder), "report")
@@ -216,19 +216,19 @@ def _log(arm: RunTracker, findings: RunResults, comparisons: list[Comparison], f
     table = to_frame(comparisons, Comparison).to_json(orient="split", index=False)
     mlflow.log_text(table, "comparisons.json")
     log_dataset(
-        to_frame(store().rows(findings.rounds.prompts.pool, Prompt), Prompt),
+        to_frame(store().rows(results.artifacts.prompts.pool, Prompt), Prompt),
         "pool",
-        findings.rounds.prompts.pool,
+        results.artifacts.prompts.pool,
         "generation",
     )
-    for number, batch in enumerate(findings.rounds.history):
+    for number, batch in enumerate(results.artifacts.history):
         frame = to_frame(store().rows(batch.labels, Label), Label)
         log_dataset(frame, f"labels-{number}", batch.labels, "evaluator")
-    rounds, name = findings.rounds, f"ninefold-{arm.experiment.name}"
-    if rounds.pairs is not None:
-        log_dataset(to_frame(pairs_of(findings), Pair), "pairs", rounds.pairs.ref, "dpo")
-    if rounds.evaluator is not None:
-        register(f"{name}-evaluator", rounds.evaluator.ref, arm.run_id, store().folder(rounds.evaluator.ref))
-    if rounds.policy.adapters:
-        adapter = rounds.policy.adapters[-1]
+    artifacts, name = results.artifacts, f"ninefold-{arm.experiment.name}"
+    if artifacts.pairs is not None:
+        log_dataset(to_frame(pairs_of(results), Pair), "pairs", artifacts.pairs.ref, "dpo")
+    if artifacts.evaluator is not None:
+        register(f"{name}-evaluator", artifacts.evaluator.ref, arm.run_id, store().folder(artifacts.evaluator.ref))
+    if artifacts.policy.adapters:
+        adapter = artifacts.policy.adapters[-1]
         register(f"{name}-policy", adapter, arm.run_id, store().folder(adapter))

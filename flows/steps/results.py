@@ -1,4 +1,4 @@
-"""What an arm has found: what its rounds made, how it was assessed, and the tables that a report is made of."""
+"""Result types of a run, and the tables that its report is built from."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
 class RunArtifacts(Frozen):
-    """What the rounds have made: the policies, all that was bought, what of it trained, and the last round's artifacts."""
+    """Artifacts of a run: its policies, all labelled batches, those of them that the evaluator was trained on, last pairs."""
 
     prompts: PromptSets
-    first: Policy
+    sft_policy: Policy
     policy: Policy
-    along: tuple[Policy, ...] = ()
+    checkpoints: tuple[Policy, ...] = ()
     history: tuple[Batch, ...]
     trained_on: tuple[Batch, ...] = ()
     evaluator: StageResult | None = None
@@ -36,9 +36,9 @@ class RunArtifacts(Frozen):
     pairs: StageResult | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return where everything lies, as JSON values from which `Rounds` is made again; findings are the report's."""
-        findings: Any = {"gate": True, **{stage: {"facts"} for stage in ("evaluator", "scores", "pairs")}}
-        return self.model_dump(mode="json", exclude=findings)
+        """Return where everything lies, as JSON values from which this is made again; facts are the report's."""
+        facts: Any = {"gate": True, **{stage: {"facts"} for stage in ("evaluator", "scores", "pairs")}}
+        return self.model_dump(mode="json", exclude=facts)
 
 
 class Agreement(NamedTuple):
@@ -57,13 +57,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class RunResults:
-    """What the report is made of: what the rounds made, M_1's held-out answers, and what the assessments found.
+    """What the report is made of: the run's artifacts, M_1's held-out answers, and what the assessments found.
 
     `order_consistency` is that of an oracle that has compared. `best_of` is about the best of several answers of M_1, by the
     evaluator; `curve` about the policies on the way to M_2.
     """
 
-    rounds: RunArtifacts
+    artifacts: RunArtifacts
     held_out: Ref
     held_out_labels: Ref
     agreement: Agreement | None
@@ -76,13 +76,13 @@ class RunResults:
 def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
     """Return every pick in order: turn, tuple or pair, utility and why, and the label it brought (none where unasked)."""
     tables = []
-    for turn, batch in enumerate(history):
+    for round_number, batch in enumerate(history):
         frame = to_frame(store().rows(batch.picks, Selection), Selection)
         texts = to_frame(store().rows(batch.responses, Response), Response)[["id", "prompt", "text"]]
         labels = to_frame(store().rows(batch.labels, Label), Label)[["response_id", "score", "micro_usd", "status"]]
         frame = frame.merge(texts.rename(columns={"id": "response_id"}), on="response_id", how="left")
         frame = frame.assign(against_text=frame.against.map(texts.set_index("id").text))
-        tables.append(frame.merge(labels, on="response_id", how="left").assign(turn=turn))
+        tables.append(frame.merge(labels, on="response_id", how="left").assign(round_number=round_number))
     return pd.concat(tables, ignore_index=True) if tables else to_frame([], Selection)
 
 
@@ -111,7 +111,7 @@ def per_prompt(findings: RunResults, comparisons: list[Comparison]) -> pd.DataFr
 
 def pairs_of(findings: RunResults) -> list[Pair]:
     """Return the preference pairs of the last round."""
-    return [] if findings.rounds.pairs is None else store().rows(findings.rounds.pairs.ref, Pair)
+    return [] if findings.artifacts.pairs is None else store().rows(findings.artifacts.pairs.ref, Pair)
 
 
 def both_scored(findings: RunResults) -> tuple[list[Response], Floats, Floats]:

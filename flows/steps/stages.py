@@ -1,4 +1,4 @@
-"""The algorithm's steps: each calls a stage with what of an arm's parameters it needs."""
+"""The steps of the algorithm: each calls a cached stage with the fields of the experiment that it depends on."""
 
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ from tasks.policy.policy_ref import Policy
 
 
 class Pool(NamedTuple):
-    """A round's responses, their vectors in the strategy's view and in the evaluator's, and log π_ref of each."""
+    """An iteration's responses, their vectors in the strategy's view and in the evaluator's, and log π_ref of each."""
 
     responses: Ref
     vectors: Ref | None
@@ -47,7 +47,7 @@ class Pool(NamedTuple):
     reference: Ref | None
 
     def batch(self, picks: Ref, labels: Ref) -> Batch:
-        """Return what was bought of this pool in one turn."""
+        """Return what was bought of this pool in one round."""
         return Batch(picks=picks, responses=self.responses, labels=labels, vectors=self.vectors, features=self.features)
 
 
@@ -57,51 +57,62 @@ def base_policy(config: PolicyConfig) -> Policy:
 
 
 def fine_tune(arm: RunTracker, base: Policy, prompts: PromptSets) -> Policy:
-    """Return M_1; M_0 without a seed."""
-    if not prompts.seed.rows:
+    """Return M_1: the base model trained on the demonstrations, or the base model itself where there are none."""
+    if not prompts.demonstrations.rows:
         return base
     recipe = arm.experiment.policy.sft
-    adapter = fine_tune_stage(base, prompts.seed, recipe, seed=seed(arm, 0, "fine_tune"))
+    adapter = fine_tune_stage(base, prompts.demonstrations, recipe, seed=seed(arm, 0, "fine_tune"))
     return base.adapted(arm.log("fine_tune", adapter).ref)
 
 
-def generate(arm: RunTracker, policy: Policy, prompts: Ref, number: int, *, samples: int | None = None) -> StageResult:
+def generate(
+    arm: RunTracker, policy: Policy, prompts: Ref, iteration: int, *, samples: int | None = None
+) -> StageResult:
     """Return the policy's responses to the prompts."""
     generation = arm.experiment.generation
     return generate_sharded(
-        policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, number, "generate")
+        policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, iteration, "generate")
     )
 
 
-def view_of(arm: RunTracker, responses: Ref, view: View | None, first: Policy) -> Ref | None:
+def view_of(arm: RunTracker, responses: Ref, view: View | None, sft_policy: Policy) -> Ref | None:
     """Return the vectors of a view; always by M_1, so that rounds share one space."""
     if view is None:
         return None
     embedding = arm.experiment.embedding
-    policy = first if embedding.needs_policy else None
+    policy = sft_policy if embedding.needs_policy else None
     return embed_sharded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
 
 
-def pool_of(arm: RunTracker, responses: Ref, first: Policy, before: Policy) -> Pool:
+def pool_of(arm: RunTracker, responses: Ref, sft_policy: Policy, previous_policy: Policy) -> Pool:
     """Return what there is to ask about; `before` is the policy before its last training."""
     x, log_reference = arm.experiment, None
     strategy, evaluator = (
-        view_of(arm, responses, view, first) for view in (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
+        view_of(arm, responses, view, sft_policy)
+        for view in (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
     )
     if x.labelling.acquisition.needs.reference:
-        log_reference = likelihood(responses, before, max_new_tokens=x.generation.max_new_tokens).ref
+        log_reference = likelihood(responses, previous_policy, max_new_tokens=x.generation.max_new_tokens).ref
     return Pool(responses, strategy, evaluator, log_reference)
 
 
-def seed_pool(arm: RunTracker, prompts: PromptSets, first: Policy, before: Policy) -> Pool:
-    """Return the seed's own answers as what there is to ask about."""
-    return pool_of(arm, off_policy(prompts.seed).responses, first, before)
+def queried_pool(arm: RunTracker, pool: Pool, prompts: PromptSets, sft_policy: Policy, previous_policy: Policy) -> Pool:
+    """Return the pool that the oracle is asked about: the policy's responses, or the demonstrations' own answers."""
+    if arm.experiment.labelling.pool == "on_policy":
+        return pool
+    return pool_of(arm, off_policy(prompts.demonstrations).responses, sft_policy, previous_policy)
 
 
 def acquire(
-    arm: RunTracker, pool: Pool, evaluator: StageResult | None, *, first: Policy, history: tuple[Batch, ...], turn: int
+    arm: RunTracker,
+    pool: Pool,
+    evaluator: StageResult | None,
+    *,
+    sft_policy: Policy,
+    history: tuple[Batch, ...],
+    round_number: int,
 ) -> Ref:
-    """Return what the strategy would ask the oracle about in this turn."""
+    """Return what the strategy would ask the oracle about in this round."""
     labelling = arm.experiment.labelling
     strategy, members = labelling.acquisition, None
     compare = labelling.oracle.query_type == "pairwise"
@@ -109,7 +120,7 @@ def acquire(
         # a strategy that ranks by an evaluator starts from a uniform batch while there is none
         strategy = UniformPairs() if compare else Uniform()
     elif strategy.needs.scores and evaluator is not None:
-        members = score(arm, evaluator.ref, pool.responses, pool.features, first).members
+        members = score(arm, evaluator.ref, pool.responses, pool.features, sft_policy).members
     return acquire_stage(
         strategy,
         pool.responses,
@@ -119,9 +130,9 @@ def acquire(
         oracle=labelling.oracle if strategy.needs.cost else None,
         money=arm.left.micro_usd if strategy.needs.cost else None,
         history=history,
-        budget=arm.quota(turn),
+        budget=arm.quota(round_number),
         seed=arm.experiment.seeds.selection,
-        turn=turn,
+        round_number=round_number,
         compare=compare,
     ).ref
 
@@ -131,7 +142,7 @@ def annotate(
 ) -> AnnotationResult:
     """Buy labels of the picks, or, to measure, of every response; `by` the oracle that labels unless it is another."""
     labelling = arm.experiment.labelling
-    oracle = by or (arm.experiment.judge if picks is None else labelling.oracle)
+    oracle = by or (arm.experiment.evaluation_oracle if picks is None else labelling.oracle)
     fingerprint = oracle.fingerprint()
     about = picks or responses
     request = AnnotationRequest(
@@ -146,15 +157,15 @@ def annotate(
         max_tokens=caps.tokens,
     )
     wait_for_people(lambda: enqueue_for_humans(request))
-    return annotate_stage(request, workers=labelling.workers)
+    return annotate_stage(request, concurrency=labelling.concurrency)
 
 
 def fit_evaluator(
     arm: RunTracker,
     history: tuple[Batch, ...],
     prompts: PromptSets,
-    first: Policy,
-    number: int,
+    sft_policy: Policy,
+    iteration: int,
     *,
     shuffle: bool = False,
 ) -> StageResult:
@@ -163,16 +174,16 @@ def fit_evaluator(
     trained = fit_evaluator_stage(
         x.evaluator,
         history,
-        policy=first,
+        policy=sft_policy,
         rubric=x.labelling.rubric,
-        options=_fit_options(arm, number, shuffle=shuffle),
-        eft_seed=_eft_seed(arm, prompts),
+        options=_fit_options(arm, iteration, shuffle=shuffle),
+        eft_examples=_eft_examples(arm, prompts),
     )
     return trained if shuffle else arm.log("fit_evaluator", trained)
 
 
 def check_gate(
-    arm: RunTracker, history: tuple[Batch, ...], prompts: PromptSets, first: Policy, number: int
+    arm: RunTracker, history: tuple[Batch, ...], prompts: PromptSets, sft_policy: Policy, iteration: int
 ) -> Decision | None:
     """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
     if not history:
@@ -181,41 +192,47 @@ def check_gate(
     left_out = cross_fit(
         x.evaluator,
         history,
-        policy=first,
+        policy=sft_policy,
         rubric=x.labelling.rubric,
-        options=_fit_options(arm, number),
-        folds=x.dpo.gate.folds,
-        eft_seed=_eft_seed(arm, prompts),
+        options=_fit_options(arm, iteration),
+        folds=x.gate.folds,
+        eft_examples=_eft_examples(arm, prompts),
     )
-    decision = check_gate_stage(left_out.ref, x.dpo.gate)
+    decision = check_gate_stage(left_out.ref, x.gate)
     arm.decide(decision)
-    control, stops = x.labelling.shuffle_labels, x.dpo.gate.at_chance == "stop"
+    control, stops = x.labelling.shuffle_labels, x.gate.on_failure == "stop"
     if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end
         raise AtChance(
             f"{decision.sentence} Nothing was labelled by it. Buy more labels, use another evaluator, or set "
-            "dpo.gate.at_chance to continue: what has been bought is kept"
+            "gate.on_failure to continue: what has been bought is kept"
         )
     return decision
 
 
-def score(arm: RunTracker, trained: Ref, responses: Ref, features: Ref | None, first: Policy) -> Scored:
+def score(arm: RunTracker, trained: Ref, responses: Ref, features: Ref | None, sft_policy: Policy) -> Scored:
     """Return the evaluator's scores of the responses."""
     return score_sharded(
         arm.experiment.evaluator,
         trained,
         responses,
         features=features,
-        policy=first,
+        policy=sft_policy,
         rubric=arm.experiment.labelling.rubric,
         seed=seed(arm, 0, "proxy_label"),
     )
 
 
 def select_uncertain(
-    arm: RunTracker, responses: Ref, scores: Scored, history: tuple[Batch, ...], *, gate: Decision | None, number: int
+    arm: RunTracker,
+    responses: Ref,
+    scores: Scored,
+    history: tuple[Batch, ...],
+    *,
+    gate: Decision | None,
+    iteration: int,
 ) -> Ref | None:
     """Return the pairs that the gate sends back to the oracle; None where there are none, or no money is left."""
-    labelling, quota = arm.experiment.labelling, arm.relabel_quota(number)
+    labelling, quota = arm.experiment.labelling, arm.relabel_quota(iteration)
     if gate is None or gate.least_gap == 0.0 or labelling.shuffle_labels:  # a control uses no true label
         return None
     penniless = labelling.max_micro_usd > 0 and arm.left.micro_usd <= 0  # an oracle may be free
@@ -240,13 +257,13 @@ def build_pairs(
     *,
     policy: Policy,
     prompts: PromptSets,
-    number: int,
+    iteration: int,
     gate: Decision | None,
 ) -> StageResult:
     """Return the preference pairs by whoever gives the feedback: the evaluator, the oracle, or the demonstrations."""
-    if arm.experiment.dpo.feedback == "demonstrations":
-        demonstrated = off_policy(prompts.seed)
-        own = generate(arm, policy, demonstrated.prompts, number, samples=1)
+    if arm.experiment.feedback == "demonstrations":
+        demonstrated = off_policy(prompts.demonstrations)
+        own = generate(arm, policy, demonstrated.prompts, iteration, samples=1)
         return self_play(demonstrated.responses, own.ref)
     bought = () if arm.experiment.labelling.shuffle_labels else history
     if scores is None:
@@ -254,29 +271,29 @@ def build_pairs(
     return build_pairs_stage(responses, scores.ref, bought, least_gap=_least_gap(gate, scores))
 
 
-def align(arm: RunTracker, policy: Policy, pairs: Ref, held: Ref | None, number: int) -> Aligned:
-    """Return the policy's next adapter, trained on the pairs; in the last round with some on the way, if they are wanted."""
+def align(arm: RunTracker, policy: Policy, pairs: Ref, held: Ref | None, iteration: int) -> Aligned:
+    """Return the policy's next adapter, trained on the pairs; in the last iteration with its intermediate checkpoints."""
     x = arm.experiment
-    along = x.curve if number == x.dpo.rounds else 0
-    return align_stage(policy, pairs, held, x.dpo, seed=seed(arm, number, "align"), along=along)
+    along = x.intermediate_checkpoints if iteration == x.iterations else 0
+    return align_stage(policy, pairs, held, x.dpo, seed=seed(arm, iteration, "align"), along=along)
 
 
-def seed(arm: RunTracker, number: int, stage: str) -> int:
-    """Return the training seed of a stage in a round."""
-    return seed_of(arm.experiment.seeds.training, number, stage)
+def seed(arm: RunTracker, iteration: int, stage: str) -> int:
+    """Return the training seed of a stage in an iteration."""
+    return seed_of(arm.experiment.seeds.training, iteration, stage)
 
 
-def _fit_options(arm: RunTracker, number: int, *, shuffle: bool = False) -> FitOptions:
+def _fit_options(arm: RunTracker, iteration: int, *, shuffle: bool = False) -> FitOptions:
     labelling = arm.experiment.labelling
     return FitOptions(
-        seed=seed(arm, number, "evaluator"),
+        seed=seed(arm, iteration, "evaluator"),
         shuffle=shuffle or labelling.shuffle_labels,
         balance=labelling.pool == "balanced_off_policy",
     )
 
 
-def _eft_seed(arm: RunTracker, prompts: PromptSets) -> Ref | None:
-    return prompts.eft_seed if arm.experiment.evaluator.uses_eft_examples else None
+def _eft_examples(arm: RunTracker, prompts: PromptSets) -> Ref | None:
+    return prompts.eft_examples if arm.experiment.evaluator.uses_eft_examples else None
 
 
 def _least_gap(gate: Decision | None, scores: Scored) -> float:

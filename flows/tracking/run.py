@@ -58,7 +58,7 @@ class RunTracker:
         return product
 
     def buy(self, labels: AnnotationResult) -> AnnotationResult:
-        """Count a turn's purchase."""
+        """Count a round's purchase."""
         facts = labels.facts
         if self.stages and self.stages[-1].cached and not self.paid_before:  # another arm paid for these
             facts = facts | {"bought_queries": 0.0, "bought_micro_usd": 0.0}
@@ -86,25 +86,25 @@ class RunTracker:
         mlflow.log_text(decision.model_dump_json(indent=1), "gate.json")
 
     @property
-    def rounds(self) -> range:
-        """Return the rounds, numbered from 1; none where nobody gives feedback."""
-        return range(1, 1 if self.experiment.dpo.feedback == "none" else self.experiment.dpo.rounds + 1)
+    def iterations(self) -> range:
+        """Return the iterations, numbered from 1; none where nobody gives feedback."""
+        return range(1, 1 if self.experiment.feedback == "none" else self.experiment.iterations + 1)
 
-    def turns(self, round_number: int) -> range:
-        """Return the acquisition turns of a round, numbered through from 0; none where the oracle is not asked."""
-        batches = self.experiment.labelling.batches if self.experiment.dpo.asks else 0
-        return range(batches * (round_number - 1), batches * round_number)
+    def rounds(self, iteration: int) -> range:
+        """Return the acquisition rounds of an iteration, numbered through from 0; none where the oracle is not asked."""
+        rounds = self.experiment.labelling.rounds if self.experiment.queries_oracle else 0
+        return range(rounds * (iteration - 1), rounds * iteration)
 
-    def quota(self, turn: int) -> int:
-        """Return the queries of one acquisition turn: the budget in equal parts, the first ones larger."""
+    def quota(self, round_number: int) -> int:
+        """Return the queries of one acquisition round: the budget in equal parts, the first ones larger."""
         x = self.experiment
-        share, rest = divmod(x.labelling.queries - x.dpo.gate.queries, x.dpo.rounds * x.labelling.batches)
-        return share + (turn < rest)
+        share, rest = divmod(x.labelling.queries - x.gate.relabel_queries, x.iterations * x.labelling.rounds)
+        return share + int(round_number < rest)
 
-    def relabel_quota(self, round_number: int) -> int:
-        """Return the queries kept until this round for what the evaluator is not sure of, less those spent on it."""
-        dpo = self.experiment.dpo
-        return dpo.gate.queries * round_number // dpo.rounds - self.relabelled
+    def relabel_quota(self, iteration: int) -> int:
+        """Return the queries kept until this iteration for uncertain pairs, less those spent on them."""
+        x = self.experiment
+        return x.gate.relabel_queries * iteration // x.iterations - self.relabelled
 
     @property
     def queries(self) -> int:
@@ -185,7 +185,7 @@ def flat_params(experiment: Experiment) -> dict[str, Any]:
         "evaluator": experiment.evaluator.label(),
         "oracle": experiment.labelling.oracle.label(),
         "model": experiment.policy.model,
-        "rounds": experiment.dpo.rounds,
+        "iterations": experiment.iterations,
         "beta": experiment.dpo.beta,
         "samples": experiment.generation.samples,
     }

@@ -41,7 +41,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class ScoredExample:
-    """An off-policy answer and somebody's score of it, on a scale of its own: the paper's EFT seed."""
+    """An off-policy answer and somebody's score of it, on a scale of its own: the paper's EFT examples."""
 
     prompt: str
     response: str

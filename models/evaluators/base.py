@@ -48,14 +48,14 @@ class Examples:
 class FitContext:
     """What an evaluator may build on: the policy it starts from, the criterion, its folder and its seed.
 
-    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that `uses_eft_examples`.
+    `eft_examples`: off-policy answers with somebody's scores, for an evaluator that `uses_eft_examples`.
     """
 
     policy: Checkpoint
     rubric: Rubric
     folder: Path
     seed: int
-    eft_seed: Sequence[ScoredExample] = ()
+    eft_examples: Sequence[ScoredExample] = ()
 
 
 class Evaluator(Plugin):

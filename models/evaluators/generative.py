@@ -26,7 +26,7 @@ class Generative(Judge):
     `expected` is trained the score alone and reads Σ_s p(s) · value(s) from the distribution over its token, in one forward
     pass; `sampled` is trained the oracle's justification too, where it gave one, and parses and averages sampled judgements.
     The oracle's scale is cut into levels 0…5 at the quantiles of its labels; value(s) is the mean label of level s, so that
-    scores come back in the oracle's unit. Examples of the EFT seed are cut likewise, on a scale of their own.
+    scores come back in the oracle's unit. Examples of the EFT examples are cut likewise, on a scale of their own.
     """
 
     supports_zero_shot: ClassVar[bool] = True
@@ -34,13 +34,13 @@ class Generative(Judge):
     kind: Literal["generative"] = "generative"
     read: Literal["expected", "sampled"] = Field("expected", description="expected value, or mean of samples")
     judgements: PositiveInt = Field(3, description="sampled ones")
-    eft_seed: Literal["none", "raw", "balanced"] = Field(
+    eft_examples: Literal["none", "raw", "balanced"] = Field(
         "none", description="off-policy examples of the prompt source mixed in: as they are, or every level as often"
     )
 
     @property
     def uses_eft_examples(self) -> bool:  # noqa: D102
-        return self.eft_seed != "none"
+        return self.eft_examples != "none"
 
     def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
         check_trainable(scores)
@@ -53,14 +53,14 @@ class Generative(Judge):
         ]
         seed_examples = self._seed_examples(context, len(values))
         facts = self._learn([*examples, *seed_examples], context)
-        return facts | self._save(values, examples, context) | {"eft_seed": float(len(seed_examples))}
+        return facts | self._save(values, examples, context) | {"eft_examples": float(len(seed_examples))}
 
     def init_zero_shot(self, context: FitContext) -> dict[str, float]:  # noqa: D102
-        # the policy judges as it is, or as the EFT seed has trained it (Self-Rewarding LM, 2401.10020): levels are points
+        # the policy judges as it is, or as trained on the EFT examples (Self-Rewarding LM, 2401.10020): levels are points
         examples = self._seed_examples(context, LEVELS)
         facts = self._learn(examples, context) if examples else {}
         saved = self._save({level: float(level) for level in range(LEVELS)}, examples, context)
-        return facts | saved | {"eft_seed": float(len(examples))}
+        return facts | saved | {"eft_examples": float(len(examples))}
 
     def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
         saved = json.loads((context.folder / _LEVELS).read_text())
@@ -93,15 +93,15 @@ class Generative(Judge):
         return _mean_of_parsed(scores.reshape(len(prompts), self.judgements), axis=1)
 
     def _seed_examples(self, context: FitContext, levels: int) -> list[Demonstration]:
-        """Return the EFT seed in as many levels as the labels have, which give the levels their value."""
-        rows: Sequence[ScoredExample] = context.eft_seed if self.uses_eft_examples else ()
+        """Return the EFT examples in as many levels as the labels have, which give the levels their value."""
+        rows: Sequence[ScoredExample] = context.eft_examples if self.uses_eft_examples else ()
         if not rows:
             return []
         level = levels_of(np.array([row.score for row in rows]), levels)
         # few scores reach from the lowest level to the highest as well
         level = np.rint(level * ((levels - 1) / max(level.max(), 1))).astype(np.int64)
         drawn = np.arange(len(rows))
-        if self.eft_seed == "balanced":
+        if self.eft_examples == "balanced":
             drawn = balanced(level.astype(np.float64), np.random.default_rng(context.seed))
         return [
             Demonstration(context.rubric.render(rows[n].prompt, rows[n].response), context.rubric.answer(int(level[n])))

@@ -25,7 +25,7 @@ class Judge(Evaluator):
     other inputs dropped in each (1506.02142), which is one training for all.
     """
 
-    schedule: SFT = SFT(learning_rate=3e-4, epochs=4.0)
+    training: SFT = SFT(learning_rate=3e-4, epochs=4.0)
     start: Literal["policy", "base"] = Field(
         "policy", description="what is trained to judge: M_1, or the base model M_0"
     )
@@ -39,14 +39,14 @@ class Judge(Evaluator):
     def _something_to_drop(self) -> Self:
         if self.ensemble_by == "dropout" and not self._dropout:
             raise ValueError(
-                "evaluator.ensemble_by=dropout drops nothing while evaluator.schedule.lora.dropout is 0: set it, to 0.1 for "
+                "evaluator.ensemble_by=dropout drops nothing while evaluator.training.lora.dropout is 0: set it, to 0.1 for "
                 "example"
             )
         return self
 
     @property
     def _dropout(self) -> float:
-        return 0.0 if self.schedule.lora is None else self.schedule.lora.dropout
+        return 0.0 if self.training.lora is None else self.training.lora.dropout
 
     def _learn(self, examples: Sequence[Demonstration], context: FitContext) -> dict[str, float]:
         """Train every member on the examples, save them and return the trainings' mean metrics."""
@@ -67,7 +67,7 @@ class Judge(Evaluator):
         self, examples: Sequence[Demonstration], context: FitContext, number: int, folder: Path
     ) -> dict[str, float]:
         seed = seed_of(context.seed, number, "judge")
-        return train_sft(self._untaught(context).load(), examples, self.schedule, folder=folder, seed=seed)
+        return train_sft(self._untaught(context).load(), examples, self.training, folder=folder, seed=seed)
 
     def _judges(self, context: FitContext) -> list[Checkpoint]:
         """Return the members, to be loaded one at a time; the policy itself if nothing was trained."""

@@ -16,7 +16,7 @@ from models.metrics.agreement import numbered
 from models.metrics.calibration import temperature
 from models.policies.language_model import LanguageModel
 from models.training.classifier import save_classifier
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
 from models.training.trainer import arguments, fitting, metrics_of, run, save_adapter
@@ -44,24 +44,26 @@ class RewardHead(Evaluator):
 
     kind: Literal["reward_head"] = "reward_head"
     loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
-    schedule: Schedule = Schedule(learning_rate=3e-4, epochs=2.0)
+    training: TrainingConfig = TrainingConfig(learning_rate=3e-4, epochs=2.0)
     pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
     margin: bool = Field(
         False, description="the better reward is to lead by the difference of the scores, in their spread"
     )
-    centring: NonNegativeFloat = Field(0.0, description="weight of (r + r')², which keeps rewards about 0 (2312.09244)")
+    center_rewards_coefficient: NonNegativeFloat = Field(
+        0.0, description="weight of (r + r')², which keeps rewards about 0 (2312.09244)"
+    )
     ensemble: PositiveInt = Field(8, description="heads on the one trained trunk")
     batch_size: PositiveInt = Field(32, description="texts at once")
 
     @model_validator(mode="after")
     def _of_comparisons_alone(self) -> Self:
-        self.schedule.check_lora(
-            "evaluator.schedule", "a reward head is kept with the adapter that it was trained with"
+        self.training.check_lora(
+            "evaluator.training", "a reward head is kept with the adapter that it was trained with"
         )
-        if self.loss != "bradley_terry" and (self.margin or self.centring):
+        if self.loss != "bradley_terry" and (self.margin or self.center_rewards_coefficient):
             raise ValueError(
-                f"evaluator.margin and evaluator.centring are of comparisons, and evaluator.loss={self.loss} makes none: "
-                "leave them out, or set evaluator.loss to bradley_terry"
+                f"evaluator.margin and evaluator.center_rewards_coefficient are of comparisons, and "
+                f"evaluator.loss={self.loss} makes none: leave them out, or set evaluator.loss to bradley_terry"
             )
         return self
 
@@ -111,7 +113,7 @@ class RewardHead(Evaluator):
 
     def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> NDArray[np.bool_]:
         texts = [(r.prompt, r.text) for r in responses]
-        return np.array(fitting(policy.renderer, texts, self.schedule.max_length, "reward head"))
+        return np.array(fitting(policy.renderer, texts, self.training.max_length, "reward head"))
 
     def _compare(
         self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, context: FitContext
@@ -128,11 +130,12 @@ class RewardHead(Evaluator):
         trainer = RewardTrainer(
             model=_with_head(policy, context.seed),
             args=RewardConfig(
-                **arguments(self.schedule, context.seed, len(rows)), center_rewards_coefficient=self.centring or None
+                **arguments(self.training, context.seed, len(rows)),
+                center_rewards_coefficient=self.center_rewards_coefficient or None,
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=policy.tokenizer,
-            peft_config=self.schedule.peft("SEQ_CLS"),
+            peft_config=self.training.peft("SEQ_CLS"),
         )
         self._train(trainer, context)
         used, sides = np.unique(drawn.pairs, return_inverse=True)
@@ -169,10 +172,10 @@ class RewardHead(Evaluator):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             start = _with_head(policy, context.seed, thresholds)
-            model = get_peft_model(start, self.schedule.peft("SEQ_CLS"))
+            model = get_peft_model(start, self.training.peft("SEQ_CLS"))
         trainer = Trainer(
             model=model,
-            args=RewardConfig(**arguments(self.schedule, context.seed, len(labels)), remove_unused_columns=False),
+            args=RewardConfig(**arguments(self.training, context.seed, len(labels)), remove_unused_columns=False),
             train_dataset=Dataset.from_list(
                 [{"input_ids": i, "labels": y} for i, y in zip(texts, labels, strict=True)]
             ),

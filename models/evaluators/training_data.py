@@ -21,8 +21,8 @@ Rows = NDArray[np.int64]
 class FitOptions(Frozen):
     """How labels are put before an evaluator, at random from `seed`.
 
-    `shuffle` permutes the scores, those of the EFT seed too, or turns comparisons round by the toss of a coin: the control,
-    which must learn nothing.
+    `shuffle` permutes the scores, those of the EFT examples too, or turns comparisons round by the toss of a coin: the
+    control, which must learn nothing.
     `balance` draws the scores again, with replacement, so that every level of them is as frequent.
     """
 
@@ -30,8 +30,8 @@ class FitOptions(Frozen):
     shuffle: bool = False
     balance: bool = False
 
-    def eft_seed(self, rows: Sequence[ScoredExample]) -> Sequence[ScoredExample]:
-        """Return the EFT seed as it is trained."""
+    def eft_examples(self, rows: Sequence[ScoredExample]) -> Sequence[ScoredExample]:
+        """Return the EFT examples as it is trained."""
         if not self.shuffle:
             return rows
         order = np.random.default_rng(self.seed).permutation(len(rows))
@@ -85,7 +85,7 @@ class PointwiseData(TrainingData):
             remarks = [self.tuples.remarks[row] for row in order] if self.tuples.remarks else ()
             given = PointwiseData(replace(self.tuples, remarks=remarks), self.scores[order])
         train = given.take(balanced(given.scores, rng)) if options.balance else given
-        context = replace(context, eft_seed=options.eft_seed(context.eft_seed))
+        context = replace(context, eft_examples=options.eft_examples(context.eft_examples))
         return {"labels": float(len(self.scores)), **evaluator.fit(train.tuples, train.scores, context)}
 
     def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:  # noqa: D102
@@ -133,8 +133,8 @@ def cross_fit(
 ) -> list[HeldOutPrediction]:
     """Return what is said of each label by an evaluator that was trained on those of other prompts.
 
-    Nor with what the EFT seed has of its prompt. The prompts are cut into at most `folds` parts of one size, at random from
-    the options' seed. A part without which nothing can be trained is left out. `context.folder` is not touched.
+    Nor on EFT examples of its prompt. The prompts are cut into at most `folds` parts of one size, at random from the
+    options' seed. A part without which nothing can be trained is left out. `context.folder` is not touched.
     """
     prompt = numbered([r.prompt_id for r in data.queried()])
     count = int(prompt.max(initial=-1)) + 1
@@ -146,8 +146,8 @@ def cross_fit(
             continue
         with tempfile.TemporaryDirectory() as folder:
             unseen = {r.prompt for r in held_out.queried()}
-            eft_seed = [row for row in context.eft_seed if row.prompt not in unseen]
-            place = replace(context, folder=Path(folder), eft_seed=eft_seed)
+            eft_examples = [row for row in context.eft_examples if row.prompt not in unseen]
+            place = replace(context, folder=Path(folder), eft_examples=eft_examples)
             train.fit(evaluator, place, options)
             found += held_out.predict_held_out(evaluator, place, int(number))
     return found

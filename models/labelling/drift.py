@@ -37,7 +37,7 @@ def ask_again(
     *,
     replicate: str,
     max_micro_usd: int,
-    workers: int = 4,
+    concurrency: int = 4,
 ) -> Drift:
     """Buy the sample's labels once more and return how they agree; the old ones stay as they are.
 
@@ -45,7 +45,7 @@ def ask_again(
     """
     again = session.for_replicate("drift", replicate)
     questions = [Response.recorded(str(number), row["prompt"], row["response"]) for number, row in enumerate(sample)]
-    labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
+    labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency)
     new = usable_scores(labels)
     rows = [number for number, question in enumerate(questions) if question.id in new]
     old_scores = np.array([float(sample[number]["score"]) for number in rows])

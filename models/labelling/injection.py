@@ -66,7 +66,7 @@ def attack(
     *,
     replicate: str,
     max_micro_usd: int,
-    workers: int = 4,
+    concurrency: int = 4,
 ) -> Susceptibility:
     """Ask about each of the sampled rows of the ledger twice and return what an injection changes, by turns through the set.
 
@@ -79,7 +79,7 @@ def attack(
         _attack(number, row, names[number % len(names)], session.oracle.query_type) for number, row in enumerate(sample)
     ]
     questions = [asked.question for one in attacks for asked in (one.harmless, one.injected)]
-    labels = label(questions, session, max_queries=len(questions), max_micro_usd=max_micro_usd, workers=workers)
+    labels = label(questions, session, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency)
     scores = usable_scores(labels)
     both = [one for one in attacks if {one.injected.question.id, one.harmless.question.id} <= scores.keys()]
 

@@ -97,7 +97,7 @@ def label(
     max_queries: int,
     max_micro_usd: int,
     max_tokens: int = NO_CAP,
-    workers: int = 1,
+    concurrency: int = 1,
 ) -> list[Label]:
     """Ask the oracle about each response, within the caps, and return the labels in the order of the responses.
 
@@ -127,7 +127,7 @@ def label(
                 )
             ):
                 raise AnswersPending(waiting)
-            found = _ask_all(wanted, session, workers, bar, len(answers))
+            found = _ask_all(wanted, session, concurrency, bar, len(answers))
             answers += found
             if any(isinstance(answer, BudgetExhausted) for answer in found):
                 break
@@ -170,9 +170,9 @@ def _covered(orders: Sequence[Order], left: Amount) -> int:
 
 
 def _ask_all(
-    orders: Sequence[Order], session: LabellingSession, workers: int, bar: progress.Bar, before: int
+    orders: Sequence[Order], session: LabellingSession, concurrency: int, bar: progress.Bar, before: int
 ) -> list[Answer | BudgetExhausted]:
-    asking = _Asking(session, workers, bar)
+    asking = _Asking(session, concurrency, bar)
     # on Ctrl-C what is in flight is settled, and what is queued is not asked
     outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
@@ -188,13 +188,13 @@ def _ask_all(
 class _Asking:
     """Asks the oracle about many tuples at once."""
 
-    def __init__(self, session: LabellingSession, workers: int, bar: progress.Bar) -> None:
+    def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar) -> None:
         self.session = session
         self.batcher = LedgerBatcher(session.ledger, session.account)
         self.breaker = Breaker()
-        self.slots = asyncio.Semaphore(workers)
+        self.slots = asyncio.Semaphore(concurrency)
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
-        self.ready = workers + max(workers // 4, 1)
+        self.ready = concurrency + max(concurrency // 4, 1)
         self.bar = bar
 
     async def all(self, orders: Sequence[Order]) -> list[Answer | Exception | None]:

@@ -39,15 +39,15 @@ class Gate(Frozen):
     folds: int = Field(
         4, ge=2, description="parts that the bought labels are cut into; one more evaluator is trained for each"
     )
-    at_chance: Literal["stop", "continue"] = Field("stop", description="if the evaluator is no better than chance")
+    on_failure: Literal["stop", "continue"] = Field("stop", description="if the evaluator is no better than chance")
     calibration: Method = Field("temperature", description="from differences of scores to probabilities")
-    threshold: float = Field(
+    min_confidence: float = Field(
         ANY_PAIR,
         ge=ANY_PAIR,
         lt=1.0,
         description="least probability of a pair that the evaluator may label; 0.5 leaves out none",
     )
-    queries: NonNegativeInt = Field(0, description="of labelling.queries: kept for pairs under the threshold")
+    relabel_queries: NonNegativeInt = Field(0, description="of labelling.queries: kept for pairs under min_confidence")
 
 
 class Evidence(NamedTuple):
@@ -127,11 +127,11 @@ def decide(rows: Sequence[HeldOutPrediction], gate: Gate) -> Decision:
     gap, preference = evidence.gap, evidence.preference
     prompts = len(np.unique(np.concatenate([evidence.one, evidence.other])))
     if prompts < _LEAST_PROMPTS:
-        return Decision(verdict="not measured", pairs=len(gap), prompts=prompts, threshold=gate.threshold)
+        return Decision(verdict="not measured", pairs=len(gap), prompts=prompts, threshold=gate.min_confidence)
     right = agrees(gap, preference)
     found = jackknife_mean(right, evidence.one, evidence.other)
     confidence = cross_calibrated(gate.calibration, gap, preference, evidence.fold)
-    kept, curve = confidence >= gate.threshold, coverage_risk(confidence, right)
+    kept, curve = confidence >= gate.min_confidence, coverage_risk(confidence, right)
     shown = np.unique(np.linspace(0, len(curve.risk) - 1, _CURVE_POINTS).round().astype(int))
     return Decision(
         verdict="better than chance" if found.low > 0.5 else "no better than chance",
@@ -143,7 +143,7 @@ def decide(rows: Sequence[HeldOutPrediction], gate: Gate) -> Decision:
         within_prompt=evidence.within,
         calibration_error=calibration_error(confidence, right),
         calibration=Calibration.fit(gate.calibration, gap, preference),
-        threshold=gate.threshold,
+        threshold=gate.min_confidence,
         coverage=float(kept.mean()),
         risk=float(1.0 - right[kept].mean()) if kept.any() else math.nan,
         curve=tuple(zip(curve.coverage[shown].tolist(), curve.risk[shown].tolist(), strict=True)),

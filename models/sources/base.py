@@ -9,15 +9,15 @@ from models.core.registry import Plugin
 
 
 class Prompts(NamedTuple):
-    """Three disjoint sets; `seed` may be empty (SFT is then skipped and the base model is `M_1`).
+    """Three disjoint sets; `demonstrations` may be empty (SFT is then skipped and the base model is `M_1`).
 
-    `eft_seed`: off-policy answers with somebody's scores, for an evaluator that is trained on them beside the labels.
+    `eft_examples`: off-policy answers with somebody's scores, for an evaluator that is trained on them beside the labels.
     """
 
-    seed: list[Demonstration]
+    demonstrations: list[Demonstration]
     pool: list[Prompt]
     held_out: list[Prompt]
-    eft_seed: Sequence[ScoredExample] = ()
+    eft_examples: Sequence[ScoredExample] = ()
 
 
 class PromptSource(Plugin):
@@ -27,7 +27,7 @@ class PromptSource(Plugin):
     redistributable: ClassVar[bool] = True  # whether texts made from the prompts may be passed on at all
 
     @property
-    def has_eft_seed(self) -> bool:
+    def has_eft_examples(self) -> bool:
         """Whether off-policy answers with scores come with the prompts."""
         return False
 
@@ -58,7 +58,7 @@ def check_disjoint(prompts: Prompts) -> Prompts:
                 )
             seen.add(key)
     held_out = {same_prompt(p.text): p.text for p in prompts.held_out}
-    for name, known in (("SFT seed", prompts.seed), ("EFT seed", prompts.eft_seed)):
+    for name, known in (("SFT seed", prompts.demonstrations), ("EFT examples", prompts.eft_examples)):
         if leaked := {same_prompt(row.prompt) for row in known} & held_out.keys():
             text = next(text for key, text in held_out.items() if key in leaked)
             raise ValueError(

@@ -16,39 +16,43 @@ _KEYS = ("prompt", "response", "score")
 
 
 class Files(PromptSource):
-    """Read `pool` and `held_out` (`{"prompt": …}` a line, or plain text) and `seed` (`{"prompt": …, "response": …}`).
+    """Read prompts and demonstrations from files.
 
-    A line of `eft_seed` is `{"prompt": …, "response": …, "score": …}`. Files end in `.jsonl` or `.ndjson`, plain text in
+    A line of `pool` and `held_out` is `{"prompt": …}`, or plain text; of `demonstrations`, `{"prompt": …, "response": …}`.
+
+    A line of `eft_examples` is `{"prompt": …, "response": …, "score": …}`. Files end in `.jsonl` or `.ndjson`, plain text in
     `.txt`.
     """
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
-        {"pool", "held_out", "seed", "eft_seed"}
+        {"pool", "held_out", "demonstrations", "eft_examples"}
     )  # `digest_inputs` has them
 
     kind: Literal["files"] = "files"
     pool: Path = Field(description="prompts to generate from")
     held_out: Path = Field(description="prompts of the evaluation")
-    seed: Path | None = Field(None, description="demonstrations for SFT; none: the base model is M_1")
-    eft_seed: Path | None = Field(None, description="answers with somebody's scores, for the evaluator's EFT seed")
+    demonstrations: Path | None = Field(None, description="demonstrations for SFT; none: the base model is M_1")
+    eft_examples: Path | None = Field(
+        None, description="answers with somebody's scores, for the evaluator's EFT examples"
+    )
     drop_duplicates: bool = Field(False, description="drop repeated prompts; they are refused otherwise")
 
     @property
-    def has_eft_seed(self) -> bool:  # noqa: D102
-        return self.eft_seed is not None
+    def has_eft_examples(self) -> bool:  # noqa: D102
+        return self.eft_examples is not None
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(
             Prompts(
-                seed=_demonstrations(self.seed) if self.seed else [],
+                demonstrations=_demonstrations(self.demonstrations) if self.demonstrations else [],
                 pool=self._prompts(self.pool),
                 held_out=self._prompts(self.held_out),
-                eft_seed=_judged(self.eft_seed) if self.eft_seed else (),
+                eft_examples=_judged(self.eft_examples) if self.eft_examples else (),
             )
         )
 
     def digest_inputs(self) -> str:  # noqa: D102
-        files = (self.pool, self.held_out, self.seed, self.eft_seed)
+        files = (self.pool, self.held_out, self.demonstrations, self.eft_examples)
         return digest_of([self.drop_duplicates, *[sha256_of(file) if file else None for file in files]])
 
     def _prompts(self, path: Path) -> list[Prompt]:
@@ -81,7 +85,9 @@ def _judged(path: Path) -> list[ScoredExample]:
     for number, record in _records(path):
         shown, score = _demonstration(record, f"{path}, line {number}"), record.get("score")
         if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
-            raise ValueError(f'{path}, line {number}: an EFT seed line has a number as its "score", got {score!r}')
+            raise ValueError(
+                f'{path}, line {number}: a line of EFT examples has a number as its "score", got {score!r}'
+            )
         rows.append(ScoredExample(shown.prompt, shown.response, float(score)))
     return rows
 

@@ -25,7 +25,7 @@ _COLUMN = re.compile(r"\{([\w.]+)\}")
 _PARENT = "parent."
 
 
-class Table(Frozen):
+class DatasetSpec(Frozen):
     """Rows of a dataset. `prompt` and `response` are texts with `{column}` in them.
 
     In a table of conversation trees, where `parent` is the column that names the message answered and `id` the one that it
@@ -40,7 +40,7 @@ class Table(Frozen):
     prompt: str = Field(description="a text with `{column}` in it")
     response: str | None = Field(None, description="the same, for a seed")
     score: str | None = Field(
-        None, description="the same, for an EFT seed: a number, more is better, such as `-{rank}`"
+        None, description="the same, for EFT examples: a number, more is better, such as `-{rank}`"
     )
     where: dict[str, Any] = Field({}, description="columns and the value that a row must have in each")
     id: str = Field("id", description="column that names a row")
@@ -119,21 +119,21 @@ class Hub(PromptSource):
     """The seed of one dataset; the pool and the held-out prompts of another, disjoint, each prompt once."""
 
     kind: Literal["hub"] = "hub"
-    pool: Table
-    seed: Table | None = None
-    eft_seed: Table | None = None
+    pool: DatasetSpec
+    demonstrations: DatasetSpec | None = None
+    eft_examples: DatasetSpec | None = None
     held_out: PositiveInt = Field(description="further rows of the pool's dataset, set aside")
-    draw: NonNegativeInt = Field(0, description="the seed of the draw")
+    sample_seed: NonNegativeInt = Field(0, description="the seed of the draw")
 
     @property
-    def has_eft_seed(self) -> bool:  # noqa: D102
-        return self.eft_seed is not None
+    def has_eft_examples(self) -> bool:  # noqa: D102
+        return self.eft_examples is not None
 
     def load(self) -> Prompts:  # noqa: D102
-        seed, eft_seed = self._demonstrations(), self._judged()
-        taken = {same_prompt(row.prompt) for rows in (seed, eft_seed) for row in rows}
+        demonstrations, eft_examples = self._demonstrations(), self._judged()
+        taken = {same_prompt(row.prompt) for rows in (demonstrations, eft_examples) for row in rows}
         prompts: dict[str, Prompt] = {}
-        for text, _, _ in self.pool.texts(self.draw):
+        for text, _, _ in self.pool.texts(self.sample_seed):
             if text and (key := same_prompt(text)) not in taken:
                 prompts.setdefault(key, Prompt.of(text))
             if len(prompts) == self.pool.rows + self.held_out:
@@ -145,41 +145,47 @@ class Hub(PromptSource):
                 "out: lower prompts.held_out or keep more rows"
             )
         pool, held_out = found[self.held_out :], found[: self.held_out]
-        return check_disjoint(Prompts(seed=seed, pool=pool, held_out=held_out, eft_seed=eft_seed))
+        return check_disjoint(
+            Prompts(demonstrations=demonstrations, pool=pool, held_out=held_out, eft_examples=eft_examples)
+        )
 
     def digest_inputs(self) -> str:  # noqa: D102
-        return digest_of([table.digest_inputs() for table in (self.pool, self.seed, self.eft_seed) if table])
+        return digest_of(
+            [table.digest_inputs() for table in (self.pool, self.demonstrations, self.eft_examples) if table]
+        )
 
     def _demonstrations(self) -> list[Demonstration]:
-        if self.seed is None:
+        if self.demonstrations is None:
             return []
-        if self.seed.response is None:
-            raise ValueError("prompts.seed.response is missing: a demonstration has an answer, such as '{targets}'")
+        if self.demonstrations.response is None:
+            raise ValueError(
+                "prompts.demonstrations.response is missing: a demonstration has an answer, such as '{targets}'"
+            )
         rows: list[Demonstration] = []
-        for prompt, response, _ in self.seed.texts(self.draw):
+        for prompt, response, _ in self.demonstrations.texts(self.sample_seed):
             if prompt and response:
                 rows.append(Demonstration(prompt, response))
-            if len(rows) == self.seed.rows:
+            if len(rows) == self.demonstrations.rows:
                 break
         return rows
 
     def _judged(self) -> list[ScoredExample]:
-        """Return the EFT seed; rows whose score is no number (a message that nobody has ranked) are not in it."""
-        if self.eft_seed is None:
+        """Return the EFT examples; rows whose score is no number (a message that nobody has ranked) are not in it."""
+        if self.eft_examples is None:
             return []
-        if self.eft_seed.response is None or self.eft_seed.score is None:
-            raise ValueError("prompts.eft_seed needs a response and a score, such as '{text}' and '-{rank}'")
+        if self.eft_examples.response is None or self.eft_examples.score is None:
+            raise ValueError("prompts.eft_examples needs a response and a score, such as '{text}' and '-{rank}'")
         rows: list[ScoredExample] = []
-        for prompt, response, told in self.eft_seed.texts(self.draw):
+        for prompt, response, told in self.eft_examples.texts(self.sample_seed):
             with suppress(ValueError):
                 score = float(told)
                 if prompt and response and math.isfinite(score):
                     rows.append(ScoredExample(prompt, response, score))
-            if len(rows) == self.eft_seed.rows:
+            if len(rows) == self.eft_examples.rows:
                 break
         if not rows:
             raise ValueError(
-                f"dataset {self.eft_seed.dataset} has no row of this kind whose score {self.eft_seed.score!r} is a number: "
-                "check prompts.eft_seed.score and where"
+                f"dataset {self.eft_examples.dataset} has no row of this kind whose score "
+                f"{self.eft_examples.score!r} is a number: check prompts.eft_examples.score and where"
             )
         return rows

@@ -46,28 +46,30 @@ class MovieReviews(PromptSource):
     redistributable: ClassVar[bool] = False
 
     kind: Literal["movie_reviews"] = "movie_reviews"
-    seed: NonNegativeInt = Field(320, description="demonstrations")
-    eft_seed: NonNegativeInt = Field(0, description="demonstrations whose ratings by people come along")
+    demonstrations: NonNegativeInt = Field(320, description="demonstrations")
+    eft_examples: NonNegativeInt = Field(0, description="demonstrations whose ratings by people come along")
     pool: PositiveInt = Field(456, description="prompts to generate from")
     held_out: PositiveInt = Field(96, description="prompts of the evaluation")
-    held_out_from: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
+    held_out_offset: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
     words: int = Field(4, ge=4, description="words of the prompt; the split is by the first four")
     min_words: PositiveInt = Field(8, description="of a review")
     max_words: PositiveInt = Field(16, description="of a review")
 
     @property
-    def has_eft_seed(self) -> bool:  # noqa: D102
-        return self.eft_seed > 0
+    def has_eft_examples(self) -> bool:  # noqa: D102
+        return self.eft_examples > 0
 
     def load(self) -> Prompts:  # noqa: D102
         return check_disjoint(
             Prompts(
-                seed=[self._demonstration(s) for s in self._take("seed", self.seed)],
+                demonstrations=[self._demonstration(s) for s in self._take("seed", self.demonstrations)],
                 pool=[Prompt.of(self._start(s)) for s in self._take("pool", self.pool)],
-                held_out=[Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_from)],
-                eft_seed=[
+                held_out=[
+                    Prompt.of(self._start(s)) for s in self._take("held_out", self.held_out, self.held_out_offset)
+                ],
+                eft_examples=[
                     ScoredExample(shown.prompt, shown.response, s.rating)
-                    for s in self._take("seed", self.eft_seed, field="eft_seed")
+                    for s in self._take("seed", self.eft_examples, field="eft_examples")
                     for shown in [self._demonstration(s)]
                 ],
             )

@@ -16,7 +16,7 @@ from models.core.data import Demonstration, Pair, from_frame, to_frame
 from models.core.subprocesses import watched
 from models.policies.checkpoint import CACHE, Checkpoint
 from models.policies.language_model import Floats, LanguageModel
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.dpo import DPO, train_dpo
 from models.training.kto import train_kto
 from models.training.orpo import train_orpo
@@ -37,7 +37,7 @@ class Training:
 
     by: By
     rows: Sequence[Demonstration] | Sequence[Pair]
-    recipe: Schedule
+    recipe: TrainingConfig
     seed: int
     reference: Floats | None = None
 
@@ -73,7 +73,7 @@ def train(
         return facts
 
 
-def check_config(config: Path, *schedules: Schedule) -> tuple[int, str]:
+def check_config(config: Path, *schedules: TrainingConfig) -> tuple[int, str]:
     """Return how many processes an accelerate configuration starts on this machine, and how it spreads a model.
 
     Raises ValueError naming what is wrong with it, or if batches of one of the schedules have no equal parts for them.

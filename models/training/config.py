@@ -23,7 +23,7 @@ class Lora(Frozen):
         )
 
 
-class Schedule(Frozen):
+class TrainingConfig(Frozen):
     """How long and how fast to train."""
 
     learning_rate: PositiveFloat = Field(2e-4, description="of AdamW, at its highest")

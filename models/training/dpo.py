@@ -2,42 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from models.core.data import Pair, Response
-from models.metrics.selective import Gate
 from models.policies.chat_template import Encoded, Renderer
 from models.policies.language_model import Floats, LanguageModel
 from models.policies.recorded import recorded
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
 
-Feedback = Literal["proxy", "oracle", "policy", "demonstrations", "none"]
 
-
-class DPO(Schedule):
-    """TRL's DPOTrainer, on adapters or every weight (2305.18290, eq. 7), or another `algorithm` on the same pairs.
-
-    `rounds` > 1 repeats from generation with the newest policy.
-
-    `feedback` says who tells chosen from rejected: an evaluator that the oracle has trained (the paper's method), the oracle
-    alone (`direct`), the policy itself (`self_reward`), a demonstration against the policy's own answer (`spin`), or
-    nobody: M_1 is the result (`sft`). `gate` says whether an evaluator is believed, and in which pairs.
-    """
-
-    # round 1 of 3 is round 1 of 1; who gave the feedback is seen in the pairs
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"rounds", "feedback", "gate"})
+class DPO(TrainingConfig):
+    """TRL's DPOTrainer, on adapters or every weight (2305.18290, eq. 7), or another `algorithm` on the same pairs."""
 
     learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
     beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
     algorithm: Literal["dpo", "kto", "orpo"] = Field("dpo", description="what learns from the pairs, through TRL")
-    rounds: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
-    feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
-    gate: Gate = Gate()
 
     @model_validator(mode="after")
     def _kto_compares_rows(self) -> Self:
@@ -48,11 +32,6 @@ class DPO(Schedule):
         if self.algorithm == "kto":
             self.check_lora("dpo", "KTO's reference is the policy without its adapter")
         return self
-
-    @property
-    def asks(self) -> bool:
-        """Whether anything is asked of the oracle for training."""
-        return self.feedback in ("proxy", "oracle")
 
 
 def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Floats:

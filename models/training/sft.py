@@ -5,12 +5,12 @@ from pathlib import Path
 
 from models.core.data import Demonstration
 from models.policies.language_model import LanguageModel
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
 
 
-class SFT(Schedule):
+class SFT(TrainingConfig):
     """TRL's SFTTrainer, with LoRA or on every weight; the loss is on the response's tokens only."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from models.core import progress
 from models.policies.chat_template import Renderer
 from models.policies.language_model import ADAPTER
-from models.training.config import Schedule
+from models.training.config import TrainingConfig
 
 _STEPS_TO_WARM_UP, _NAMED = 10, 5
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
@@ -21,7 +21,7 @@ CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 log = logging.getLogger(__name__)
 
 
-def arguments(schedule: Schedule, seed: int, rows: int) -> dict[str, Any]:
+def arguments(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
     """Return the arguments common to SFTConfig, DPOConfig and RewardConfig; nothing is written by the trainer."""
     import torch
 
@@ -133,7 +133,7 @@ def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
     return None
 
 
-def to_train(model: Any, schedule: Schedule) -> Any:  # noqa: ANN401
+def to_train(model: Any, schedule: TrainingConfig) -> Any:  # noqa: ANN401
     """Return a model as it is trained: in float32 where every weight is."""
     if schedule.lora is not None:
         return model

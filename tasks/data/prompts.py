@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 class PromptSets(Frozen):
-    """Refs of the seed (Demonstration rows), the pool and held-out prompts (Prompt rows) and the EFT seed (Judged rows)."""
+    """Refs of Demonstration rows, of Prompt rows (the pool, and what is held out) and of ScoredExample rows."""
 
-    seed: Ref
+    demonstrations: Ref
     pool: Ref
     held_out: Ref
-    eft_seed: Ref | None = None
+    eft_examples: Ref | None = None
     over_long: tuple[str, ...] = ()
 
 
@@ -35,10 +35,12 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
     if not pool or not held_out:
         raise ValueError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
     return PromptSets(
-        seed=store().write_rows("seed", prompts.seed, Demonstration),
+        demonstrations=store().write_rows("seed", prompts.demonstrations, Demonstration),
         pool=store().write_rows("prompts", pool, Prompt),
         held_out=store().write_rows("prompts", held_out, Prompt),
-        eft_seed=store().write_rows("eft_seed", prompts.eft_seed, ScoredExample) if prompts.eft_seed else None,
+        eft_examples=store().write_rows("eft_examples", prompts.eft_examples, ScoredExample)
+        if prompts.eft_examples
+        else None,
         over_long=(*long_in_pool, *long_held_out),
     )
 

@@ -134,7 +134,9 @@ def assess_policy(
     ]
     undecided = len(scored) - len(comparisons)
     if not comparisons:
-        judge = "evaluation.versus has decided none of the held-out comparisons, or" if versus is not None else ""
+        judge = (
+            "evaluation.pairwise_judge has decided none of the held-out comparisons, or" if versus is not None else ""
+        )
         raise ValueError(
             f"{judge} no held-out prompt has an oracle score for both policies: check the oracle's failures".strip()
         )

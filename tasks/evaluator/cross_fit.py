@@ -24,13 +24,13 @@ def cross_fit(
     rubric: Rubric,
     options: training_data.FitOptions,
     folds: int,
-    eft_seed: Ref | None = None,
+    eft_examples: Ref | None = None,
 ) -> StageResult:
     """Return LeftOut rows: what is said of each bought label by an evaluator trained on those of other prompts.
 
-    `eft_seed` is that of `fit_evaluator`.
+    `eft_examples` is that of `fit_evaluator`.
     """
-    context = FitContext(policy.checkpoint(), rubric, Path(), options.seed, judged(eft_seed))
+    context = FitContext(policy.checkpoint(), rubric, Path(), options.seed, judged(eft_examples))
     rows = training_data.cross_fit(evaluator, training_data_of(history), context, options, folds)
     return StageResult(ref=store().write_rows("left_out", rows, HeldOutPrediction))
 

@@ -24,7 +24,7 @@ def build_pairs(
         raise ValueError(
             f"no preference pair: {made.ties} prompts are tied, {made.incomplete} have fewer than two scores and of "
             f"{len(made.uncertain)} the evaluator is not sure. Nobody can tell the responses apart: buy more labels, use "
-            "another evaluator, or lower dpo.gate.threshold"
+            "another evaluator, or lower gate.min_confidence"
         )
     by_proxy = sum(p.provenance == "proxy" for p in made.pairs)
     facts = {

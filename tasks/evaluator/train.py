@@ -21,14 +21,14 @@ def fit_evaluator(
     policy: Policy,
     rubric: Rubric,
     options: FitOptions,
-    eft_seed: Ref | None = None,
+    eft_examples: Ref | None = None,
 ) -> StageResult:
     """Return the trained evaluator, trained on the oracle's scores or by its comparisons, or zero-shot without any.
 
-    `eft_seed` (Judged rows) is trained beside them, to evaluators that want it.
+    `eft_examples` (Judged rows) is trained beside them, to evaluators that want it.
     """
     with new_folder() as folder:
-        context = FitContext(policy.checkpoint(), rubric, Path(folder), options.seed, judged(eft_seed))
+        context = FitContext(policy.checkpoint(), rubric, Path(folder), options.seed, judged(eft_examples))
         if history:
             facts = training_data_of(history).fit(evaluator, context, options)
         else:

@@ -30,7 +30,7 @@ def acquire(
     history: tuple[Batch, ...],
     budget: int,
     seed: int,
-    turn: int,
+    round_number: int,
     compare: bool = False,
 ) -> StageResult:
     """Return at most `budget` picks of the pool, best first, with the utility of each and why.
@@ -45,7 +45,7 @@ def acquire(
     if oracle is not None and money is not None:
         cost = np.array([oracle.max_cost(r.prompt, r.text) for r in rows], dtype=np.float64)
         pool = replace(pool, cost=cost, money=money)
-    rng = stream(seed, turn, "acquire")
+    rng = stream(seed, round_number, "acquire")
     if not compare:
         picks = strategy.select(pool, budget, rng)
     elif isinstance(strategy, PairAcquisition):

@@ -49,21 +49,21 @@ def enqueue_for_humans(request: AnnotationRequest) -> int:
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), Ledger(settings().ledger_url), workers=1)
+        _buy(request, _by_id(request), Ledger(settings().ledger_url), concurrency=1)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
-@stage(version=5, ignore=["workers"])
-def annotate(request: AnnotationRequest, *, workers: int) -> AnnotationResult:
+@stage(version=5, ignore=["concurrency"])
+def annotate(request: AnnotationRequest, *, concurrency: int) -> AnnotationResult:
     """Return the labels, within every cap.
 
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
     by_id, ledger = _by_id(request), Ledger(settings().ledger_url)
     with on_device() if request.oracle.uses_device else nullcontext():
-        labels = _buy(request, by_id, ledger, workers=workers)
+        labels = _buy(request, by_id, ledger, concurrency=concurrency)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
     facts |= request.oracle.diagnostics([row["raw"] for row in settled])
@@ -82,7 +82,7 @@ def _by_id(request: AnnotationRequest) -> dict[str, Response]:
     return {r.id: r for r in store().rows(request.responses, Response)}
 
 
-def _buy(request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, workers: int) -> list[Label]:
+def _buy(request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, concurrency: int) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
@@ -92,7 +92,7 @@ def _buy(request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledg
         max_queries=request.max_queries,
         max_micro_usd=request.max_micro_usd,
         max_tokens=request.max_tokens,
-        workers=workers,
+        concurrency=concurrency,
     )
     asked = {question.id: (pick, sign) for pick, (question, sign) in zip(picks, questions, strict=True)}
     return [_as_picked(entry, *asked[entry.response_id]) for entry in labels]

@@ -43,9 +43,9 @@ def training_data_of(history: Sequence[Batch]) -> TrainingData:
     )
 
 
-def judged(eft_seed: Ref | None) -> Sequence[ScoredExample]:
-    """Return the EFT seed's rows, none where there is no seed."""
-    return () if eft_seed is None else store().rows(eft_seed, ScoredExample)
+def judged(eft_examples: Ref | None) -> Sequence[ScoredExample]:
+    """Return the EFT examples' rows, none where there is no seed."""
+    return () if eft_examples is None else store().rows(eft_examples, ScoredExample)
 
 
 def _scored(batch: Batch) -> PointwiseData:

@@ -21,22 +21,22 @@ from models.evaluators.ordinal import levels_of
 from models.evaluators.reward_head import RewardHead
 from models.generators.base import response_id
 from models.policies.checkpoint import Checkpoint
-from models.training.config import Lora, Schedule
+from models.training.config import Lora, TrainingConfig
 from models.training.sft import SFT
 
 LORA = Lora(r=8, alpha=16)
-REWARD = Schedule(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA)
+REWARD = TrainingConfig(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA)
 EVALUATORS: list[Evaluator] = [
     Linear(),
     Linear(prompt_effect=0.0, style=0.0, length=0.0),
     Linear(loss="bradley_terry"),
     Length(),
-    RewardHead(schedule=REWARD, pairs_per_label=8),
-    RewardHead(schedule=REWARD, pairs_per_label=8, margin=True, centring=0.01),
-    RewardHead(schedule=REWARD.model_copy(update={"epochs": 12}), loss="regression"),
-    RewardHead(schedule=REWARD.model_copy(update={"epochs": 12}), loss="ordinal"),
-    Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
-    GenerativePairs(schedule=SFT(learning_rate=5e-3, epochs=16, batch_size=16, lora=LORA)),
+    RewardHead(training=REWARD, pairs_per_label=8),
+    RewardHead(training=REWARD, pairs_per_label=8, margin=True, center_rewards_coefficient=0.01),
+    RewardHead(training=REWARD.model_copy(update={"epochs": 12}), loss="regression"),
+    RewardHead(training=REWARD.model_copy(update={"epochs": 12}), loss="ordinal"),
+    Generative(training=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA)),
+    GenerativePairs(training=SFT(learning_rate=5e-3, epochs=16, batch_size=16, lora=LORA)),
 ]
 LEARN_SCORES = [e for e in EVALUATORS if e.supports_pointwise]
 every_evaluator = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda e: f"{e.kind}-{getattr(e, 'loss', '')}")
@@ -176,10 +176,10 @@ def test_an_evaluator_of_shuffled_labels_knows_nothing(context: FitContext) -> N
 
 def test_sampled_judgements_are_parsed_and_the_unparsable_are_left_out(context: FitContext) -> None:
     shown, scores = world(24, seed=0)
-    trained = Generative(schedule=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA), read="sampled")
+    trained = Generative(training=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA), read="sampled")
     trained.fit(shown, scores, context)
     assert np.isfinite(trained.predict(shown, context)).any()
-    untrained = Generative(schedule=SFT(learning_rate=1e-9, epochs=1, lora=LORA), read="sampled", judgements=1)
+    untrained = Generative(training=SFT(learning_rate=1e-9, epochs=1, lora=LORA), read="sampled", judgements=1)
     untrained.fit(shown, scores, context)
     assert np.isnan(untrained.predict(shown, context)).all(), "word salad holds no score line"
 
@@ -253,9 +253,13 @@ def test_heads_agree_on_what_all_texts_share(context: FitContext) -> None:
 
 def test_a_margin_pushes_rewards_apart_and_centring_keeps_them_about_zero(context: FitContext) -> None:
     shown, scores = world(64, seed=0)
-    plain = RewardHead(schedule=REWARD, pairs_per_label=8)
+    plain = RewardHead(training=REWARD, pairs_per_label=8)
     lead, level = {}, {}
-    for name, changes in {"plain": {}, "margin": {"margin": True}, "centred": {"centring": 1.0}}.items():
+    for name, changes in {
+        "plain": {},
+        "margin": {"margin": True},
+        "centred": {"center_rewards_coefficient": 1.0},
+    }.items():
         evaluator = plain.model_copy(update=changes)
         evaluator.fit(shown, scores, context)
         rewards = evaluator.predict(shown, context).mean(0)
@@ -271,10 +275,10 @@ def test_labels_of_texts_too_long_to_learn_from_are_counted(context: FitContext)
     given = Examples([long, *shown.responses[1:]], shown.features)
     short = REWARD.model_copy(update={"max_length": 40, "epochs": 1})
     for loss in ("bradley_terry", "regression", "ordinal"):
-        assert RewardHead(schedule=short, loss=loss).fit(given, scores, context)["too_long"] == 1
+        assert RewardHead(training=short, loss=loss).fit(given, scores, context)["too_long"] == 1
     first, second, _, preference = comparisons(24, seed=0)
     sides = Examples([long, *first.responses[1:]]), second
-    assert RewardHead(schedule=short).fit_pairs(*sides, preference, context)["too_long"] == 1
+    assert RewardHead(training=short).fit_pairs(*sides, preference, context)["too_long"] == 1
 
 
 def test_scores_and_levels_are_not_learnt_from_comparisons() -> None:

@@ -118,9 +118,9 @@ def test_the_gold_oracle_agrees_with_people_it_was_not_fitted_on() -> None:
 def test_the_snippets_that_fit_the_gold_oracle_are_in_no_other_split() -> None:
     fitted = {s.text for s in snippets("oracle")}
     starts = {" ".join(s.text.split()[:4]) for s in snippets("oracle")}
-    prompts = MovieReviews(seed=400, pool=400, held_out=90).load()
+    prompts = MovieReviews(demonstrations=400, pool=400, held_out=90).load()
     assert not starts & {p.text for p in [*prompts.pool, *prompts.held_out]}
-    assert not fitted & {f"{d.prompt} {d.response}" for d in prompts.seed}
+    assert not fitted & {f"{d.prompt} {d.response}" for d in prompts.demonstrations}
 
 
 def test_recorded_probabilities_become_logits_and_missing_prices_the_median(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
 
 def test_columns_become_prompts_and_trees_become_demonstrations(hub: Hub) -> None:
     prompts = hub.load()
-    assert prompts.seed == [Demonstration("How are you?", "Very well.")], "first answers in English, ranked best"
+    assert prompts.demonstrations == [Demonstration("How are you?", "Very well.")], (
+        "first answers in English, ranked best"
+    )
     assert (len(prompts.pool), len(prompts.held_out)) == (8, 3)
     assert all(p.text.startswith("Add. ") for p in prompts.pool)
     assert hub.model_copy(update={"draw": 1}).load().pool != prompts.pool
@@ -88,12 +90,12 @@ def test_a_wrong_table_is_refused(hub: Hub, changes: dict[str, object], rule: st
 
 @pytest.mark.parametrize("kind", ["files", "hub", "movie_reviews"])
 def test_every_source_keeps_the_contract(files: Files, hub: Hub, kind: str) -> None:
-    sources = {"files": files, "hub": hub, "movie_reviews": MovieReviews(seed=20, pool=30, held_out=10)}
+    sources = {"files": files, "hub": hub, "movie_reviews": MovieReviews(demonstrations=20, pool=30, held_out=10)}
     source: PromptSource = sources[kind]
     prompts = source.load()
     assert prompts == source.load()
     check_disjoint(prompts)
-    assert all(d.prompt and d.response for d in prompts.seed)
+    assert all(d.prompt and d.response for d in prompts.demonstrations)
     assert source.digest_inputs() == source.model_copy().digest_inputs()
 
 
@@ -101,7 +103,7 @@ def test_jsonl_and_plain_text_are_read(files: Files) -> None:
     prompts = files.load()
     assert [p.text for p in prompts.pool] == ["one", "two"]
     assert [p.text for p in prompts.held_out] == ["three", "four"]
-    assert prompts.seed[0].response == "six"
+    assert prompts.demonstrations[0].response == "six"
 
 
 @pytest.mark.parametrize(
@@ -126,50 +128,50 @@ def test_a_bad_prompt_file_is_refused_with_line_and_remedy(files: Files, content
         files.load()
 
 
-def test_an_eft_seed_has_a_score_in_every_line(files: Files, tmp_path: Path) -> None:
+def test_eft_examples_have_a_score_in_every_line(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "eft.jsonl"
     write_jsonl(
         path, [{"prompt": "seven", "response": "eight", "score": 2}, {"prompt": "x", "response": "y", "score": 0.5}]
     )
-    judged = files.model_copy(update={"eft_seed": path})
-    assert (files.has_eft_seed, judged.has_eft_seed) == (False, True)
-    assert judged.load().eft_seed == [ScoredExample("seven", "eight", 2.0), ScoredExample("x", "y", 0.5)]
+    judged = files.model_copy(update={"eft_examples": path})
+    assert (files.has_eft_examples, judged.has_eft_examples) == (False, True)
+    assert judged.load().eft_examples == [ScoredExample("seven", "eight", 2.0), ScoredExample("x", "y", 0.5)]
     assert judged.digest_inputs() != files.digest_inputs()
     for score in ("high", None, True, float("nan")):
         write_jsonl(path, [{"prompt": "seven", "response": "eight", "score": score}])
-        with pytest.raises(ValueError, match=r'line 1: an EFT seed line has a number as its "score"'):
+        with pytest.raises(ValueError, match=r'line 1: a line of EFT examples has a number as its "score"'):
             judged.load()
     write_jsonl(path, [{"prompt": "three", "response": "eight", "score": 1}])
-    with pytest.raises(ValueError, match="1 held-out prompts are in the EFT seed, such as 'three'"):
+    with pytest.raises(ValueError, match="1 held-out prompts are in the EFT examples, such as 'three'"):
         judged.load()
 
 
-def test_rankings_of_a_tree_become_an_eft_seed(hub: Hub) -> None:
-    assert hub.seed is not None
+def test_rankings_of_a_tree_become_an_eft_examples(hub: Hub) -> None:
+    assert hub.demonstrations is not None
     where = {"role": "assistant", "lang": "en"}
-    ranked = hub.seed.model_copy(update={"score": "-{rank}", "where": where})
-    found = hub.model_copy(update={"eft_seed": ranked}).load()
-    assert sorted((row.response, row.score) for row in found.eft_seed) == [
+    ranked = hub.demonstrations.model_copy(update={"score": "-{rank}", "where": where})
+    found = hub.model_copy(update={"eft_examples": ranked}).load()
+    assert sorted((row.response, row.score) for row in found.eft_examples) == [
         ("Go away.", -1),
         ("Indeed.", 0),
         ("Very well.", 0),
     ]
     unranked = ranked.model_copy(update={"where": {"role": "prompter"}, "prompt": "{text}", "parent": None})
     with pytest.raises(ValueError, match=r"no row of this kind whose score '-\{rank\}' is a number"):
-        hub.model_copy(update={"eft_seed": unranked}).load()
-    with pytest.raises(ValueError, match="eft_seed needs a response and a score"):
-        hub.model_copy(update={"eft_seed": hub.seed}).load()
+        hub.model_copy(update={"eft_examples": unranked}).load()
+    with pytest.raises(ValueError, match="eft_examples needs a response and a score"):
+        hub.model_copy(update={"eft_examples": hub.demonstrations}).load()
 
 
-def test_the_ratings_of_reviews_are_an_eft_seed() -> None:
-    prompts = MovieReviews(seed=20, eft_seed=12, pool=30, held_out=10).load()
-    assert [(row.prompt, row.response) for row in prompts.eft_seed] == [
-        (d.prompt, d.response) for d in prompts.seed[:12]
+def test_the_ratings_of_reviews_are_an_eft_examples() -> None:
+    prompts = MovieReviews(demonstrations=20, eft_examples=12, pool=30, held_out=10).load()
+    assert [(row.prompt, row.response) for row in prompts.eft_examples] == [
+        (d.prompt, d.response) for d in prompts.demonstrations[:12]
     ]
-    assert all(-4 <= row.score <= 4 for row in prompts.eft_seed)
-    assert len({row.score for row in prompts.eft_seed}) > 6
-    with pytest.raises(ValueError, match=r"5000 asked: lower prompts\.eft_seed"):
-        MovieReviews(eft_seed=5000).load()
+    assert all(-4 <= row.score <= 4 for row in prompts.eft_examples)
+    assert len({row.score for row in prompts.eft_examples}) > 6
+    with pytest.raises(ValueError, match=r"5000 asked: lower prompts\.eft_examples"):
+        MovieReviews(eft_examples=5000).load()
 
 
 def test_duplicates_are_dropped_on_request_only(files: Files) -> None:
@@ -202,11 +204,11 @@ def test_an_edited_file_has_another_digest(files: Files) -> None:
 
 
 def test_held_out_prompts_may_start_after_those_that_chose_the_settings() -> None:
-    first, later = (MovieReviews(held_out=20, held_out_from=begin).load() for begin in (0, 20))
+    first, later = (MovieReviews(held_out=20, held_out_offset=begin).load() for begin in (0, 20))
     assert not {p.id for p in first.held_out} & {p.id for p in later.held_out}
     assert first.pool == later.pool
     with pytest.raises(ValueError, match="the held_out split holds .* snippets, 100020 asked"):
-        MovieReviews(held_out=20, held_out_from=100_000).load()
+        MovieReviews(held_out=20, held_out_offset=100_000).load()
 
 
 def test_more_snippets_than_there_are_is_refused() -> None:

@@ -59,11 +59,11 @@ def test_the_selected_ids_do_not_depend_on_workers_or_batch_sizes(
     ledger = Ledger(settings().ledger_url)
     run(tiny_settings)
     first = {(row["prompt"], row["response"]) for row in ledger.rows()}
-    report = run(tiny_settings, labelling__workers=1, generation__batch_size=3)
+    report = run(tiny_settings, labelling__concurrency=1, generation__batch_size=3)
     assert executed(report) == Counter()
     fresh = Settings(home=tmp_path / "fresh")
     with fresh:
-        run(tiny_settings, labelling__workers=7, generation__batch_size=5)
+        run(tiny_settings, labelling__concurrency=7, generation__batch_size=5)
         second = {(row["prompt"], row["response"]) for row in Ledger(settings().ledger_url).rows()}
     assert second == first
 

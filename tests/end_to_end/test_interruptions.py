@@ -37,7 +37,7 @@ STAGES = [
 def experiment(tmp_path: Path, tiny_settings: dict[str, Any]) -> Path:
     """The tiny experiment with an oracle slow enough to be interrupted in the middle."""
     slow = {"kind": "noisy", "inner": {"kind": "gold"}, "latency": 0.15}
-    changed = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "oracle": slow, "workers": 2}}
+    changed = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "oracle": slow, "concurrency": 2}}
     path = tmp_path / "slow.yaml"
     path.write_text(yaml.safe_dump(changed))
     return path

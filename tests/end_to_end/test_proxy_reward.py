@@ -76,7 +76,7 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
 def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) -> None:
     report = run(
         tiny_settings,
-        dpo__rounds=2,
+        iterations=2,
         labelling__batches=2,
         labelling__acquisition={"kind": "margin"},
         labelling__queries=11,
@@ -95,7 +95,7 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
 @pytest.mark.parametrize("kind", ["reward_head", "generative"])
 def test_language_model_evaluators_run_in_the_same_flow(tiny_settings: dict[str, Any], kind: str) -> None:
     schedule = {"learning_rate": 3e-3, "epochs": 1, "batch_size": 8, "lora": {"r": 4, "alpha": 8}}
-    report = run(tiny_settings, evaluator={"kind": kind, "schedule": schedule})
+    report = run(tiny_settings, evaluator={"kind": kind, "training": schedule})
     assert report["evaluator"]["kind"] == kind
     assert report["proxy_pairs"] > 0
 
@@ -105,7 +105,7 @@ def test_a_judge_that_compares_runs_in_the_same_flow(tiny_settings: dict[str, An
     given = {**tiny_settings, "evaluation": {**tiny_settings["evaluation"], "oracle": {"kind": "gold"}}}
     report = run(
         given,
-        evaluator={"kind": "generative_pairs", "schedule": schedule},
+        evaluator={"kind": "generative_pairs", "training": schedule},
         labelling__oracle={"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
         labelling__acquisition={"kind": "random_pairs"},
     )
@@ -113,26 +113,28 @@ def test_a_judge_that_compares_runs_in_the_same_flow(tiny_settings: dict[str, An
     assert math.isfinite(report["evaluator"]["position_bias"])
     page = (report_folder("tiny") / "report.md").read_text()
     assert "place: of two equals the first wins with probability 0." in page
-    itself = run(given, evaluator={"kind": "generative_pairs"}, dpo__feedback="policy", labelling__queries=0)
+    itself = run(given, evaluator={"kind": "generative_pairs"}, feedback="policy", labelling__queries=0)
     assert itself["proxy_pairs"] > 9
     assert itself["queries"] == 0
 
 
-def test_the_eft_seed_is_taught_beside_the_labels(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+def test_the_eft_examples_are_trained_on_beside_the_labels(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     schedule = {"learning_rate": 3e-3, "epochs": 1, "batch_size": 8, "lora": {"r": 4, "alpha": 8}}
     judged = [{"prompt": f"the tale {n} is", "response": "warm" * (n % 3), "score": n % 3} for n in range(12)]
     judged = [row for row in judged if row["response"]]
     (tmp_path / "eft.jsonl").write_text("\n".join(json.dumps(row) for row in judged))
-    evaluator = {"kind": "generative", "schedule": schedule, "eft_seed": "raw"}
-    without = run(tiny_settings, evaluator={**evaluator, "eft_seed": "none"})
-    report = run(tiny_settings, evaluator=evaluator, prompts__eft_seed=str(tmp_path / "eft.jsonl"))
+    evaluator = {"kind": "generative", "training": schedule, "eft_examples": "raw"}
+    without = run(tiny_settings, evaluator={**evaluator, "eft_examples": "none"})
+    report = run(tiny_settings, evaluator=evaluator, prompts__eft_examples=str(tmp_path / "eft.jsonl"))
     done = executed(report)
     assert done["load_prompts"] == 1
     assert done["fit_evaluator"] == 2, "the control is trained the seed too, with its scores permuted"
     assert done["annotate"] == done["fine_tune"] == 0, "nothing else depends on it"
     assert report["queries"] == without["queries"]
     again = run(
-        tiny_settings, evaluator={**evaluator, "eft_seed": "none"}, prompts__eft_seed=str(tmp_path / "eft.jsonl")
+        tiny_settings,
+        evaluator={**evaluator, "eft_examples": "none"},
+        prompts__eft_examples=str(tmp_path / "eft.jsonl"),
     )
     assert executed(again)["fit_evaluator"] == 0, "a seed that is not wanted changes nothing"
 
@@ -159,7 +161,12 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
     plain = run(tiny_settings)
     assert plain["curve"] == []
     assert plain["best_of"] is None
-    report = run(tiny_settings, evaluation__curve=2, evaluation__best_of=3, evaluation__max_micro_usd=2_000_000)
+    report = run(
+        tiny_settings,
+        evaluation__intermediate_checkpoints=2,
+        evaluation__best_of=3,
+        evaluation__max_micro_usd=2_000_000,
+    )
     assert report["evaluation_queries"] == 48 + 2 * 24 + 12
     assert [point["share"] for point in report["curve"]] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     first, last = report["curve"][0], report["curve"][-1]
@@ -176,10 +183,17 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
         "of M₁'s best by the evaluator against M₁, at a KL of at most 0.43 nats" in (folder / "report.md").read_text()
     )
     assert (
-        executed(run(tiny_settings, evaluation__curve=2, evaluation__best_of=3, evaluation__max_micro_usd=2_000_000))
+        executed(
+            run(
+                tiny_settings,
+                evaluation__intermediate_checkpoints=2,
+                evaluation__best_of=3,
+                evaluation__max_micro_usd=2_000_000,
+            )
+        )
         == Counter()
     )
-    few = {**tiny_settings["evaluation"], "max_micro_usd": 700_000, "curve": 2}
+    few = {**tiny_settings["evaluation"], "max_micro_usd": 700_000, "intermediate_checkpoints": 2}
     with pytest.raises(ValueError, match=r"the evaluation asks 96 queries, \$0.96"):
         plan(Experiment.model_validate({**tiny_settings, "evaluation": few}))
 
@@ -205,21 +219,27 @@ def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monke
     }
     page = (report_folder("tiny") / "report.md").read_text()
     assert "by a language model comparing two responses in both orders; both orders agree in 100%" in page
-    with pytest.raises(ValueError, match="evaluation.versus compares two answers, and 'gold' scores single ones"):
+    with pytest.raises(
+        ValueError, match="evaluation.pairwise_judge compares two answers, and 'gold' scores single ones"
+    ):
         run(tiny_settings, evaluation__versus={"kind": "gold"})
 
 
 def test_what_cannot_be_measured_is_no_reason_to_fail(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     """One held-out prompt: no interval; answers of one word: no word pairs; an arm without evaluator: no curve."""
     Path(tiny_settings["prompts"]["held_out"]).write_text("the fine tale is\n")
-    report = run(tiny_settings, evaluation__curve=1, evaluation__best_of=2, generation__max_new_tokens=1)
+    report = run(
+        tiny_settings, evaluation__intermediate_checkpoints=1, evaluation__best_of=2, generation__max_new_tokens=1
+    )
     assert report["policy"]["lc_win_rate_ci"] == [None, None]
     assert report["best_of"]["best_of_win_rate_low"] is None
     assert (report_folder("tiny") / "report.md").exists()
-    direct = tiny_settings | {"dpo": tiny_settings["dpo"] | {"feedback": "oracle"}}
+    direct = tiny_settings | {"feedback": "oracle"}
     direct["labelling"] = direct["labelling"] | {"acquisition": {"kind": "random_pairs"}}
     planned = plan(
-        Experiment.model_validate(direct | {"evaluation": {**direct["evaluation"], "curve": 3, "best_of": 4}})
+        Experiment.model_validate(
+            direct | {"evaluation": {**direct["evaluation"], "intermediate_checkpoints": 3, "best_of": 4}}
+        )
     )
     assert planned.evaluation_queries == 4
 
@@ -237,7 +257,7 @@ def test_answers_that_are_lists_already_say_nothing_of_format(tiny_settings: dic
 
 @pytest.mark.parametrize("algorithm", ["kto", "orpo"])
 def test_variants_of_dpo_run_in_the_same_flow(tiny_settings: dict[str, Any], algorithm: str) -> None:
-    report = run(tiny_settings, dpo__algorithm=algorithm, evaluation__curve=1)
+    report = run(tiny_settings, dpo__algorithm=algorithm, evaluation__intermediate_checkpoints=1)
     assert "reference" not in executed(report), "their trainers know their own, or have none"
     assert report["policy"]["kl"] != 0
     assert len(report["curve"]) == 3
@@ -294,7 +314,7 @@ def test_every_pair_says_who_labelled_it(tiny_settings: dict[str, Any]) -> None:
 def test_over_long_prompts_are_reported_not_dropped_in_silence(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     pool = Path(tiny_settings["prompts"]["pool"])
     pool.write_text(pool.read_text() + "film " * 60 + "\n")
-    seed = Path(tiny_settings["prompts"]["seed"])
+    seed = Path(tiny_settings["prompts"]["demonstrations"])
     seed.write_text(seed.read_text() + json.dumps({"prompt": "the tale is", "response": "film " * 80}) + "\n")
     report = run(tiny_settings)
     assert report["too_long"] == {"fine_tune": 1}

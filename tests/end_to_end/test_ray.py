@@ -102,7 +102,7 @@ def machine(
     prefect_server: None, s3: str, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> Callable[..., "Command | subprocess.Popen[bytes]"]:
     """Return how to start a command on a machine of its own that shares the store."""
-    tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "schedule": tiny_settings["dpo"]}
+    tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "training": tiny_settings["dpo"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
 
     def start(home: Path, **more: str) -> "Command | subprocess.Popen[bytes]":

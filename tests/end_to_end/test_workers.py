@@ -80,7 +80,7 @@ def kill(pid: int) -> None:
 def new_machine(
     tmp_path: Path, judged: Path, tiny_settings: dict[str, Any], tiny_model_path: Path
 ) -> Callable[[str, dict[str, str]], Machine]:
-    tiny_settings["prompts"] |= {"pool": "pool.txt", "held_out": "held.txt", "seed": "seed.jsonl"}
+    tiny_settings["prompts"] |= {"pool": "pool.txt", "held_out": "held.txt", "demonstrations": "seed.jsonl"}
     tiny_settings["policy"]["model"] = "./model"
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_settings))
     sweep = {"name": "small", "base": "base.yaml", "presets": ["random"], "seeds": list(range(ARMS))}

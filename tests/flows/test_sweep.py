@@ -46,16 +46,16 @@ def sweep(given: dict[str, Any], **changes: Any) -> Sweep:
 
 def test_arms_go_on_at_chance_unless_the_base_says_otherwise(tiny_file: Path, sweep_settings: dict[str, Any]) -> None:
     arms = expand(sweep(sweep_settings, presets=["random", "sft", "self_reward"])).arms
-    assert {arm.experiment.dpo.gate.at_chance for arm in arms} == {"continue"}
-    mapping = expand(sweep(sweep_settings, presets=[], arms={"sure": {"dpo.gate": {"threshold": 0.7}}})).arms
-    assert [(a.experiment.dpo.gate.at_chance, a.experiment.dpo.gate.threshold) for a in mapping] == [
+    assert {arm.experiment.gate.on_failure for arm in arms} == {"continue"}
+    mapping = expand(sweep(sweep_settings, presets=[], arms={"sure": {"gate": {"min_confidence": 0.7}}})).arms
+    assert [(a.experiment.gate.on_failure, a.experiment.gate.min_confidence) for a in mapping] == [
         ("continue", 0.7)
     ] * 2
     base = yaml.safe_load(tiny_file.read_text())
-    base["dpo"] = {**base["dpo"], "gate": {"at_chance": "stop", "folds": 3, "threshold": 0.7, "queries": 2}}
+    base["gate"] = {"on_failure": "stop", "folds": 3, "min_confidence": 0.7, "relabel_queries": 2}
     tiny_file.write_text(yaml.safe_dump(base))
     arms = expand(sweep(sweep_settings)).arms
-    assert {(arm.experiment.dpo.gate.at_chance, arm.experiment.dpo.gate.folds) for arm in arms} == {("stop", 3)}
+    assert {(arm.experiment.gate.on_failure, arm.experiment.gate.folds) for arm in arms} == {("stop", 3)}
     assert len(expand(sweep(sweep_settings, presets=list(PRESETS))).arms) == 2 * len(PRESETS), (
         "a gate suits every preset"
     )
@@ -112,10 +112,10 @@ def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str
         ({"arms": {"random": {}}}, r"\['random'\] are presets and arms"),
         ({"arms": {"odd": {"labelling.querys": 3}}}, "arm odd: labelling.querys: .*did you mean 'labelling.queries'"),
         ({"arms": {"odd": {"labelling.queries": -1}}}, "arm odd: labelling.queries: .*got -1"),
-        ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: .*labelling.queries=0 does not reach for 1 turns"),
+        ({"arms": {"odd": {"labelling.queries": 0}}}, "arm odd: .*labelling.queries=0 does not reach for 1 rounds"),
         (
-            {"arms": {"odd": {"dpo.feedback": "none"}}},
-            "arm odd: .*dpo.feedback=none asks the oracle nothing, .*set it to 0",
+            {"arms": {"odd": {"feedback": "none"}}},
+            "arm odd: .*feedback=none asks the oracle nothing, .*set it to 0",
         ),
         ({"arms": {"odd": {"name.x": 0}}}, "arm odd: 'name.x': 'name' has no fields of its own"),
         ({"arms": {"greedy": {"labelling.queries": 81}}}, "arm greedy: labelling.queries=81 passes the pool"),

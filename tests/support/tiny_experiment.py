@@ -29,7 +29,7 @@ def tiny_experiment(folder: Path, model: Path) -> dict[str, Any]:
             "kind": "files",
             "pool": str(folder / "pool.txt"),
             "held_out": str(folder / "held.txt"),
-            "seed": str(folder / "seed.jsonl"),
+            "demonstrations": str(folder / "seed.jsonl"),
         },
         "policy": {
             "model": str(model),

@@ -44,11 +44,11 @@ class Lab:
 
     def __init__(self, settings: dict[str, Any], report: dict[str, Any]) -> None:
         self.x = Experiment.model_validate(settings)
-        self.rounds = RunArtifacts.model_validate(report["made"])
+        self.artifacts = RunArtifacts.model_validate(report["made"])
 
     def answers(self, policy: Policy) -> list[Response]:
         seed = seed_of(self.x.seeds.training, 0, "evaluate")
-        held_out, samples = self.rounds.prompts.held_out, self.x.evaluation.samples
+        held_out, samples = self.artifacts.prompts.held_out, self.x.evaluation.samples
         made = generate_sharded(policy, held_out, self.x.generation, samples=samples, seed=seed)
         return store().rows(made.ref, Response)
 
@@ -58,11 +58,11 @@ class Lab:
 
     def kl(self, policy: Policy) -> float:
         rows = self.answers(policy)
-        return float((self.scored(policy, rows).logprob - self.scored(self.rounds.first, rows).logprob).mean())
+        return float((self.scored(policy, rows).logprob - self.scored(self.artifacts.sft_policy, rows).logprob).mean())
 
     def to_read(self, rows: list[Response], *, own: bool = False) -> int:
         """Return how many texts there are to read: each once, and of one's own none that is known."""
-        tokens = self.scored(self.rounds.first, rows).tokens.tolist()
+        tokens = self.scored(self.artifacts.sft_policy, rows).tokens.tolist()
         return len(
             {
                 (r.prompt, r.text, r.tokens < self.x.generation.max_new_tokens)
@@ -75,12 +75,12 @@ class Lab:
 def test_the_figures_are_those_of_scoring_and_each_model_reads_each_text_once(
     tiny_settings: dict[str, Any], read: Counter[float]
 ) -> None:
-    tiny_settings["evaluation"]["curve"] = 1
+    tiny_settings["evaluation"]["intermediate_checkpoints"] = 1
     report = run(tiny_settings)
     counted = Counter(read)
     lab = Lab(tiny_settings, report)
-    rounds, (half,) = lab.rounds, lab.rounds.along
-    base, first, second = rounds.first.base, rounds.first, rounds.policy
+    artifacts, (half,) = lab.artifacts, lab.artifacts.checkpoints
+    base, first, second = artifacts.sft_policy.base, artifacts.sft_policy, artifacts.policy
     old, new, between = (lab.answers(policy) for policy in (first, second, half))
 
     assert report["policy"]["kl"] == pytest.approx(lab.kl(second), abs=1e-4)
@@ -92,10 +92,10 @@ def test_the_figures_are_those_of_scoring_and_each_model_reads_each_text_once(
     assert curve == pytest.approx([0.0, lab.kl(half), lab.kl(second)], abs=1e-4)
     assert report["policy"]["kl"] == curve[-1]
 
-    assert rounds.pairs is not None
-    assert rounds.responses is not None
-    pairs = store().rows(rounds.pairs.ref, Pair)
-    pool = {(r.prompt, r.text): r for r in store().rows(rounds.responses, Response) if r.canonical}
+    assert artifacts.pairs is not None
+    assert artifacts.responses is not None
+    pairs = store().rows(artifacts.pairs.ref, Pair)
+    pool = {(r.prompt, r.text): r for r in store().rows(artifacts.responses, Response) if r.canonical}
     expected_reads = {
         base: lab.to_read(old) + lab.to_read(new),
         first: lab.to_read(new) + lab.to_read(between) + referred(first, pairs, pool),
@@ -123,7 +123,7 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
 ) -> None:
     report = run(tiny_settings)
     lab = Lab(tiny_settings, report)
-    base = weights_of(lab.rounds.first.base.checkpoint().shared())
+    base = weights_of(lab.artifacts.sft_policy.base.checkpoint().shared())
     read.clear()
     report = run(tiny_settings, dpo__beta=0.5)
     assert executed(report)["likelihood"] == 3
@@ -132,6 +132,6 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
     assert read[base] <= len(new), "M₀ reads the new answers alone"
     read.clear()
     CACHE.release()
-    curve = run(tiny_settings, dpo__beta=0.5, evaluation__curve=1)
+    curve = run(tiny_settings, dpo__beta=0.5, evaluation__intermediate_checkpoints=1)
     assert executed(curve)["likelihood"] == 2, "the answers of the policy on the way; the ends have been scored"
     assert np.isfinite([point["kl"] for point in curve["curve"]]).all()

@@ -32,9 +32,15 @@ def refused(file: Path, *overrides: str) -> str:
         ("labelling.querys=3", "did you mean 'labelling.queries'?"),
         ("polcy.model=x", "did you mean 'policy'?"),
         ("evaluator.ensembl=3", "did you mean 'evaluator.linear.ensemble'?"),
+        (
+            "labelling.workers=3",
+            "labelling.workers: Extra inputs are not permitted (it is called 'labelling.concurrency' now)",
+        ),
+        ("dpo.gate.threshold=0.7", "(it is called 'gate' now)"),
+        ("prompts.seed=x.jsonl", "(it is called 'prompts.demonstrations' now)"),
         ("labelling.queries=many", "unable to parse string as an integer, got 'many'"),
         ("labelling.queries=-3", "labelling.queries: Input should be greater than or equal to 0, got -3"),
-        ("labelling.queries=0", "labelling.queries=0 does not reach for 1 turns"),
+        ("labelling.queries=0", "labelling.queries=0 does not reach for 1 rounds"),
         ("labelling.max_micro_usd=-1", "greater than or equal to 0, got -1"),
         (
             "labelling.max_micro_usd=0",
@@ -42,11 +48,11 @@ def refused(file: Path, *overrides: str) -> str:
         ),
         (
             "labelling.queries=81",
-            "labelling.queries=81 passes the pool of 40 prompts × 2 responses × 1 rounds = 80",
+            "labelling.queries=81 passes the pool of 40 prompts × 2 responses × 1 iterations = 80",
         ),
         ("generation.samples=1", "generation.samples must be at least 2"),
-        ("labelling.acquisition.kind=margin", "set labelling.batches to 2 or more"),
-        ("labelling.batches=11", "labelling.queries=10 does not reach for 11 turns"),
+        ("labelling.acquisition.kind=margin", "set labelling.rounds to 2 or more"),
+        ("labelling.rounds=11", "labelling.queries=10 does not reach for 11 rounds"),
         ("evaluation.max_micro_usd=1", "evaluation.max_micro_usd allows $0.000001"),
         ("policy.model=./missing", "'./missing' is not a directory"),
         ("embedding.kind=sentence", ""),
@@ -139,7 +145,7 @@ def cap(tokens: int) -> str:
 
 
 def test_the_plan_goes_by_what_earlier_answers_took(tiny_file: Path, home: Path) -> None:
-    experiment = load(Experiment, tiny_file, ["labelling.workers=2"])
+    experiment = load(Experiment, tiny_file, ["labelling.concurrency=2"])
     ledger, oracle = Ledger(settings().ledger_url), experiment.labelling.oracle.fingerprint()
     ledger.open_account("a", max_queries=10, max_micro_usd=1000)
     for number in range(5):

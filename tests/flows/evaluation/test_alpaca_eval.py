@@ -94,7 +94,7 @@ def mean_said(which: str) -> float:
     known = load_finished_run("tiny")
     said = {(r["prompt"], r["response"]): r["score"] for r in Ledger(settings().ledger_url).rows(status="labelled")}
     prompts = [Prompt(str(n), text) for n, text in enumerate(INSTRUCTIONS)]
-    policy = known.rounds.first if which == "before" else known.rounds.policy
+    policy = known.artifacts.sft_policy if which == "before" else known.artifacts.policy
     seed = seed_of(known.experiment.seeds.training, 0, "alpaca_eval")
     answers = known.experiment.generation.sample(policy.checkpoint(), prompts, samples=1, seed=seed, what="again")
     return float(np.mean([said[answer.prompt, answer.text] for answer in answers]))

@@ -47,7 +47,7 @@ def program(monkeypatch: pytest.MonkeyPatch, home: Path) -> Path:
 @pytest.fixture
 def rewarding(tiny_settings: dict[str, Any]) -> dict[str, Any]:
     schedule = {"learning_rate": 5e-3, "epochs": 1, "batch_size": 8}
-    return tiny_settings | {"evaluator": {"kind": "reward_head", "schedule": schedule, "ensemble": 2}}
+    return tiny_settings | {"evaluator": {"kind": "reward_head", "training": schedule, "ensemble": 2}}
 
 
 @pytest.mark.usefixtures("prefect_server", "program")
@@ -57,11 +57,11 @@ def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pa
     script = "import os; print(sorted(name for name in os.environ if 'KEY' in name or 'NINEFOLD' in name))"
     assert _run(PROGRAM, script, [], pairs.parent).strip() == "[]", "our keys are none of its business"
     known = load_finished_run("tiny")
-    assert known.rounds.evaluator is not None
+    assert known.artifacts.evaluator is not None
     context = FitContext(
-        known.rounds.first.checkpoint(),
+        known.artifacts.sft_policy.checkpoint(),
         known.experiment.labelling.rubric,
-        store().folder(known.rounds.evaluator.ref),
+        store().folder(known.artifacts.evaluator.ref),
         0,
     )
     sides = [

@@ -26,7 +26,7 @@ def test_a_sweep_is_compared_with_random_and_published(tiny_file: Path) -> None:
         "name": "small",
         "base": str(tiny_file),
         "presets": ["sft", "random", "shuffled"],
-        "arms": {"same": {"labelling.acquisition": {"kind": "random"}, "labelling.workers": 2}},
+        "arms": {"same": {"labelling.acquisition": {"kind": "random"}, "labelling.concurrency": 2}},
         "grid": {"labelling.queries": [6, 10]},
         "seeds": [0, 1],
         "max_micro_usd": 100_000_000,

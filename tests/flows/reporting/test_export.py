@@ -39,15 +39,15 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     scores = load_dataset(str(data), "scores", split="train")
     assert len(scores) == 40 * 2
 
-    context = FitContext(run.rounds.first.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
+    context = FitContext(run.artifacts.sft_policy.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
     responses = [Response(**{k: row[k if k != "text" else "response"] for k in Response.__slots__}) for row in scores]
-    assert run.rounds.history[0].features is not None
-    features = np.asarray(store().matrix(run.rounds.history[0].features))
+    assert run.artifacts.history[0].features is not None
+    features = np.asarray(store().matrix(run.artifacts.history[0].features))
     again = run.experiment.evaluator.predict(Examples(responses, features), context).mean(axis=0)
     np.testing.assert_allclose(again, scores["score"], rtol=1e-6)
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    ours = run.rounds.policy.checkpoint().load()
+    ours = run.artifacts.policy.checkpoint().load()
     ids = torch.tensor([tokenizer("the film is")["input_ids"]])
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, ours.model(ids).logits)
@@ -72,7 +72,7 @@ def test_an_arm_that_has_made_nothing_of_a_kind_exports_none_of_it(
     tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     tiny_settings["labelling"] |= {"queries": 0, "acquisition": {"kind": "random"}}
-    tiny_settings["dpo"] = tiny_settings["dpo"] | {"feedback": "none"}
+    tiny_settings["feedback"] = "none"
     report = proxy_reward(Experiment.model_validate(tiny_settings))
     assert report["pairs"] == 0
     assert [folder.name for folder in export(load_finished_run("tiny"), tmp_path / "out")] == ["policy"]

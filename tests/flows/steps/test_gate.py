@@ -26,8 +26,7 @@ NOISE = {"kind": "noisy", "inner": {"kind": "gold"}, "label_noise": 1000.0}
 
 def given(tiny: dict[str, Any], *, gate: dict[str, Any] | None = None, **labelling: Any) -> Experiment:
     labelling = {"queries": 40, "max_micro_usd": 400_000, "acquisition": {"kind": "random"}} | labelling
-    dpo = {**tiny["dpo"], "gate": gate or {}}
-    return Experiment.model_validate({**tiny, "labelling": {**tiny["labelling"], **labelling}, "dpo": dpo})
+    return Experiment.model_validate({**tiny, "labelling": {**tiny["labelling"], **labelling}, "gate": gate or {}})
 
 
 def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_costs_nothing(
@@ -37,7 +36,7 @@ def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_cost
         AtChance, match="The evaluator is no better than chance: on labels left out it agrees"
     ) as stopped:
         proxy_reward(given(tiny_settings, oracle=NOISE))
-    assert "dpo.gate.at_chance to continue: what has been bought is kept" in str(stopped.value)
+    assert "gate.on_failure to continue: what has been bought is kept" in str(stopped.value)
     assert bought() == 40
     assert not list(Path(store().root, "scores").glob("*")), "nothing was labelled by it"
 
@@ -49,7 +48,7 @@ def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_cost
     assert failed.data.tags["ninefold.gate"] == "no better than chance"
     assert 0.2 < failed.data.metrics["gate.agreement"] < 0.8
 
-    report = proxy_reward(given(tiny_settings, oracle=NOISE, gate={"at_chance": "continue"}))
+    report = proxy_reward(given(tiny_settings, oracle=NOISE, gate={"on_failure": "continue"}))
     done = executed(report)
     assert {"fine_tune", "generate", "acquire", "fit_evaluator", "cross_fit"} & done.keys() == {
         "generate",
@@ -71,7 +70,7 @@ def test_a_control_is_not_stopped(tiny_settings: dict[str, Any]) -> None:
 
 
 def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings: dict[str, Any]) -> None:
-    report = proxy_reward(given(tiny_settings, gate={"at_chance": "continue", "folds": 3}))
+    report = proxy_reward(given(tiny_settings, gate={"on_failure": "continue", "folds": 3}))
     (path,) = Path(store().root, "left_out").glob("*.parquet")
     rows = store().rows(ref_of(path), HeldOutPrediction)
     assert len(rows) == 40
@@ -81,8 +80,8 @@ def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings:
 
 
 def test_pairs_under_the_threshold_are_left_out_and_counted(tiny_settings: dict[str, Any]) -> None:
-    every = proxy_reward(given(tiny_settings, gate={"at_chance": "continue"}))
-    sure = proxy_reward(given(tiny_settings, gate={"at_chance": "continue", "threshold": 0.6}))
+    every = proxy_reward(given(tiny_settings, gate={"on_failure": "continue"}))
+    sure = proxy_reward(given(tiny_settings, gate={"on_failure": "continue", "min_confidence": 0.6}))
     assert executed(sure)["cross_fit"] == executed(sure)["fit_evaluator"] == 0, "what was measured stays"
     assert sure["gate"]["left_out"] > 0
     assert sure["pairs"] + sure["gate"]["left_out"] == every["pairs"]
@@ -98,9 +97,9 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
         extra = {"oracle": {"kind": "comparing", "inner": oracle}, "acquisition": {"kind": "random_pairs"}}
         extra |= {"queries": 36, "max_micro_usd": 1_000_000}
         tiny_settings["evaluation"] = {**tiny_settings["evaluation"], "oracle": oracle}
-    gate = {"at_chance": "continue", "threshold": 0.95}
+    gate = {"on_failure": "continue", "min_confidence": 0.95}
     alone = given(tiny_settings, gate=gate, **(extra | {"queries": 30}))
-    asking = given(tiny_settings, gate={**gate, "queries": 6 if compares else 10}, **extra)
+    asking = given(tiny_settings, gate={**gate, "relabel_queries": 6 if compares else 10}, **extra)
     without, report = proxy_reward(alone), proxy_reward(asking)
     assert without["gate"]["verdict"] == report["gate"]["verdict"] == "better than chance"
     assert report["queries"] == (36 if compares else 40), "queries about uncertain pairs are of the budget"
@@ -120,7 +119,7 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
 
 
 def test_a_doubt_whose_answer_could_not_be_read_is_not_paid_for_again(tiny_settings: dict[str, Any]) -> None:
-    gate = {"at_chance": "continue", "threshold": 0.95, "queries": 30}
+    gate = {"on_failure": "continue", "min_confidence": 0.95, "relabel_queries": 30}
     garbled = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 0.2}
     report = proxy_reward(given(tiny_settings, oracle=garbled, gate=gate, queries=75, max_micro_usd=1_000_000))
     first, second = (
@@ -132,16 +131,16 @@ def test_a_doubt_whose_answer_could_not_be_read_is_not_paid_for_again(tiny_setti
 
 
 def test_the_queries_kept_are_spread_over_the_rounds(tiny_settings: dict[str, Any]) -> None:
-    gate = {"at_chance": "continue", "threshold": 0.95, "queries": 3}
-    tiny_settings["dpo"] = {**tiny_settings["dpo"], "rounds": 2}
+    gate = {"on_failure": "continue", "min_confidence": 0.95, "relabel_queries": 3}
+    tiny_settings["iterations"] = 2
     experiment = given(tiny_settings, gate=gate, queries=43, max_micro_usd=1_000_000)
     arm = RunTracker(experiment, "run", [], paid_before=False)
-    assert [arm.quota(turn) for turn in (0, 1)] == [20, 20]
+    assert [arm.quota(number) for number in (0, 1)] == [20, 20]
     assert [arm.relabel_quota(number) for number in (1, 2)] == [1, 3], "what the first does not spend is the second's"
 
 
 def test_doubts_are_not_sent_back_where_the_money_is_gone(tiny_settings: dict[str, Any]) -> None:
-    gate = {"at_chance": "continue", "threshold": 0.95, "queries": 10}
+    gate = {"on_failure": "continue", "min_confidence": 0.95, "relabel_queries": 10}
     report = proxy_reward(given(tiny_settings, gate=gate, max_micro_usd=300_000))
     assert report["queries"] == 30
     assert report["micro_usd"] == 300_000
@@ -151,13 +150,13 @@ def test_doubts_are_not_sent_back_where_the_money_is_gone(tiny_settings: dict[st
 @pytest.mark.parametrize(
     ("gate", "labelling", "message"),
     [
-        ({"queries": 5}, {}, "none is under 0.5: raise dpo.gate.threshold"),
+        ({"relabel_queries": 5}, {}, "none is under 0.5: raise gate.min_confidence"),
         (
-            {"queries": 40, "threshold": 0.6},
+            {"relabel_queries": 40, "min_confidence": 0.6},
             {},
-            "labelling.queries=40, less 40 kept by dpo.gate.queries, does not reach for 1 turns",
+            "labelling.queries=40, less 40 kept by gate.relabel_queries, does not reach for 1 rounds",
         ),
-        ({"threshold": 1.0}, {}, "less than 1"),
+        ({"min_confidence": 1.0}, {}, "less than 1"),
         ({"folds": 1}, {}, "greater than or equal to 2"),
     ],
 )
@@ -169,15 +168,17 @@ def test_a_gate_that_cannot_work_is_refused(
 
 
 def test_a_gate_without_an_evaluator_is_refused(tiny_settings: dict[str, Any]) -> None:
-    tiny_settings["dpo"] = {**tiny_settings["dpo"], "feedback": "oracle"}
-    with pytest.raises(ValueError, match="dpo.feedback=oracle trains none"):
-        given(tiny_settings, gate={"threshold": 0.7})
+    tiny_settings["feedback"] = "oracle"
+    with pytest.raises(ValueError, match="feedback=oracle trains none"):
+        given(tiny_settings, gate={"min_confidence": 0.7})
 
 
 def test_the_plan_says_what_the_gate_will_do(tiny_settings: dict[str, Any]) -> None:
     usual = plan(given(tiny_settings)).lines()
     assert "gate       4 evaluators, each trained without a part of the labels; at chance the run stops" in usual
-    asking = plan(given(tiny_settings, gate={"threshold": 0.7, "queries": 8, "at_chance": "continue"})).lines()
+    asking = plan(
+        given(tiny_settings, gate={"min_confidence": 0.7, "relabel_queries": 8, "on_failure": "continue"})
+    ).lines()
     line = next(line for line in asking if line.startswith("gate"))
     assert line.endswith(
         "at chance the run goes on; pairs under 0.7 go to the oracle (8 of the queries), then are left out"

@@ -32,13 +32,13 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 def test_a_strategy_gets_what_it_ranks_by_and_says_why(
     tiny_settings: dict[str, Any], acquisition: dict[str, Any], stage: str, term: str
 ) -> None:
-    given = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "acquisition": acquisition, "batches": 2}}
+    given = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "acquisition": acquisition, "rounds": 2}}
     report = proxy_reward(Experiment.model_validate(given))
     assert report["queries"] == 10
     names = [run["name"] for run in report["stages"]]
     assert stage in names[: len(names) - names[::-1].index("acquire")], "before the last choice"
     picks = pd.read_parquet(report_folder("tiny") / "acquisition.parquet")
-    assert picks.turn.tolist() == [0] * 5 + [1] * 5
+    assert picks.round_number.tolist() == [0] * 5 + [1] * 5
     assert picks.response_id.is_unique
     assert picks.score.notna().all()
     assert (picks.micro_usd == 10_000).all()
@@ -51,7 +51,7 @@ def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -
         **tiny_settings["labelling"],
         "oracle": {"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
         "acquisition": {"kind": "bald", "pairs": {"kind": "dts"}},
-        "batches": 2,
+        "rounds": 2,
     }
     evaluation = {**tiny_settings["evaluation"], "oracle": {"kind": "gold", "micro_usd": 5_000}}
     given = {**tiny_settings, "labelling": labelling, "evaluation": evaluation}
@@ -101,7 +101,8 @@ def test_what_a_pairwise_oracle_cannot_do_is_said_at_once(tiny_settings: dict[st
     assert "'generative' learns from scores: use linear, generative_pairs, or reward_head" in refused(**pairs)
     evaluator = {"kind": "generative_pairs"}
     assert "'gold' scores single answers, and evaluator 'generative_pairs' learns from comparisons" in refused()
-    evaluator = {"kind": "generative", "eft_seed": "raw"}
+    evaluator = {"kind": "generative", "eft_examples": "raw"}
     assert (
-        "evaluator.eft_seed=raw mixes in examples that prompts 'files' do not have: set prompts.eft_seed" in refused()
+        "evaluator.eft_examples=raw mixes in examples that prompts 'files' do not have: set prompts.eft_examples"
+        in refused()
     )

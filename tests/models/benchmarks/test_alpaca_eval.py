@@ -89,7 +89,7 @@ def test_the_desk_buys_each_judgement_once(reference: Path, tmp_path: Path) -> N
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     with LoopbackJudge(faults={"rate_limit": 0.2, "drop": 0.1}) as server:
         judge = judge_at(server, reference)
-        caps = {"max_queries": 100, "max_micro_usd": 10_000_000, "workers": 4}
+        caps = {"max_queries": 100, "max_micro_usd": 10_000_000, "concurrency": 4}
         labels = label(rows, LabellingSession(ledger, judge, Rubric(), "a"), **caps)
         calls = len(server.log)
         assert label(rows, LabellingSession(ledger, judge, Rubric(), "b"), **caps) is not None

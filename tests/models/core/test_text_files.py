@@ -123,9 +123,9 @@ def test_prompts_that_only_look_like_something_else_are_prompts(tmp_path: Path) 
 
 def test_a_seed_line_has_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
     seed = tmp_path / "seed.jsonl"
-    given = source(tmp_path, "p.txt", "one\n").model_copy(update={"eft_seed": seed})
+    given = source(tmp_path, "p.txt", "one\n").model_copy(update={"eft_examples": seed})
     seed.write_text('{"prompt": "a", "response": "b", "score": 1}\n')
-    assert given.load().eft_seed == [ScoredExample("a", "b", 1.0)]
+    assert given.load().eft_examples == [ScoredExample("a", "b", 1.0)]
     for row, rule in (
         ({"prompt": "a", "response": "b", "score": 1, "rank": 2}, r"line 1 has \['rank'\]"),
         ({"prompt": "a", "response": ["b"], "score": 1}, "line 1: a seed line is"),
@@ -137,7 +137,7 @@ def test_a_seed_line_has_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
             given.load()
     (tmp_path / "seed.csv").write_text("prompt,response\na,b\n")
     with pytest.raises(ValueError, match="seed.csv ends in '.csv'"):
-        given.model_copy(update={"seed": tmp_path / "seed.csv"}).load()
+        given.model_copy(update={"demonstrations": tmp_path / "seed.csv"}).load()
 
 
 COMPOSED, APART = (unicodedata.normalize(form, "Zoë’s  café") for form in ("NFC", "NFD"))
@@ -151,7 +151,7 @@ def test_prompts_that_read_alike_are_the_same(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="both in the pool and held out"):
             check_disjoint(Prompts([], [Prompt.of(COMPOSED)], [Prompt.of(text)]))
         judged = [ScoredExample(COMPOSED, "y", 1.0)]
-        with pytest.raises(ValueError, match="1 held-out prompts are in the EFT seed"):
+        with pytest.raises(ValueError, match="1 held-out prompts are in the EFT examples"):
             check_disjoint(Prompts([], [Prompt.of("x")], [Prompt.of(text)], judged))
         with pytest.raises(ValueError, match="pool repeats the prompt"):
             check_disjoint(Prompts([], [Prompt.of(COMPOSED), Prompt.of(text)], [Prompt.of("y")]))

@@ -1,4 +1,4 @@
-"""Evaluators that answer a judging question: one pass with a shared beginning, ensembles, both orders, the EFT seed."""
+"""Evaluators that answer a judging question: one pass with a shared beginning, ensembles, both orders, the EFT examples."""
 
 import json
 from dataclasses import replace
@@ -110,8 +110,8 @@ def test_the_choice_is_between_the_answers_alone_and_by_one_token(tiny_model: La
 @pytest.mark.parametrize("ensemble_by", ["adapters", "dropout"])
 @pytest.mark.slow
 def test_members_of_an_ensemble_differ_and_are_the_same_in_any_batch(context: FitContext, ensemble_by: Any) -> None:
-    schedule = SCHEDULE.model_copy(update={"lora": Lora(r=8, alpha=16, dropout=0.2)})
-    evaluator = Generative(schedule=schedule, ensemble=3, ensemble_by=ensemble_by)
+    training = SCHEDULE.model_copy(update={"lora": Lora(r=8, alpha=16, dropout=0.2)})
+    evaluator = Generative(training=training, ensemble=3, ensemble_by=ensemble_by)
     shown, scores = world(32, seed=0)
     evaluator.fit(shown, scores, context)
     members = evaluator.predict(shown, context)
@@ -148,22 +148,22 @@ def test_a_judge_may_start_from_the_base_model(context: FitContext) -> None:
     assert (scores["policy"] != scores["base"]).all()
 
 
-def eft_seed(count: int, seed: int = 5) -> list[ScoredExample]:
+def eft_examples(count: int, seed: int = 5) -> list[ScoredExample]:
     shown, scores = world(count, seed)
     return [ScoredExample(r.prompt, r.text, 100 + 10 * s) for r, s in zip(shown.responses, scores, strict=True)]
 
 
 @pytest.mark.slow
-def test_the_eft_seed_teaches_what_few_labels_cannot(context: FitContext) -> None:
+def test_the_eft_examples_show_what_few_labels_cannot(context: FitContext) -> None:
     few, scores = world(6, seed=0)
     unseen, truth = world(60, seed=1)
-    schedule = SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8})
-    with_seed = replace(context, eft_seed=eft_seed(96))
+    training = SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8})
+    with_seed = replace(context, eft_examples=eft_examples(96))
     found = {}
     for kind in ("none", "raw", "balanced"):
-        evaluator = Generative(schedule=schedule, eft_seed=kind)
+        evaluator = Generative(training=training, eft_examples=kind)
         facts = evaluator.fit(few, scores, with_seed)
-        assert facts["eft_seed"] == (0 if kind == "none" else 96)
+        assert facts["eft_examples"] == (0 if kind == "none" else 96)
         predicted = evaluator.predict(unseen, with_seed)[0]
         assert scores.min() - 1e-6 <= predicted.min() <= predicted.max() <= scores.max() + 1e-6, "in the oracle's unit"
         found[kind] = np.corrcoef(predicted, truth)[0, 1]
@@ -176,7 +176,7 @@ def test_a_balanced_seed_has_every_level_as_often(context: FitContext) -> None:
     skewed += [ScoredExample("the film is", f"dull {n}", score) for n, score in enumerate([1.0, 2.0, 3.0] * 4)]
     counts = {}
     for kind in ("raw", "balanced"):
-        examples = Generative(eft_seed=kind)._seed_examples(replace(context, eft_seed=skewed), 6)
+        examples = Generative(eft_examples=kind)._seed_examples(replace(context, eft_examples=skewed), 6)
         answers = [example.response for example in examples]
         counts[kind] = sorted(answers.count(answer) for answer in set(answers))
     assert counts["raw"] == [4, 4, 4, 80]
@@ -187,7 +187,7 @@ def test_a_balanced_seed_has_every_level_as_often(context: FitContext) -> None:
 @pytest.mark.parametrize("levels", [2, 4, 6])
 def test_few_scores_of_a_seed_reach_from_the_lowest_level_to_the_highest(context: FitContext, levels: int) -> None:
     seed = [ScoredExample("the film is", f"word {n}", float(n % 2)) for n in range(20)]
-    examples = Generative(eft_seed="raw")._seed_examples(replace(context, eft_seed=seed), levels)
+    examples = Generative(eft_examples="raw")._seed_examples(replace(context, eft_examples=seed), levels)
     assert {e.response for e in examples} == {context.rubric.answer(0), context.rubric.answer(levels - 1)}
 
 
@@ -199,7 +199,7 @@ def test_the_gate_is_not_told_by_the_seed_what_it_asks(context: FitContext) -> N
 
     class Watching(Generative):
         def fit(self, tuples: Examples, scores: Any, context: FitContext) -> dict[str, float]:
-            seen.append({row.prompt for row in context.eft_seed})
+            seen.append({row.prompt for row in context.eft_examples})
             assert seen[-1] == {r.prompt for r in tuples.responses}
             return {}
 
@@ -208,13 +208,16 @@ def test_the_gate_is_not_told_by_the_seed_what_it_asks(context: FitContext) -> N
             return np.zeros((1, len(tuples.responses)))
 
     data = PointwiseData(Examples(rows), scores)
-    assert len(cross_fit(Watching(eft_seed="raw"), data, replace(context, eft_seed=seed), FitOptions(seed=0), 4)) == 40
+    assert (
+        len(cross_fit(Watching(eft_examples="raw"), data, replace(context, eft_examples=seed), FitOptions(seed=0), 4))
+        == 40
+    )
     assert len(seen) == 4
 
 
 def test_an_answer_may_be_as_long_as_the_longest_that_was_taught(context: FitContext) -> None:
     shown, scores = world(4, seed=0)
-    evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 1}))
+    evaluator = Generative(read="sampled", training=SCHEDULE.model_copy(update={"epochs": 1}))
     for words, least in ((3, 128), (200, 202)):
         told = replace(shown, remarks=["warm " * words] * 4)
         evaluator.fit(told, scores, context)
@@ -225,7 +228,7 @@ def test_what_one_member_could_not_say_the_others_say_for_it(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, scores = world(3, seed=0)
-    evaluator = Generative(read="sampled", ensemble=2, schedule=SCHEDULE.model_copy(update={"epochs": 1}))
+    evaluator = Generative(read="sampled", ensemble=2, training=SCHEDULE.model_copy(update={"epochs": 1}))
     evaluator.fit(shown, scores, context)
     said = iter([np.array([1.0, np.nan, np.nan]), np.array([2.0, 4.0, np.nan])])
     monkeypatch.setattr(Generative, "_sampled", lambda *_: next(said))
@@ -233,18 +236,18 @@ def test_what_one_member_could_not_say_the_others_say_for_it(
 
 
 def test_a_control_is_not_taught_by_the_seed_either(context: FitContext) -> None:
-    rows = eft_seed(200)
-    shuffled = FitOptions(seed=0, shuffle=True).eft_seed(rows)
+    rows = eft_examples(200)
+    shuffled = FitOptions(seed=0, shuffle=True).eft_examples(rows)
     assert [r.response for r in shuffled] == [r.response for r in rows]
     assert sorted(r.score for r in shuffled) == sorted(r.score for r in rows)
     assert abs(np.corrcoef([r.score for r in shuffled], [r.score for r in rows])[0, 1]) < 0.2
-    assert FitOptions(seed=0).eft_seed(rows) is rows
+    assert FitOptions(seed=0).eft_examples(rows) is rows
 
 
 @pytest.mark.slow
 def test_the_seed_alone_teaches_a_policy_that_judges_itself(context: FitContext) -> None:
-    evaluator = Generative(schedule=SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8}), eft_seed="raw")
-    with_seed = replace(context, eft_seed=eft_seed(96))
+    evaluator = Generative(training=SCHEDULE.model_copy(update={"epochs": 20, "batch_size": 8}), eft_examples="raw")
+    with_seed = replace(context, eft_examples=eft_examples(96))
     evaluator.init_zero_shot(with_seed)
     unseen, truth = world(60, seed=1)
     scores = evaluator.predict(unseen, with_seed)[0]
@@ -256,7 +259,7 @@ def test_the_seed_alone_teaches_a_policy_that_judges_itself(context: FitContext)
 def test_the_justification_is_taught_where_it_is_to_be_sampled(context: FitContext) -> None:
     shown, scores = world(32, seed=0)
     told = replace(shown, remarks=["superb charm" if score > 0 else "dull mess" for score in scores])
-    evaluator = Generative(read="sampled", schedule=SCHEDULE.model_copy(update={"epochs": 30}))
+    evaluator = Generative(read="sampled", training=SCHEDULE.model_copy(update={"epochs": 30}))
     evaluator.fit(told, scores, context)
     policy = evaluator._judges(context)[0].load()
     questions = [context.rubric.render(r.prompt, r.text) for r in shown.responses]

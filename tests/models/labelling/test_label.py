@@ -49,7 +49,7 @@ def oracle(table: Path) -> Replay:
 
 def ask(responses: list[Any], ledger: Ledger, oracle: Oracle, **caps: Any) -> list[Any]:
     session = LabellingSession(ledger, oracle, Rubric(), caps.pop("account", "a"))
-    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "workers": 3, **caps})
+    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "concurrency": 3, **caps})
 
 
 def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
@@ -64,15 +64,15 @@ def test_a_cap_cuts_the_last_ones_whatever_the_number_of_workers(
     responses: list[Any], ledger: Ledger, oracle: Replay, caps: dict[str, int]
 ) -> None:
     for workers in (1, 8):
-        labels = ask(responses, ledger, oracle, workers=workers, account=f"w{workers}", **caps)
+        labels = ask(responses, ledger, oracle, concurrency=workers, account=f"w{workers}", **caps)
         assert [x.response_id for x in labels] == [r.id for r in responses[:5]]
         assert ledger.spent(f"w{workers}").queries == 5
 
 
 def test_noise_does_not_depend_on_order_or_workers(responses: list[Any], tmp_path: Path, oracle: Replay) -> None:
     noisy = Noisy(inner=oracle, label_noise=1.0, flip=0.3, seed=4)
-    first = ask(responses, Ledger(f"sqlite:///{tmp_path / '1.sqlite'}"), noisy, workers=1)
-    second = ask(responses[::-1], Ledger(f"sqlite:///{tmp_path / '2.sqlite'}"), noisy, workers=8)
+    first = ask(responses, Ledger(f"sqlite:///{tmp_path / '1.sqlite'}"), noisy, concurrency=1)
+    second = ask(responses[::-1], Ledger(f"sqlite:///{tmp_path / '2.sqlite'}"), noisy, concurrency=8)
     assert {x.response_id: x.score for x in first} == {x.response_id: x.score for x in second}
     assert [x.score for x in first] != [n / 2 for n in range(12)]
 
@@ -91,7 +91,7 @@ def test_an_oracle_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest
 ) -> None:
     broken = Noisy(inner=oracle, crash=0.2, seed=7)
     with pytest.raises(LabellingStopped, match=r"labelling stopped after \d+ of 12 queries: simulated crash"):
-        ask(responses, ledger, broken, workers=1)
+        ask(responses, ledger, broken, concurrency=1)
     kept = {row["response"]: row["id"] for row in ledger.rows(status="labelled")}
     lost = len(list(ledger.rows(status="lost")))
     assert len(kept) > 0
@@ -135,7 +135,7 @@ class _Flaky(_Fixed):
 
 
 def test_an_unpaid_failure_is_asked_again_and_not_charged(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
-    labels = ask(responses, ledger, _Flaky(inner=oracle, alias="flaky"), workers=1)
+    labels = ask(responses, ledger, _Flaky(inner=oracle, alias="flaky"), concurrency=1)
     assert len(labels) == 12
     assert ledger.spent("a").queries == 12
 
@@ -156,7 +156,7 @@ def test_a_response_outside_the_table_is_named(
 def test_what_is_asked_twice_is_bought_and_counted_once(make_response: Any, ledger: Ledger, oracle: Replay) -> None:
     twice = [make_response(0), make_response(1), replace(make_response(0), id="again")]
     for account in ("a", "b"):
-        labels = ask(twice, ledger, oracle, account=account, workers=4)
+        labels = ask(twice, ledger, oracle, account=account, concurrency=4)
         assert [entry.score for entry in labels] == [0.0, 0.5, 0.0]
         assert [entry.micro_usd for entry in labels] == [CENT, CENT, 0]
         assert ledger.spent(account)[:2] == (2, 2 * CENT)

@@ -194,7 +194,7 @@ def test_the_curve_takes_the_surest_first_and_equal_ones_together() -> None:
 
 def test_the_threshold_is_a_least_gap_and_measured_on_pairs_left_out() -> None:
     rows = left_out(2000, 0.75, np.random.default_rng(5))
-    everything, sure = decide(rows, Gate()), decide(rows, Gate(threshold=0.8))
+    everything, sure = decide(rows, Gate()), decide(rows, Gate(min_confidence=0.8))
     assert (everything.least_gap, everything.coverage) == (0.0, 1.0)
     assert sure.least_gap > 0
     assert 0.1 < sure.coverage < 0.9
@@ -209,10 +209,10 @@ def test_an_evaluator_that_is_not_believed_has_no_threshold() -> None:
     """Its probabilities are near one half whatever the pair: nothing would be left, and a run that goes on would fail."""
     rng = np.random.default_rng(6)
     for method in ("temperature", "isotonic"):
-        found = decide(left_out(200, 0.5, rng), Gate(threshold=0.9, calibration=method))  # type: ignore[arg-type]
+        found = decide(left_out(200, 0.5, rng), Gate(min_confidence=0.9, calibration=method))  # type: ignore[arg-type]
         assert found.verdict == "no better than chance"
         assert found.least_gap == 0.0
-    assert decide(left_out(10, 0.9, rng), Gate(threshold=0.9)).least_gap == 0.0
+    assert decide(left_out(10, 0.9, rng), Gate(min_confidence=0.9)).least_gap == 0.0
 
 
 def test_a_pair_in_doubt_is_the_oracles_or_nobodys(make_response: Any) -> None:

@@ -138,7 +138,7 @@ def test_a_question_that_is_refused_is_quarantined_for_nothing_and_the_others_ar
     responses = [make_response(n) for n in range(20)]
     with LoopbackJudge(about={"number 7": "no"}, says={"no": says}) as server:
         for run in range(3):
-            labels = ask(responses, ledger, judge_at(server), workers=2)
+            labels = ask(responses, ledger, judge_at(server), concurrency=2)
             assert [n for n, entry in enumerate(labels) if entry.status == "quarantined"] == [7]
             assert labels[7].micro_usd == labels[7].tokens == 0
             assert len(server.log) == 20, f"run {run} asks nothing that was asked before"
@@ -167,7 +167,7 @@ def test_what_is_refused_for_every_question_stops_at_once_and_quarantines_nothin
         LoopbackJudge(faults={"no": 1.0}, says={"no": says}) as server,
         pytest.raises(LabellingStopped, match="refused the call with"),
     ):
-        ask([make_response(n) for n in range(30)], ledger, judge_at(server), workers=2)
+        ask([make_response(n) for n in range(30)], ledger, judge_at(server), concurrency=2)
     assert len(server.log) <= 4
     assert list(ledger.rows()) == []
 
@@ -178,7 +178,7 @@ def test_many_questions_refused_alike_are_no_fault_of_theirs(make_response: Any,
     responses = [make_response(n) for n in range(30)]
     with LoopbackJudge(faults={"no": 1.0}, says=says) as server:
         with pytest.raises(LabellingStopped, match="5 different questions in a row .* System role not supported"):
-            ask(responses, ledger, judge_at(server), workers=workers)
+            ask(responses, ledger, judge_at(server), concurrency=workers)
         assert len(server.log) < 5 + 2 * workers
         assert list(ledger.rows()) == [], "none is quarantined for what is no fault of its own"
         server.faults = {}
@@ -190,7 +190,7 @@ def test_many_questions_refused_alike_with_answers_in_between_are_quarantined(
 ) -> None:
     about = {f"number {n}": "no" for n in range(10, 20, 2)}
     with LoopbackJudge(about=about, says={"no": (400, error("no"))}) as server:
-        labels = ask([make_response(n) for n in range(8, 24)], ledger, judge_at(server), workers=1)
+        labels = ask([make_response(n) for n in range(8, 24)], ledger, judge_at(server), concurrency=1)
     assert Counter(entry.status for entry in labels) == {"labelled": 11, "quarantined": 5}
 
 
@@ -296,7 +296,7 @@ def test_a_reply_that_cannot_be_read_is_quarantined_at_its_real_price_and_the_ru
     make_response: Any, ledger: Ledger, answer: dict[str, Any]
 ) -> None:
     with LoopbackJudge(about={"number 1": "odd"}, says={"odd": (200, answer)}) as server:
-        labels = ask([make_response(n) for n in range(3)], ledger, judge_at(server), workers=1)
+        labels = ask([make_response(n) for n in range(3)], ledger, judge_at(server), concurrency=1)
     assert [entry.status for entry in labels] == ["labelled", "quarantined", "labelled"]
     assert [entry.micro_usd for entry in labels] == [PRICE, 2 * PRICE, PRICE]
 

@@ -39,7 +39,7 @@ def judge_at(server: LoopbackJudge, **fields: Any) -> LLMJudge:
 
 def ask(responses: list[Any], ledger: Ledger, judge: LLMJudge, **caps: Any) -> list[Label]:
     session = LabellingSession(ledger, judge, Rubric(), "a")
-    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 10**9, "workers": 4, **caps})
+    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 10**9, "concurrency": 4, **caps})
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_what_waits_for_a_rate_limit_is_not_sent_after_a_stop(make_response: Any
         judge = judge_at(server, endpoint={"requests_per_minute": 2})
         started = time.monotonic()
         with pytest.raises(LabellingStopped, match="refused the call"):
-            ask(responses, ledger, judge, workers=8)
+            ask(responses, ledger, judge, concurrency=8)
         assert time.monotonic() - started < 10, "nobody waits for the next minute"
     assert len(server.log) <= 2
     assert [row["status"] for row in ledger.rows()] in (["labelled"], []), "what was not sent is not charged"
@@ -218,7 +218,7 @@ def test_every_right_label_arrives_through_every_fault_and_each_lost_reply_is_co
     responses = [make_response(n) for n in range(60)]
     faults = {"rate_limit": 0.1, "error": 0.1, "drop": 0.05, "truncated": 0.05, "slow": 0.1}
     with LoopbackJudge(faults=faults) as server:
-        labels = ask(responses, ledger, judge_at(server), workers=8)
+        labels = ask(responses, ledger, judge_at(server), concurrency=8)
     assert [x.score for x in labels] == [right_score(r.text) for r in responses]
     lost = list(ledger.rows(status="lost"))
     assert len(lost) == server.served["drop"] + server.served["truncated"] > 0
@@ -240,7 +240,7 @@ def test_what_replies_cost_less_than_their_ceiling_pays_for_more(
         judge = judge_at(server)
         ceiling = judge.max_cost(responses[0].prompt, responses[0].text)
         cap = 3 * ceiling
-        labels = ask(responses, ledger, judge, workers=workers, max_micro_usd=cap)
+        labels = ask(responses, ledger, judge, concurrency=workers, max_micro_usd=cap)
     assert ceiling > 10 * PRICE
     spent = ledger.spent("a")
     assert spent.micro_usd == len(labels) * PRICE <= cap
@@ -250,7 +250,7 @@ def test_what_replies_cost_less_than_their_ceiling_pays_for_more(
 
 def test_an_oracle_that_is_down_is_left_alone_after_a_few_failures(ledger: Ledger, make_response: Any) -> None:
     with LoopbackJudge(faults={"error": 1.0}) as server, pytest.raises(LabellingStopped, match="server error 500"):
-        ask([make_response(n) for n in range(400)], ledger, judge_at(server), workers=8)
+        ask([make_response(n) for n in range(400)], ledger, judge_at(server), concurrency=8)
     assert server.served["error"] < 30
     assert ledger.spent("a").queries == 0
 
@@ -259,7 +259,7 @@ def test_calls_keep_to_the_rate(make_response: Any, ledger: Ledger) -> None:
     with LoopbackJudge() as server:
         judge = judge_at(server, endpoint={"requests_per_minute": 240})
         started = time.monotonic()
-        ask([make_response(n) for n in range(250)], ledger, judge, workers=16, max_queries=300)
+        ask([make_response(n) for n in range(250)], ledger, judge, concurrency=16, max_queries=300)
     assert server.served["reply"] == 250
     assert time.monotonic() - started > 2.0, "240 at once, then four a second"
 

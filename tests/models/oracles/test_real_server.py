@@ -50,7 +50,7 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
         response(n, prompt="What is two and two?", text=text) for n, text in enumerate(["Four.", "A fish.", ""])
     ]
     labels = label(
-        questions, LabellingSession(ledger, judge, Rubric(), "a"), max_queries=3, max_micro_usd=10**6, workers=2
+        questions, LabellingSession(ledger, judge, Rubric(), "a"), max_queries=3, max_micro_usd=10**6, concurrency=2
     )
     count = tokenizer_at_hand(PACKAGED)
     assert count is not None

@@ -137,10 +137,10 @@ def test_a_real_price_above_the_ceiling_is_kept_and_buys_nothing_more(make_respo
     with LoopbackJudge(completion_tokens=9_000) as server:
         judge = judge_at(server, attempts=1)
         with pytest.raises(LabellingStopped, match="its ceiling is too low; the reply is kept"):
-            ask([make_response(n) for n in range(50)], ledger, judge, workers=1, max_micro_usd=10**5)
+            ask([make_response(n) for n in range(50)], ledger, judge, concurrency=1, max_micro_usd=10**5)
         first = len(server.log)
         assert ledger.spent("a").micro_usd == first * (60 + 20 + 18_000), "as the server bills it"
-        labels = ask([make_response(n) for n in range(50, 60)], ledger, judge, workers=1, max_micro_usd=18_080)
+        labels = ask([make_response(n) for n in range(50, 60)], ledger, judge, concurrency=1, max_micro_usd=18_080)
     assert labels == []
 
 

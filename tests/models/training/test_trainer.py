@@ -387,5 +387,5 @@ def test_every_weight_is_trained_where_there_are_no_adapters_and_an_adapter_goes
 def test_what_needs_adapters_says_so() -> None:
     with pytest.raises(ValueError, match="dpo.lora=null trains every weight, and KTO's reference"):
         DPO(algorithm="kto", lora=None)
-    with pytest.raises(ValueError, match="evaluator.schedule.lora=null trains every weight, and a reward head"):
-        RewardHead(schedule=SFT(lora=None))
+    with pytest.raises(ValueError, match="evaluator.training.lora=null trains every weight, and a reward head"):
+        RewardHead(training=SFT(lora=None))

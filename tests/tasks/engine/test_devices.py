@@ -58,7 +58,7 @@ def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny
         purchase = AnnotationRequest(
             responses=responses, picks=None, oracle=oracle, fingerprint="f", rubric=Rubric(), **caps
         )
-        return annotate(purchase, workers=1).ref.rows or 0
+        return annotate(purchase, concurrency=1).ref.rows or 0
 
     with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE={device}"):
         bought(oracle)

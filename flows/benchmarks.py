@@ -1,4 +1,4 @@
-"""Benchmarks of a finished run: M_1 and M_2 take the same questions, and the gain has an interval over them."""
+"""Run benchmarks on the SFT policy (M_1) and the aligned policy (M_2) of a finished run, with an interval for the gain."""
 
 import json
 import math

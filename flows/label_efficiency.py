@@ -1,4 +1,4 @@
-"""Label efficiency on recorded labels: every strategy's learning curve, beside random, length alone and shuffled labels."""
+"""Study of label efficiency on recorded labels: learning curves of strategies and their controls."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Run a sweep through one cache and one ledger, here or on workers; what fails is told, and leaves the others whole."""
+"""Prefect flow of a sweep: its arms share one cache and one ledger; a failed arm leaves the others whole."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""`ninefold evaluate`: a finished run's policies take benchmarks."""
+"""`ninefold evaluate`: run MMLU, BBH, AlpacaEval 2, RewardBench and others on a finished run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

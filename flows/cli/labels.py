@@ -1,4 +1,4 @@
-"""`ninefold labels list | export | import | queue`: the ledger of every label bought, and who is still asked."""
+"""`ninefold labels list | export | import | queue`: the label ledger and the annotation queue."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`ninefold labels drift | injection`: can the oracle be trusted? Both ask about labels that were bought before."""
+"""`ninefold labels drift | injection`: check an oracle for drift and for obedience to injected orders."""
 
 from collections.abc import Callable
 from datetime import date

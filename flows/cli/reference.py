@@ -1,4 +1,4 @@
-"""The reference of every field of an experiment, a sweep and a study, written from the models themselves."""
+"""Generate the configuration reference (docs/configuration.md) from the pydantic models."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""`ninefold bench label-efficiency | synthetic`: what labels buy, on recorded labels and on a world that is known."""
+"""`ninefold bench label-efficiency | synthetic`: studies of label efficiency."""
 
 from pathlib import Path
 from typing import Annotated

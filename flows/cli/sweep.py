@@ -1,4 +1,4 @@
-"""`ninefold sweep`, `ninefold worker` and `ninefold compare`: many arms as one file, who runs them, and what they show."""
+"""`ninefold sweep | worker | compare | prepare`: run sweeps, here or on workers, and compare their arms."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the commands share: an error of the user's making, changes to a parameter file, a table, and a question."""
+"""Helpers of all commands: user errors, the --set option, tables, and the confirmation before money is spent."""
 
 from typing import Annotated
 

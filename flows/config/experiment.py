@@ -1,4 +1,4 @@
-"""The parameters of an experiment: one frozen model per concern, validated once, at the edge."""
+"""Schema of an experiment file: frozen pydantic models, validated once."""
 
 from typing import Annotated, Literal
 

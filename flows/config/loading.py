@@ -1,4 +1,4 @@
-"""Read a parameter file: YAML, typed overrides, and errors that name the field, the rule and the nearest field there is."""
+"""Load a YAML parameter file, apply --set overrides, and explain validation errors by field, rule and nearest name."""
 
 import difflib
 import json

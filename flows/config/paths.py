@@ -1,4 +1,4 @@
-"""Paths in a parameter file are relative to that file: the folder is put before those that stand where paths do."""
+"""Resolve relative paths in a parameter file against the folder of that file."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The arms of the paper, its controls and variants, as changes to an experiment."""
+"""Presets of sweeps: the paper's arms, its controls and variants, as changes to an experiment."""
 
 from typing import Any
 

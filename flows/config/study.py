@@ -1,4 +1,4 @@
-"""The parameters of a label-efficiency study, validated at the edge."""
+"""Schema of a label-efficiency study."""
 
 from typing import Annotated, NamedTuple
 

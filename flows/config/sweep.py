@@ -1,4 +1,4 @@
-"""A sweep: many arms as one file, each a whole experiment, sharing every stage and every label that they have in common."""
+"""Schema of a sweep file, and its expansion into arms: presets and named changes, a grid, seeds."""
 
 import itertools
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""AlpacaEval 2 of a finished run: both policies' answers against a reference's, judged through the ledger."""
+"""Run AlpacaEval 2 on a finished run: both policies against the reference answers, judgements bought through the ledger."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Hold evaluator and policy against the oracle on held-out prompts, a shuffled-label control beside them."""
+"""Evaluate the evaluator and the policy on held-out prompts, with a shuffled-label control."""
 
 import math
 from dataclasses import replace

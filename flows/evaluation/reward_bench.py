@@ -1,4 +1,4 @@
-"""RewardBench of a finished run: does its evaluator order pairs whose better answer is known?"""
+"""Run RewardBench on the evaluator of a finished run."""
 
 from pathlib import Path
 from typing import Any

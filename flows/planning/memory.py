@@ -1,4 +1,4 @@
-"""What the largest stages take of this machine's memory, or its GPU's, as far as the model's files are here to say."""
+"""Estimate the memory of a run's largest stages, on the GPU or in RAM."""
 
 from typing import NamedTuple
 

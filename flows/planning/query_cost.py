@@ -1,4 +1,4 @@
-"""What the budget's queries will take, in money, tokens and seconds, before any is asked."""
+"""Estimate money, tokens and seconds of a run's oracle queries before any is bought."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

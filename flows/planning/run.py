@@ -1,4 +1,4 @@
-"""What a run will do and cost, before anything is bought or written; and every check that can fail that early."""
+"""Plan a run: stages, queries, cost, time and memory; and every check that can fail before money is spent."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a sweep will do and cost: its arms, what they share, and whether the budget reaches."""
+"""Plan a sweep: its arms, the stages that they share, and whether the budget suffices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The cards of what a run exports: where it comes from, what it cost, how good it is, and what it is not for."""
+"""Dataset and model cards of an exported run: lineage, cost, quality, limits."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a sweep shows: every arm with intervals, held against random at equal budget and on the same seeds."""
+"""Compare the arms of a sweep with the random strategy, at equal budget and paired by seed and prompt."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""A comparison as people read it: table, notes and pictures, from the same dictionary."""
+"""Render a comparison of arms: Markdown, HTML, learning curves and Pareto fronts."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Take a run's results out: preference data as a dataset, evaluator and policy as folders of weights, each with its card."""
+"""Export a finished run: preference dataset, evaluator and policy, each with its card."""
 
 import shutil
 import tempfile

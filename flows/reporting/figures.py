@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes."""
+"""Figures of reports, as PNG bytes."""
 
 import io
 import struct

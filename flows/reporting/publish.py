@@ -1,4 +1,4 @@
-"""Write a comparison to the sweep's report folder and to MLflow: a run per sweep, and one per learning curve."""
+"""Write a comparison to the sweep's report folder and log it to MLflow."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The look of all pages, and tables of cells as Markdown and HTML."""
+"""Shared style and tables of all report pages, as Markdown and HTML."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""The one-page report of an arm: JSON for programs, Markdown and HTML for people, the same figures in MLflow."""
+"""Build the report of a run (JSON, Markdown, HTML, figures) and log its figures to MLflow."""
 
 import json
 import math

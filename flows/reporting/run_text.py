@@ -1,4 +1,4 @@
-"""The report as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
+"""Render the report of a run for the terminal, as Markdown and as HTML."""
 
 from html import escape
 from math import exp

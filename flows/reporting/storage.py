@@ -1,4 +1,4 @@
-"""Where reports lie: a folder for each name in this home and, where the store is shared, what any machine wrote last."""
+"""Store and find reports: a folder per name in the home, shared through the store where there is one."""
 
 import json
 import math

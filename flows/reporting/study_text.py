@@ -1,4 +1,4 @@
-"""A study as people read it: terminal lines, Markdown and HTML, all from the same dictionary."""
+"""Render a study of label efficiency for the terminal, as Markdown and as HTML."""
 
 from html import escape
 from typing import Any

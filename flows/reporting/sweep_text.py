@@ -1,4 +1,4 @@
-"""A sweep as people read it: a table of its arms, for the terminal, Markdown, HTML and the flow run's page."""
+"""Render a sweep's table of arms for the terminal, Markdown, HTML and Prefect's page."""
 
 from html import escape
 from typing import Any

@@ -1,4 +1,4 @@
-"""Make the server ready for a worker: the work pool, and the deployments of a file."""
+"""Register the work pool and the deployments of deployments/prefect.yaml with Prefect's server."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Hand the arms of a sweep out to workers, see which finish, and give what a dead worker had begun to another."""
+"""Dispatch the arms of a sweep to workers, watch them, and dispatch an arm again if its worker dies."""
 
 import logging
 import time

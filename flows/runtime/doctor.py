@@ -1,4 +1,4 @@
-"""Find what will not work before a run does: versions, ports, disk, known-bad combinations."""
+"""`ninefold doctor`: check versions, ports, disk and known-bad combinations, and name the remedy."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Prefect's and MLflow's databases before anything is in them, made once per machine: their tables take seconds to make."""
+"""Templates of Prefect's and MLflow's empty databases, made once per machine: migrations take seconds."""
 
 import os
 import sqlite3

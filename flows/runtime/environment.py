@@ -1,4 +1,4 @@
-"""Set the process up before Prefect and torch are imported: embedded defaults, no telemetry, a thread count."""
+"""Configure the process before Prefect and torch are imported: home, telemetry, threads, logging."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Prefect's server for one command: open to nobody else, and gone when the command is, however that ends.
+"""Prefect server of a single command: on loopback, with a password, ended with its command.
 
 `warm` starts a process that imports and waits; `admitted` lets it touch the home's database and answer. In between a command
 reads its files, so that a mistake in them leaves nothing behind and the wait is short where there is none.

@@ -1,4 +1,4 @@
-"""Processes by number and start, for a number is used again: whether they live, what they have started, and ending them."""
+"""Identify processes by number and start time, list their descendants, and terminate process trees."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The process that starts the embedded servers, records them, and ends them and all that they have started."""
+"""Supervisor of the embedded servers: starts, records and ends them with all their children."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Workers: on any machine that shares store and ledger, a process that takes arms of sweeps and runs them one by one."""
+"""Worker process: takes arms of sweeps on any machine that shares store and ledger."""
 
 import logging
 import os

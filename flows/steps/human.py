@@ -1,4 +1,4 @@
-"""A run that waits for people: paused while its process stays, suspended where a worker can start it again."""
+"""Pause or suspend a run until human annotators have answered."""
 
 import logging
 from collections.abc import Callable, Iterator

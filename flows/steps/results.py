@@ -21,7 +21,7 @@ HELD_OUT = "held_out.parquet"  # of a run's report folder, made by `per_prompt`
 
 
 class RunArtifacts(Frozen):
-    """Artifacts of a run: its policies, all labelled batches, those of them that the evaluator was trained on, last pairs."""
+    """Artifacts of a run: its policies, labelled batches, evaluator, and the last scores and preference pairs."""
 
     prompts: PromptSets
     sft_policy: Policy

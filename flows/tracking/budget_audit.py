@@ -1,4 +1,4 @@
-"""Do the books agree? The ledger, MLflow and the replies, to the micro-dollar."""
+"""Audit of the budget: the ledger, MLflow and the recorded replies must agree to the micro-dollar."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Links into MLflow that land on what people came for: the runs with their columns, and a sweep's learning curves.
+"""Links into MLflow's pages: the table of runs with its columns, and a sweep's learning curves.
 
 MLflow 3.17 opens an experiment in its GenAI view, where runs are out of sight, and its runs table without parameters or
 metrics. What its Share button makes brings them into sight, an experiment tag with the state of the page; so do these links.

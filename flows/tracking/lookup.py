@@ -1,4 +1,4 @@
-"""Run an arm again as it was started: the experiment is read from its MLflow run, so that no file is needed."""
+"""Find a run in MLflow by name or id, and read its experiment back."""
 
 from typing import NamedTuple
 

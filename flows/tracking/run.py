@@ -1,4 +1,4 @@
-"""A run's tracker: its rounds, quotas, purchases and facts, and its MLflow run."""
+"""Tracker of a run: iterations, quotas, purchases and facts, in one MLflow run."""
 
 import logging
 import time

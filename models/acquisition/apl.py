@@ -1,4 +1,4 @@
-"""Active preference learning: of the prompts of highest entropy, those whose implicit rewards differ most."""
+"""APL: of the prompts of highest predictive entropy, query the pairs whose implicit rewards differ most (2402.08114)."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Ask about pairs whose loss gradients are large and unlike one another."""
+"""BADGE: query pairs with large and diverse loss gradients."""
 
 from typing import ClassVar, Literal
 

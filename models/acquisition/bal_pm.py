@@ -1,4 +1,4 @@
-"""Ask where the members disagree, at prompts far from those asked about already."""
+"""BAL-PM: query pairs of high epistemic uncertainty at prompts far from those already labelled."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Ask where the ensemble's members disagree, not where they agree that it is close."""
+"""BALD: query pairs on which the ensemble disagrees, not those that all members find close."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What every query strategy does: rank the tuples of a pool by how much an oracle's label would improve the evaluator."""
+"""Contract of acquisition strategies: rank a pool's responses by the expected value of their labels."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Coverage: exact farthest-first traversal (greedy k-center) in the instruction or the evaluation-prompt view."""
+"""Coreset strategies: k-center coverage of the pool in the instruction or the evaluation view (2407.02119)."""
 
 from typing import Literal
 

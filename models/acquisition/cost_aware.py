@@ -1,4 +1,4 @@
-"""Ask for most per dollar: another strategy's utility against what the query may cost."""
+"""Cost-aware wrapper: another strategy's utility per dollar of a query."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Optimal design: ask about the pairs in whose direction the evaluator knows least."""
+"""D-optimal design: query pairs in the directions that the evaluator knows least."""
 
 from typing import Literal
 

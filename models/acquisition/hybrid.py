@@ -1,4 +1,4 @@
-"""Cover the uncertain part of the pool: k-center inside the tuples that another strategy wants most."""
+"""Hybrid: k-center coverage among the responses that an uncertainty strategy ranks highest."""
 
 from typing import Annotated, Literal
 

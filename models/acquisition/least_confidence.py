@@ -1,4 +1,4 @@
-"""Ask where the evaluator is least sure which of two responses is better."""
+"""Least confidence: query pairs whose predicted preference is closest to one half."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Ask where the evaluator cannot tell a prompt's two responses apart."""
+"""Margin: query pairs whose mean scores differ least."""
 
 from collections.abc import Mapping
 from typing import Literal

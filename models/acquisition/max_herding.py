@@ -1,4 +1,4 @@
-"""Ask about the tuples that, together with what is labelled, lie close to as much of the pool as possible."""
+"""MaxHerding: query responses that, with the labelled ones, cover most of the pool by a kernel."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Neighbours and clusters among vectors, by FAISS; nothing here takes memory quadratic in the number of rows."""
+"""Nearest neighbours and clusters of vectors by FAISS, in memory linear in the number of rows."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Strategies that rank pairs: a rule names two responses of each prompt, the strategy says which pairs to ask about."""
+"""Contract of pairwise strategies: a pair rule proposes pairs, the strategy ranks them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

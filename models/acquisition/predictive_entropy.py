@@ -1,4 +1,4 @@
-"""Ask about the prompts whose responses the policy is least sure of."""
+"""Predictive entropy: query prompts on whose responses the policy is least certain."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Ask where the outcome of a comparison is most uncertain, whatever the reason."""
+"""Preference entropy: query pairs whose predicted outcome is most uncertain."""
 
 from collections.abc import Mapping
 from typing import Literal

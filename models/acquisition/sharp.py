@@ -1,4 +1,4 @@
-"""Ask where the policy's own implicit reward cannot tell two responses apart."""
+"""SHARP: query pairs that the policy's own implicit reward cannot tell apart."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

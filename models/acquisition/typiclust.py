@@ -1,4 +1,4 @@
-"""Ask about the most typical tuple of every region that has no label yet; made for small budgets."""
+"""TypiClust: query the most typical response of each cluster without a label; for small budgets."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Uniform sampling: the control that is hard to beat."""
+"""Uniform sampling of responses: the baseline."""
 
 from typing import Literal
 

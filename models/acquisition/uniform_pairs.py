@@ -1,4 +1,4 @@
-"""Uniform sampling of pairs: the control for strategies that rank pairs, and for pairwise oracles."""
+"""Uniform sampling of pairs: the baseline of pairwise strategies and oracles."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""AlpacaEval 2 (2404.04475) by its own package: the answers to beat, one judgement, and the length-controlled win rate."""
+"""AlpacaEval 2 (2404.04475): reference answers, prompts of the judge, length-controlled win rate, by its own package."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness on a policy: MMLU, BBH, IFEval, or any task that the package or a folder has."""
+"""lm-evaluation-harness on a policy: MMLU, BBH, IFEval, or any of its tasks."""
 
 import math
 import re

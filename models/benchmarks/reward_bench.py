@@ -1,4 +1,4 @@
-"""RewardBench (2403.13787) by its own command, which pins libraries that Ninefold cannot share an environment with."""
+"""RewardBench (2403.13787) by its own command, in an environment of its own."""
 
 import json
 import os

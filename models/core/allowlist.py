@@ -1,4 +1,4 @@
-"""Which files an experiment may name: whoever may start a run must not make a worker read what only the worker can."""
+"""Allowlist of files that an experiment may name (NINEFOLD_FILES): a worker must not read its secrets for a stranger."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Where things fetched or converted once per machine are kept: $NINEFOLD_CACHE, by default ~/.cache/ninefold."""
+"""Machine-wide cache of downloads and conversions ($NINEFOLD_CACHE, by default ~/.cache/ninefold)."""
 
 import hashlib
 import os

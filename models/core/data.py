@@ -1,4 +1,4 @@
-"""The values that pass between stages: prompts, responses, labels, scores and preference pairs."""
+"""Row types that pass between stages: prompts, responses, labels, scores, preference pairs."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

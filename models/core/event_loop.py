@@ -1,4 +1,4 @@
-"""The one event loop on which calls to servers run, in a thread of its own, for the life of the process."""
+"""One asyncio event loop in a background thread, for all calls to servers."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what comes from it is known by its commit, and has the checksums by which the hub names it."""
+"""Downloads from the Hugging Face hub, pinned by commit and verified by checksum."""
 
 import os
 import posixpath

@@ -1,4 +1,4 @@
-"""Progress for people: one line at the foot of a terminal, which leaves nothing behind; in a log a line each half minute."""
+"""Progress bars: one line at the foot of a terminal; in a log, one line each half minute."""
 
 import logging
 import os

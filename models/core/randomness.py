@@ -1,4 +1,4 @@
-"""Randomness by name: every stage draws from its own stream of (seed, round, stage)."""
+"""Random streams named by (seed, round, stage)."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""The one extension seam: a plugin is a frozen pydantic model with a literal `kind`, in a file of its own."""
+"""Plugin registry: a plugin is a frozen pydantic model with a literal `kind`, in a file of its own."""
 
 import hashlib
 import importlib

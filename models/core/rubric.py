@@ -1,4 +1,4 @@
-"""The judging prompt shown to evaluators (and to language-model oracles), and the strict parser of its answers."""
+"""Rubrics: the judging prompt shown to evaluators and LLM judges, and the strict parser of its answers."""
 
 import re
 from typing import Literal, NamedTuple, get_args

@@ -1,4 +1,4 @@
-"""Lines and JSON rows of text files that people write: what is not understood is refused with its file and line."""
+"""Read text files of users (lines, JSON lines) strictly: errors name file and line."""
 
 import json
 import re

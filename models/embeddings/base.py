@@ -1,4 +1,4 @@
-"""Contract of embeddings: text to vectors, for coverage (acquisition) and as frozen features (evaluators)."""
+"""Contract of embeddings: texts to vectors, for coverage and as features of evaluators."""
 
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple

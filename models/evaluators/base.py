@@ -1,4 +1,4 @@
-"""What every evaluator (proxy reward model) does: learn from bought labels, then score any tuple."""
+"""Contract of evaluators (proxy reward models): fit to labels, predict the score of any response."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The paper's evaluator: the language model fine-tuned to answer the judging prompt with a justification and a score."""
+"""Generative evaluator (the paper's): the language model fine-tuned to write a justification and a score."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A language model that compares two responses, fine-tuned on an oracle's comparisons, asked in both orders."""
+"""Generative pairwise evaluator: the language model fine-tuned to say which of two responses is better."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What evaluators share that are a language model answering a judging question: what is trained, and the ensemble of it."""
+"""Base of generative evaluators: fine-tune the language model on a judging prompt, as an ensemble."""
 
 from collections.abc import Sequence
 from dataclasses import replace

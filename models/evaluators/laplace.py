@@ -1,4 +1,4 @@
-"""How sure a trained linear head is: a Laplace approximation over its weights, everything below it frozen."""
+"""Last-layer Laplace approximation: an ensemble of heads over a frozen trunk."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""The control that an evaluator must beat: longer is better, or worse, whichever the labels say."""
+"""Length-only evaluator: the control that every other one must beat."""
 
 import json
 from typing import Literal

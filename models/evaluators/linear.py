@@ -1,4 +1,4 @@
-"""A linear head on frozen embeddings and on what the text looks like: trains in milliseconds, with an ensemble."""
+"""Linear evaluator on frozen embeddings and text features, with an ensemble; fits in milliseconds."""
 
 from typing import ClassVar, Literal, NamedTuple
 

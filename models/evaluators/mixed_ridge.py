@@ -1,4 +1,4 @@
-"""Ridge regression with a random effect per group and its penalty by left-out groups."""
+"""Mixed-effects ridge regression with a random effect per prompt; its penalty by left-out prompts."""
 
 from typing import NamedTuple
 

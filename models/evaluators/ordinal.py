@@ -1,4 +1,4 @@
-"""Scores cut into a few levels, for what learns or counts by level."""
+"""Bin scores into ordered levels, and resample so that levels are balanced."""
 
 import numpy as np
 from numpy.typing import NDArray

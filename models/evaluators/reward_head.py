@@ -1,4 +1,4 @@
-"""A scalar head on the language model, trained with LoRA by comparisons, scores or levels, and an ensemble of such heads."""
+"""Reward-head evaluator: a scalar head on the language model, by LoRA, with an ensemble of heads."""
 
 from collections.abc import Sequence
 from pathlib import Path

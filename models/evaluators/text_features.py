@@ -1,4 +1,4 @@
-"""What a text looks like, in a few numbers: length, lists, digits, vocabulary. Judges lean on these; so must a proxy."""
+"""Text features of responses: length, lists, digits, vocabulary."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an evaluator is trained on, the oracle's scores or its comparisons, and how it does on the part it has not seen."""
+"""Training data for evaluators (pointwise or pairwise), and cross-fitted held-out predictions."""
 
 import tempfile
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What every generation back end does: sample k responses per prompt from a policy, each from its own seed."""
+"""Contract of generators: sample k responses per prompt from a policy."""
 
 from collections.abc import Sequence
 from typing import ClassVar

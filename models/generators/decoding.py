@@ -1,4 +1,4 @@
-"""Many texts written at once: one that has ended leaves the batch, others take its place, a prompt is read once."""
+"""Batched decoding with in-flight refill: ended rows leave the batch, waiting ones join, each prompt is prefilled once."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Draws from a model's logits: the nucleus at a temperature, exactly, each row from its own uniform numbers."""
+"""Exact nucleus (top-p) sampling without sorting, each row from its own random numbers."""
 
 from typing import Any, NamedTuple
 

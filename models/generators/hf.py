@@ -1,4 +1,4 @@
-"""Generation with transformers: a text that has ended leaves the batch, and each draws from a random stream of its own."""
+"""Generation with transformers, with in-flight batching and a random stream per sample."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Generation with vLLM (2309.06180), by its own server: it pins other versions of what Ninefold is built on."""
+"""Generation with vLLM (2309.06180), through a server on loopback in its own environment."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Brings what many calls in flight want of the ledger into one transaction at a time."""
+"""Batch concurrent ledger operations into one transaction at a time."""
 
 import asyncio
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Has the judge changed? Some labels bought earlier are asked for again and held against what was said then."""
+"""Check an oracle for drift: label a sample again and compare."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

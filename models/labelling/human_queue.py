@@ -1,4 +1,4 @@
-"""Questions that people answer: a queue in the ledger, several judgements to a question, one verdict by majority."""
+"""Annotation queue in the ledger: several judgements per question, one verdict by majority."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Does the judge obey what it should judge? Answers are asked about with an injected order, and with a harmless line."""
+"""Check an LLM judge for prompt injection: append orders to answers, beside a harmless control."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Spend a budget on an oracle: one ledger entry per query, concurrent, resumable, never past the cap."""
+"""Label responses with an oracle under hard caps: concurrent, resumable, one ledger entry per query."""
 
 import asyncio
 import logging

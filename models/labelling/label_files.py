@@ -1,4 +1,4 @@
-"""Files of labels, to move them between ledgers; all rows are taken, or none."""
+"""Import and export labels as files between ledgers: all rows or none."""
 
 import csv
 import json

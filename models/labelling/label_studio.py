@@ -1,4 +1,4 @@
-"""Label Studio: the queue as a project of its, by file or by its API, and what its annotators have said."""
+"""Label Studio projects for the annotation queue, by file or by API."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The queue as people fill it in, in a table or in Label Studio: rows to write, and judgements to read."""
+"""Annotation queue as files: rows to fill in, and judgements read back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""When to ask a failing oracle again, and when to stop asking."""
+"""Circuit breaker and backoff for failing oracles."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Accounts: what a budget allows, what it has been charged, and by one conditional UPDATE that it is never passed."""
+"""Budget accounts. A conditional UPDATE enforces the cap under any concurrency."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

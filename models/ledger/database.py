@@ -1,4 +1,4 @@
-"""The ledger's database: how it is opened, and transactions that are safe under concurrent writers."""
+"""Open the ledger's database (SQLite or PostgreSQL), with transactions that are safe under concurrent writers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What goes into the ledger and comes out of it: an order, a reservation, a settlement, an answer."""
+"""Value types of the ledger: order, reservation, settlement, answer."""
 
 import time
 from numbers import Integral

@@ -1,4 +1,4 @@
-"""Every oracle query bought: reserve → call → settle, transactional, so that a paid label is never bought again.
+"""Ledger of every oracle query: reserve, call, settle, so that a paid label is never bought again.
 
 An account is a budget: reservations are charged to it before the call, so that its caps hold under any number of processes.
 A query is identified by (oracle fingerprint, criterion, prompt hash, response hash); whoever asks it again is charged its

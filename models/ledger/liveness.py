@@ -1,4 +1,4 @@
-"""Who holds a reservation, and whether it lives: a process here by its number, one elsewhere by its database session."""
+"""Liveness of reservation holders: by process on this machine, by database session on others."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The ledger's tables, and how a question is found in them."""
+"""SQL tables of the ledger, and the lookup of questions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

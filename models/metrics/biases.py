@@ -1,4 +1,4 @@
-"""What an evaluator leans on that is not what it is asked about: length and format. (Place: evaluators that compare.)"""
+"""Bias metrics of an evaluator: preference for length and for formatting."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""From a difference of proxy scores to the probability that the oracle agrees, learned from labels left out."""
+"""Calibrate score differences to preference probabilities: temperature scaling and isotonic regression."""
 
 import math
 from typing import Literal

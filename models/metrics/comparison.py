@@ -1,4 +1,4 @@
-"""Arms against each other: over seeds and held-out prompts, paired, with the number of tests taken into account."""
+"""Compare arms over seeds and prompts: paired differences, Holm correction, Pareto fronts, variance by seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The mean of figures that seeds and prompts share, with an interval that holds for other seeds and other prompts."""
+"""Mean over crossed seeds and prompts, with an interval that covers new seeds and new prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

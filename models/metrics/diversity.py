@@ -1,4 +1,4 @@
-"""How varied the texts of a policy are: alignment tends to narrow them."""
+"""Diversity metrics of a policy's texts: distinct bigrams, distance between answers."""
 
 from collections.abc import Sequence
 from itertools import combinations, pairwise

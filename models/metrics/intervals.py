@@ -1,4 +1,4 @@
-"""Intervals over whole prompts, because responses to one prompt are not independent: the bootstrap and the jackknife."""
+"""Confidence intervals clustered by prompt: bootstrap and jackknife."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Learning curves over paired seeds: area, labels to a target, and what a strategy saves against another."""
+"""Learning-curve metrics: area, labels to a target accuracy, saving against another strategy."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The win rate that would be seen if both answers were as long: AlpacaEval 2's logistic regression (2404.04475)."""
+"""Length-controlled win rate: AlpacaEval 2's logistic regression (2404.04475)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The gate before proxy labelling: does the evaluator deserve belief, and which of its preferences do?
+"""Selective prediction: the gate that checks an evaluator on held-out labels, coverage and risk.
 
 Query or pseudo-label (ADPO, 2402.09401): what the evaluator is sure of is labelled by it, what it is not goes to the oracle
 while there is money, or is left out.

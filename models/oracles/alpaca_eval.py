@@ -1,4 +1,4 @@
-"""AlpacaEval 2's judge as the oracle: how likely a response beats a reference's answer to the same instruction."""
+"""Oracle: AlpacaEval 2's judge, against a reference answer to the same instruction."""
 
 import math
 from functools import cached_property

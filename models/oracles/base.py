@@ -1,4 +1,4 @@
-"""What every oracle answers: a score for one tuple (x, y), or which of two is better; and what the answer cost."""
+"""Contract of oracles: a verdict about a response or a pair, its cost, and its failures."""
 
 import asyncio
 import json

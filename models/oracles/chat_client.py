@@ -1,4 +1,4 @@
-"""One chat completion from an OpenAI-compatible server: its rate limits, its price, and what a failure may have cost."""
+"""Client of OpenAI-compatible chat servers: one call with rate limits, price and failure policy."""
 
 import atexit
 import logging

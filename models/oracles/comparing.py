@@ -1,4 +1,4 @@
-"""Any oracle that scores, made one who compares: for strategies that ask which of two responses is better."""
+"""Oracle: makes any pointwise oracle pairwise by comparing two scores."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which servers an oracle may be at: whoever may start a run must not make a worker ask what only the worker can reach."""
+"""Policy of oracle endpoints (NINEFOLD_ENDPOINTS): which servers a worker may call, with which keys."""
 
 import ipaddress
 import os

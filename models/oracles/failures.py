@@ -1,4 +1,4 @@
-"""What a server's failure means for whoever pays, and for the questions that follow: one policy."""
+"""Failure policy of chat servers: free or billed, this question or the whole oracle."""
 
 import json
 import re

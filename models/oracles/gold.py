@@ -1,4 +1,4 @@
-"""A simulated oracle fitted on human ratings: how warmly would people say this film critic writes?
+"""Oracle: simulated, a warmth score fitted on human ratings of film reviews.
 
 Ridge regression on word and character TF-IDF plus VADER's compound score, fitted on the oracle split of the movie-review
 ratings. It shares no feature with any evaluator and no snippet with prompts, seed or evaluation.

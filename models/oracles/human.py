@@ -1,4 +1,4 @@
-"""People as the oracle: questions wait in a queue until enough annotators have judged them."""
+"""Oracle: people, through the annotation queue."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The calls behind one verdict of a language model: what it is sent, what came back, and what that cost."""
+"""Calls behind one LLM verdict: messages sent, replies read, money spent."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A language model as the oracle: a rubric, a justification, a score, over any OpenAI-compatible server."""
+"""Oracle: an LLM judge that scores a response by a rubric, on any OpenAI-compatible server."""
 
 import re
 from collections.abc import Mapping, Sequence

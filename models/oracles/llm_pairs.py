@@ -1,4 +1,4 @@
-"""A language model as the pairwise oracle: two responses, asked about in both orders."""
+"""Oracle: an LLM judge that compares two responses, in both orders."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Another oracle made unreliable: label noise, flips, failures and latency, for tests and dry runs."""
+"""Oracle: another oracle with label noise, flips, failures and latency, for tests and dry runs."""
 
 import time
 from typing import Annotated, ClassVar, Literal

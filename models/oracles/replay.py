@@ -1,4 +1,4 @@
-"""Labels recorded in a table: real oracle judgements, bought again at their recorded price without a network."""
+"""Oracle: labels recorded in a table, replayed at their recorded price."""
 
 from collections.abc import Callable
 from functools import lru_cache

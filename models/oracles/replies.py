@@ -1,4 +1,4 @@
-"""A server's reply to a chat completion: its text, its price, and what else it may have said; most of it is optional."""
+"""Parse a chat completion's reply: text, price, alternatives, refusal."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A reward model as the oracle: any sequence-classification model with one output, from a directory or a hub."""
+"""Oracle: any sequence-classification reward model with one output, local or from the hub."""
 
 from functools import lru_cache
 from threading import Lock

@@ -1,4 +1,4 @@
-"""What a server's `usage` means for whoever pays: a price that it can have, or the most that the call may cost."""
+"""Price a call from the server's `usage`, or at its ceiling where that is impossible."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

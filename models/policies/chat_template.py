@@ -1,4 +1,4 @@
-"""The one renderer of (prompt, response): training, scoring and generation all see the text it makes."""
+"""Render (prompt, response) to tokens: the one renderer of training, scoring and generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a language model says comes next in many texts that begin alike: the common beginning is read once.
+"""Score the next token after many texts with a common prefix, which is read once.
 
 A judging question begins with the rubric, the same for every tuple; its keys and values are kept and shared by all rows.
 """

@@ -1,4 +1,4 @@
-"""In which numbers a model computes, and which of them this machine is fast at."""
+"""Choose the dtype of a model's weights: bfloat16 where the hardware computes in it, else float32."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

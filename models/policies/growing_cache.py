@@ -1,4 +1,4 @@
-"""A cache of keys and values whose rows come and go: each live row ends in the last column, whatever its length."""
+"""Key-value cache whose rows join and leave: every live row ends in the last column."""
 
 from collections.abc import Sequence
 from typing import Any

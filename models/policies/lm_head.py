@@ -1,4 +1,4 @@
-"""What a language model's head says of given tokens, a few positions at a time: vocabularies are large, memory is slow.
+"""Log-probabilities of given tokens from a language-model head, in chunks over positions.
 
 Logits of all positions at once are written and read several times over: here each piece stays in the cache, forward and,
 made again, backward; nothing of the vocabulary's size is kept.

@@ -1,4 +1,4 @@
-"""Log-probabilities that sampling has recorded, for the texts that the policy which sampled them would score alike."""
+"""Reuse of log-probabilities recorded while sampling, for texts with the same tokens."""
 
 from collections.abc import Sequence
 

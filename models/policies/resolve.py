@@ -1,4 +1,4 @@
-"""Find a base model by reference: the packaged one, a local directory, or a hub id."""
+"""Resolve a base model by reference: packaged, local directory, or hub id."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""What every prompt source gives: a seed for SFT, an unlabelled pool, and held-out prompts."""
+"""Contract of prompt sources: demonstrations, an unlabelled pool, and held-out prompts."""
 
 import unicodedata
 from collections.abc import Sequence

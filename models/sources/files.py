@@ -1,4 +1,4 @@
-"""Prompts from text files of the user's own: JSONL or plain text, one prompt a line."""
+"""Prompt source: text files, JSON lines or one prompt per line."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prompts from datasets of the hub, or of a folder: columns written into a prompt, rows kept by what they hold."""
+"""Prompt source: datasets of the hub or of a folder, their columns rendered into prompts."""
 
 import logging
 import math

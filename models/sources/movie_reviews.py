@@ -1,4 +1,4 @@
-"""Movie-review snippets rated by people (Hutto & Gilbert, ICWSM 2014), from the source distribution of vaderSentiment 0.5.
+"""Prompt source: film-review snippets rated by people (Hutto & Gilbert, ICWSM 2014).
 
 10,605 sentences, each rated −4 (scathing) … +4 (enthusiastic) by about twenty people. The texts belong to their critics:
 they are fetched and checked, never redistributed.

@@ -1,4 +1,4 @@
-"""What labels buy: an evaluator's agreement with the oracle after each budget, by query strategy, on recorded labels."""
+"""Learning curves on recorded labels: an evaluator's agreement after each budget, by strategy."""
 
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A world whose utility is known, so that regret is exact: pools in the regimes that the paper names (2407.02119)."""
+"""Synthetic pools with known utility, in the paper's regimes (2407.02119): regret is exact."""
 
 from typing import Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""A policy's training, here or in several processes by `accelerate launch`: data-parallel, FSDP or DeepSpeed."""
+"""Train a policy in this process or in several by `accelerate launch`: data-parallel, FSDP, DeepSpeed."""
 
 import json
 import os

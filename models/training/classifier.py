@@ -1,4 +1,4 @@
-"""A reward head as a sequence classifier on disk, for programs that load one by themselves, transformers 4 included."""
+"""Save a reward head as a standard sequence classifier for other programs."""
 
 import json
 from pathlib import Path

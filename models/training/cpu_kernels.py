@@ -1,4 +1,4 @@
-"""What TRL's trainers do slowly without a GPU, done in torch's own kernels: head, adapters and attention of a step.
+"""Faster CPU kernels for TRL's trainers: head, adapters and attention of a step.
 
 - TRL 1.16 fuses the language-model head into the loss with a Triton kernel. Where there is no Triton its fallback scores
   every position, pads and prompts included, in tiles; here only the completion's are scored (head.py).

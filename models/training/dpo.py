@@ -1,4 +1,4 @@
-"""Direct preference optimisation on the labelled pairs: M_1 → M_2, with M_1 as the reference (step 8)."""
+"""Direct Preference Optimization (DPO) training, through TRL: M_1 → M_2 (step 8)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dropout as an ensemble: one trained adapter, with other inputs dropped in each copy (MC dropout, 1506.02142)."""
+"""MC dropout (1506.02142): an ensemble from one trained adapter."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory a model takes to read, to generate and to train, from its files' headers alone: nothing is loaded.
+"""Estimate a model's memory for inference and training from safetensors headers alone.
 
 Estimates, each of the largest moment of a stage: weights and what is kept beside them, not the libraries (about 1 GB of a
 process). A term's source is beside it.

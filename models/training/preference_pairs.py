@@ -1,4 +1,4 @@
-"""From scores to preference pairs: best against worst per prompt, ties dropped (step 7)."""
+"""Build preference pairs from scores: best against worst of each prompt (step 7)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a reward head may be trained on, in one place: comparisons (Bradley–Terry), scores, or levels of them.
+"""Losses of reward heads: Bradley-Terry, regression, ordinal.
 
 Comparisons are trained by TRL's RewardTrainer, −log σ(r_chosen − r_rejected − margin), which centres rewards too. Scores and
 levels are trained one text at a time by the losses below.

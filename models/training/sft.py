@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the seed: M_0 → M_1 (step 1 of the algorithm)."""
+"""Supervised fine-tuning (SFT) on demonstrations: M_0 → M_1 (step 1)."""
 
 from collections.abc import Sequence
 from pathlib import Path

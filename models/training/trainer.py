@@ -1,4 +1,4 @@
-"""What all three TRL trainers share: what is trained, and arguments that give the same weights for the same seed."""
+"""Shared parts of TRL trainers: arguments, progress, deterministic saving."""
 
 import json
 import logging

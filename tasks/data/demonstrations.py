@@ -1,4 +1,4 @@
-"""The seed's own answers: a pool to ask about that is not the policy's, and what self-play holds against it."""
+"""Stages over demonstrations: their answers as a pool, and pairs for self-play (SPIN)."""
 
 import math
 from collections import Counter

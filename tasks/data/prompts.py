@@ -1,4 +1,4 @@
-"""Load the prompts, set over-long ones aside by name, and store the sets."""
+"""Stage: load the prompt sets and set over-long prompts aside."""
 
 import logging
 from collections.abc import Sequence

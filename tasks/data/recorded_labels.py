@@ -1,4 +1,4 @@
-"""Oracle labels recorded in a table, as a pool to study strategies on: load them, and draw one learning curve."""
+"""Stages over recorded labels: load them as a pool, compute one learning curve."""
 
 from collections import Counter
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The only cache policy: a stage runs again if its version or an input that changes its result has changed.
+"""Cache policy of stages: run again only if version or a result-changing input has changed.
 
 The key is (stage, version, inputs). Execution details (batch sizes, workers) are left out of it: fields named in a
 model's `execution_fields`, arguments named in `ignore`. Source code is left out too, on purpose: a comment edited in the

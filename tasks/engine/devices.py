@@ -1,4 +1,4 @@
-"""Whose turn it is on a device: stages that compute with a model hold a slot of a limit on Prefect's server meanwhile."""
+"""Serialise GPU stages through a Prefect global concurrency limit."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""How long a stage took when it was computed, kept beside its artifacts: a run from the cache still tells it."""
+"""Durations of stages, kept beside their artifacts so that cached runs report them."""
 
 import json
 from contextlib import suppress

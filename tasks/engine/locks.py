@@ -1,4 +1,4 @@
-"""A lock per cache key that is free when its holder dies, so that kill -9 blocks nobody: on one machine, or on many."""
+"""Locks per cache key that a holder's death releases, on one machine or many."""
 
 import asyncio
 import hashlib

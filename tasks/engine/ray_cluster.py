@@ -1,4 +1,4 @@
-"""Where the work of a stage is done: in this process, or on whichever node of a Ray cluster has room for it."""
+"""Run the work of a stage in this process or on a Ray cluster."""
 
 import logging
 import os

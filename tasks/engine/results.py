@@ -1,4 +1,4 @@
-"""Where Prefect keeps the results of stages: in this home, or beside a store that other machines see too."""
+"""Prefect result storage and serialisation, which loads only this project's types."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Where this installation keeps things; every value can be set by an environment variable NINEFOLD_<NAME>, or in a file."""
+"""Settings of an installation: NINEFOLD_… variables or a settings file."""
 
 import os
 from functools import lru_cache

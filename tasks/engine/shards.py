@@ -1,4 +1,4 @@
-"""Work over many rows in shards: each is a run of a stage on its own, so that what is done is not done again."""
+"""Map a stage over shards of rows, each cached by itself."""
 
 import logging
 import time

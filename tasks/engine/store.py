@@ -1,4 +1,4 @@
-"""Artifacts by content: a Ref names a file by its SHA-256; writes are atomic, reads are verified."""
+"""Content-addressed artifact store: a Ref names a file by SHA-256; atomic writes, verified reads."""
 
 import json
 import logging

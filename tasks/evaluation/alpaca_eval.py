@@ -1,4 +1,4 @@
-"""AlpacaEval 2 as stages: the instructions a policy can read, the grades of its answers, two policies at equal length."""
+"""Stages of AlpacaEval 2: instructions, grades, length-controlled gain."""
 
 from pathlib import Path
 

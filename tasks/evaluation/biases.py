@@ -1,4 +1,4 @@
-"""Measure what the evaluator leans on besides quality: length, and the format of the same text."""
+"""Stages: biases of the evaluator towards length and format."""
 
 from dataclasses import replace
 

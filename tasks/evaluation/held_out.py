@@ -1,4 +1,4 @@
-"""Hold the evaluator and the new policy against the oracle, on prompts that nothing was trained on."""
+"""Stages: evaluator and policy against the oracle on held-out prompts."""
 
 from collections.abc import Mapping
 from typing import ClassVar

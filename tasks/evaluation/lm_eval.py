@@ -1,4 +1,4 @@
-"""Let a policy take a benchmark."""
+"""Stage: run an lm-evaluation-harness task on a policy."""
 
 from models.benchmarks.lm_eval import Task, grade
 from models.core.data import QuestionResult

@@ -1,4 +1,4 @@
-"""The evaluator as a goal: the best of several answers by it, and its scores beside the oracle's along a training."""
+"""Stages: best-of-n by the evaluator, and proxy against oracle along training."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""RewardBench as a stage: the evaluator, as a classifier, orders pairs whose better answer is known."""
+"""Stage: RewardBench on the exported evaluator."""
 
 from pathlib import Path
 

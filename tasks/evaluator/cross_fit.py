@@ -1,4 +1,4 @@
-"""Hold the evaluator against labels that it has not seen, before anything is believed of it."""
+"""Stages: cross-fitted predictions of labels, and the gate's decision."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Make the preference pairs for DPO from the evaluator's and the oracle's scores."""
+"""Stages: build preference pairs; select uncertain pairs for the oracle."""
 
 import json
 from collections.abc import Sequence

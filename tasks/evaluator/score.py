@@ -1,4 +1,4 @@
-"""Let the evaluator score a pool."""
+"""Stage: score a pool of responses with the evaluator."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Train the proxy reward model on the labels bought so far."""
+"""Stage: fit the evaluator to the labels bought so far."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Choose the tuples that the oracle will be asked about."""
+"""Stage: choose what the oracle is queried about."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Buy labels from the oracle, through the ledger."""
+"""Stage: buy labels from the oracle through the ledger."""
 
 import math
 from collections.abc import Mapping, Sequence

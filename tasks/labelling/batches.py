@@ -1,4 +1,4 @@
-"""What has been bought so far: for each batch, which pool it was picked from, its labels and its vectors."""
+"""Labelled batches of a run, and the training data, anchors and labels derived from them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

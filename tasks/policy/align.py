@@ -1,4 +1,4 @@
-"""DPO, or a variant of it, on the preference pairs: M_r → M_{r+1}, with M_r as the reference."""
+"""Stages: reference log-probabilities, and DPO or a variant on the preference pairs."""
 
 from pathlib import Path
 

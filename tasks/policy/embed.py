@@ -1,4 +1,4 @@
-"""Embed a pool in one view: float32, memory-mapped, written in shards; equal texts are encoded once."""
+"""Stage: embed a pool of responses in one view, in shards."""
 
 from collections.abc import Iterable
 from functools import partial

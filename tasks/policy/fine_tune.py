@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: M_0 → M_1."""
+"""Stage: supervised fine-tuning, M_0 → M_1."""
 
 from pathlib import Path
 

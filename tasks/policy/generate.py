@@ -1,4 +1,4 @@
-"""Sample responses from a policy: the on-policy pool, and the held-out answers."""
+"""Stage: sample responses from a policy."""
 
 import time
 from functools import partial

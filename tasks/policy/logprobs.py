@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a policy, computed once for all who compare policies: strategies, KL, fluency."""
+"""Stage: log-probabilities of responses under a policy."""
 
 from typing import NamedTuple
 

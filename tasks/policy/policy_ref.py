@@ -1,4 +1,4 @@
-"""A policy as it travels between stages: its base model by name and digest, and its adapters as Refs."""
+"""Reference to a policy between stages: base model by digest, adapters as Refs."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""A likely best response against the one about which the members disagree most."""
+"""BAITS: a likely best response against the one on which the members disagree most."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What every pair rule does: for each prompt, name two of its responses."""
+"""Contract of pair rules: propose two responses of each prompt."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple

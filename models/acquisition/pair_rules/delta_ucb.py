@@ -1,4 +1,4 @@
-"""The pair whose difference could be largest."""
+"""DeltaUCB: the pair whose score difference has the largest upper confidence bound."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""A likely best response against the one whose preference with it is most open."""
+"""InfoGain: a likely best response against the one with the widest preference interval."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The pair whose preference is most open."""
+"""InfoMax: the pair with the widest preference interval."""
 
 from typing import Literal
 

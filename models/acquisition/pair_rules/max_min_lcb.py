@@ -1,4 +1,4 @@
-"""The response surest to hold its own, against its strongest rival."""
+"""MaxMinLCB: the response with the best worst-case lower bound, against its strongest rival."""
 
 from typing import Literal
 

@@ -18,6 +18,7 @@ from flows.reporting.storage import finite, write_text, writing
 from flows.tracking.mlflow import EXPERIMENT, log_metrics, open_experiment
 from models.benchmarks.lm_eval import Task, check
 from models.core.data import QuestionResult
+from models.core.errors import ConfigError
 from models.metrics.intervals import Interval, averaged, clustered_mean
 from tasks.engine.caching import StageResult
 from tasks.engine.store import store
@@ -53,7 +54,7 @@ def benchmarks(
 
     `run` is a finished run's name or MLflow id. `average` adds the mean of the gains of the paper's benchmarks, the win rate
     being the length-controlled one where there is one. What was graded before comes from the cache, what was judged from the
-    ledger. Raises ValueError, before anything runs or is bought, if there is no such run, task or judge.
+    ledger. Raises ConfigError, before anything runs or is bought, if there is no such run, task or judge.
     """
     import mlflow
 
@@ -112,7 +113,7 @@ def _row(
     )
     shared = [question for question in first if question in second]
     if not shared:
-        raise ValueError(f"benchmark {name} has no question that both policies have a grade for")
+        raise ConfigError(f"benchmark {name} has no question that both policies have a grade for")
     old, new = (np.array([rows[question].score for question in shared]) for rows in (first, second))
     gain = clustered_mean(new - old, np.arange(len(shared)))
     if reach is not None:

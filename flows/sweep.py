@@ -26,6 +26,7 @@ from flows.runtime.workers import check_shared
 from flows.tracking.links import curves_page
 from flows.tracking.run import announce
 from models.core import progress
+from models.core.errors import NinefoldError
 from models.core.money import dollars
 from models.ledger.ledger import Ledger
 from tasks.engine.caching import untold
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 Ended = dict[str, Any] | str  # an arm's report, or why there is none
 
 
-class Incomplete(RuntimeError):
+class Incomplete(NinefoldError):
     """A sweep of which arms failed: the message names them, and `report` has the others'."""
 
     def __init__(self, report: dict[str, Any]) -> None:

@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from models.core.errors import NinefoldError
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, e.g. `dpo.beta=0.2`. May be repeated."),
 ]
 
 
-class UserError(Exception):
+class UserError(NinefoldError):
     """Something the user can put right; shown as one line, without a traceback."""
 
 

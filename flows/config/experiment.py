@@ -8,6 +8,7 @@ from models.acquisition.base import Acquisition
 from models.acquisition.pairwise import PairAcquisition
 from models.acquisition.uniform import Uniform
 from models.core.allowlist import FolderOrName
+from models.core.errors import ConfigError
 from models.core.money import NO_CAP, MicroUsd
 from models.core.registry import Frozen, OneOf
 from models.core.rubric import Rubric
@@ -87,7 +88,7 @@ class Evaluation(Frozen):
     @model_validator(mode="after")
     def _pairwise_judge_compares(self) -> "Evaluation":
         if self.pairwise_judge is not None and self.pairwise_judge.query_type != "pairwise":
-            raise ValueError(
+            raise ConfigError(
                 f"evaluation.pairwise_judge compares two answers, and {self.pairwise_judge.label()!r} scores single ones: "
                 "use a pairwise oracle, such as llm_pairs, or leave it out"
             )
@@ -163,24 +164,24 @@ class Experiment(Frozen):
     def _pairs_where_pairs_are_asked(self) -> "Experiment":
         oracle, strategy = self.labelling.oracle.label(), self.labelling.acquisition
         if self.evaluation_oracle.query_type == "pairwise":
-            raise ValueError(
+            raise ConfigError(
                 f"the evaluation needs a pointwise oracle, and {self.evaluation_oracle.label()!r} compares: set "
                 "evaluation.oracle"
             )
         if self.labelling.oracle.query_type == "pointwise":
             if self.feedback == "proxy" and not self.evaluator.supports_pointwise:
-                raise ValueError(
+                raise ConfigError(
                     f"{oracle!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
                     "use a pairwise oracle, such as comparing or llm_pairs, or the evaluator generative"
                 )
             return self
         if not isinstance(strategy, PairAcquisition):
-            raise ValueError(
+            raise ConfigError(
                 f"{oracle!r} compares pairs, and acquisition {strategy.label()!r} picks tuples: use a strategy over pairs, "
                 "such as random_pairs or bald"
             )
         if not self.evaluator.supports_pairwise:
-            raise ValueError(
+            raise ConfigError(
                 f"{oracle!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
                 "generative_pairs, or reward_head with loss bradley_terry"
             )
@@ -193,14 +194,14 @@ class Experiment(Frozen):
             return self
         if self.labelling.queries - kept < rounds:
             less = f", less {kept} kept by gate.relabel_queries," if kept else ""
-            raise ValueError(
+            raise ConfigError(
                 f"labelling.queries={self.labelling.queries}{less} does not reach for {rounds} turns "
                 f"(iterations × labelling.rounds): raise it to at least {rounds + kept}"
             )
         if self.generation.samples < 2:
-            raise ValueError("generation.samples must be at least 2: a preference needs two responses to a prompt")
+            raise ConfigError("generation.samples must be at least 2: a preference needs two responses to a prompt")
         if self.labelling.acquisition.needs.scores and rounds == 1:
-            raise ValueError(
+            raise ConfigError(
                 f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
                 "round there is none when it picks: set labelling.rounds to 2 or more"
             )
@@ -209,7 +210,7 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _eft_seed_from_somewhere(self) -> "Experiment":
         if self.evaluator.uses_eft_examples and not self.prompts.has_eft_examples:
-            raise ValueError(
+            raise ConfigError(
                 f"evaluator.eft_examples={getattr(self.evaluator, 'eft_examples', True)} mixes in examples that "
                 f"prompts {self.prompts.label()!r} do not have: set prompts.eft_examples"
             )
@@ -219,12 +220,12 @@ class Experiment(Frozen):
     def _gate_has_something_to_do(self) -> "Experiment":
         gate, feedback = self.gate, self.feedback
         if feedback != "proxy" and (gate.relabel_queries or gate.min_confidence > ANY_PAIR):
-            raise ValueError(
+            raise ConfigError(
                 f"gate holds an evaluator against the oracle, and feedback={feedback} trains none: leave out "
                 "gate.relabel_queries and gate.min_confidence"
             )
         if gate.relabel_queries and gate.min_confidence == ANY_PAIR:
-            raise ValueError(
+            raise ConfigError(
                 f"gate.relabel_queries={gate.relabel_queries} is kept for pairs under gate.min_confidence, and none is "
                 f"under {ANY_PAIR}: raise gate.min_confidence"
             )
@@ -234,23 +235,23 @@ class Experiment(Frozen):
     def _feedback_from_someone(self) -> "Experiment":
         feedback, labelling = self.feedback, self.labelling
         if not self.queries_oracle and labelling.queries:
-            raise ValueError(
+            raise ConfigError(
                 f"feedback={feedback} asks the oracle nothing, and labelling.queries={labelling.queries}: set it to 0"
             )
         if feedback == "policy" and not self.evaluator.supports_zero_shot:
-            raise ValueError(
+            raise ConfigError(
                 f"feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.label()!r} does not: "
                 "set evaluator.kind to generative"
             )
         if feedback != "proxy" and labelling.shuffle_labels:
-            raise ValueError(f"feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
+            raise ConfigError(f"feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
         if feedback == "oracle" and labelling.acquisition.needs.scores:
-            raise ValueError(
+            raise ConfigError(
                 f"feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
                 "use random or random_pairs"
             )
         if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.query_type == "pairwise"):
-            raise ValueError(
+            raise ConfigError(
                 f"labelling.pool={labelling.pool} has one response to a prompt, which trains an evaluator by its score: "
                 "it needs feedback=proxy and a pointwise oracle"
             )

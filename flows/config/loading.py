@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, ValidationError
 
 from flows.config.paths import rooted
 from models.core.allowlist import check_places
+from models.core.errors import ConfigError
 from models.core.registry import Frozen, OneOf, plugins_of
 
 C = TypeVar("C", bound=Frozen)
@@ -39,15 +41,23 @@ _RENAMED = {
 def load(cls: type[C], path: Path, overrides: list[str] | None = None) -> C:
     """Read a parameter file, apply `a.b=value` overrides (values are YAML) and validate the whole.
 
-    Paths inside the file are relative to the file, those of overrides to the working directory. Raises ValueError naming
+    Paths inside the file are relative to the file, those of overrides to the working directory. Raises ConfigError naming
     the field, the rule and, for a typo, the nearest field there is.
     """
-    settings = read(cls, path)
+    changes = {}
     for override in overrides or []:
         name, equals, value = override.partition("=")
         if not equals or not name:
-            raise ValueError(f"--set {override!r} must read field.subfield=value")
-        set_field(settings, name, yaml.safe_load(value))
+            raise ConfigError(f"--set {override!r} must read field.subfield=value")
+        changes[name] = yaml.safe_load(value)
+    return load_with(cls, path, changes)
+
+
+def load_with(cls: type[C], path: Path, changes: Mapping[str, Any]) -> C:
+    """Read a parameter file as `load` does, and change fields by their names before it is validated."""
+    settings = read(cls, path)
+    for name, value in changes.items():
+        set_field(settings, name, value)
     return validated(cls, settings, str(path))
 
 
@@ -61,17 +71,17 @@ def or_file(cls: type[Frozen]) -> BeforeValidator:
 def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
     """Return what a parameter file holds, its paths made relative to the working directory.
 
-    Raises ValueError if it is no mapping, or where it may not be.
+    Raises ConfigError if it is no mapping, or where it may not be.
     """
     check_places({"the experiment file": path})
     if not path.is_file():
-        raise ValueError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
+        raise ConfigError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
+        raise ConfigError(f"{path} is not a YAML file in UTF-8: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold a mapping of fields, got {type(settings).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of fields, got {type(settings).__name__}")
     found: dict[str, Any] = json.loads(
         json.dumps(settings, default=str)
     )  # YAML anchors share values; a change must not
@@ -83,17 +93,17 @@ def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:
     try:
         return cls.model_validate(settings)
     except ValidationError as error:
-        raise ValueError(f"{where}: {_explain(error, cls)}") from error
+        raise ConfigError(f"{where}: {_explain(error, cls)}") from error
 
 
 def set_field(settings: dict[str, Any], name: str, value: Any) -> None:  # noqa: ANN401
-    """Set `a.b` in nested settings; a new `kind` clears the fields of the old. Raises ValueError if `a` has no fields."""
+    """Set `a.b` in nested settings; a new `kind` clears the fields of the old. Raises ConfigError if `a` has no fields."""
     *parents, last = name.split(".")
     place = settings
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise ValueError(f"{name!r}: {parent!r} has no fields of its own")
+            raise ConfigError(f"{name!r}: {parent!r} has no fields of its own")
     if last == "kind" and place.get("kind") != value:
         place.clear()  # another plugin has other fields
     place[last] = value

@@ -9,6 +9,7 @@ from flows.config.experiment import PolicyConfig
 from models.acquisition.base import Acquisition
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
+from models.core.errors import ConfigError
 from models.core.registry import Frozen, OneOf
 from models.embeddings.base import Embedding, View
 from models.evaluators.base import Evaluator
@@ -49,17 +50,17 @@ class LabelEfficiency(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> "LabelEfficiency":
         if list(self.budgets) != sorted(set(self.budgets)):
-            raise ValueError(f"budgets must ascend, got {list(self.budgets)}")
+            raise ConfigError(f"budgets must ascend, got {list(self.budgets)}")
         for strategy in self.strategies:
             if strategy.needs.logprob:
-                raise ValueError(
+                raise ConfigError(
                     f"strategies: {strategy.label()!r} needs log-probabilities of the policy that wrote the responses, "
                     "which a table of labels does not hold: remove it"
                 )
         if self.evaluator.feature_view is None:
-            raise ValueError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
+            raise ConfigError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
         if self.embedding.needs_policy and self.policy is None:
-            raise ValueError("embedding.kind policy needs a policy whose hidden states it takes: set policy.model")
+            raise ConfigError("embedding.kind policy needs a policy whose hidden states it takes: set policy.model")
         return self
 
     def arms(self) -> list[StudyArm]:
@@ -99,12 +100,12 @@ class LabelEfficiency(Frozen):
         held = max(1, round(prompts * self.held_out))
         pool = int(taken[: prompts - held].sum())  # the smallest that a split can leave
         if self.budgets[-1] > pool:
-            raise ValueError(
+            raise ConfigError(
                 f"budgets: {self.budgets[-1]} passes the pool, which may hold no more than {pool} tuples ({prompts} prompts "
                 f"of up to {self.responses_per_prompt} responses, {held} held out): lower it"
             )
         if ((per_prompt.max() - per_prompt.min()) > CLEAR_GAP).sum() < _FEW_PROMPTS:
-            raise ValueError(
+            raise ConfigError(
                 f"labels: fewer than {_FEW_PROMPTS} prompts have two labels more than {CLEAR_GAP:g} apart, which is what "
                 "agreement is counted on: set labels.scale to logit if these are probabilities"
             )

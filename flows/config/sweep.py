@@ -11,6 +11,7 @@ from flows.config.experiment import Experiment
 from flows.config.loading import read, set_field, validated
 from flows.config.paths import FieldsOf
 from flows.config.presets import ALL, PRESETS
+from models.core.errors import ConfigError
 from models.core.money import MicroUsd
 from models.core.registry import Frozen
 
@@ -59,7 +60,7 @@ class Expanded(NamedTuple):
 
 
 def expand(sweep: Sweep) -> Expanded:
-    """Return every arm, validated; raise ValueError naming the arm and the field.
+    """Return every arm, validated; raise ConfigError naming the arm and the field.
 
     Arms that come to the same experiment are one, under the first one's name. Arms go on where the gate would stop a run by
     itself, unless they or the base say otherwise: what is left out for its outcome makes the comparison of the others wrong.
@@ -88,31 +89,31 @@ def expand(sweep: Sweep) -> Expanded:
         else:
             found[identity] = SweepArm(name, varied, seed, training, experiment)
     if not found:
-        raise ValueError(f"sweep {sweep.name} has no arm left: every combination is excluded")
+        raise ConfigError(f"sweep {sweep.name} has no arm left: every combination is excluded")
     return Expanded(tuple(found.values()), merged)
 
 
 def _arms(sweep: Sweep) -> dict[str, Changes]:
-    """Return the named arms; raise ValueError for none, an unknown preset, or a name that is taken."""
+    """Return the named arms; raise ConfigError for none, an unknown preset, or a name that is taken."""
     if unknown := [name for name in sweep.presets if name not in PRESETS]:
-        raise ValueError(f"sweep {sweep.name}: presets {unknown} are none of {', '.join(PRESETS)}")
+        raise ConfigError(f"sweep {sweep.name}: presets {unknown} are none of {', '.join(PRESETS)}")
     if taken := set(sweep.presets) & set(sweep.arms):
-        raise ValueError(f"sweep {sweep.name}: {sorted(taken)} are presets and arms: give the arms other names")
+        raise ConfigError(f"sweep {sweep.name}: {sorted(taken)} are presets and arms: give the arms other names")
     arms = {**{name: PRESETS[name] for name in sweep.presets}, **sweep.arms}
     if not arms:
-        raise ValueError(f"sweep {sweep.name} names no arm: list presets ({', '.join(PRESETS)}) or arms")
+        raise ConfigError(f"sweep {sweep.name} names no arm: list presets ({', '.join(PRESETS)}) or arms")
     return arms
 
 
 def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: MicroUsd) -> Experiment:
-    """Return the base with other fields; raise ValueError that says where they come from."""
+    """Return the base with other fields; raise ConfigError that says where they come from."""
     settings, everything = deepcopy(base), fields.get("labelling.queries") == ALL
     try:
         for field, value in fields.items():
             all_of_it = max_micro_usd if field.endswith("max_micro_usd") else 1  # 1 query until the pool is known
             set_field(settings, field, all_of_it if value == ALL else value)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     if isinstance(gate := settings.get("gate", {}), dict):  # anything else is refused below
         settings["gate"] = {"on_failure": "continue", **gate}
     experiment = validated(Experiment, settings, where)
@@ -126,7 +127,7 @@ def _experiment(base: Changes, fields: Changes, where: str, max_micro_usd: Micro
 
 def _excluded(rule: Changes, known: Changes, sweep: Sweep) -> bool:
     if unknown := rule.keys() - known.keys():
-        raise ValueError(f"sweep {sweep.name}: exclude names {sorted(unknown)}: it may name {', '.join(known)}")
+        raise ConfigError(f"sweep {sweep.name}: exclude names {sorted(unknown)}: it may name {', '.join(known)}")
     return all(known[name] == value for name, value in rule.items())
 
 

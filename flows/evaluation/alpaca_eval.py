@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from flows.reporting.export import FinishedRun
 from models.benchmarks.alpaca_eval import answers, difficulties_file, installed, reference_file
 from models.core.cache import remembered_sha256
+from models.core.errors import ConfigError
 from models.core.money import NO_CAP, MicroUsd
 from models.core.randomness import seed_of
 from models.core.registry import Frozen, digest_of
@@ -36,12 +37,12 @@ class AlpacaEvalConfig(Frozen):
     concurrency: PositiveInt = Field(8, description="concurrent queries; does not change the result")
 
     def check(self) -> None:
-        """Raise ValueError, before anything is bought, if the package, the reference, the judge or its key is not there."""
+        """Raise ConfigError, before anything is bought, if the package, the reference, the judge or its key is not there."""
         self.judge.check()
         if self.judge.reference is None:
             difficulties_file()
             if self.limit == 1:
-                raise ValueError(
+                raise ConfigError(
                     "limit=1 leaves the length control nothing to compare: ask about two instructions or more"
                 )
 
@@ -71,7 +72,7 @@ def run_alpaca_eval(
 ) -> tuple[list[AlpacaEvalResult], int]:
     """Return the policies' grades, as they stand and, by the published reference, at equal length; and who was left out.
 
-    Raises ValueError where the money does not cover every judgement; what was bought is kept.
+    Raises ConfigError where the money does not cover every judgement; what was bought is kept.
     """
     judge, generation = config.judge, known.experiment.generation
     path = reference_file(judge.reference)

@@ -9,6 +9,7 @@ from pydantic import Field
 from flows.reporting.export import FinishedRun
 from models.benchmarks.reward_bench import command, contrasts, version_of
 from models.core.data import QuestionResult
+from models.core.errors import ConfigError
 from models.core.registry import Frozen, digest_of
 from models.metrics.intervals import weighted_mean
 from tasks.engine.settings import settings
@@ -25,13 +26,13 @@ class RewardBenchConfig(Frozen):
     pairs: Path | None = Field(None, description="JSON of prompt, chosen, rejected; none: RewardBench's, from the hub")
 
     def check(self, known: FinishedRun) -> None:
-        """Raise ValueError, before anything runs, if there is no such evaluator, command or pairs."""
+        """Raise ConfigError, before anything runs, if there is no such evaluator, command or pairs."""
         if known.artifacts.evaluator is None:
-            raise ValueError(
+            raise ConfigError(
                 f"run {known.experiment.name!r} has trained no evaluator: RewardBench has nothing to measure"
             )
         if not known.experiment.evaluator.exports_classifier:
-            raise ValueError(
+            raise ConfigError(
                 f"RewardBench's command takes sequence classifiers, and evaluator {known.experiment.evaluator.label()!r} is "
                 "none: use reward_head"
             )

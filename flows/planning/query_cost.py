@@ -7,6 +7,7 @@ import numpy as np
 
 from flows.config.experiment import Experiment
 from models.core.data import Prompt
+from models.core.errors import ConfigError
 from models.core.money import NO_CAP, Amount
 from models.ledger.database import seconds_of
 from models.oracles.base import CostEstimate, Oracle, TokenCounter, canonical_pair
@@ -36,19 +37,19 @@ class QueryCost:
 
 
 def check_caps(x: Experiment, most: Amount) -> None:
-    """Raise ValueError if a cap does not pay for one query, or is on what this oracle does not count."""
+    """Raise ConfigError if a cap does not pay for one query, or is on what this oracle does not count."""
     caps = x.labelling
     if most.micro_usd > caps.max_micro_usd:
-        raise ValueError(
+        raise ConfigError(
             f"labelling.max_micro_usd={caps.max_micro_usd} does not pay for one query at {most.micro_usd}: raise it"
         )
     if caps.max_tokens != NO_CAP and not most.tokens:
-        raise ValueError(
+        raise ConfigError(
             f"labelling.max_tokens={caps.max_tokens}, and oracle {caps.oracle.label()!r} is not billed by the token: "
             "leave it out"
         )
     if most.tokens > caps.max_tokens:
-        raise ValueError(
+        raise ConfigError(
             f"labelling.max_tokens={caps.max_tokens} does not pay for one query of up to {most.tokens} tokens: raise it"
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 from flows.config.experiment import Experiment
 from flows.planning.memory import memory_lines
 from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost, expected_of, max_cost
+from models.core.errors import ConfigError
 from models.core.money import NO_CAP, dollars
 from models.metrics.selective import ANY_PAIR
 from models.oracles.base import approximate_tokens
@@ -58,6 +59,9 @@ class Plan:
     def measured(self) -> bool:
         """Whether the durations were measured with this model."""
         return self.experiment.policy.model == PACKAGED
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text."""
@@ -137,7 +141,7 @@ class Plan:
 def plan(experiment: Experiment) -> Plan:
     """Check everything that can be checked without spending, and return the plan.
 
-    Raises ValueError or FileNotFoundError naming the value, the rule and the remedy.
+    Raises ConfigError or FileNotFoundError naming the value, the rule and the remedy.
     """
     x = experiment
     check_reference(x.policy.model)
@@ -173,7 +177,7 @@ def plan(experiment: Experiment) -> Plan:
     )
     evaluation_queries = sum(queries for _, queries in judges)
     if evaluation_cost > x.evaluation.max_micro_usd:
-        raise ValueError(
+        raise ConfigError(
             f"the evaluation asks {evaluation_queries} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd "
             f"allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
         )
@@ -200,16 +204,16 @@ def _pairs(x: Experiment, pool: int, seed: int) -> int:
 
 
 def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
-    """Raise ValueError if there is not enough to ask about."""
+    """Raise ConfigError if there is not enough to ask about."""
     samples, query_type = x.generation.samples, x.labelling.oracle.query_type
     if not seed and (x.labelling.pool != "on_policy" or x.feedback == "demonstrations"):
-        raise ValueError(
+        raise ConfigError(
             f"labelling.pool={x.labelling.pool} with feedback={x.feedback} needs the seed's own answers, and the "
             "seed is empty: give prompts.demonstrations"
         )
     if x.labelling.pool != "on_policy":
         if x.labelling.queries - x.gate.relabel_queries > seed:
-            raise ValueError(
+            raise ConfigError(
                 f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
                 "set labelling.pool to on_policy"
             )
@@ -217,7 +221,7 @@ def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
     most = prompts * x.iterations * (samples // 2 if query_type == "pairwise" else samples)
     if x.labelling.queries > most:
         kind = "disjoint pairs" if query_type == "pairwise" else "tuples"
-        raise ValueError(
+        raise ConfigError(
             f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
             f"{x.iterations} iterations = {most} {kind}: lower labelling.queries or add prompts"
         )

@@ -7,6 +7,7 @@ from typing import Any
 from flows.config.experiment import Experiment
 from flows.config.sweep import Expanded, Sweep, expand
 from flows.planning.run import Plan, plan
+from models.core.errors import ConfigError
 from models.core.money import dollars
 from models.core.registry import digest_of
 
@@ -70,6 +71,9 @@ class SweepPlan:
     alone_seconds: float
     shared: dict[str, int]
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """Return the plan as lines of text."""
         arms = self.expanded.arms
@@ -90,7 +94,7 @@ class SweepPlan:
 def plan_sweep(sweep: Sweep) -> SweepPlan:
     """Expand and check every arm, and refuse a sweep over its budget with the arithmetic.
 
-    Raises ValueError or FileNotFoundError naming the arm, before anything runs.
+    Raises ConfigError or FileNotFoundError naming the arm, before anything runs.
     """
     expanded = expand(sweep)
     plans = []
@@ -106,7 +110,7 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
     bought, judged = groups["acquire, annotate"].values(), groups["evaluate"].values()
     micro_usd = sum(one.micro_usd for one in bought) + sum(one.evaluation_micro_usd for one in judged)
     if micro_usd > sweep.max_micro_usd:
-        raise ValueError(
+        raise ConfigError(
             f"sweep {sweep.name}: {len(bought)} purchases at {dollars(max(one.micro_usd for one in bought))} at most and "
             f"{len(judged)} evaluations at {dollars(max(one.evaluation_micro_usd for one in judged))} at most come to "
             f"{dollars(micro_usd)}, and max_micro_usd allows {dollars(sweep.max_micro_usd)}: raise it or leave arms out"

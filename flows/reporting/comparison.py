@@ -10,6 +10,7 @@ import pandas as pd
 
 from flows.reporting.storage import fetched, with_file
 from flows.steps.results import HELD_OUT
+from models.core.errors import ConfigError
 from models.core.money import MICRO
 from models.metrics.comparison import Outcomes, difference, holm, mean_of, pareto, spread
 from models.metrics.crossed import independent_seeds
@@ -33,11 +34,11 @@ class Run(NamedTuple):
 
 
 def compare(name: str) -> dict[str, Any]:
-    """Return the comparison of a sweep's arms; raise ValueError if there is no such sweep, or nothing of it has finished."""
+    """Return the comparison of a sweep's arms; raise ConfigError if there is no such sweep, or no arm has finished."""
     sweep = _sweep(name)
     runs = [_run(arm) for arm in sweep["arms"] if arm["report"]]
     if not runs:
-        raise ValueError(f"no arm of sweep {name!r} has finished: `ninefold sweep` runs what is missing")
+        raise ConfigError(f"no arm of sweep {name!r} has finished: `ninefold sweep` runs what is missing")
     cells: dict[tuple[str, Any], list[Run]] = defaultdict(list)
     for run in runs:
         cells[run.series, run.budget].append(run)
@@ -74,7 +75,7 @@ def _sweep(name: str) -> dict[str, Any]:
     path = fetched(name) / "sweep.json"
     if not path.is_file():
         known = ", ".join(with_file(path.name)) or "none yet; run `ninefold sweep` first"
-        raise ValueError(f"no sweep {name!r}: there are {known}")
+        raise ConfigError(f"no sweep {name!r}: there are {known}")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

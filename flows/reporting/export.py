@@ -11,6 +11,7 @@ from flows.reporting.storage import read_report
 from flows.steps.results import RunArtifacts, picked
 from flows.tracking.lookup import find_run
 from models.core.data import Pair, Response, Score, to_frame
+from models.core.errors import ConfigError
 from tasks.engine.store import Ref, store
 
 if TYPE_CHECKING:
@@ -28,17 +29,17 @@ class FinishedRun(NamedTuple):
 
 
 def load_finished_run(name: str) -> FinishedRun:
-    """Return a finished run by its name or MLflow run id; raise ValueError if there is none, or it has no report."""
+    """Return a finished run by its name or MLflow run id; raise ConfigError if there is none, or it has no report."""
     known = find_run(name).experiment.name  # says what runs there are
     report = read_report(known)
     if report is None:
-        raise ValueError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
+        raise ConfigError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
     if name not in (known, report["mlflow_run"]):
-        raise ValueError(
+        raise ConfigError(
             f"the report of {known!r} is of run {report['mlflow_run']}, not {name}: export that, or rerun it"
         )
     if "made" not in report:
-        raise ValueError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
+        raise ConfigError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
     # a name may have been given to several experiments: the report is of this one
     return FinishedRun(find_run(report["mlflow_run"]).experiment, report, RunArtifacts.model_validate(report["made"]))
 
@@ -47,10 +48,10 @@ def export(run: FinishedRun, folder: Path) -> list[Path]:
     """Write what the run has made of dataset, evaluator and policy into a new folder, and return the folders written.
 
     The dataset loads with `datasets.load_dataset(folder, "pairs" | "judgements" | "scores")`, the policy with transformers.
-    Raises ValueError if the folder holds anything.
+    Raises ConfigError if the folder holds anything.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder: name another with --to")
+        raise ConfigError(f"{folder} is not an empty folder: name another with --to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # all of it or nothing
         whole = Path(scratch) / "export"
@@ -68,7 +69,7 @@ def export(run: FinishedRun, folder: Path) -> list[Path]:
 def push(run: FinishedRun, folders: list[Path], repository: str) -> list[str]:
     """Upload exported folders as private repositories `repository`-preferences, -evaluator, -policy; return their links.
 
-    Raises ValueError if the prompts' texts may not be passed on.
+    Raises ConfigError if the prompts' texts may not be passed on.
     """
     from huggingface_hub import HfApi
 
@@ -85,16 +86,16 @@ def push(run: FinishedRun, folders: list[Path], repository: str) -> list[str]:
 
 
 def check_push(experiment: Experiment) -> None:
-    """Raise ValueError if the prompts' texts may not be passed on, or the hub does not know who pushes."""
+    """Raise ConfigError if the prompts' texts may not be passed on, or the hub does not know who pushes."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     if not experiment.prompts.redistributable:
-        raise ValueError(f"prompts.kind={experiment.prompts.label()} may not be pushed: {experiment.prompts.terms}")
+        raise ConfigError(f"prompts.kind={experiment.prompts.label()} may not be pushed: {experiment.prompts.terms}")
     try:
         HfApi().whoami()
     except LocalTokenNotFoundError as error:
-        raise ValueError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
+        raise ConfigError("the hub does not know you: hf auth login, or set HF_TOKEN") from error
 
 
 def _tables(artifacts: RunArtifacts) -> dict[str, "pd.DataFrame"]:

@@ -14,6 +14,7 @@ from prefect.variables import Variable
 
 from flows.config.experiment import Experiment
 from flows.config.sweep import Sweep
+from models.core.errors import ConfigError
 from models.core.registry import digest_of
 from models.core.subprocesses import child_environment
 
@@ -46,7 +47,7 @@ def make_pool(name: str) -> None:
 
 
 def deploy(file: Path) -> str:
-    """Register a file's deployments if they have changed, and return what was done; raise ValueError if Prefect refuses.
+    """Register a file's deployments if they have changed, and return what was done; raise ConfigError if Prefect refuses.
 
     What has not changed stays as it is, so that a schedule switched on or off in Prefect's pages stays so.
     """
@@ -64,6 +65,6 @@ def deploy(file: Path) -> str:
         text=True,
     )
     if done.returncode:
-        raise ValueError(f"Prefect refuses {file}: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise ConfigError(f"Prefect refuses {file}: {(done.stderr or done.stdout).strip()[-2000:]}")
     Variable.set(_DEPLOYED, digest, overwrite=True)
     return f"deployments  those of {file}"

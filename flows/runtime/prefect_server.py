@@ -5,6 +5,7 @@ reads its files, so that a mistake in them leaves nothing behind and the wait is
 """
 
 import atexit
+import gc
 import os
 import secrets
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -21,6 +23,7 @@ import psutil
 from flows.runtime.empty_databases import lay_prefect_database
 from flows.runtime.processes import Known, living, this_one
 from models.core.subprocesses import child_environment
+from tasks.engine.settings import settings
 
 HOST = "127.0.0.1"
 _MODULE = "flows.runtime.prefect_server"
@@ -34,6 +37,7 @@ _UNUSED = {
 
 
 _URL = "PREFECT_API_DATABASE_CONNECTION_URL"
+_NEEDED = ("prefect.flow_engine", "mlflow", "mlflow.store.tracking.sqlalchemy_store")
 
 
 class Command(NamedTuple):
@@ -115,13 +119,23 @@ def warm(home: Path) -> None:
 def admitted() -> Iterator[None]:
     """Let this process's server, if it has one, open its database and answer, and run flows in the block.
 
-    They send no heartbeats: whoever waits at the terminal sees that they live, and each would take up to a second to end.
+    While it starts, what every flow needs is imported. Flows send no heartbeats: whoever waits at the terminal sees that
+    they live, and each would take up to a second to end.
     """
     if _server is not None:
         _server.admit()
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
 
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    for module in _NEEDED if not settings().mlflow_is_remote else _NEEDED[:-1]:
+        import_module(module)
+    # Prefect may have been imported, and have read its settings, before this server was there: in a notebook
+    ours = {} if _server is None else {PREFECT_API_URL: _server.api, PREFECT_API_AUTH_STRING: _server.password}
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, **ours}):
         yield
 
 
@@ -140,15 +154,24 @@ def of_commands(home: Path) -> list[Command]:
 def _serve(home: Path, descriptor: int) -> None:
     """Serve on a socket that listens already, from the first byte on stdin until its end."""
     os.environ["PREFECT_HOME"] = str(home)
+    gc.disable()  # an import leaves no garbage, and is a tenth faster without a look for it
     import uvicorn
     from prefect.server.api import server as prefect_api
     from prefect.settings import (
         PREFECT_API_BLOCKS_REGISTER_ON_START,
         PREFECT_API_DATABASE_MIGRATE_ON_START,
+        PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION,
         temporary_settings,
     )
 
-    changes = (PREFECT_API_DATABASE_MIGRATE_ON_START, PREFECT_API_BLOCKS_REGISTER_ON_START)
+    gc.freeze()  # what was imported is not looked at again
+    gc.enable()
+    # The last would import every installed collection (2 s of prefect-kubernetes) to learn that blocks have not changed.
+    changes = (
+        PREFECT_API_DATABASE_MIGRATE_ON_START,
+        PREFECT_API_BLOCKS_REGISTER_ON_START,
+        PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION,
+    )
 
     if not sys.stdin.buffer.read(1):
         return

@@ -14,6 +14,7 @@ from typing import Any
 from flows.runtime.prefect_server import HOST, closed, new_password
 from flows.runtime.processes import Known, end, family, kill_group, this_one
 from flows.runtime.servers import POOL, STOPPING, Ports, Servers, clear_left, keeper_lock, port_taken, record_file
+from models.core.errors import ConfigError
 from models.core.subprocesses import child_environment
 from tasks.engine.settings import settings
 
@@ -28,7 +29,7 @@ def serve(ports: Ports, deployments: Path, runs_page: Callable[[int], str]) -> I
     `runs_page` returns the link to MLflow's runs at a port, and makes MLflow's schema: two first users must not do so at
     once.
 
-    Raises ValueError if a port is taken, another process is at it in this home, or the deployments are wrong;
+    Raises ConfigError if a port is taken, another process is at it in this home, or the deployments are wrong;
     ChildProcessError if a server ends by itself.
     """
     from filelock import Timeout
@@ -38,7 +39,7 @@ def serve(ports: Ports, deployments: Path, runs_page: Callable[[int], str]) -> I
             clear_left()  # what a keeper that was killed has left
             yield from _Keeper(ports).keep(deployments, runs_page)
     except Timeout as error:
-        raise ValueError(
+        raise ConfigError(
             f"servers of {settings().home} are starting or up already: ninefold down stops them"
         ) from error
 
@@ -49,7 +50,9 @@ class _Keeper:
     def __init__(self, ports: Ports) -> None:
         for port in (ports.prefect,) if settings().mlflow_is_remote else ports:
             if port_taken(port):
-                raise ValueError(f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port")
+                raise ConfigError(
+                    f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port"
+                )
         self.up = Servers(this_one(), *ports, password=new_password())
         self.children: list[subprocess.Popen[bytes]] = []
 

@@ -17,6 +17,7 @@ import psutil
 import sqlalchemy as sa
 from filelock import Timeout
 
+from models.core.errors import ConfigError
 from models.core.subprocesses import child_environment
 from tasks.engine.locks import AdvisoryLock, KeyLock, holding, stage_lock
 from tasks.engine.settings import settings
@@ -35,24 +36,24 @@ _PULSE = 5.0  # seconds
 
 
 def check_shared() -> None:
-    """Raise ValueError naming what other machines would not see: the store, the ledger, MLflow or Prefect's server."""
+    """Raise ConfigError naming what other machines would not see: the store, the ledger, MLflow or Prefect's server."""
     from prefect.settings import get_current_settings
 
     if not settings().shares_stages:
-        raise ValueError(
+        raise ConfigError(
             f"workers need a store and a ledger that all of them see, not {settings().store_url} and "
             f"{settings().ledger_url.partition(':')[0]}: set NINEFOLD_STORE=s3://… and NINEFOLD_LEDGER=postgresql+psycopg://…"
         )
     if not settings().shares_mlflow:
-        raise ValueError(
+        raise ConfigError(
             "workers need an MLflow that all of them see: set NINEFOLD_MLFLOW to a server or a PostgreSQL URL"
         )
     if get_current_settings().api.url is None:
-        raise ValueError("workers need a Prefect server that all of them see: set NINEFOLD_PREFECT=http://…/api")
+        raise ConfigError("workers need a Prefect server that all of them see: set NINEFOLD_PREFECT=http://…/api")
 
 
 def work(name: str, runs: int, health_port: int = 0) -> int:
-    """Take arms until Ctrl-C, `runs` at a time, and return Prefect's exit status; raise ValueError as `check_shared`.
+    """Take arms until Ctrl-C, `runs` at a time, and return Prefect's exit status; raise ConfigError as `check_shared`.
 
     Where a port is given, http://127.0.0.1:PORT/health says whether the worker still polls. Relative paths in experiments
     are relative to the folder where the worker was started.

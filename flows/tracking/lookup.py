@@ -5,6 +5,7 @@ from typing import NamedTuple
 from flows.config.experiment import Experiment
 from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
 from flows.tracking.run import SETTINGS, STARTED
+from models.core.errors import ConfigError
 
 
 class RunSpec(NamedTuple):
@@ -17,7 +18,7 @@ class RunSpec(NamedTuple):
 def find_run(name: str) -> RunSpec:
     """Return the arm of a name (or of an MLflow run id) that was started last, finished or not.
 
-    Raises ValueError naming what there is.
+    Raises ConfigError naming what there is.
     """
     import mlflow
 
@@ -27,6 +28,6 @@ def find_run(name: str) -> RunSpec:
     found = next((run for run in runs if name in (run.info.run_name, run.info.run_id)), None)
     if found is None:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
-        raise ValueError(f"no run is called {name!r}: the newest are {known}")
+        raise ConfigError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
     return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.core.data import Selection
+from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.embeddings.base import View
 
@@ -111,7 +112,7 @@ class Acquisition(Plugin):
     def select(self, pool: Pool, budget: int, rng: np.random.Generator) -> list[Selection]:
         """Return min(budget, available) distinct picks, best first.
 
-        The order in which the pool is given does not matter: it is sorted by id first. Raises ValueError naming the
+        The order in which the pool is given does not matter: it is sorted by id first. Raises ConfigError naming the
         tuple when an input is not finite.
         """
         ordered = self._ordered(pool, budget)
@@ -140,7 +141,7 @@ class Acquisition(Plugin):
 
     def _ordered(self, pool: Pool, budget: int) -> Pool:
         if budget < 0:
-            raise ValueError(f"budget must not be negative, got {budget}")
+            raise ConfigError(f"budget must not be negative, got {budget}")
         self._check(pool)
         return pool.take(np.array(sorted(range(len(pool.ids)), key=lambda row: pool.ids[row]), dtype=np.int64))
 
@@ -151,24 +152,24 @@ class Acquisition(Plugin):
                 continue
             finite = np.isfinite(values).all(axis=0 if name == "scores" else tuple(range(1, values.ndim)))
             row = int(np.flatnonzero(~finite)[0])
-            raise ValueError(f"{name} of tuple {pool.ids[row]} is not finite: the stage that made it is at fault")
+            raise ConfigError(f"{name} of tuple {pool.ids[row]} is not finite: the stage that made it is at fault")
         if self.needs.view and pool.vectors is None:
-            raise ValueError(f"{type(self).__name__} needs vectors of the {self.needs.view} view")
+            raise ConfigError(f"{type(self).__name__} needs vectors of the {self.needs.view} view")
         if self.needs.scores and pool.scores is None:
-            raise ValueError(f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels")
+            raise ConfigError(f"{type(self).__name__} needs the scores of an evaluator trained on earlier labels")
         if self.needs.logprob and (pool.logprob is None or pool.tokens is None):
-            raise ValueError(f"{type(self).__name__} needs log-probabilities, which this generator does not report")
+            raise ConfigError(f"{type(self).__name__} needs log-probabilities, which this generator does not report")
         if self.needs.reference and pool.reference_logprob is None:
-            raise ValueError(f"{type(self).__name__} needs log-probabilities under the policy and under its reference")
+            raise ConfigError(f"{type(self).__name__} needs log-probabilities under the policy and under its reference")
         for name in ("vectors", "logprob", "reference_logprob", "tokens", "cost", "prompt", "unavailable", "labelled"):
             values = getattr(pool, name)
             if values is not None and len(values) != len(pool.ids):
-                raise ValueError(f"{name} has {len(values)} rows for {len(pool.ids)} tuples: the views do not match")
+                raise ConfigError(f"{name} has {len(values)} rows for {len(pool.ids)} tuples: the views do not match")
         if self.needs.cost and pool.cost is None:
-            raise ValueError(f"{type(self).__name__} needs what each query may cost")
+            raise ConfigError(f"{type(self).__name__} needs what each query may cost")
         if pool.cost is not None and (pool.cost < 0).any():
-            raise ValueError(f"cost of tuple {pool.ids[int(pool.cost.argmin())]} is negative: {pool.cost.min():g}")
+            raise ConfigError(f"cost of tuple {pool.ids[int(pool.cost.argmin())]} is negative: {pool.cost.min():g}")
         if pool.scores is not None and pool.scores.shape[1:] != (len(pool.ids),):
-            raise ValueError(
+            raise ConfigError(
                 f"scores has shape {pool.scores.shape} for {len(pool.ids)} tuples: expected (members, tuples)"
             )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.coreset import cover
 from models.acquisition.margin import Margin
+from models.core.errors import ConfigError
 from models.core.registry import OneOf
 from models.embeddings.base import View
 
@@ -24,7 +25,7 @@ class Hybrid(Acquisition):
     @model_validator(mode="after")
     def _one_view(self) -> "Hybrid":
         if self.uncertainty.needs.view not in (None, _VIEW):
-            raise ValueError(
+            raise ConfigError(
                 f"hybrid covers the {_VIEW} view and {self.uncertainty.label()!r} works in the "
                 f"{self.uncertainty.needs.view} view: choose another uncertainty"
             )

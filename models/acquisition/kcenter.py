@@ -23,7 +23,7 @@ def farthest_first(
     """Return k row numbers: each the row farthest from the labelled rows and those picked before it (1708.00489, Alg. 1).
 
     `vectors` has shape (N, d), float32; it may be a memory map. Without labelled rows the first pick is uniform. The
-    radius is at most twice the optimum's. O(N) extra memory. Raises ValueError if fewer than k rows are free, if a labelled
+    radius is at most twice the optimum's. O(N) extra memory. Raises ConfigError if fewer than k rows are free, if a labelled
     row is none of them, or if a vector is not finite.
     """
     centres = np.asarray(labelled, dtype=np.int64)

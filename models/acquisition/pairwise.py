@@ -12,6 +12,7 @@ from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, Sele
 from models.acquisition.pair_rules.base import CandidateScores, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
 from models.core.data import Selection
+from models.core.errors import ConfigError
 from models.core.registry import OneOf
 
 Temperature = Annotated[PositiveFloat, Field(description="T of p = σ(difference of scores / T)")]
@@ -32,7 +33,7 @@ class Pairs:
     def difference(self) -> Floats:
         """Return D^e = r^e(x, y_i) − r^e(x, y_j), shape (E, C)."""
         if self.pool.scores is None:
-            raise ValueError("a pair's difference needs the scores of an evaluator trained on earlier labels")
+            raise ConfigError("a pair's difference needs the scores of an evaluator trained on earlier labels")
         return self.pool.scores[:, self.first] - self.pool.scores[:, self.second]
 
     def preference(self, temperature: float) -> Floats:

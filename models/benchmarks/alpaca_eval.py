@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.core import hub
 from models.core.cache import remembered_sha256
+from models.core.errors import ConfigError
 
 PACKAGE = "alpaca_eval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
@@ -48,31 +49,31 @@ class Annotation(NamedTuple):
 
 
 def installed() -> str:
-    """Return the package's version; raise ValueError with the remedy if it is not there."""
+    """Return the package's version; raise ConfigError with the remedy if it is not there."""
     try:
         return version(PACKAGE)
     except PackageNotFoundError as error:
-        raise ValueError("AlpacaEval 2 needs its package: pip install 'ninefold[benchmarks]'") from error
+        raise ConfigError("AlpacaEval 2 needs its package: pip install 'ninefold[benchmarks]'") from error
 
 
 def reference_file(path: Path | None) -> Path:
-    """Return `path`, or AlpacaEval 2's answers of GPT-4 turbo from the hub; raise ValueError if it cannot be had."""
+    """Return `path`, or AlpacaEval 2's answers of GPT-4 turbo from the hub; raise ConfigError if it cannot be had."""
     if path is None:
         return hub.file(_HUB, _REFERENCE)
     if not path.is_file():
-        raise ValueError(
+        raise ConfigError(
             f"reference {path} does not exist: name a JSON file of instruction and output, or leave it out"
         )
     return path
 
 
 def difficulties_file() -> Path:
-    """Return the hub's file that the published length control needs; raise ValueError if it cannot be had."""
+    """Return the hub's file that the published length control needs; raise ConfigError if it cannot be had."""
     return hub.file(_HUB, _DIFFICULTIES)
 
 
 def answers(path: Path) -> list[Answer]:
-    """Read a reference: a JSON list of objects with `instruction` and `output`. Raise ValueError naming what is wrong."""
+    """Read a reference: a JSON list of objects with `instruction` and `output`. raise ConfigError naming what is wrong."""
     return list(_answers(path, remembered_sha256(path)))
 
 
@@ -82,11 +83,11 @@ def _answers(path: Path, _sha256: str) -> tuple[Answer, ...]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         found = tuple(Answer(row["instruction"], row["output"]) for row in rows)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"reference {path} must be a JSON list of objects with instruction and output: {error}"
         ) from error
     if not found or not all(isinstance(text, str) for answer in found for text in answer):
-        raise ValueError(f"reference {path} must hold instruction and output as texts, at least one of each")
+        raise ConfigError(f"reference {path} must hold instruction and output as texts, at least one of each")
     return found
 
 
@@ -101,17 +102,17 @@ def difficulties() -> NDArray[np.float64]:
 def reads(annotator: str) -> dict[str, Any]:
     """Return with what a configuration of the package calls its judge.
 
-    Raises ValueError if there is none, or it needs more than a chat completion (functions, several examples to a call).
+    Raises ConfigError if there is none, or it needs more than a chat completion (functions, several examples to a call).
     """
     single, called = _single(annotator), dict(_single(annotator).completions_kwargs)
     if beyond := sorted(called.keys() - _CALL):
-        raise ValueError(
+        raise ConfigError(
             f"annotator {annotator!r} calls its judge with {beyond}, which is not supported: try {ANNOTATOR}"
         )
     if not single.prompt_template.lstrip().startswith(_MARKS[0]):
-        raise ValueError(f"annotator {annotator!r} is not for a chat model: try {ANNOTATOR}")
+        raise ConfigError(f"annotator {annotator!r} is not for a chat model: try {ANNOTATOR}")
     if single.batch_size != 1:
-        raise ValueError(f"annotator {annotator!r} asks about {single.batch_size} at once: try {ANNOTATOR}")
+        raise ConfigError(f"annotator {annotator!r} asks about {single.batch_size} at once: try {ANNOTATOR}")
     return called
 
 
@@ -159,12 +160,12 @@ def length_controlled(annotations: Sequence[Annotation]) -> NDArray[np.float64]:
     """Return P(the policy's answer is better) at equal length for each instruction, by the package's regression.
 
     Its mean is the published length-controlled win rate. The instructions are AlpacaEval 2's: their difficulties are known
-    by their places. Raises ValueError if all answers are longer by the same.
+    by their places. Raises ConfigError if all answers are longer by the same.
     """
     import pandas as pd
 
     if len({len(a.output) - len(a.reference) for a in annotations}) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"the length control knows nothing of {len(annotations)} judgements of one length: ask about more"
         )
     from alpaca_eval.metrics import get_length_controlled_winrate
@@ -198,7 +199,7 @@ def _single(annotator: str) -> Any:  # noqa: ANN401
     if Path(annotator).is_dir():
         annotator = str(Path(annotator).absolute())  # the package would look for it in a folder of its own
     elif not _NAME.fullmatch(annotator):
-        raise ValueError(
+        raise ConfigError(
             f"annotator {annotator!r} is neither a configuration of alpaca_eval, such as {ANNOTATOR}, nor a folder"
         )
     level, environment = logging.root.level, dict(os.environ)
@@ -211,7 +212,7 @@ def _single(annotator: str) -> Any:  # noqa: ANN401
     try:
         pool = PairwiseAnnotator(annotators_config=annotator, caching_path=None).annotators
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"alpaca_eval has no annotator {annotator!r}: {error}") from error
+        raise ConfigError(f"alpaca_eval has no annotator {annotator!r}: {error}") from error
     if len(pool) != 1:
-        raise ValueError(f"annotator {annotator!r} is a pool of {len(pool)}: name one with a single judge")
+        raise ConfigError(f"annotator {annotator!r} is a pool of {len(pool)}: name one with a single judge")
     return next(iter(pool.values()))

@@ -10,6 +10,7 @@ from typing import Any
 
 from models.core.cache import sha256_of
 from models.core.data import QuestionResult
+from models.core.errors import ConfigError
 from models.core.registry import Frozen, digest_of
 from models.policies.language_model import LanguageModel
 
@@ -30,10 +31,10 @@ class Task(Frozen):
 
     @classmethod
     def parse(cls, text: str, *, limit: int, folder: Path | None) -> "Task":
-        """Read `name` or `name:shots`; raise ValueError if it is neither."""
+        """Read `name` or `name:shots`; raise ConfigError if it is neither."""
         found = _NAMED.match(text)
         if found is None:
-            raise ValueError(f"benchmark {text!r} is no task: write its name, or name:shots such as mmlu:5")
+            raise ConfigError(f"benchmark {text!r} is no task: write its name, or name:shots such as mmlu:5")
         shots = None if found["shots"] is None else int(found["shots"])
         return cls(name=found["name"], shots=shots, limit=limit, folder=folder)
 
@@ -55,16 +56,16 @@ class Task(Frozen):
 
 
 def check(tasks: Sequence[Task]) -> None:
-    """Raise ValueError if the package or one of the tasks is not there, before anything runs."""
+    """Raise ConfigError if the package or one of the tasks is not there, before anything runs."""
     try:
         version(PACKAGE)
     except PackageNotFoundError as error:
-        raise ValueError("benchmarks need lm-evaluation-harness: pip install 'ninefold[benchmarks]'") from error
+        raise ConfigError("benchmarks need lm-evaluation-harness: pip install 'ninefold[benchmarks]'") from error
     for task in tasks:
         if task.folder is not None and not task.folder.is_dir():
-            raise ValueError(f"{task.folder} is no folder of task files: check --tasks-from")
+            raise ConfigError(f"{task.folder} is no folder of task files: check --tasks-from")
         if not task.manager().match_tasks([task.name]):
-            raise ValueError(
+            raise ConfigError(
                 f"lm-evaluation-harness has no task {task.name!r}: `lm-eval ls tasks` lists them, --tasks-from adds yours"
             )
 
@@ -96,7 +97,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Questio
             rows.append(QuestionResult(name, int(sample["doc_id"]), metric, float(score)))
     bad = [row for row in rows if not math.isfinite(row.score)]
     if not rows or bad:
-        raise ValueError(f"benchmark {task.label()} gave {len(rows)} grades, {len(bad)} of them no number")
+        raise ConfigError(f"benchmark {task.label()} gave {len(rows)} grades, {len(bad)} of them no number")
     return rows
 
 

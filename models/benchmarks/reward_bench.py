@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.core import hub
 from models.core.data import QuestionResult
+from models.core.errors import ConfigError
 
 _HUB, _SPLIT = "allenai/reward-bench", "filtered"
 _INSTALL = (
@@ -47,41 +48,41 @@ class Contrast(NamedTuple):
 def contrasts(path: Path | None) -> list[Contrast]:
     """Return the pairs of a JSON file (prompt, chosen, rejected), or RewardBench's own from the hub.
 
-    Raises ValueError naming what is wrong.
+    Raises ConfigError naming what is wrong.
     """
     if path is None:
         try:
             rows = list(hub.rows(_HUB, None, _SPLIT))
         except OSError as error:
-            raise ValueError(f"the hub's dataset {_HUB} cannot be fetched and is not cached: {error}") from error
+            raise ConfigError(f"the hub's dataset {_HUB} cannot be fetched and is not cached: {error}") from error
     else:
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"pairs {path} must be a JSON list of prompt, chosen and rejected: {error}") from error
+            raise ConfigError(f"pairs {path} must be a JSON list of prompt, chosen and rejected: {error}") from error
     try:
         found = [Contrast(row["prompt"], row["chosen"], row["rejected"], row.get("subset", "")) for row in rows]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"pairs {path or _HUB} must have prompt, chosen and rejected: {error}") from error
+        raise ConfigError(f"pairs {path or _HUB} must have prompt, chosen and rejected: {error}") from error
     if not found or not all(isinstance(text, str) for pair in found for text in pair):
-        raise ValueError(f"pairs {path or _HUB} must have prompt, chosen and rejected as texts, at least one of each")
+        raise ConfigError(f"pairs {path or _HUB} must have prompt, chosen and rejected as texts, at least one of each")
     return found
 
 
 def command(named: Path | None) -> Path:
-    """Return the command: `named`, or the one on the path; raise ValueError with the remedy if there is none."""
+    """Return the command: `named`, or the one on the path; raise ConfigError with the remedy if there is none."""
     found = named or shutil.which("rewardbench")
     if found is None or not Path(found).is_file():
         missing = "is not on the path" if named is None else f"is not at {named}"
-        raise ValueError(f"RewardBench's command {missing}: {_INSTALL}")
+        raise ConfigError(f"RewardBench's command {missing}: {_INSTALL}")
     program = Path(found).resolve()  # a link to it has another Python beside it
     if not program.with_name("python").is_file():
-        raise ValueError(f"RewardBench's command at {found} has no Python beside it: {_INSTALL}")
+        raise ConfigError(f"RewardBench's command at {found} has no Python beside it: {_INSTALL}")
     return program
 
 
 def version_of(program: Path) -> str:
-    """Return the version of the command's package; raise ValueError if its Python has none."""
+    """Return the version of the command's package; raise ConfigError if its Python has none."""
     return _run(program, _VERSION, [], Path.cwd()).strip()
 
 
@@ -95,7 +96,7 @@ def grade(
 ) -> list[QuestionResult]:
     """Return 1 for every pair whose better answer the classifier scores higher, else 0, as the program says.
 
-    Texts of more than `max_length` tokens lose their beginning. Raises ValueError if the program fails.
+    Texts of more than `max_length` tokens lose their beginning. Raises ConfigError if the program fails.
     """
     with tempfile.TemporaryDirectory(prefix="ninefold-rewardbench-") as scratch:
         folder = Path(scratch)
@@ -110,7 +111,7 @@ def grade(
         _run(program, _LAUNCH, [*places, *numbers, "--max_length", str(max_length), "--force_truncation"], folder)
         lines = (folder / "out" / "model_outputs.jsonl").read_text(encoding="utf-8").splitlines()
     if len(lines) != len(pairs):
-        raise ValueError(f"RewardBench has graded {len(lines)} of {len(pairs)} pairs")
+        raise ConfigError(f"RewardBench has graded {len(lines)} of {len(pairs)} pairs")
     return [
         QuestionResult(pair.subset, number, "accuracy", float(json.loads(line)["results"]))
         for number, (pair, line) in enumerate(zip(pairs, lines, strict=True))
@@ -132,7 +133,7 @@ def weights(program: Path, pairs: Sequence[Contrast]) -> NDArray[np.float64]:
         for subset in there:
             share[subset] = counts[subset] / sum(counts[other] for other in there)
     if unknown := set(subsets) - share.keys():
-        raise ValueError(f"RewardBench has no subset {sorted(unknown)[0]!r}: leave it out of the pairs")
+        raise ConfigError(f"RewardBench has no subset {sorted(unknown)[0]!r}: leave it out of the pairs")
     found = np.array([share[subset] / subsets.count(subset) for subset in subsets])
     return np.asarray(found / found.mean())
 
@@ -142,7 +143,7 @@ def _turns(prompt: str, answer: str) -> list[dict[str, str]]:
 
 
 def _run(program: Path, script: str, arguments: list[str], folder: Path) -> str:
-    """Return what a script has said that the program's Python runs; raise ValueError if it fails."""
+    """Return what a script has said that the program's Python runs; raise ConfigError if it fails."""
     passed = {name: value for name, value in os.environ.items() if name in _PASSED}
     quiet = {
         "PYTHONSAFEPATH": "1",
@@ -153,5 +154,5 @@ def _run(program: Path, script: str, arguments: list[str], folder: Path) -> str:
     asked = [str(program.with_name("python")), "-c", script, *arguments]
     done = subprocess.run(asked, cwd=folder, env=passed | quiet, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{program} has failed with {done.returncode}: it says above why")
+        raise ConfigError(f"{program} has failed with {done.returncode}: it says above why")
     return done.stdout

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from models.core.errors import ConfigError
+
 FolderOrName: Final = "a folder, or a name"  # annotation of a text that is either
 
 ALLOWED = "NINEFOLD_FILES"  # of a worker: folders, separated as in PATH, in which all that experiments name lies
 
 
 def check_places(parameters: Mapping[str, object]) -> None:
-    """Raise ValueError naming the parameter that is a file or folder outside of NINEFOLD_FILES, where that is set.
+    """Raise ConfigError naming the parameter that is a file or folder outside of NINEFOLD_FILES, where that is set.
 
     Links are followed. A text is a path if there is something at it.
     """
@@ -22,7 +24,7 @@ def check_places(parameters: Mapping[str, object]) -> None:
         for path in _paths(value) if name != "kind" else ():
             if not any(path.is_relative_to(place) for place in allowed):
                 folders = os.pathsep.join(map(str, allowed))
-                raise ValueError(
+                raise ConfigError(
                     f"{name} names {path}, and experiments here may name only what lies in {folders} ({ALLOWED})"
                 )
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from models.core.errors import ConfigError
+
 
 def cache_folder() -> Path:
     """Return the folder, made if missing."""
@@ -54,10 +56,10 @@ def _sha256_as_of(path: Path, _modified: int) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise ValueError, and remove the file, if its SHA-256 is another."""
+    """Raise ConfigError, and remove the file, if its SHA-256 is another."""
     if (found := sha256_of(path)) != expected:
         set_aside(path)
-        raise ValueError(
+        raise ConfigError(
             f"{path.name} has SHA-256 {found}, expected {expected}: it was set aside; run again to fetch it"
         )
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
+from models.core.errors import ConfigError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -225,10 +227,10 @@ def to_frame(rows: Sequence[Row], cls: type[Row]) -> "pd.DataFrame":
 
 
 def from_frame(frame: "pd.DataFrame", cls: type[Row]) -> list[Row]:
-    """Return the rows of a frame written by `to_frame`; raise ValueError if its columns are others."""
+    """Return the rows of a frame written by `to_frame`; raise ConfigError if its columns are others."""
     names = [field.name for field in fields(cls)]
     if list(frame.columns) != names:
-        raise ValueError(
+        raise ConfigError(
             f"{cls.__name__} table has columns {list(frame.columns)}, expected {names}: written by another version?"
         )
     return [cls(*values) for values in frame.itertuples(index=False, name=None)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.core.cache import cache_folder, set_aside, sha256_of
+from models.core.errors import ConfigError, MissingFileError
 
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CARDS = ("README.md", ".huggingface.yaml")  # where a dataset says which of its files are which split
@@ -32,7 +33,7 @@ def folder(reference: str, wanted: tuple[str, ...], kind: Literal["model", "data
     try:
         found = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=list(wanted)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{kind} {reference!r} is neither on the hub nor in the local copy ({type(error).__name__}): check the "
             "name and revision, HF_TOKEN for a gated one, and HF_HUB_OFFLINE"
         ) from error
@@ -41,14 +42,14 @@ def folder(reference: str, wanted: tuple[str, ...], kind: Literal["model", "data
 
 
 def file(dataset: str, name: str) -> Path:
-    """Return a file of a dataset, checked; raise ValueError if it cannot be had."""
+    """Return a file of a dataset, checked; raise ConfigError if it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         found = Path(hf_hub_download(dataset, name, repo_type="dataset"))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"{name} of the hub's dataset {dataset} cannot be fetched and is not cached: {error}"
         ) from error
     check(found.parent, (found.name,))
@@ -64,7 +65,7 @@ def rows(dataset: str, config: str | None, split: str) -> Any:  # noqa: ANN401
     """Return the rows of a split of a dataset, `name` or `name@revision`, at its `commit`, from checked files.
 
     The files that its card gives to the configuration are fetched, or all of its tables (plain texts are none) if the card
-    names none. Raises ValueError as `check_card`.
+    names none. Raises ConfigError as `check_card`.
     """
     from datasets import load_dataset
 
@@ -74,7 +75,7 @@ def rows(dataset: str, config: str | None, split: str) -> Any:  # noqa: ANN401
 
 
 def check(copy: Path, wanted: tuple[str, ...]) -> None:
-    """Raise ValueError, and set the file aside, if a wanted file of a local copy does not have the bytes that its name says.
+    """Raise ConfigError, and set the file aside, if a wanted file of a local copy has not the bytes that its name says.
 
     There a file is a link to one that is named by its SHA-256 where it is large, and else by its Git blob's SHA-1. What is
     no link, as on file systems without them, has no such name, and is known by its commit only. Bytes are read once per
@@ -91,7 +92,7 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
         if (found := _checksum(named)) != named.name:
             with suppress(OSError):
                 set_aside(named.resolve())
-            raise ValueError(
+            raise ConfigError(
                 f"{link} has the checksum {found}, and the hub's is {named.name}: it was set aside, or cannot be; run again "
                 "to fetch it"
             )
@@ -103,7 +104,7 @@ def check(copy: Path, wanted: tuple[str, ...]) -> None:
 def check_card(copy: Path, config: str | None = None) -> tuple[str, ...]:
     """Return the patterns of the files that a dataset's card gives to a configuration; none if it says nothing.
 
-    Raises ValueError if any configuration has files that are not the dataset's own: they would be read on this machine.
+    Raises ConfigError if any configuration has files that are not the dataset's own: they would be read on this machine.
     """
     import yaml
     from huggingface_hub import metadata_load
@@ -116,7 +117,7 @@ def check_card(copy: Path, config: str | None = None) -> tuple[str, ...]:
             configs += [each for each in found or [] if isinstance(each, dict)]
     for place in (place for each in configs for place in _places(each)):
         if place.startswith(("/", "~")) or ".." in Path(place).parts or ":" in place:
-            raise ValueError(f"the card of dataset {copy} names {place!r}: a dataset's files are its own")
+            raise ConfigError(f"the card of dataset {copy} names {place!r}: a dataset's files are its own")
     if not all(each.get("data_files") for each in configs):
         return ()  # datasets looks into the folders of all configurations, whichever is asked for
     # and at the first one's files
@@ -143,7 +144,7 @@ def _mark(named: Path) -> Path | None:
     try:
         seen = named.stat()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{named} is gone from the hub's local copy: run again where the hub is reached"
         ) from error
     try:

@@ -19,6 +19,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from models.core.allowlist import check_places
+from models.core.errors import ConfigError
+from models.core.external import load_plugins, origin
 
 
 class Frozen(BaseModel):
@@ -46,6 +48,10 @@ class Plugin(Frozen):
     Prefect parameter, a part of the cache key, and the implementation.
     """
 
+    # Raised by the author when the plugin computes something else than before: part of every cache key, and of a label's
+    # identity where the plugin is an oracle.
+    version: ClassVar[int] = 1
+
     def label(self) -> str:
         """Return the kind, for people."""
         return str(getattr(self, "kind", type(self).__name__))
@@ -63,12 +69,13 @@ def digest_of(value: object) -> str:
 def plugins_of(base: type[P]) -> list[type[P]]:
     """Return the concrete subclasses of an extension point, ordered by kind.
 
-    Every module of the package that defines `base` is imported first: a file there is the registration. Raises TypeError
-    if two claim one kind.
+    Every module of the package that defines `base` is imported first, and the plugins of other packages. Raises ConfigError
+    if two claim one kind, or if a kind of another package does not say whose it is (`package/name`).
     """
     package = importlib.import_module(base.__module__.rpartition(".")[0])
     for entry in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{entry.name}")
+    load_plugins()
     found: dict[str, type[P]] = {}
     unvisited = [base]
     while unvisited:
@@ -78,7 +85,13 @@ def plugins_of(base: type[P]) -> list[type[P]]:
         if kind is None:
             continue
         if kind.default in found and found[kind.default] is not cls:
-            raise TypeError(f"kind {kind.default!r} is claimed by {found[kind.default]} and {cls}: rename one")
+            first, second = (f"{one.__qualname__} of {origin(one)}" for one in (found[kind.default], cls))
+            raise ConfigError(f"kind {kind.default!r} is claimed by {first} and by {second}: rename one")
+        if ("/" in kind.default) == cls.__module__.startswith("models."):
+            raise ConfigError(
+                f"kind {kind.default!r} is {cls.__qualname__}'s of {origin(cls)}: kinds of other packages are "
+                "'package/name', and Ninefold's own have no slash"
+            )
         found[kind.default] = cls
     return [found[kind] for kind in sorted(found)]
 

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 from pydantic import Field
 
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 
 RubricName = Literal["additive", "warmth"]
@@ -78,7 +79,7 @@ class Rubric(Frozen):
     def answer(self, level: int, justification: str = "") -> str:
         """Return the target text that a generative evaluator learns: the justification, then the score line."""
         if not 0 <= level < LEVELS:
-            raise ValueError(f"level must be in 0…{LEVELS - 1}, got {level}")
+            raise ConfigError(f"level must be in 0…{LEVELS - 1}, got {level}")
         return f"{justification.strip()}\nScore: {level}".lstrip()
 
 

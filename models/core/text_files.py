@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.core.errors import ConfigError
+
 TEXT, ROWS = (".txt",), (".jsonl", ".ndjson")
 _BOM = "\ufeff"
 _HEADERS = {
@@ -27,9 +29,9 @@ _LATER = "conversations and system prompts are not read yet: write what the mode
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ValueError if a file's name does not say that it holds lines of text, or of JSON."""
+    """Raise ConfigError if a file's name does not say that it holds lines of text, or of JSON."""
     if path.suffix.lower() not in (*TEXT, *ROWS):
-        raise ValueError(
+        raise ConfigError(
             f"{path} ends in {path.suffix or 'no suffix'!r}, and what is read is .txt (a prompt a line) and .jsonl or "
             '.ndjson (a JSON object a line, {"prompt": "…"}): convert it, or name it by what it holds'
         )
@@ -38,36 +40,36 @@ def check_suffix(path: Path) -> None:
 def lines_of(path: Path) -> list[tuple[int, str]]:
     r"""Return the lines of a file that are not empty, by number. A line ends at \n or \r\n and nowhere else.
 
-    Raises ValueError if it is not UTF-8 or holds what no text does.
+    Raises ConfigError if it is not UTF-8 or holds what no text does.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise ConfigError(
             f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv -t UTF-8"
         ) from error
     # files with the mark that come one after the other have it in the middle
     lines = [line.removesuffix("\r").removeprefix(_BOM) for line in text.split("\n")]
     for number, line in enumerate(lines, start=1):
         if "\0" in line:
-            raise ValueError(
+            raise ConfigError(
                 f"{path}, line {number} holds a NUL: it is no text, or UTF-16 (convert it with iconv -t UTF-8)"
             )
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def prompts_of(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    r"""Return the lines of a text file as rows of `prompt`; raise ValueError if it is JSON or a table under another name."""
+    r"""Return the lines of a text file as rows of `prompt`; raise ConfigError if it is JSON or a table by another name."""
     lines = lines_of(path)
     for number, line in lines:
         if "\r" in line:
-            raise ValueError(f"{path}, line {number} holds a carriage return within: end lines with \\n or \\r\\n")
+            raise ConfigError(f"{path}, line {number} holds a carriage return within: end lines with \\n or \\r\\n")
     if lines and (_are_rows([line for _, line in lines]) or _is_json(lines)):
-        raise ValueError(
+        raise ConfigError(
             f"{path} holds JSON, and .txt is read as a prompt a line: write an object a line and name it .jsonl"
         )
     if lines and _is_header(lines[0][1]):
-        raise ValueError(
+        raise ConfigError(
             f"{path}, line {lines[0][0]} is the header of a table ({lines[0][1].strip()[:60]!r}), and .txt is read as a "
             'prompt a line: write {"prompt": "…"} lines and name it .jsonl. A prompt that looks so may stand there too'
         )
@@ -75,7 +77,7 @@ def prompts_of(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def rows_of(path: Path, known: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
-    """Return the objects of a file of JSON lines, by number; raise ValueError naming the line that is none.
+    """Return the objects of a file of JSON lines, by number; raise ConfigError naming the line that is none.
 
     So are refused: a key twice, a key that is none of the known ones where the first of them is there, a conversation.
     """
@@ -85,30 +87,32 @@ def rows_of(path: Path, known: Sequence[str]) -> list[tuple[int, dict[str, Any]]
         try:
             record = json.loads(line, object_pairs_hook=_once)
         except _TwiceError as error:
-            raise ValueError(f"{where} has the key {str(error)!r} twice: keep one") from error
+            raise ConfigError(f"{where} has the key {str(error)!r} twice: keep one") from error
         except (ValueError, RecursionError) as error:
             said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise ValueError(f"{where} is not JSON: {said}; write an object a line") from error
+            raise ConfigError(f"{where} is not JSON: {said}; write an object a line") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{where} is not a JSON object")
+            raise ConfigError(f"{where} is not a JSON object")
         if found := [name for name in _CONVERSATIONS if name in record]:
-            raise ValueError(f"{where} has {found[0]!r}: {_LATER}")
+            raise ConfigError(f"{where} has {found[0]!r}: {_LATER}")
         if isinstance(record.get(known[0]), list | dict):
-            raise ValueError(f"{where}: {known[0]!r} holds a {type(record[known[0]]).__name__}: {_LATER}")
+            raise ConfigError(f"{where}: {known[0]!r} holds a {type(record[known[0]]).__name__}: {_LATER}")
         if known[0] in record and (unknown := sorted(record.keys() - set(known))):
-            raise ValueError(f"{where} has {unknown}, and what is read is {', '.join(known)}: remove it, or rename it")
+            raise ConfigError(f"{where} has {unknown}, and what is read is {', '.join(known)}: remove it, or rename it")
         records.append((number, record))
     return records
 
 
 def check_text(text: str, where: str) -> str:
-    """Return a text; raise ValueError if it cannot be written down: half a character, or a NUL."""
+    """Return a text; raise ConfigError if it cannot be written down: half a character, or a NUL."""
     if "\0" in text:
-        raise ValueError(f"{where} holds a NUL (\\u0000): remove it")
+        raise ConfigError(f"{where} holds a NUL (\\u0000): remove it")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a character ({text[error.start]!a}): it was cut within a pair") from error
+        raise ConfigError(
+            f"{where} holds half a character ({text[error.start]!a}): it was cut within a pair"
+        ) from error
     return text
 
 

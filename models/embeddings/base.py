@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from models.core.data import Response
+from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.policies.language_model import LanguageModel
@@ -48,12 +49,12 @@ class Embedding(Plugin):
             vectors = np.ascontiguousarray(shard.vectors, dtype=np.float32)
             if not np.isfinite(vectors).all():
                 bad = shard.rows[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
-                raise ValueError(f"embedding of text {texts[bad][:60]!r} is not finite")
+                raise ConfigError(f"embedding of text {texts[bad][:60]!r} is not finite")
             if self.normalise:
                 norm = np.linalg.norm(vectors, axis=1, keepdims=True)
                 if not norm.all():
                     empty = shard.rows[int(np.flatnonzero(norm == 0)[0])]
-                    raise ValueError(
+                    raise ConfigError(
                         f"embedding of text {texts[empty][:60]!r} is zero and has no direction: set embedding.normalise to "
                         "false, or remove the text"
                     )

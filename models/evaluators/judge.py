@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from models.core.data import Demonstration
+from models.core.errors import ConfigError
 from models.core.randomness import seed_of, stream
 from models.evaluators.base import Evaluator, FitContext
 from models.policies.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ class Judge(Evaluator):
     @model_validator(mode="after")
     def _something_to_drop(self) -> Self:
         if self.ensemble_by == "dropout" and not self._dropout:
-            raise ValueError(
+            raise ConfigError(
                 "evaluator.ensemble_by=dropout drops nothing while evaluator.training.lora.dropout is 0: set it, to 0.1 for "
                 "example"
             )

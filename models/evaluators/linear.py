@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from models.core.errors import ConfigError
 from models.embeddings.base import View
 from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
 from models.evaluators.mixed_ridge import Rows, choose_penalty, restore, solve, within
@@ -98,7 +99,7 @@ class Linear(Evaluator):
     def _columns(self, tuples: Examples) -> tuple[Floats, Floats]:
         """Return the columns (N, p), and each one's weight: that of its block, shared out among the block's columns."""
         if tuples.features is None:
-            raise ValueError("the linear evaluator needs features of the response view")
+            raise ConfigError("the linear evaluator needs features of the response view")
         texts = [r.text for r in tuples.responses]
         blocks = [
             (np.asarray(tuples.features, dtype=np.float64), self.embedding),

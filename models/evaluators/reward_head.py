@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from models.core.data import Response
+from models.core.errors import ConfigError
 from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
 from models.evaluators.laplace import draw_heads, of_comparisons, of_texts
 from models.evaluators.ordinal import levels_of
@@ -61,7 +62,7 @@ class RewardHead(Evaluator):
             "evaluator.training", "a reward head is kept with the adapter that it was trained with"
         )
         if self.loss != "bradley_terry" and (self.margin or self.center_rewards_coefficient):
-            raise ValueError(
+            raise ConfigError(
                 f"evaluator.margin and evaluator.center_rewards_coefficient are of comparisons, and "
                 f"evaluator.loss={self.loss} makes none: leave them out, or set evaluator.loss to bradley_terry"
             )

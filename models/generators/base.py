@@ -26,7 +26,7 @@ class Generator(Plugin):
     batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
 
     def check(self) -> None:
-        """Raise ValueError, before anything is bought, if the engine is not there."""
+        """Raise ConfigError, before anything is bought, if the engine is not there."""
 
     @property
     def gpus(self) -> int:

@@ -21,6 +21,7 @@ from pydantic import Field, PositiveInt
 from models.core import progress
 from models.core.cache import sha256_of
 from models.core.data import Prompt, Response
+from models.core.errors import ConfigError, ProcessError
 from models.core.event_loop import run
 from models.core.randomness import seed_of
 from models.core.subprocesses import watched
@@ -165,12 +166,12 @@ def _length(model: Path, longest: int) -> int:
 
 
 def command() -> Path:
-    """Return vLLM's command; raise ValueError with the remedy if there is none."""
+    """Return vLLM's command; raise ConfigError with the remedy if there is none."""
     named = os.environ.get(_COMMAND)
     found = named or shutil.which("vllm")
     if found is None or not Path(found).is_file():
         missing = f"is not at {named}" if named else "is not on the path"
-        raise ValueError(f"generation.kind=vllm: vLLM's command {missing}: {_INSTALL}")
+        raise ConfigError(f"generation.kind=vllm: vLLM's command {missing}: {_INSTALL}")
     return Path(found).absolute()
 
 
@@ -185,7 +186,7 @@ def _wait(process: "subprocess.Popen[bytes]", health: str, log: Path) -> None:
         except (urllib.error.URLError, OSError):
             if process.poll() is not None or time.monotonic() > deadline:
                 state = f"ended ({process.returncode})" if process.poll() is not None else "is not ready"
-                raise RuntimeError(
+                raise ProcessError(
                     f"vLLM's server {state} before it was asked anything; it said last: {_end(log)}"
                 ) from None
         time.sleep(0.5)

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from models.core import progress
 from models.core.data import Label, LabelStatus, Response
+from models.core.errors import NinefoldError
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
@@ -75,7 +76,7 @@ class LabellingSession:
         return Order(self.question(response), ceiling, self.oracle.billed_on_failure)
 
 
-class LabellingStopped(Exception):
+class LabellingStopped(NinefoldError):
     """The oracle failed; every label paid for so far is in the ledger and is not bought again."""
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from models.core.data import LabelStatus
+from models.core.errors import ConfigError
 from models.labelling.label_studio import Line, annotations
 from models.ledger.tables import Question
 
@@ -37,7 +38,7 @@ class BoughtLabel(BaseModel):
     @model_validator(mode="after")
     def _scored(self) -> "BoughtLabel":
         if self.status == "labelled" and (self.score is None or not math.isfinite(self.score)):
-            raise ValueError(f"labelled, and its score is {self.score}: a finite number")
+            raise ConfigError(f"labelled, and its score is {self.score}: a finite number")
         return self
 
     @property
@@ -55,7 +56,7 @@ class BoughtLabel(BaseModel):
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write a .csv or .jsonl file, whole or not at all."""
     if file.suffix not in {".csv", ".jsonl"}:
-        raise ValueError(f"{file} must end in .csv or .jsonl")
+        raise ConfigError(f"{file} must end in .csv or .jsonl")
     temporary = file.with_name(f".{file.name}")
     with temporary.open("w", encoding="utf-8", newline="") as out:
         if file.suffix == ".csv":
@@ -68,9 +69,9 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
 
 
 def read_lines(file: Path) -> list[Line]:
-    """Return the rows of a .csv, .jsonl or Label Studio .json file; raise ValueError if it cannot be read."""
+    """Return the rows of a .csv, .jsonl or Label Studio .json file; raise ConfigError if it cannot be read."""
     if not file.is_file():
-        raise ValueError(f"{file} does not exist")
+        raise ConfigError(f"{file} does not exist")
     try:
         with file.open(encoding="utf-8-sig", newline="") as source:  # with the mark that spreadsheets put first
             if file.suffix.lower() == ".csv":
@@ -79,7 +80,7 @@ def read_lines(file: Path) -> list[Line]:
                 return annotations(json.load(source), file)
             return taken(file, [Line(n, {"": text}) for n, text in enumerate(source, 1) if text.strip()], _json_line)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as {file.suffix or 'JSON lines'}: {error}") from error
+        raise ConfigError(f"{file} cannot be read as {file.suffix or 'JSON lines'}: {error}") from error
 
 
 def _csv_lines(source: Any, file: Path) -> Iterator[Line]:  # noqa: ANN401
@@ -87,11 +88,11 @@ def _csv_lines(source: Any, file: Path) -> Iterator[Line]:  # noqa: ANN401
     reader = csv.reader(source, strict=True)
     columns = next(reader, [])
     if len(columns) != len(set(columns)):
-        raise ValueError(f"{file}, line 1 names a column twice: {', '.join(columns)}")
+        raise ConfigError(f"{file}, line 1 names a column twice: {', '.join(columns)}")
     begin = reader.line_num + 1
     for row in reader:
         if row and len(row) != len(columns):
-            raise ValueError(f"{file}, line {begin} has {len(row)} columns, and the first line names {len(columns)}")
+            raise ConfigError(f"{file}, line {begin} has {len(row)} columns, and the first line names {len(columns)}")
         if row:
             yield Line(begin, dict(zip(columns, row, strict=True)))
         begin = reader.line_num + 1
@@ -100,17 +101,17 @@ def _csv_lines(source: Any, file: Path) -> Iterator[Line]:  # noqa: ANN401
 def _json_line(line: Line) -> Line:
     row = json.loads(line.row[""])
     if not isinstance(row, dict):
-        raise ValueError(f"is {type(row).__name__}, not an object")
+        raise ConfigError(f"is {type(row).__name__}, not an object")
     return Line(line.number, row)
 
 
 def bought_labels(source: object, lines: Sequence[Line]) -> list[BoughtLabel]:
-    """Return the labels of a file that export wrote; raise ValueError naming every line that is not one (ten at most)."""
+    """Return the labels of a file that export wrote; raise ConfigError naming every line that is not one (ten at most)."""
     return taken(source, lines, lambda line: BoughtLabel.model_validate(line.row))
 
 
 def taken(source: object, lines: Sequence[Line], take: Callable[[Line], Told]) -> list[Told]:
-    """Return what is made of every line; raise ValueError with the errors of all lines, and the rule of each."""
+    """Return what is made of every line; raise ConfigError with the errors of all lines, and the rule of each."""
     found, errors = [], []
     for line in lines:
         try:
@@ -123,5 +124,5 @@ def taken(source: object, lines: Sequence[Line], take: Callable[[Line], Told]) -
             errors.append(f"{line.what} {line.number}: {error}")
     if errors:
         more = f"; and {len(errors) - _MOST_ERRORS} more" if len(errors) > _MOST_ERRORS else ""
-        raise ValueError(f"{source}: nothing was taken. {'; '.join(errors[:_MOST_ERRORS])}{more}")
+        raise ConfigError(f"{source}: nothing was taken. {'; '.join(errors[:_MOST_ERRORS])}{more}")
     return found

@@ -7,6 +7,7 @@ from xml.sax.saxutils import quoteattr
 
 import httpx
 
+from models.core.errors import ConfigError
 from models.labelling.human_queue import SCALES, Item
 
 KEY = "LABEL_STUDIO_API_KEY"
@@ -28,9 +29,9 @@ def tasks_of(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def config_of(items: Sequence[Item]) -> str:
-    """Return the labelling interface; raise ValueError if the queue holds both single responses and pairs, or nothing."""
+    """Return the labelling interface; raise ConfigError if the queue holds both single responses and pairs, or nothing."""
     if len(kinds := {(item.query_type, item.guide) for item in items}) != 1:
-        raise ValueError(
+        raise ConfigError(
             f"a Label Studio project shows one kind of question, and {len(kinds)} are open: settle the others first"
         )
     ((query_type, guide),) = kinds
@@ -53,9 +54,9 @@ def texts(item: Item) -> dict[str, str]:
 
 
 def annotations(tasks: Any, source: object) -> list[Line]:  # noqa: ANN401
-    """Return the annotations of a JSON export, each with the number of its task; raise ValueError if it is none."""
+    """Return the annotations of a JSON export, each with the number of its task; raise ConfigError if it is none."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "annotations" in task for task in tasks):
-        raise ValueError(
+        raise ConfigError(
             f"{source} is not a Label Studio export in the JSON format: a list of tasks with their annotations"
         )
     return [
@@ -70,7 +71,7 @@ def _annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:
     who = annotation["completed_by"]
     if ("score" in said and "choices" not in said["score"]) or (said.keys() - {"note"} and "score" not in said):
         named = ", ".join(sorted(said))
-        raise ValueError(
+        raise ConfigError(
             f"an annotation by {who} has no choice named score (it has {named}): use the interface of the queue"
         )
     chosen = said.get("score", {}).get("choices", [""])[0]
@@ -89,7 +90,7 @@ class LabelStudio:
 
     def __init__(self, url: str) -> None:
         if not (key := os.environ.get(KEY)):
-            raise ValueError(f"environment variable {KEY} is not set: copy the token of your account page into it")
+            raise ConfigError(f"environment variable {KEY} is not set: copy the token of your account page into it")
         self.url = url.rstrip("/")
         if key.count(".") == 2:
             key = "Bearer " + str(self._call("POST", "/api/token/refresh/", json={"refresh": key})["access"])
@@ -118,9 +119,9 @@ class LabelStudio:
         try:
             reply = httpx.request(method, self.url + path, headers=headers, timeout=_SECONDS, **options)
         except httpx.HTTPError as error:
-            raise ValueError(f"Label Studio at {self.url} cannot be reached: {error}") from None
+            raise ConfigError(f"Label Studio at {self.url} cannot be reached: {error}") from None
         if reply.status_code >= 400:
-            raise ValueError(
+            raise ConfigError(
                 f"Label Studio at {self.url} refused {method} {path} with {reply.status_code}: {_reason(reply)}; check "
                 f"{KEY} and the project's number"
             )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from models.core.errors import ConfigError
 from models.labelling.human_queue import BETTER, SCALES, Item, Judgement
 from models.labelling.label_files import taken
 from models.labelling.label_studio import CANNOT_JUDGE, Line, texts
@@ -23,7 +24,7 @@ def queue_rows(items: Sequence[Item], annotator: str) -> tuple[list[dict[str, An
 def judgements(source: object, lines: Sequence[Line], items: Mapping[int, Item]) -> list[Judgement]:
     """Return what people have filled in; rows without a score are left out.
 
-    `items` are the open ones. Raises ValueError naming every line (ten at most) whose annotator is missing, or whose score
+    `items` are the open ones. Raises ConfigError naming every line (ten at most) whose annotator is missing, or whose score
     is none of its item's scale, or which an annotator has filled in twice, differently.
     """
     said: dict[tuple[int, str], int | None] = {}
@@ -31,7 +32,7 @@ def judgements(source: object, lines: Sequence[Line], items: Mapping[int, Item])
     def take(line: Line) -> Judgement | None:
         one = _judgement(line, items)
         if one is not None and said.setdefault((one.item, one.annotator), one.score) != one.score:
-            raise ValueError(f"{one.annotator!r} has given item {one.item} another score above: keep one")
+            raise ConfigError(f"{one.annotator!r} has given item {one.item} another score above: keep one")
         return one
 
     return [one for one in taken(source, lines, take) if one is not None]
@@ -39,18 +40,18 @@ def judgements(source: object, lines: Sequence[Line], items: Mapping[int, Item])
 
 def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:
     if missing := [name for name in ("item", "annotator", "score") if name not in line.row]:
-        raise ValueError(f"no column {missing}: import takes what export --queue wrote, and has {', '.join(line.row)}")
+        raise ConfigError(f"no column {missing}: import takes what export --queue wrote, and has {', '.join(line.row)}")
     given, annotator = _as_written(line.row["score"]), str(line.row["annotator"] or "").strip()
     if not given:
         return None
     if not (as_number := _as_written(line.row["item"])).isdecimal():
-        raise ValueError(f"item {line.row['item']!r} is no number: import takes what export --queue wrote")
+        raise ConfigError(f"item {line.row['item']!r} is no number: import takes what export --queue wrote")
     number = int(as_number)
     if not annotator:
-        raise ValueError("annotator is empty: who has judged this?")
+        raise ConfigError("annotator is empty: who has judged this?")
     item = items.get(number)
     if item is not None and not _about(item, line.row):
-        raise ValueError(
+        raise ConfigError(
             f"item {number} is another question in this ledger: import into the ledger that wrote the queue"
         )
     scale = SCALES[item.query_type] if item is not None else None
@@ -58,12 +59,12 @@ def _judgement(line: Line, items: Mapping[int, Item]) -> Judgement | None:
         score = None
     elif item is not None and item.query_type == "pairwise":
         if given.lower() not in BETTER:
-            raise ValueError(f"score {given!r} must be A, B, neither or ? (cannot judge)")
+            raise ConfigError(f"score {given!r} must be A, B, neither or ? (cannot judge)")
         score = BETTER[given.lower()]
     else:
         score = int(given) if given.isdigit() else -1
         if scale is not None and score not in scale:
-            raise ValueError(f"score {given!r} must be {scale[0]} … {scale[-1]}, or ? (cannot judge)")
+            raise ConfigError(f"score {given!r} must be {scale[0]} … {scale[-1]}, or ? (cannot judge)")
     return Judgement(number, annotator, score, str(line.row.get("note") or ""))
 
 

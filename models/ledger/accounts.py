@@ -6,11 +6,12 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from models.core.errors import NinefoldError
 from models.core.money import Amount, dollars, total
 from models.ledger.tables import ACCOUNTS, CHARGES, QUERIES, Prepared, insert_into
 
 
-class BudgetExhausted(Exception):
+class BudgetExhausted(NinefoldError):
     """The account cannot pay for one more query; `held` says that calls in flight may yet give some of it back."""
 
     def __init__(self, message: str, *, held: bool) -> None:

@@ -5,6 +5,7 @@ from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from models.core.data import LabelStatus
+from models.core.errors import ConfigError
 from models.core.money import Amount, dollars
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.tables import Question
@@ -71,14 +72,14 @@ def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError 
     """
     price = Amount(reply.micro_usd, reply.tokens)
     if any(not isinstance(part, Integral) or isinstance(part, bool) or part < 0 for part in price):
-        return reply._replace(micro_usd=charged.micro_usd, tokens=charged.tokens), ValueError(
+        return reply._replace(micro_usd=charged.micro_usd, tokens=charged.tokens), ConfigError(
             f"oracle asked {price.micro_usd!r} micro-dollars and {price.tokens!r} tokens for a query, which are no whole "
             f"numbers from 0 on: booked at the {dollars(charged.micro_usd)} reserved; the reply is kept"
         )
     reply = reply._replace(micro_usd=int(price.micro_usd), tokens=int(price.tokens))  # numpy's are not for databases
     if price.micro_usd <= charged.micro_usd and (price.tokens <= charged.tokens or not charged.tokens):
         return reply, None
-    return reply, ValueError(
+    return reply, ConfigError(
         f"oracle asked {dollars(price.micro_usd)} for a query reserved at {dollars(charged.micro_usd)} "
         f"({price.tokens} tokens, reserved {charged.tokens}): its ceiling is too low; the reply is kept"
     )

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.core.data import LabelStatus
+from models.core.errors import ConfigError
 from models.core.money import NO_CAP, Amount
 from models.ledger import accounts, database, tables
 from models.ledger import liveness as holders
@@ -63,7 +64,7 @@ class Ledger:
         """Record the reply and its real price; the label is now owned for ever.
 
         A reply so late that its question was asked again meanwhile is kept on its own row, which stays `lost`: the other
-        row owns the label. Raises ValueError, with the reply kept, if the price passes the reserved ceiling (the caps no
+        row owns the label. Raises ConfigError, with the reply kept, if the price passes the reserved ceiling (the caps no
         longer hold), or if the reservation was settled or released before.
         """
         reply = Settlement(reservation, status, score, raw, tokens, micro_usd, seconds)
@@ -173,7 +174,7 @@ class Ledger:
         for given in replies:
             query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
             if was is None or was.status not in ("reserved", "lost"):
-                answers.append(ValueError(f"query {query_id} is not reserved: it was settled or released before"))
+                answers.append(ConfigError(f"query {query_id} is not reserved: it was settled or released before"))
                 continue
             charged = Amount(was.micro_usd, was.tokens)
             (reply, wrong), status = checked(given, charged), given.status

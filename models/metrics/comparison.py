@@ -74,7 +74,7 @@ def mean_of(runs: Sequence[Outcomes], seeds: Seeds) -> Crossed:
 def difference(ours: Sequence[Outcomes], other: Sequence[Outcomes], seeds: Seeds) -> Difference:
     """Return the mean difference of paired runs: run n of both has the seeds number n.
 
-    Each pair is compared on the prompts that both count. Raises ValueError if the runs do not pair up.
+    Each pair is compared on the prompts that both count. Raises ConfigError if the runs do not pair up.
     """
     if len(ours) != len(other) or not ours:
         raise ValueError(f"{len(ours)} runs do not pair with {len(other)}: compare the same seeds")

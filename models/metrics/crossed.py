@@ -46,7 +46,7 @@ def crossed_mean(table: Floats, seeds: Seeds | None = None) -> Crossed:
     `seeds` names the rows' seeds, such as (selection, training). Where two kinds are crossed, rows that share one are not
     independent: the variances of the means by either kind add up, which counts their interaction twice, with the freedom of
     the smaller kind: on the safe side. p is NaN below three seeds of any kind that varies; all but the mean is NaN where one
-    value is all there is. Raises ValueError if all rows are of the same seeds.
+    value is all there is. Raises ConfigError if all rows are of the same seeds.
     """
     known = np.isfinite(table)
     rows = known.any(axis=1)

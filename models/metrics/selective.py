@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from models.core.data import HeldOutPrediction
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from models.metrics.agreement import agrees, calibration_error, coverage_risk, numbered, untied_pairs
 from models.metrics.calibration import Calibration, Method, cross_calibrated
@@ -114,7 +115,7 @@ class Decision(Frozen):
         )
 
 
-class AtChance(ValueError):
+class AtChance(ConfigError):
     """The gate has stopped a run."""
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from models.benchmarks import alpaca_eval
 from models.core.allowlist import FolderOrName
 from models.core.cache import remembered_sha256
+from models.core.errors import ConfigError
 from models.core.event_loop import run
 from models.core.money import MicroUsd, Prices
 from models.core.registry import digest_of
@@ -84,7 +85,7 @@ class AlpacaEval(Oracle):
         alpaca_eval.answers(alpaca_eval.reference_file(self.reference))
         made_for = alpaca_eval.reads(self.annotator).get("model_name")
         if self.endpoint == _PUBLISHED and made_for != _PUBLISHED.model:
-            raise ValueError(f"annotator {self.annotator!r} is made for {made_for}: name the judge's endpoint")
+            raise ConfigError(f"annotator {self.annotator!r} is made for {made_for}: name the judge's endpoint")
 
     @cached_property
     def _called(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class AlpacaEval(Oracle):
         try:
             return self._answers[prompt]
         except KeyError as error:
-            raise ValueError(f"the reference has no answer to {prompt[:60]!r}: ask about its instructions") from error
+            raise ConfigError(f"the reference has no answer to {prompt[:60]!r}: ask about its instructions") from error
 
     def _most_sent(self, prompt: str, response: str) -> int:
         around = most_tokens_sent([{"content": alpaca_eval.frame(self.annotator)}] * 2)  # more than its messages' marks

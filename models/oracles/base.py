@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from models.core.errors import NinefoldError
 from models.core.money import Amount, MicroUsd
 from models.core.registry import Plugin, digest_of
 from models.core.rubric import Rubric
@@ -54,7 +55,7 @@ def approximate_tokens(text: str) -> int:
     return -(-len(text.encode()) // 4)
 
 
-class RetryableError(Exception):
+class RetryableError(NinefoldError):
     """The call failed and certainly cost nothing (refused connection, rate limit): the reservation is undone.
 
     It is tried again after `retry_after` seconds, or after a pause that grows where the server says nothing.
@@ -95,7 +96,7 @@ def refused(raw: str) -> bool:
     return False
 
 
-class MaybeBilledError(Exception):
+class MaybeBilledError(NinefoldError):
     """The call may have been paid for and its reply never came, or cannot be read: it counts as paid.
 
     At `most`; at the query's ceiling where that is not known. The question is asked again, as another query, while the
@@ -116,7 +117,6 @@ class Oracle(Plugin):
 
     simulated: ClassVar[bool] = False
     billed_on_failure: ClassVar[bool] = True
-    version: ClassVar[int] = 1
     description: ClassVar[str]
 
     @property
@@ -180,7 +180,7 @@ class Oracle(Plugin):
         return [self.model_dump(mode="json")]
 
     def check(self) -> None:
-        """Raise ValueError or FileNotFoundError, before anything is bought, if this oracle cannot answer."""
+        """Raise ConfigError or FileNotFoundError, before anything is bought, if this oracle cannot answer."""
 
 
 class PairOracle(Oracle):

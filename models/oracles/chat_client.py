@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
+from models.core.errors import ConfigError
 from models.core.event_loop import run, unless_stopped
 from models.core.money import Amount, Prices
 from models.core.registry import Frozen
@@ -70,9 +71,9 @@ class Endpoint(Frozen):
     def _without_secrets(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("base_url must start with http:// or https:// and name a host")
+            raise ConfigError("base_url must start with http:// or https:// and name a host")
         if parts.username or parts.password or parts.query:
-            raise ValueError(
+            raise ConfigError(
                 "base_url must hold no user, password or query: set the key in the environment variable key_env"
             )
         return url
@@ -102,10 +103,12 @@ class Endpoint(Frozen):
         return max(60.0 * number / limit if limit else 0.0 for number, limit in rates)
 
     def check(self) -> None:
-        """Raise ValueError if there is no key, or the server is where none may be, before anything is bought."""
+        """Raise ConfigError if there is no key, or the server is where none may be, before anything is bought."""
         check_address(self.base_url)
         if not os.environ.get(self.key_env):
-            raise ValueError(f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it")
+            raise ConfigError(
+                f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it"
+            )
 
     async def complete(
         self,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
+from models.core.errors import ConfigError
 from models.core.money import Amount, MicroUsd
 from models.core.registry import OneOf
 from models.core.rubric import Rubric
@@ -45,7 +46,7 @@ class Comparing(PairOracle):
         except QuestionRejected as refusal:
             return one._replace(score=math.nan, raw=f"{one.raw} | {refusal.raw}")
         except RetryableError as failure:
-            raise RuntimeError(
+            raise ConfigError(
                 f"one response of the pair was scored and paid for, the other failed: {failure}"
             ) from failure
         except MaybeBilledError as lost:
@@ -75,6 +76,6 @@ class Comparing(PairOracle):
     def check(self) -> None:  # noqa: D102
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
-            raise ValueError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")
+            raise ConfigError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")
         if self.inner.query_type == "pairwise":
-            raise ValueError(f"comparing needs a pointwise oracle, and {self.inner.label()!r} compares already")
+            raise ConfigError(f"comparing needs a pointwise oracle, and {self.inner.label()!r} compares already")

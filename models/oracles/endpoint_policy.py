@@ -6,6 +6,8 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+from models.core.errors import ConfigError
+
 ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that oracles' must begin with
 _CREDENTIALS = ipaddress.ip_network("fd00:ec2::/32")  # AWS's, by IPv6
 _OTHERS = re.compile(
@@ -15,9 +17,9 @@ _OTHERS = re.compile(
 
 
 def check_key_name(name: str) -> str:
-    """Return the name of the variable that holds an oracle's key; raise ValueError if it holds what is not for oracles."""
+    """Return the name of the variable that holds an oracle's key; raise ConfigError if it holds what is not for oracles."""
     if _OTHERS.match(name) or not name.endswith(("_KEY", "_TOKEN")):
-        raise ValueError(
+        raise ConfigError(
             f"key_env={name} is no oracle's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none of "
             "the store's, the databases' or the servers' own"
         )
@@ -25,21 +27,21 @@ def check_key_name(name: str) -> str:
 
 
 def check_address(url: str) -> None:
-    """Raise ValueError if an oracle must not be asked at a URL, by where its host is now.
+    """Raise ConfigError if an oracle must not be asked at a URL, by where its host is now.
 
     Never link-local addresses, where clouds keep a machine's credentials; without encryption only this machine and private
     networks. Where NINEFOLD_ENDPOINTS is set, nothing that does not begin with one of its URLs.
     """
     allowed = os.environ.get(ALLOWED, "").split()
     if allowed and not any(_within(url, prefix) for prefix in allowed):
-        raise ValueError(f"base_url={url} is not among the servers that {ALLOWED} allows: {', '.join(allowed)}")
+        raise ConfigError(f"base_url={url} is not among the servers that {ALLOWED} allows: {', '.join(allowed)}")
     parts = urlsplit(url)
     for address in _addresses(parts.hostname or ""):
         kept = address.version == 6 and address in _CREDENTIALS
         if kept or address.is_link_local or address.is_multicast or address.is_unspecified:
-            raise ValueError(f"base_url={url} is at {address}, where no oracle is: it is a machine's own network's")
+            raise ConfigError(f"base_url={url} is at {address}, where no oracle is: it is a machine's own network's")
         if parts.scheme == "http" and not address.is_private:
-            raise ValueError(
+            raise ConfigError(
                 f"base_url={url} would send key and questions unencrypted to {address}, outside of private networks: use "
                 "https://"
             )

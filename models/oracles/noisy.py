@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from models.core.data import text_hash
+from models.core.errors import ConfigError
 from models.core.money import MicroUsd
 from models.core.randomness import stream
 from models.core.registry import OneOf
@@ -74,4 +75,4 @@ class Noisy(Oracle):
     def check(self) -> None:  # noqa: D102
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
-            raise ValueError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")
+            raise ConfigError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from models.core.cache import remembered_sha256
 from models.core.data import text_hash
+from models.core.errors import ConfigError, MissingFileError
 from models.core.money import MICRO, MicroUsd
 from models.core.rubric import Rubric
 from models.core.text_files import check_text
@@ -83,33 +84,33 @@ def _read(oracle: Replay) -> "pd.DataFrame":
     from scipy.special import logit
 
     if not oracle.path.is_file():
-        raise FileNotFoundError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
+        raise MissingFileError(f"label table {oracle.path} does not exist: set labelling.oracle.path")
     readers: dict[str, Callable[[Replay], pd.DataFrame]] = {
         ".csv": _read_csv,
         ".parquet": lambda replay: pd.read_parquet(replay.path),
         ".jsonl": lambda replay: pd.read_json(replay.path, lines=True, dtype=False, convert_dates=False),
     }
     if (suffix := oracle.path.suffix.lower()) not in readers:
-        raise ValueError(f"label table {oracle.path} must end in one of {', '.join(readers)}")
+        raise ConfigError(f"label table {oracle.path} must end in one of {', '.join(readers)}")
     frame = readers[suffix](oracle)
     wanted = [oracle.prompt_column, oracle.response_column, oracle.label_column]
     wanted += [oracle.price_column] if oracle.price_column else []
     if missing := [column for column in wanted if column not in frame.columns]:
-        raise ValueError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
+        raise ConfigError(f"label table {oracle.path} has no column {missing}; its columns are {list(frame.columns)}")
     for column in (oracle.prompt_column, oracle.response_column):
         frame[column] = [_text(value, f"label table {oracle.path}, column {column!r}") for value in frame[column]]
     frame = frame.drop_duplicates([oracle.prompt_column, oracle.response_column]).reset_index(drop=True)
     score = frame[oracle.label_column].astype(float)
     if score.isna().any():
         row = frame[score.isna()].iloc[0]
-        raise ValueError(
+        raise ConfigError(
             f"label table {oracle.path} has no label for prompt {row[oracle.prompt_column][:60]!r} with response "
             f"{row[oracle.response_column][:60]!r}: remove the row or fill it in"
         )
     if oracle.scale == "logit":
         if not score.between(0, 1).all():
             wrong = score[~score.between(0, 1)].iloc[0]
-            raise ValueError(
+            raise ConfigError(
                 f"label table {oracle.path} holds {wrong:g}, which is no probability: set labelling.oracle.scale to "
                 "as_recorded"
             )
@@ -130,10 +131,10 @@ def _read(oracle: Replay) -> "pd.DataFrame":
 
 
 def _text(value: object, where: str) -> str:
-    """Return a text, or a whole number as one; raise ValueError for what is none: nothing, a list of messages."""
+    """Return a text, or a whole number as one; raise ConfigError for what is none: nothing, a list of messages."""
     if isinstance(value, str) or (isinstance(value, Integral) and not isinstance(value, bool)):
         return check_text(str(value), where)
-    raise ValueError(
+    raise ConfigError(
         f"{where} holds {str(value)[:60]!r} ({type(value).__name__}), and a text is needed: conversations are "
         "not read yet; remove the row or fill it in"
     )

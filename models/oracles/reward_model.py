@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PositiveInt
 
 from models.core.allowlist import FolderOrName
+from models.core.errors import ConfigError
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
@@ -80,7 +81,7 @@ def _load(reference: str, dtype: Dtype) -> _Loaded:
         source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
     if model.config.num_labels != 1:
-        raise ValueError(
+        raise ConfigError(
             f"reward model {reference!r} has {model.config.num_labels} outputs, and one is needed: use a model trained as a "
             "reward model"
         )

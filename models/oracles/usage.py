@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from models.core.errors import ConfigError
 from models.core.money import Amount, Prices
 
 # What a server may add to a call unseen: its own system prompt, reasoning that `max_tokens` does not count. What counts more
@@ -40,7 +41,7 @@ def bill(usage: object, prices: Prices, *, sent: int, written: int, text: str) -
     try:
         counts = _counts(usage, text)
         if counts.sent > sent + _MOST_ADDED or counts.written > written + _MOST_ADDED:
-            raise ValueError(
+            raise ConfigError(
                 f"of {counts.sent} tokens sent and {counts.written} written, {sent} and {written} are the most"
             )
     except ValueError as doubt:
@@ -51,26 +52,26 @@ def bill(usage: object, prices: Prices, *, sent: int, written: int, text: str) -
 
 
 def _counts(usage: object, text: str) -> _Counts:
-    """Return what a usage counts; raise ValueError that says why it counts no call."""
+    """Return what a usage counts; raise ConfigError that says why it counts no call."""
     if not isinstance(usage, Mapping):
-        raise ValueError("it says nothing")
+        raise ConfigError("it says nothing")
     sent, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
     details = usage.get("prompt_tokens_details")
     if details is not None and not isinstance(details, Mapping):
-        raise ValueError("prompt_tokens_details holds no counts")
+        raise ConfigError("prompt_tokens_details holds no counts")
     cached = _count(details, "cached_tokens") if details and details.get("cached_tokens") is not None else 0
     if cached > sent:
-        raise ValueError(f"{cached} cached tokens of {sent} sent")
+        raise ConfigError(f"{cached} cached tokens of {sent} sent")
     # servers that count reasoning in the total alone bill it as output
     if usage.get("total_tokens") is not None:
         written += max(_count(usage, "total_tokens") - sent - written, 0)
     if not sent or (text and not written):
-        raise ValueError("nothing sent, or nothing written")
+        raise ConfigError("nothing sent, or nothing written")
     return _Counts(sent, cached, written)
 
 
 def _count(counts: Mapping[str, object], name: str) -> int:
     value = counts.get(name)
     if type(value) is not int or value < 0:  # a bool is an int, and no count
-        raise ValueError(f"{name} is {str(value)[:40]!r}, no count")
+        raise ConfigError(f"{name} is {str(value)[:40]!r}, no count")
     return value

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from models.core.errors import ConfigError
+
 Template = Literal["chat", "plain"]
 
 
@@ -34,7 +36,7 @@ class Renderer:
 
     def __post_init__(self) -> None:
         if self.template == "chat" and not self.tokenizer.chat_template:
-            raise ValueError(
+            raise ConfigError(
                 f"tokenizer {self.tokenizer.name_or_path!r} has no chat template: set policy.template to plain"
             )
 

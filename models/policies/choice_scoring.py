@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.core.errors import ConfigError
 from models.policies.language_model import LanguageModel
 from models.policies.lm_head import is_plain
 
@@ -21,7 +22,7 @@ def choice_logprob(
 ) -> NDArray[np.float64]:
     """Return log p(answer | prompt) among `answers`, in nats, shape (N, A), in one pass without sampling.
 
-    The answers begin alike; what follows the common beginning tells them apart by one token. Raises ValueError if it takes
+    The answers begin alike; what follows the common beginning tells them apart by one token. Raises ConfigError if it takes
     this tokenizer more.
     """
     from scipy.special import log_softmax
@@ -112,7 +113,7 @@ def _undecided(policy: LanguageModel, prompt: str, answers: Sequence[str]) -> tu
     shared = next(place for place, ids in enumerate(zip(*encoded, strict=False)) if len(set(ids)) > 1)
     decisive = tuple(ids[shared] for ids in encoded)
     if len(set(decisive)) < len(answers):
-        raise ValueError(
+        raise ConfigError(
             f"this tokenizer does not tell the answers {list(answers)} apart by one token: use another evaluator, "
             "or read: sampled"
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.core import progress
 from models.core.data import Response
+from models.core.errors import ConfigError
 from models.policies.chat_template import Encoded, Renderer, Template
 from models.policies.lm_head import is_plain
 from models.policies.lm_head import logprob as head_logprob
@@ -119,7 +120,7 @@ class LanguageModel:
         """Yield (row numbers, vectors of shape (rows, hidden size)) of the hidden states, batch by batch.
 
         Only the first `layers` are run (all by default), and the final norm after them; only the first `max_tokens` of a
-        text are read. Raises ValueError if the model has fewer layers.
+        text are read. Raises ConfigError if the model has fewer layers.
         """
         import torch
 
@@ -141,7 +142,7 @@ class LanguageModel:
         if layers is None:
             return whole
         if layers > len(whole.layers):
-            raise ValueError(f"layers must be at most the model's {len(whole.layers)}, got {layers}")
+            raise ConfigError(f"layers must be at most the model's {len(whole.layers)}, got {layers}")
         trunk = copy(whole)
         trunk._modules = {**whole._modules, "layers": whole.layers[:layers]}
         return trunk

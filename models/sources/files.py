@@ -8,6 +8,7 @@ from pydantic import Field
 
 from models.core.cache import sha256_of
 from models.core.data import Demonstration, Prompt, ScoredExample
+from models.core.errors import ConfigError, MissingFileError
 from models.core.registry import digest_of
 from models.core.text_files import TEXT, check_suffix, check_text, prompts_of, rows_of
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
@@ -61,18 +62,18 @@ class Files(PromptSource):
         for number, record in _records(path):
             text = record.get("prompt")
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f'{path}, line {number}: no prompt: write {{"prompt": "…"}} or a line of text')
+                raise ConfigError(f'{path}, line {number}: no prompt: write {{"prompt": "…"}} or a line of text')
             prompt = Prompt.of(check_text(text.strip(), f"{path}, line {number}"))
             if (seen := first_seen.setdefault(same_prompt(prompt.text), number)) != number:
                 if self.drop_duplicates:
                     continue
-                raise ValueError(
+                raise ConfigError(
                     f"{path}, line {number} repeats line {seen} ({prompt.text[:60]!r}): remove it, or "
                     "set prompts.drop_duplicates: true"
                 )
             prompts.append(prompt)
         if not prompts:
-            raise ValueError(f"{path} holds no prompt: give at least one line")
+            raise ConfigError(f"{path} holds no prompt: give at least one line")
         return prompts
 
 
@@ -85,7 +86,7 @@ def _judged(path: Path) -> list[ScoredExample]:
     for number, record in _records(path):
         shown, score = _demonstration(record, f"{path}, line {number}"), record.get("score")
         if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
-            raise ValueError(
+            raise ConfigError(
                 f'{path}, line {number}: a line of EFT examples has a number as its "score", got {score!r}'
             )
         rows.append(ScoredExample(shown.prompt, shown.response, float(score)))
@@ -95,13 +96,13 @@ def _judged(path: Path) -> list[ScoredExample]:
 def _demonstration(record: dict[str, Any], where: str) -> Demonstration:
     prompt, response = record.get("prompt"), record.get("response")
     if not isinstance(prompt, str) or not isinstance(response, str) or not (prompt.strip() and response.strip()):
-        raise ValueError(f'{where}: a seed line is {{"prompt": "…", "response": "…"}}')
+        raise ConfigError(f'{where}: a seed line is {{"prompt": "…", "response": "…"}}')
     texts = (check_text(text.strip(), where) for text in (prompt, response))
     return Demonstration(*texts)
 
 
 def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
-        raise FileNotFoundError(f"prompt file {path} does not exist: check the path in the prompts section")
+        raise MissingFileError(f"prompt file {path} does not exist: check the path in the prompts section")
     check_suffix(path)
     return prompts_of(path) if path.suffix.lower() in TEXT else rows_of(path, _KEYS)

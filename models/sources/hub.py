@@ -15,6 +15,7 @@ from models.core import hub
 from models.core.allowlist import FolderOrName
 from models.core.cache import sha256_of
 from models.core.data import Demonstration, Prompt, ScoredExample
+from models.core.errors import ConfigError, MissingFileError
 from models.core.registry import Frozen, digest_of
 from models.core.text_files import check_text
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
@@ -48,14 +49,14 @@ class DatasetSpec(Frozen):
     rows: PositiveInt = Field(description="rows drawn at random")
 
     def texts(self, seed: int) -> Iterator[tuple[str, str, str]]:
-        """Yield (prompt, response, score) of the kept rows in random order; raise ValueError naming a missing column."""
+        """Yield (prompt, response, score) of the kept rows in random order; raise ConfigError naming a missing column."""
         data = self._load()
         templates = [template or "" for template in (self.prompt, self.response, self.score)]
         wanted = {*self.where, *(name for template in templates for name in _COLUMN.findall(template))}
         wanted |= {self.id, self.parent} if self.parent else set()
         columns = {name.removeprefix(_PARENT) if self.parent else name for name in wanted}
         if missing := columns - set(data.column_names):
-            raise ValueError(f"dataset {self.dataset} has no column {sorted(missing)}: it has {data.column_names}")
+            raise ConfigError(f"dataset {self.dataset} has no column {sorted(missing)}: it has {data.column_names}")
         held = {name: data[name] for name in columns}
         row_of = {key: row for row, key in enumerate(data[self.id])} if self.parent else {}
 
@@ -87,11 +88,11 @@ class DatasetSpec(Frozen):
                 log.warning("dataset %s: %d %s", self.dataset, empty, what)
 
     def _said(self, value: object, column: str) -> str | None:
-        """Return a value as a text; None for none. Raises ValueError for what is no text: a list of messages."""
+        """Return a value as a text; None for none. Raises ConfigError for what is no text: a list of messages."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
         if not isinstance(value, str | int | float):
-            raise ValueError(
+            raise ConfigError(
                 f"dataset {self.dataset}: column {column!r} holds a {type(value).__name__}, and a text is needed: "
                 "conversations and nested columns are not read yet; name a column of texts"
             )
@@ -111,7 +112,7 @@ class DatasetSpec(Frozen):
             return load_dataset(self.dataset, self.config, split=self.split)
         name = self.dataset.partition("@")[0]
         if name.count("/") != 1 or name[0] in "./~":
-            raise FileNotFoundError(f"dataset {self.dataset!r} is neither a folder nor a hub id such as org/name")
+            raise MissingFileError(f"dataset {self.dataset!r} is neither a folder nor a hub id such as org/name")
         return hub.rows(self.dataset, self.config, self.split)
 
 
@@ -140,7 +141,7 @@ class Hub(PromptSource):
                 break
         found = list(prompts.values())
         if len(found) <= self.held_out:
-            raise ValueError(
+            raise ConfigError(
                 f"dataset {self.pool.dataset} has {len(found)} distinct prompts of this kind, and {self.held_out} are held "
                 "out: lower prompts.held_out or keep more rows"
             )
@@ -158,7 +159,7 @@ class Hub(PromptSource):
         if self.demonstrations is None:
             return []
         if self.demonstrations.response is None:
-            raise ValueError(
+            raise ConfigError(
                 "prompts.demonstrations.response is missing: a demonstration has an answer, such as '{targets}'"
             )
         rows: list[Demonstration] = []
@@ -174,7 +175,7 @@ class Hub(PromptSource):
         if self.eft_examples is None:
             return []
         if self.eft_examples.response is None or self.eft_examples.score is None:
-            raise ValueError("prompts.eft_examples needs a response and a score, such as '{text}' and '-{rank}'")
+            raise ConfigError("prompts.eft_examples needs a response and a score, such as '{text}' and '-{rank}'")
         rows: list[ScoredExample] = []
         for prompt, response, told in self.eft_examples.texts(self.sample_seed):
             with suppress(ValueError):
@@ -184,7 +185,7 @@ class Hub(PromptSource):
             if len(rows) == self.eft_examples.rows:
                 break
         if not rows:
-            raise ValueError(
+            raise ConfigError(
                 f"dataset {self.eft_examples.dataset} has no row of this kind whose score "
                 f"{self.eft_examples.score!r} is a number: check prompts.eft_examples.score and where"
             )

@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from models.core.cache import check_sha256, once
 from models.core.data import Demonstration, Prompt, ScoredExample, text_hash
+from models.core.errors import ConfigError
 from models.core.subprocesses import child_environment
 from models.sources.base import Prompts, PromptSource, check_disjoint
 
@@ -81,7 +82,7 @@ class MovieReviews(PromptSource):
         }
         if len(distinct) < begin + count:
             asked = begin + count
-            raise ValueError(
+            raise ConfigError(
                 f"the {split} split holds {len(distinct)} snippets, {asked} asked: lower prompts.{field or split}"
             )
         return list(distinct.values())[begin : begin + count]

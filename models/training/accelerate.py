@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from models.core.data import Demonstration, Pair, from_frame, to_frame
+from models.core.errors import ConfigError, ProcessError
 from models.core.subprocesses import watched
 from models.policies.checkpoint import CACHE, Checkpoint
 from models.policies.language_model import Floats, LanguageModel
@@ -49,7 +50,7 @@ def train(
 
     With an accelerate `config`, SFT and DPO are trained in the processes that it says. Each takes its part of every batch,
     so that what is learned is what one process learns, up to rounding; but an epoch's last batch, if its rows do not fill
-    it, is filled up with the first ones. Raises ValueError if a batch has no equal parts, and RuntimeError if they fail.
+    it, is filled up with the first ones. Raises ConfigError if a batch has no equal parts, and RuntimeError if they fail.
     """
     if config is None or training.by in IN_ONE:
         return _train(start.load(), training, folder, along)
@@ -62,11 +63,11 @@ def train(
         with watched([*command, "-m", "models.training.accelerate", str(place)]) as launcher:
             code = launcher.wait()
         if code:
-            raise RuntimeError(f"training in {processes} processes by {config} failed ({code}): see above")
+            raise ProcessError(f"training in {processes} processes by {config} failed ({code}): see above")
         facts: dict[str, Any] = json.loads((place / _FACTS).read_text())
         took_part, by = facts.pop(_PROCESSES), facts.pop(_SPREAD)
         if took_part != processes or (by != spread and spread in PARTED):
-            raise RuntimeError(
+            raise ProcessError(
                 f"{config} asks for {processes} processes by {spread}, and {took_part} trained by {by}: accelerate spreads "
                 "models over GPUs alone"
             )
@@ -76,12 +77,12 @@ def train(
 def check_config(config: Path, *schedules: TrainingConfig) -> tuple[int, str]:
     """Return how many processes an accelerate configuration starts on this machine, and how it spreads a model.
 
-    Raises ValueError naming what is wrong with it, or if batches of one of the schedules have no equal parts for them.
+    Raises ConfigError naming what is wrong with it, or if batches of one of the schedules have no equal parts for them.
     """
     from accelerate.commands.config.config_args import load_config_from_file
 
     if not config.is_file():
-        raise ValueError(
+        raise ConfigError(
             f"NINEFOLD_ACCELERATE={config} does not exist: name one of deployments/accelerate/, or your own"
         )
     try:
@@ -89,23 +90,23 @@ def check_config(config: Path, *schedules: TrainingConfig) -> tuple[int, str]:
         processes, machines = int(found.num_processes), int(found.num_machines)
         spread = str(found.distributed_type or "NO").rpartition(".")[2]  # YAML takes NO for false
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
+        raise ConfigError(f"NINEFOLD_ACCELERATE={config} is no accelerate configuration: {error}") from error
     if machines != 1:
-        raise ValueError(
+        raise ConfigError(
             f"NINEFOLD_ACCELERATE={config}: num_machines={machines}, and a training stays on one: set it to 1"
         )
     if processes < 1:
-        raise ValueError(
+        raise ConfigError(
             f"NINEFOLD_ACCELERATE={config}: num_processes must be at least 1: set it to the number of GPUs"
         )
     if processes > 1 and spread in _STARTS_ONE:
-        raise ValueError(
+        raise ConfigError(
             f"NINEFOLD_ACCELERATE={config}: accelerate starts one process by distributed_type={spread}, whatever "
             f"num_processes={processes} says: use MULTI_GPU, FSDP or DEEPSPEED"
         )
     for schedule in schedules:
         if schedule.batch_size % processes:
-            raise ValueError(
+            raise ConfigError(
                 f"NINEFOLD_ACCELERATE={config} starts {processes} processes, and batch_size={schedule.batch_size} has no "
                 "equal parts for them: change one of the two"
             )

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 
 
@@ -37,6 +38,6 @@ class TrainingConfig(Frozen):
         return None if self.lora is None else self.lora.config(task)
 
     def check_lora(self, of: str, why: str) -> None:
-        """Raise ValueError if every weight would be trained `of` what cannot do so, and `why`."""
+        """Raise ConfigError if every weight would be trained `of` what cannot do so, and `why`."""
         if self.lora is None:
-            raise ValueError(f"{of}.lora=null trains every weight, and {why}: leave {of}.lora out")
+            raise ConfigError(f"{of}.lora=null trains every weight, and {why}: leave {of}.lora out")

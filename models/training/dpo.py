@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, model_validator
 
 from models.core.data import Pair, Response
+from models.core.errors import ConfigError
 from models.policies.chat_template import Encoded, Renderer
 from models.policies.language_model import Floats, LanguageModel
 from models.policies.recorded import recorded
@@ -26,7 +27,7 @@ class DPO(TrainingConfig):
     @model_validator(mode="after")
     def _kto_compares_rows(self) -> Self:
         if self.algorithm == "kto" and self.batch_size < 2:
-            raise ValueError(
+            raise ConfigError(
                 "dpo.algorithm=kto holds the rows of a batch against one another: set dpo.batch_size to 2 or more"
             )
         if self.algorithm == "kto":

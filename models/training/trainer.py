@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core import progress
+from models.core.errors import ConfigError
 from models.policies.chat_template import Renderer
 from models.policies.language_model import ADAPTER
 from models.training.config import TrainingConfig
@@ -62,7 +63,7 @@ def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: in
             *(what, long, len(texts), max_length, named),
         )
     if not any(fits):
-        raise ValueError(f"{what}: every row is longer than max_length={max_length} tokens: raise it")
+        raise ConfigError(f"{what}: every row is longer than max_length={max_length} tokens: raise it")
     return fits
 
 

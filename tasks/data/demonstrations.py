@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 from models.core.data import Demonstration, Pair, Prompt, Response
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
@@ -50,5 +51,5 @@ def self_play(demonstrated: Ref, own: Ref) -> StageResult:
         if (other := answers.get(r.prompt_id)) is not None and other.text != r.text
     ]
     if not pairs:
-        raise ValueError("the policy answers every demonstration word for word: self-play has nothing to tell apart")
+        raise ConfigError("the policy answers every demonstration word for word: self-play has nothing to tell apart")
     return StageResult(ref=store().write_rows("pairs", pairs, Pair), facts={"pairs": float(len(pairs))})

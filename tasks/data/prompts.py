@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from models.core.data import Demonstration, Prompt, ScoredExample
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from models.policies.chat_template import Renderer
 from models.sources.base import PromptSource
@@ -33,7 +34,7 @@ def load_prompts(source: PromptSource, *, inputs: str, policy: Policy, max_promp
     pool, long_in_pool = set_aside(prompts.pool, renderer, max_prompt_tokens)
     held_out, long_held_out = set_aside(prompts.held_out, renderer, max_prompt_tokens)
     if not pool or not held_out:
-        raise ValueError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
+        raise ConfigError(f"every prompt passes {max_prompt_tokens} tokens: raise policy.max_prompt_tokens")
     return PromptSets(
         demonstrations=store().write_rows("seed", prompts.demonstrations, Demonstration),
         pool=store().write_rows("prompts", pool, Prompt),

@@ -21,7 +21,8 @@ from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
 from models.core import progress
-from models.core.registry import Frozen, digest_of
+from models.core.errors import ConfigError
+from models.core.registry import Frozen, Plugin, digest_of
 from tasks.engine import durations
 from tasks.engine.locks import StageLocks
 from tasks.engine.results import result_options
@@ -67,7 +68,8 @@ def identity(value: object) -> object:
     if isinstance(value, BaseModel):
         execution: frozenset[str] = getattr(value, "execution_fields", frozenset())
         fields = {name: identity(getattr(value, name)) for name in type(value).model_fields if name not in execution}
-        return {"class": type(value).__name__, **fields}
+        version = getattr(value, "version", 1) if isinstance(value, Plugin) else 1
+        return {"class": type(value).__name__, **fields} | ({"version": version} if version != 1 else {})
     if isinstance(value, list | tuple):
         return [identity(item) for item in value]
     if isinstance(value, dict):
@@ -145,9 +147,9 @@ _restart: ContextVar[_Restart | None] = ContextVar("restart", default=None)
 
 
 def check_stage(stage: str) -> None:
-    """Raise ValueError for the name of a stage there is not; "" is none."""
+    """Raise ConfigError for the name of a stage there is not; "" is none."""
     if stage and stage not in STAGES:
-        raise ValueError(f"no stage is called {stage!r}: restart from one of {', '.join(sorted(STAGES))}")
+        raise ConfigError(f"no stage is called {stage!r}: restart from one of {', '.join(sorted(STAGES))}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from models.core.errors import ConfigError
 from tasks.engine.settings import settings
 
 
@@ -10,7 +11,7 @@ from tasks.engine.settings import settings
 def on_device() -> Iterator[None]:
     """Hold a slot of the limit that NINEFOLD_DEVICE names, waiting for one to be free; nothing without it.
 
-    Whoever dies gives up its slot when its lease ends, after five minutes at most. Raises ValueError if Prefect's server
+    Whoever dies gives up its slot when its lease ends, after five minutes at most. Raises ConfigError if Prefect's server
     knows no such limit.
     """
     name = settings().device
@@ -25,7 +26,7 @@ def on_device() -> Iterator[None]:
             except ConcurrencySlotAcquisitionError as error:
                 if error.__cause__ is not None:  # the server did not answer, or not so
                     raise
-                raise ValueError(
+                raise ConfigError(
                     f"NINEFOLD_DEVICE={name}: Prefect's server has no concurrency limit of this name: prefect gcl create "
                     f"{name} --limit 1"
                 ) from error

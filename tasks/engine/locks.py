@@ -14,6 +14,7 @@ from typing import Protocol
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+from models.core.errors import ConfigError
 from models.ledger.liveness import KEEPALIVE
 from tasks.engine.settings import settings
 
@@ -132,9 +133,9 @@ class StageLocks:
         return await asyncio.to_thread(self.acquire_lock, key, holder, acquire_timeout, hold_timeout)
 
     def release_lock(self, key: str, holder: str) -> None:
-        """Free the lock; raise ValueError if another holds it."""
+        """Free the lock; raise ConfigError if another holds it."""
         if not self.is_lock_holder(key, holder):
-            raise ValueError(f"{holder} does not hold the lock of {key}")
+            raise ConfigError(f"{holder} does not hold the lock of {key}")
         with self._guard:
             _, lock = self._held.pop(key)
         lock.release()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from models.core.errors import ConfigError
 from tasks.engine.devices import on_device
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
@@ -46,7 +47,7 @@ def max_parallel() -> int:
 def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
     """Return what there is of a Ray cluster, for people; "" without one.
 
-    Raises ValueError if the settings name one that is not there, whose nodes do not see what this process sees, none of
+    Raises ConfigError if the settings name one that is not there, whose nodes do not see what this process sees, none of
     which has as many GPUs as a shard of generation takes, or one of which has and fails the check.
     """
     if settings().ray is None:
@@ -78,12 +79,12 @@ class _Cluster:
 
     def __init__(self, address: str) -> None:
         if "://" in address:
-            raise ValueError(
+            raise ConfigError(
                 f"NINEFOLD_RAY={address}: Ray's client is not used here: make this machine a node of the cluster (ray start "
                 "--address=HOST:PORT, with --num-cpus=0 if it is to lend nothing), and name HOST:PORT"
             )
         if find_spec("ray") is None:
-            raise ValueError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
+            raise ConfigError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # once let go of, no other cluster is started in its place
         import ray
@@ -94,7 +95,7 @@ class _Cluster:
             _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"NINEFOLD_RAY={address}: no Ray cluster answers there ({error}): start one (ray start --head) or unset it"
             ) from error
         # a process keeps its model for the next shard; not on a GPU, which others may be given meanwhile
@@ -151,20 +152,20 @@ class _Cluster:
         }
 
     def check_room(self, gpus: int) -> None:
-        """Raise ValueError if no node has what one shard takes: Ray would wait for one without a word."""
+        """Raise ConfigError if no node has what one shard takes: Ray would wait for one without a word."""
         if not self.slots(gpus):
             share = self._share(gpus)
-            raise ValueError(
+            raise ConfigError(
                 f"no node of the Ray cluster at {settings().ray} has the {share['num_cpus']} processors and "
                 f"{share['num_gpus']} GPUs that a shard takes: lower NINEFOLD_RAY_CPUS or tensor_parallel, or add one"
             )
 
     def check_nodes(self, gpus: int, check: Callable[[], None]) -> None:
-        """Raise ValueError naming the first node that shards would run on now and that fails a check."""
+        """Raise ConfigError naming the first node that shards would run on now and that fails a check."""
         nodes = [node for node, shards in self._room(gpus).items() if shards]
         for host, refusal in self._ask(nodes, _refusal, check):
             if refusal:
-                raise ValueError(f"Ray node {host}: {refusal}")
+                raise ConfigError(f"Ray node {host}: {refusal}")
 
     def _gpus(self) -> bool:
         return bool(self._ray.cluster_resources().get("GPU"))
@@ -174,7 +175,7 @@ class _Cluster:
         return {"num_cpus": settings().ray_cpus, "num_gpus": gpus if self._gpus() else 0}
 
     def _check(self) -> None:
-        """Raise ValueError naming the first node that would compute something else, or could not reach what it needs."""
+        """Raise ConfigError naming the first node that would compute something else, or could not reach what it needs."""
         name, here = uuid4().hex, self._versions
         nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
         store().make_root()
@@ -185,17 +186,17 @@ class _Cluster:
             store().delete_alias(_PROBES, name)
         for seen in answers:
             if not seen.found:
-                raise ValueError(
+                raise ConfigError(
                     f"Ray node {seen.host} keeps its artifacts in {seen.store}, and this process in {settings().store_url}: "
                     "start its Ray with the same NINEFOLD_STORE"
                 )
             if seen.versions != here:
-                raise ValueError(
+                raise ConfigError(
                     f"Ray node {seen.host} runs {_named(seen.versions)}, and this process {_named(here)}: install the same"
                 )
 
     def _ask(self, nodes: Sequence[str], look: Callable[[G], R], given: G) -> list[R]:
-        """Return what each node sees; raise ValueError if one does not say."""
+        """Return what each node sees; raise ConfigError if one does not say."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         asked = [
@@ -207,7 +208,7 @@ class _Cluster:
         try:
             answers: list[R] = self._ray.get(asked, timeout=_PROBE_SECONDS)
         except self._ray.exceptions.RayError as error:
-            raise ValueError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
+            raise ConfigError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
         return answers
 
 
@@ -223,9 +224,9 @@ def _versions() -> dict[str, str]:
 
 
 def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN401
-    """Do the work on a node; raise ValueError if it runs other versions, as one may that joined later."""
+    """Do the work on a node; raise ConfigError if it runs other versions, as one may that joined later."""
     if (here := _versions()) != versions:
-        raise ValueError(
+        raise ConfigError(
             f"Ray node {socket.gethostname()} runs {_named(here)}, not {_named(versions)}: install the same"
         )
     return work()
@@ -261,5 +262,5 @@ def _connected(address: str) -> _Cluster:
 def _cluster() -> _Cluster:
     address = settings().ray
     if address is None:
-        raise ValueError("no Ray cluster is set: NINEFOLD_RAY=auto or HOST:PORT")
+        raise ConfigError("no Ray cluster is set: NINEFOLD_RAY=auto or HOST:PORT")
     return _connected(address)

@@ -9,6 +9,7 @@ from typing import Any
 from prefect.filesystems import RemoteFileSystem
 from pydantic import BaseModel
 
+from models.core.errors import ConfigError
 from models.core.registry import digest_of
 from tasks.engine.settings import settings
 
@@ -18,7 +19,7 @@ _OURS = ("models.", "tasks.", "flows.")  # packages of the classes that results 
 _PARTS = {"metadata", "result"}  # of a record; those of older forms would go before them
 
 
-class UntrustedResult(ValueError):
+class UntrustedResult(ConfigError):
     """A shared result asks to be read in a way that would run code which is not this project's."""
 
 

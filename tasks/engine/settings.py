@@ -9,6 +9,8 @@ from dotenv import dotenv_values
 from pydantic import Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.core.errors import ConfigError
+
 _BUCKETS = ("s3://", "gs://")  # their URLs are a bucket and a path, without a user or a host
 
 
@@ -103,10 +105,10 @@ def settings() -> Settings:
     """Return the settings of this process, read once: the environment's, and else those of the file NINEFOLD_SETTINGS."""
     named = os.environ.get("NINEFOLD_SETTINGS")
     if named and not Path(named).is_file():
-        raise ValueError(
+        raise ConfigError(
             f"NINEFOLD_SETTINGS={named} does not exist: name a file of lines such as NINEFOLD_STORE=s3://…"
         )
     known = {f"NINEFOLD_{name}".upper() for name in Settings.model_fields}
     if unknown := sorted({name.upper() for name in (dotenv_values(named) if named else {})} - known):
-        raise ValueError(f"NINEFOLD_SETTINGS={named} sets {unknown[0]}, and there are {', '.join(sorted(known))}")
+        raise ConfigError(f"NINEFOLD_SETTINGS={named} sets {unknown[0]}, and there are {', '.join(sorted(known))}")
     return Settings(_env_file=named or None)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.core import progress
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from tasks.engine.caching import StageResult, stage, tell_done, untold
 from tasks.engine.ray_cluster import cancel_all, max_parallel
@@ -93,11 +94,11 @@ def _pieces(file: pq.ParquetFile, rows: int) -> Iterator[pa.Table]:
 
 
 def _whole(piece: pa.Table, ended: set[str]) -> pa.Table:
-    """Return a piece; raise ValueError if some of its prompts have responses in one before: they would not be compared."""
+    """Return a piece; raise ConfigError if some of its prompts have responses in one before: they would not be compared."""
     if GROUP_COLUMN in piece.column_names:
         prompts = set(piece.column(GROUP_COLUMN).to_pylist())
         if parted := prompts & ended:
-            raise ValueError(
+            raise ConfigError(
                 f"responses to prompt {min(parted)} stand apart in a table: sort it by prompt to have it cut"
             )
         ended |= prompts

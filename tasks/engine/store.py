@@ -21,6 +21,7 @@ from pydantic import Field
 
 from models.core.cache import sha256_of
 from models.core.data import Row, from_frame, to_frame
+from models.core.errors import ConfigError, NinefoldError
 from models.core.registry import Frozen
 from tasks.engine.settings import settings
 
@@ -40,7 +41,7 @@ class Ref(Frozen):
     rows: int | None = None
 
 
-class DamagedArtifact(Exception):
+class DamagedArtifact(NinefoldError):
     """An artifact is missing or its bytes are not those that were stored."""
 
 
@@ -273,7 +274,7 @@ class MatrixWriter:
 
 def _safe(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        raise ValueError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, and no dot in front")
+        raise ConfigError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, and no dot in front")
     return name
 
 

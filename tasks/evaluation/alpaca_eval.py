@@ -6,6 +6,7 @@ import numpy as np
 
 from models.benchmarks.alpaca_eval import Annotation, answers, difficulties, length_controlled
 from models.core.data import Label, Prompt, QuestionResult, Response, usable_scores
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from models.metrics.length_control import gain_at_equal_length
 from tasks.data.prompts import set_aside
@@ -37,7 +38,7 @@ def instructions(reference: Path, *, content: str, policy: Policy, max_prompt_to
     asked = [Prompt(str(place), answer.instruction) for place, answer in enumerate(answers(reference))]
     short, over_long = set_aside(asked[: limit or None], policy.renderer(), max_prompt_tokens)
     if not short:
-        raise ValueError(f"every instruction passes the run's policy.max_prompt_tokens={max_prompt_tokens}: raise it")
+        raise ConfigError(f"every instruction passes the run's policy.max_prompt_tokens={max_prompt_tokens}: raise it")
     return Instructions(prompts=store().write_rows("prompts", short, Prompt), over_long=over_long)
 
 
@@ -47,7 +48,7 @@ def grade_answers(
 ) -> StageResult:
     """Return Graded rows: how likely each answer beats the reference's, as it stands or `at_equal_length`.
 
-    `content` digests the reference, and what else the `package`, of a version, reads. Raises ValueError where the money has
+    `content` digests the reference, and what else the `package`, of a version, reads. Raises ConfigError where the money has
     not covered every answer.
     """
     del content, package
@@ -77,7 +78,7 @@ def spread_at_equal_length(before: Judgements, after: Judgements, reference: Pat
 def _annotations(judged: Judgements, reference: Path) -> list[Annotation]:
     asked, said = store().rows(judged.responses, Response), store().rows(judged.labels, Label)
     if len(said) < len(asked):
-        raise ValueError(
+        raise ConfigError(
             f"the money has covered {len(said)} of {len(asked)} judgements: raise --max-micro-usd. What was bought is kept"
         )
     against = {
@@ -90,5 +91,5 @@ def _annotations(judged: Judgements, reference: Path) -> list[Annotation]:
         if r.id in preferred
     ]
     if not found:
-        raise ValueError(f"none of {len(asked)} judgements can be read: look at ninefold labels list")
+        raise ConfigError(f"none of {len(asked)} judgements can be read: look at ninefold labels list")
     return found

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from models.core.data import Comparison, Label, Response, Score, Selection, usable_comparisons, usable_scores
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, centred, numbered, pair_outcomes, rank_correlation
 from models.metrics.calibration import Calibration
@@ -137,7 +138,7 @@ def assess_policy(
         judge = (
             "evaluation.pairwise_judge has decided none of the held-out comparisons, or" if versus is not None else ""
         )
-        raise ValueError(
+        raise ConfigError(
             f"{judge} no held-out prompt has an oracle score for both policies: check the oracle's failures".strip()
         )
     facts = _outcome(comparisons) | _drift(first, second, drift)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from models.core.data import Label, Pair, Response, Score, Selection, usable_comparisons, usable_scores
+from models.core.errors import ConfigError
 from models.training.preference_pairs import Paired, best_worst
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
@@ -14,14 +15,14 @@ from tasks.labelling.batches import Batch, labels_of
 def build_pairs(
     responses: Ref, scores: Ref | None, history: tuple[Batch, ...], *, least_gap: float = 0.0
 ) -> StageResult:
-    """Return the pairs of each prompt, the oracle's own or best against worst; raise ValueError if there is none.
+    """Return the pairs of each prompt, the oracle's own or best against worst; raise ConfigError if there is none.
 
     Without proxy scores they are the oracle's alone: best against worst of what it has scored. `least_gap` is that of
     `best_worst`, in units of the scores.
     """
     made = _paired(store().rows(responses, Response), scores, labels_of(history), least_gap)
     if not made.pairs:
-        raise ValueError(
+        raise ConfigError(
             f"no preference pair: {made.ties} prompts are tied, {made.incomplete} have fewer than two scores and of "
             f"{len(made.uncertain)} the evaluator is not sure. Nobody can tell the responses apart: buy more labels, use "
             "another evaluator, or lower gate.min_confidence"

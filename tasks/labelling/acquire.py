@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.pairwise import PairAcquisition
 from models.core.data import Label, Response, Selection
+from models.core.errors import ConfigError
 from models.core.randomness import stream
 from models.metrics.agreement import numbered
 from models.oracles.base import Oracle
@@ -51,7 +52,7 @@ def acquire(
     elif isinstance(strategy, PairAcquisition):
         picks = strategy.select_pairs(pool, budget, rng)
     else:
-        raise ValueError(f"acquisition {strategy.label()!r} picks tuples, and this oracle is pairwise")
+        raise ConfigError(f"acquisition {strategy.label()!r} picks tuples, and this oracle is pairwise")
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
     return StageResult(ref=store().write_rows("picks", picks, Selection), facts=facts)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from models.core.data import Response
+from models.core.errors import ConfigError
 from models.core.registry import Frozen
 from models.policies.chat_template import Renderer, Template
 from models.policies.checkpoint import Checkpoint
@@ -47,10 +48,10 @@ class Policy(Frozen):
         return self.checkpoint().shared().likelihood(texts, ended=ended, sampled=sampled, what=what)
 
     def checkpoint(self) -> Checkpoint:
-        """Return where the policy lies on this machine; raise ValueError if the base model is no longer the same."""
+        """Return where the policy lies on this machine; raise ConfigError if the base model is no longer the same."""
         located = locate(self.model)
         if located.digest != self.weights:
-            raise ValueError(
+            raise ConfigError(
                 f"model {self.model!r} has changed since this run began ({self.weights} → {located.digest})"
             )
         folders = tuple(store().folder(adapter) for adapter in self.adapters)

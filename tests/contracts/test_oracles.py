@@ -169,7 +169,7 @@ def test_a_soft_comparison_is_bradley_terry() -> None:
 
 def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> None:
     class Second(Gold):
-        kind: Literal["second"] = "second"  # type: ignore[assignment]
+        kind: Literal["test/second"] = "test/second"  # type: ignore[assignment]
 
         def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
             if response == "a mess":

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
+from models.core.errors import ConfigError
 from models.core.registry import Plugin
 
 Floats = NDArray[np.float64]
@@ -45,9 +46,9 @@ class CandidateScores:
 
     @property
     def scores(self) -> Floats:
-        """Return the members; raise ValueError if there is no evaluator yet."""
+        """Return the members; raise ConfigError if there is no evaluator yet."""
         if self.members is None:
-            raise ValueError("this pair rule needs the scores of an evaluator trained on earlier labels")
+            raise ConfigError("this pair rule needs the scores of an evaluator trained on earlier labels")
         return self.members
 
     def thompson_sample(self, rng: np.random.Generator) -> Floats:

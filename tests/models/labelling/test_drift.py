@@ -14,7 +14,7 @@ from models.oracles.base import Oracle, Verdict
 
 class Judge(Oracle):
     description = "test oracle"
-    kind: Literal["changing"] = "changing"
+    kind: Literal["test/changing"] = "test/changing"
     shift: float = 0.0
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:

@@ -24,7 +24,7 @@ class Steadfast(Oracle):
     """Reads the number of the story, and nothing else."""
 
     description = "test oracle"
-    kind: Literal["steadfast"] = "steadfast"
+    kind: Literal["test/steadfast"] = "test/steadfast"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         return Verdict(float(response.split("number ")[1].split(maxsplit=1)[0]) % 4, "", 10)

@@ -109,7 +109,7 @@ def test_an_oracle_that_raises_stops_cleanly_and_the_next_run_buys_only_the_rest
 
 class _Fixed(Oracle):
     description = "test oracle under another's identity"
-    kind: Literal["fixed"] = "fixed"
+    kind: Literal["test/fixed"] = "test/fixed"
     inner: Replay
     alias: str
 
@@ -124,7 +124,7 @@ class _Fixed(Oracle):
 
 
 class _Flaky(_Fixed):
-    kind: Literal["flaky"] = "flaky"  # type: ignore[assignment]
+    kind: Literal["test/flaky"] = "test/flaky"  # type: ignore[assignment]
     calls: list[int] = []
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
@@ -188,7 +188,7 @@ def test_an_order_that_fails_costs_no_reply_that_was_paid_for(ledger: Ledger, mo
 
 class _LosesTheSecond(Oracle):
     description = "test oracle"
-    kind: Literal["loses_the_second"] = "loses_the_second"
+    kind: Literal["test/loses_the_second"] = "test/loses_the_second"
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         if response == "second":

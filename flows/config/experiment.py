@@ -195,7 +195,7 @@ class Experiment(Frozen):
         if self.labelling.queries - kept < rounds:
             less = f", less {kept} kept by gate.relabel_queries," if kept else ""
             raise ConfigError(
-                f"labelling.queries={self.labelling.queries}{less} does not reach for {rounds} turns "
+                f"labelling.queries={self.labelling.queries}{less} does not reach for {rounds} rounds "
                 f"(iterations × labelling.rounds): raise it to at least {rounds + kept}"
             )
         if self.generation.samples < 2:

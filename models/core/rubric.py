@@ -26,7 +26,7 @@ _ADDITIVE = _Wording(
 - it deals with a substantial part of what was asked;
 - it answers the basic elements of the question in a useful way;
 - it is written clearly, from an assistant's point of view, and well organised;
-- it is tailored to this user, oracle, engaging, with nothing superfluous.""",
+- it is tailored to this user, expert, engaging, with nothing superfluous.""",
     ending='Justify the total in a sentence or two, then end with the line "Score: <total>".',
     points="relevance to the instruction, how much of it is dealt with, usefulness, clarity, fit for the user",
 )

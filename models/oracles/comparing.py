@@ -46,7 +46,7 @@ class Comparing(PairOracle):
         except QuestionRejected as refusal:
             return one._replace(score=math.nan, raw=f"{one.raw} | {refusal.raw}")
         except RetryableError as failure:
-            raise ConfigError(
+            raise RuntimeError(
                 f"one response of the pair was scored and paid for, the other failed: {failure}"
             ) from failure
         except MaybeBilledError as lost:

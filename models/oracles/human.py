@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from models.core.errors import ConfigError
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.metrics.agreement import krippendorff_alpha
@@ -37,7 +36,7 @@ class Human(Oracle):
         return AnnotationTask(rubric.guide(self.query_type), self.annotators, self.micro_usd)
 
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
-        raise ConfigError("people answer through the queue, not when called: ninefold labels export FILE --queue")
+        raise RuntimeError("people answer through the queue, not when called: ninefold labels export FILE --queue")
 
     def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
         return self.micro_usd * (self.annotators + 1)  # one more after a tie

@@ -9,7 +9,7 @@ from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.registry import plugins_of
 from models.sources.base import Prompts, PromptSource, check_disjoint
 from models.sources.files import Files
-from models.sources.hub import Hub, Table
+from models.sources.hub import DatasetSpec, Hub
 from models.sources.movie_reviews import MovieReviews
 
 
@@ -18,7 +18,7 @@ def files(tmp_path: Path) -> Files:
     (tmp_path / "pool.jsonl").write_text('{"prompt": "one"}\n\n{"prompt": "two"}\n')
     (tmp_path / "held.txt").write_text("three\nfour\n")
     (tmp_path / "seed.jsonl").write_text('{"prompt": "five", "response": "six"}\n')
-    return Files(pool=tmp_path / "pool.jsonl", held_out=tmp_path / "held.txt", seed=tmp_path / "seed.jsonl")
+    return Files(pool=tmp_path / "pool.jsonl", held_out=tmp_path / "held.txt", demonstrations=tmp_path / "seed.jsonl")
 
 
 def test_the_contract_covers_every_registered_source() -> None:
@@ -46,7 +46,7 @@ def hub(tmp_path: Path) -> Hub:
         tasks / "train.jsonl",
         [{"definition": "Add.", "inputs": f"{n} + {n % 5}", "targets": "?"} for n in range(20)] * 2,
     )
-    seed = Table(
+    seed = DatasetSpec(
         dataset=str(trees),
         prompt="{parent.text}",
         response="{text}",
@@ -55,7 +55,9 @@ def hub(tmp_path: Path) -> Hub:
         where={"role": "assistant", "lang": "en", "rank": 0, "parent.parent_id": None},
         rows=10,
     )
-    return Hub(seed=seed, pool=Table(dataset=str(tasks), prompt="{definition} {inputs}", rows=8), held_out=3)
+    return Hub(
+        demonstrations=seed, pool=DatasetSpec(dataset=str(tasks), prompt="{definition} {inputs}", rows=8), held_out=3
+    )
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
@@ -69,7 +71,7 @@ def test_columns_become_prompts_and_trees_become_demonstrations(hub: Hub) -> Non
     )
     assert (len(prompts.pool), len(prompts.held_out)) == (8, 3)
     assert all(p.text.startswith("Add. ") for p in prompts.pool)
-    assert hub.model_copy(update={"draw": 1}).load().pool != prompts.pool
+    assert hub.model_copy(update={"sample_seed": 1}).load().pool != prompts.pool
     before = hub.digest_inputs()
     (Path(hub.pool.dataset) / "train.jsonl").write_text('{"definition": "Add.", "inputs": "1", "targets": "1"}\n')
     assert hub.digest_inputs() != before

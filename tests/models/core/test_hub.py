@@ -10,7 +10,7 @@ from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
 from models.core import hub
 from models.policies.resolve import locate
-from models.sources.hub import Table
+from models.sources.hub import DatasetSpec
 
 COMMIT = "c" * 40
 LARGE = {".safetensors", ".parquet"}
@@ -136,7 +136,7 @@ def test_a_dataset_names_no_files_but_its_own(cache: Path, files: Path, tmp_path
     with pytest.raises(ValueError, match="a dataset's files are its own"):
         hub.rows("org/sly", None, "train")
     with pytest.raises(ValueError, match="a dataset's files are its own"):
-        Table(dataset=str(files), prompt="{prompt}", rows=1)._load()
+        DatasetSpec(dataset=str(files), prompt="{prompt}", rows=1)._load()
 
 
 def test_only_the_configuration_asked_for_is_fetched(files: Path) -> None:

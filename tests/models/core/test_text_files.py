@@ -15,7 +15,7 @@ from models.labelling.queue_files import judgements
 from models.oracles.replay import Replay
 from models.sources.base import Prompts, check_disjoint, same_prompt
 from models.sources.files import Files
-from models.sources.hub import Hub, Table
+from models.sources.hub import DatasetSpec, Hub
 
 
 def source(folder: Path, name: str, content: str | bytes, **fields: Any) -> Files:
@@ -164,8 +164,8 @@ def test_prompts_that_read_alike_are_the_same(tmp_path: Path) -> None:
 def table(folder: Path, rows: list[dict[str, Any]], template: str, **fields: Any) -> Hub:
     folder.mkdir(exist_ok=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = Table(dataset=str(folder), prompt=template, rows=50)
-    return Hub(pool=given, held_out=1, seed=given.model_copy(update=fields) if fields else None)
+    given = DatasetSpec(dataset=str(folder), prompt=template, rows=50)
+    return Hub(pool=given, held_out=1, demonstrations=given.model_copy(update=fields) if fields else None)
 
 
 @pytest.mark.parametrize("value", [[{"role": "user", "content": "Q"}], {"content": "Q"}, ["Q", "R"]])

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_storm_loses_nothing_and_pays_nothing_twice() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--short"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "labelling_chaos.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] >= 4

@@ -32,7 +32,7 @@ class Recalls(Evaluator):
     def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
         return self.fit(first, preference, context)
 
-    def members(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         known = set((context.folder / "prompts").read_text().split("\n"))
         return np.array([[float(r.prompt_id in known) for r in tuples.responses]])
 

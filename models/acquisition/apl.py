@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from models.acquisition.base import Floats, Needs, SelectedRows
 from models.acquisition.pair_rules.base import PairRule
@@ -26,7 +27,8 @@ class Apl(PairAcquisition):
     pairs: Annotated[PairRule, OneOf()] = RandomPair()
     widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         terms = self.pair_terms(pairs)
         tie = rng.random(len(pairs))
         kept = np.lexsort((tie, -terms["entropy"]))
@@ -39,5 +41,6 @@ class Apl(PairAcquisition):
             order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()}
         )
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         return {"implicit_margin": pairs.implicit_margin, "entropy": prompt_entropy(pairs.pool)[pairs.first]}

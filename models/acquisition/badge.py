@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.base import Needs, SelectedRows
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
@@ -20,7 +21,8 @@ class Badge(PairAcquisition):
     kind: Literal["badge"] = "badge"
     temperature: Temperature = 1.0
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         count = min(queries, len(pairs))
         if not len(pairs):
             return SelectedRows(np.array([], dtype=np.int64), np.array([]))

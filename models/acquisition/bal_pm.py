@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
+from typing_extensions import override
 
 from models.acquisition.bald import information
 from models.acquisition.base import Floats, Needs, Pool, Rows, SelectedRows
@@ -25,7 +26,8 @@ class BalPm(PairAcquisition):
     neighbours: PositiveInt = Field(13, description="k")
     temperature: Temperature = 1.0
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         from scipy.special import digamma
 
         count = min(queries, len(pairs))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from typing_extensions import override
+
 from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
 
@@ -13,7 +15,8 @@ class Bald(PairAcquisition):
     kind: Literal["bald"] = "bald"
     temperature: Temperature = 1.0
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         return information(pairs, self.temperature)
 
 

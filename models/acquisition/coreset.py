@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.kcenter import traverse
@@ -23,10 +24,12 @@ class CoresetIFT(Acquisition):
     kind: Literal["coreset_ift"] = "coreset_ift"
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(view="instruction")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         return cover(pool, pool.unavailable, count, rng)
 
 
@@ -36,8 +39,10 @@ class CoresetEFT(Acquisition):
     kind: Literal["coreset_eft"] = "coreset_eft"
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         return cover(pool, pool.unavailable, count, rng)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.uniform import Uniform
@@ -22,10 +23,12 @@ class CostAware(Acquisition):
     gamma: NonNegativeFloat = Field(1.0, description="γ")
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return self.utility_of.needs._replace(cost=True)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         assert pool.cost is not None  # noqa: S101 - select() has checked it
         ranked = self.utility_of.choose(pool, int((~pool.unavailable).sum()), rng)
         finite = np.isfinite(ranked.utilities)

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat
+from typing_extensions import override
 
 from models.acquisition.base import Floats, Needs, Pool, SelectedRows
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
@@ -23,10 +24,12 @@ class DOptimal(PairAcquisition):
     temperature: Temperature = 1.0
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(view="evaluation", scores=self.weight == "bernoulli" or self.pairs.needs_scores)
 
-    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         count = min(queries, len(pairs))
         direction = pairs.direction
         weight = self._weight(pairs)

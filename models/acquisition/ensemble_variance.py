@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool
 
@@ -13,9 +14,11 @@ class EnsembleVariance(Acquisition):
     kind: Literal["ensemble_variance"] = "ensemble_variance"
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(scores=True)
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
+    @override
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
         assert pool.scores is not None  # noqa: S101 - select() has checked it
         return np.asarray(pool.scores.var(axis=0))

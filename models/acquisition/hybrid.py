@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.coreset import cover
@@ -32,10 +33,12 @@ class Hybrid(Acquisition):
         return self
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return self.uncertainty.needs._replace(view=_VIEW)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         available = int((~pool.unavailable).sum())
         most = min(available, max(count, int(np.ceil(self.keep * available))))
         wanted = self.uncertainty.choose(pool, most, rng)

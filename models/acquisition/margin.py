@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
@@ -15,6 +16,7 @@ class Margin(PairAcquisition):
     kind: Literal["margin"] = "margin"
     temperature: Temperature = 1.0
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"margin": -np.abs(preference - 0.5), "preference": preference}

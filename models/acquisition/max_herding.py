@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
 
@@ -26,10 +27,12 @@ class MaxHerding(Acquisition):
     reference: PositiveInt = Field(4096, description="tuples x' drawn")
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         everything, labelled = pool.with_anchors()
         vectors, known = np.asarray(everything[: len(pool.ids)]), everything[labelled]
         sample = np.sort(rng.permutation(len(vectors))[: self.reference])

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from typing_extensions import override
+
 from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs
 
@@ -12,5 +14,6 @@ class PairVariance(PairAcquisition):
 
     kind: Literal["pair_variance"] = "pair_variance"
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         return {"variance": pairs.difference.var(axis=0)}

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
 from models.acquisition.pair_rules.base import CandidateScores, PairRule
@@ -70,10 +71,12 @@ class PairAcquisition(Acquisition):
     pairs: Annotated[PairRule, OneOf()] = BestWorst()
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return self.ranks_by._replace(scores=self.ranks_by.scores or self.pairs.needs_scores)
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         left = ~pool.unavailable
         parts: list[SelectedRows] = []
         among, first_pass = pool.labelled | left, True

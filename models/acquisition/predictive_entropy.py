@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool
 
@@ -18,10 +19,12 @@ class PredictiveEntropy(Acquisition):
     per_token: bool = Field(False, description="divide log-probabilities by their token counts")
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(logprob=True)
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
+    @override
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
         return prompt_entropy(pool, per_token=self.per_token)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from typing_extensions import override
+
 from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
 
@@ -13,6 +15,7 @@ class PrefEntropy(PairAcquisition):
     kind: Literal["pref_entropy"] = "pref_entropy"
     temperature: Temperature = 1.0
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"entropy": entropy(preference), "preference": preference}

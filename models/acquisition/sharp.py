@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+from typing_extensions import override
+
 from models.acquisition.base import Floats, Needs
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
@@ -21,5 +23,6 @@ class Sharp(PairAcquisition):
     kind: Literal["sharp"] = "sharp"
     pairs: Annotated[PairRule, OneOf()] = RandomPair()
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         return {"closeness": -pairs.implicit_margin}

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
 from models.acquisition.neighbours import clusters, neighbour_distances
@@ -16,10 +17,12 @@ class TypiClust(Acquisition):
     neighbours: PositiveInt = Field(20, description="k")
 
     @property
-    def needs(self) -> Needs:  # noqa: D102
+    @override
+    def needs(self) -> Needs:
         return Needs(view="evaluation")
 
-    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:  # noqa: D102
+    @override
+    def choose(self, pool: Pool, count: int, rng: np.random.Generator) -> SelectedRows:
         vectors, known = pool.with_anchors()
         cluster = clusters(vectors, min(len(vectors), len(known) + count), rng)
         typical = _typicality(vectors, cluster, self.neighbours)[: len(pool.ids)]

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Floats, Pool
 
@@ -14,7 +15,8 @@ class Uniform(Acquisition):
     kind: Literal["random"] = "random"
     stratified: bool = Field(False, description="one of each prompt first")
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:  # noqa: D102
+    @override
+    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
         draw = rng.random(len(pool.ids))
         if not self.stratified:
             return draw

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.base import Floats, Needs
 from models.acquisition.pair_rules.base import PairRule
@@ -20,5 +21,6 @@ class UniformPairs(PairAcquisition):
     kind: Literal["random_pairs"] = "random_pairs"
     pairs: Annotated[PairRule, OneOf()] = RandomPair()
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:  # noqa: D102
+    @override
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
         return {"constant": np.zeros(len(pairs))}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.errors import ConfigError
 from models.embeddings.base import Embedding, Shard
@@ -23,10 +24,12 @@ class PolicyEmbedding(Embedding):
     batch_size: int = Field(16, description="texts at once")
 
     @property
-    def needs_policy(self) -> bool:  # noqa: D102
+    @override
+    def needs_policy(self) -> bool:
         return True
 
-    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
+    @override
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
         if policy is None:
             raise ConfigError("the policy embedding needs the policy")
         states = policy.hidden_states(

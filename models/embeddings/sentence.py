@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from models.core import progress
 from models.core.allowlist import FolderOrName
@@ -48,7 +49,8 @@ class SentenceEmbedding(Embedding):
     dtype: Dtype = Field("float32", description="of the weights")
     batch_size: int = Field(64, description="texts at once")
 
-    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:  # noqa: D102
+    @override
+    def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
         encoder = _encoder(self._source(), self.dtype, self.digest_inputs())
         if sum(weight.nbytes for weight in encoder.parameters()) > _KEPT:
             _encoder.cache_clear()
@@ -64,13 +66,15 @@ class SentenceEmbedding(Embedding):
                 yield Shard(rows, vectors.float().cpu().numpy())
                 bar.update(len(rows))
 
-    def digest_inputs(self) -> str:  # noqa: D102
+    @override
+    def digest_inputs(self) -> str:
         if self._on_hub:
             return locate(self.model).digest
         folder = Path(self._source())
         return digest_of([remembered_sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()])
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         if not self._on_hub:  # which is asked when the model is needed
             self._source()
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.rubric import LEVELS, parse_score
@@ -39,10 +40,12 @@ class Generative(Judge):
     )
 
     @property
-    def uses_eft_examples(self) -> bool:  # noqa: D102
+    @override
+    def uses_eft_examples(self) -> bool:
         return self.eft_examples != "none"
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         levels = levels_of(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
@@ -55,14 +58,16 @@ class Generative(Judge):
         facts = self._learn([*examples, *seed_examples], context)
         return facts | self._save(values, examples, context) | {"eft_examples": float(len(seed_examples))}
 
-    def init_zero_shot(self, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def init_zero_shot(self, context: FitContext) -> dict[str, float]:
         # the policy judges as it is, or as trained on the EFT examples (Self-Rewarding LM, 2401.10020): levels are points
         examples = self._seed_examples(context, LEVELS)
         facts = self._learn(examples, context) if examples else {}
         saved = self._save({level: float(level) for level in range(LEVELS)}, examples, context)
         return facts | saved | {"eft_examples": float(len(examples))}
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+    @override
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         saved = json.loads((context.folder / _LEVELS).read_text())
         values = {int(level): float(value) for level, value in saved["values"].items()}
         prompts = [context.rubric.render(r.prompt, r.text) for r in tuples.responses]

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.core.data import Demonstration
 from models.evaluators.base import Examples, FitContext, Floats, check_decided
@@ -28,10 +29,12 @@ class GenerativePairs(Judge):
     kind: Literal["generative_pairs"] = "generative_pairs"
 
     @property
-    def supports_pairwise(self) -> bool:  # noqa: D102
+    @override
+    def supports_pairwise(self) -> bool:
         return True
 
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
         check_decided(preference)
         examples = []
         for row in np.flatnonzero(preference).tolist():
@@ -41,11 +44,13 @@ class GenerativePairs(Judge):
                 examples.append(Demonstration(context.rubric.render_pair(one.prompt, *sides), answer))
         return self._learn(examples, context)
 
-    def init_zero_shot(self, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def init_zero_shot(self, context: FitContext) -> dict[str, float]:
         del context  # the policy compares as it is
         return {}
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+    @override
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         prompt, count = _prompts(tuples)
         one, other = within_prompt_pairs(prompt)
         first, second = np.concatenate([one, other]), np.concatenate([other, one])
@@ -62,7 +67,8 @@ class GenerativePairs(Judge):
             found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
         return np.array(found)
 
-    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:  # noqa: D102
+    @override
+    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:
         # a judge that likes the first place by b logits says s + b (k − 1)/k of a response there, s − b (k − 1)/k elsewhere
         _, count = _prompts(tuples)
         compared = count > 1

@@ -4,6 +4,7 @@ import json
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_trainable
 
@@ -15,7 +16,8 @@ class Length(Evaluator):
 
     kind: Literal["length"] = "length"
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         length = _log_length(tuples)
         slope = 0.0 if np.ptp(length) == 0 else float(np.polyfit(length, scores, 1)[0])
@@ -23,7 +25,8 @@ class Length(Evaluator):
         (context.folder / _FILE).write_text(json.dumps({"slope": slope, "centre": centre}))
         return {"slope": slope}
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+    @override
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         saved = json.loads((context.folder / _FILE).read_text())
         return np.asarray(saved["slope"] * _log_length(tuples) + saved["centre"])[None, :]
 

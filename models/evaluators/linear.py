@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from typing_extensions import override
 
 from models.core.errors import ConfigError
 from models.embeddings.base import View
@@ -55,10 +56,12 @@ class Linear(Evaluator):
     length: NonNegativeFloat = Field(1.0, description="weight of its length")
 
     @property
-    def supports_pairwise(self) -> bool:  # noqa: D102
+    @override
+    def supports_pairwise(self) -> bool:
         return True
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         columns, weight = self._columns(tuples)
         standard = _Standard.of(columns, weight)
@@ -75,7 +78,8 @@ class Linear(Evaluator):
         )
         return facts | _save(context, standard, heads, facts["temperature"], level=level, spread=spread)
 
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
         check_decided(preference)
         (one, weight), (other, _) = self._columns(first), self._columns(second)
         standard = _Standard.of(np.concatenate([one, other]), weight)
@@ -84,14 +88,16 @@ class Linear(Evaluator):
         heads, facts = self._fit_differences((one - other) * standard.factor, preference, _numbered(first), weights)
         return facts | _save(context, standard, heads, facts["temperature"], level=0.0, spread=1.0)
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+    @override
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         from safetensors.numpy import load_file
 
         saved = load_file(context.folder / _WEIGHTS)
         scores = saved["coefficients"] @ (self._columns(tuples)[0] - saved["centre"]).T + saved["intercepts"][:, None]
         return np.asarray(scores, dtype=np.float64)
 
-    def temperature(self, context: FitContext) -> float:  # noqa: D102
+    @override
+    def temperature(self, context: FitContext) -> float:
         from safetensors.numpy import load_file
 
         return float(load_file(context.folder / _WEIGHTS)["temperature"][0])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from typing_extensions import override
 
 from models.core.data import Response
 from models.core.errors import ConfigError
@@ -69,10 +70,12 @@ class RewardHead(Evaluator):
         return self
 
     @property
-    def supports_pairwise(self) -> bool:  # noqa: D102
+    @override
+    def supports_pairwise(self) -> bool:
         return self.loss == "bradley_terry"
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         policy, rng = context.policy.load(), np.random.default_rng(context.seed)
         fits = self._fitting(policy, tuples.responses)
@@ -86,7 +89,8 @@ class RewardHead(Evaluator):
         found = self._regress(policy, tuples.take(kept), standard[kept], context, level=level, spread=spread)
         return {"too_long": float((~fits).sum())} | found
 
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
         check_decided(preference)
         policy, count = context.policy.load(), len(preference)
         responses = [*first.responses, *second.responses]
@@ -98,16 +102,19 @@ class RewardHead(Evaluator):
         too_long = float((~(fits[:count] & fits[count:])).sum())
         return {"too_long": too_long} | self._compare(policy, responses, compared, context)
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:  # noqa: D102
+    @override
+    def predict(self, tuples: Examples, context: FitContext) -> Floats:
         model, policy, saved = _trained(context)
         states = _states(model, policy, tuples.responses, self.batch_size)
         return np.asarray(saved["heads"] @ states.T + saved["offsets"][:, None])
 
-    def write_classifier(self, folder: Path, context: FitContext) -> None:  # noqa: D102
+    @override
+    def write_classifier(self, folder: Path, context: FitContext) -> None:
         model, policy, saved = _trained(context)
         save_classifier(model.merge_and_unload(), saved["heads"].mean(0), policy, folder)
 
-    def temperature(self, context: FitContext) -> float:  # noqa: D102
+    @override
+    def temperature(self, context: FitContext) -> float:
         from safetensors.numpy import load_file
 
         return float(load_file(context.folder / _HEADS)["temperature"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from models.core.data import HeldOutPrediction, Response, ScoredExample
 from models.core.registry import Frozen
@@ -69,16 +70,20 @@ class PointwiseData(TrainingData):
     tuples: Examples
     scores: Floats
 
-    def queried(self) -> Sequence[Response]:  # noqa: D102
+    @override
+    def queried(self) -> Sequence[Response]:
         return self.tuples.responses
 
-    def take(self, rows: Rows) -> "PointwiseData":  # noqa: D102
+    @override
+    def take(self, rows: Rows) -> "PointwiseData":
         return PointwiseData(self.tuples.take(rows), self.scores[rows])
 
-    def learnable(self) -> bool:  # noqa: D102
+    @override
+    def learnable(self) -> bool:
         return len(self.scores) > 1 and bool(np.ptp(self.scores) > 0)
 
-    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:
         rng, given = np.random.default_rng(options.seed), self
         if options.shuffle:
             order = rng.permutation(len(self.scores))
@@ -88,7 +93,8 @@ class PointwiseData(TrainingData):
         context = replace(context, eft_examples=options.eft_examples(context.eft_examples))
         return {"labels": float(len(self.scores)), **evaluator.fit(train.tuples, train.scores, context)}
 
-    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:  # noqa: D102
+    @override
+    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:
         logits = _logits(evaluator, self.tuples, context)
         return [
             HeldOutPrediction(r.id, "", r.prompt_id, fold, float(logit), float(score))
@@ -104,21 +110,26 @@ class PairwiseData(TrainingData):
     second: Examples
     preference: Floats
 
-    def queried(self) -> Sequence[Response]:  # noqa: D102
+    @override
+    def queried(self) -> Sequence[Response]:
         return self.first.responses
 
-    def take(self, rows: Rows) -> "PairwiseData":  # noqa: D102
+    @override
+    def take(self, rows: Rows) -> "PairwiseData":
         return PairwiseData(self.first.take(rows), self.second.take(rows), self.preference[rows])
 
-    def learnable(self) -> bool:  # noqa: D102
+    @override
+    def learnable(self) -> bool:
         return bool((self.preference != 0).any())
 
-    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:  # noqa: D102
+    @override
+    def fit(self, evaluator: Evaluator, context: FitContext, options: FitOptions) -> dict[str, float]:
         rng, count = np.random.default_rng(options.seed), len(self.preference)
         turn = rng.choice([-1.0, 1.0], size=count) if options.shuffle else 1.0
         return {"labels": float(count), **evaluator.fit_pairs(self.first, self.second, self.preference * turn, context)}
 
-    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:  # noqa: D102
+    @override
+    def predict_held_out(self, evaluator: Evaluator, context: FitContext, fold: int) -> list[HeldOutPrediction]:
         one, other = np.split(_logits(evaluator, self.first.joined(self.second), context), 2)
         gap = one - other
         sides = zip(self.first.responses, self.second.responses, strict=True)

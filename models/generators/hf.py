@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from typing_extensions import override
+
 from models.core import progress
 from models.core.data import Prompt, Response
 from models.core.randomness import stream
@@ -18,7 +20,8 @@ class Transformers(Generator):
 
     kind: Literal["transformers"] = "transformers"
 
-    def sample(  # noqa: D102
+    @override
+    def sample(
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
         return self.sample_from(policy.shared(), prompts, samples=samples, seed=seed, what=what)

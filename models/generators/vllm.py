@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core import progress
 from models.core.cache import sha256_of
@@ -55,13 +56,16 @@ class VLLM(Generator):
     memory_share: float = Field(0.9, gt=0, le=1, description="of a GPU's memory that the server takes")
 
     @property
-    def gpus(self) -> int:  # noqa: D102
+    @override
+    def gpus(self) -> int:
         return self.tensor_parallel
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         command()
 
-    def sample(  # noqa: D102
+    @override
+    def sample(
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
         import openai

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from models.benchmarks import alpaca_eval
 from models.core.allowlist import FolderOrName
@@ -41,7 +42,8 @@ class AlpacaEval(Oracle):
         None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
     )
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         del rubric
         reference, calls = self._answer(prompt), Calls(self._judge)
         if response == reference:
@@ -63,24 +65,30 @@ class AlpacaEval(Oracle):
             preferred = math.nan  # paid for, and the package does not take it: kept, to be looked at
         return calls.verdict(preferred, self._frame, [None if math.isnan(preferred) else preferred])
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self._judge.most(self._most_sent(prompt, response)).micro_usd
 
-    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    @override
+    def max_query_tokens(self, prompt: str, response: str) -> int:
         return self._judge.most(self._most_sent(prompt, response)).tokens
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         sent = "".join([alpaca_eval.frame(self.annotator), prompt, self._answer(prompt), response])
         return self._judge.estimate([{"content": sent}], count, output_tokens=self._judge.max_tokens)
 
-    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+    @override
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         return self.endpoint.rate_limit_seconds(queries, tokens)
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         reference = alpaca_eval.reference_file(self.reference)
         return [self._judge.identity(), self._frame, alpaca_eval.installed(), remembered_sha256(reference)]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         self.endpoint.check()
         alpaca_eval.answers(alpaca_eval.reference_file(self.reference))
         made_for = alpaca_eval.reads(self.annotator).get("model_name")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from typing_extensions import override
+
 from models.core.errors import NinefoldError
 from models.core.money import Amount, MicroUsd
 from models.core.registry import Plugin, digest_of
@@ -191,7 +193,8 @@ class PairOracle(Oracle):
     """
 
     @property
-    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+    @override
+    def query_type(self) -> Literal["pointwise", "pairwise"]:
         return "pairwise"
 
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
@@ -202,11 +205,13 @@ class PairOracle(Oracle):
         """Return the most that one comparison may cost, in micro-dollars."""
         raise NotImplementedError
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         first, second = json.loads(response)
         return self.compare(prompt, first, second, rubric)
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         first, second = json.loads(response)
         return self.pair_ceiling(prompt, first, second)
 

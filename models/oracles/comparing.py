@@ -5,6 +5,7 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
+from typing_extensions import override
 
 from models.core.errors import ConfigError
 from models.core.money import Amount, MicroUsd
@@ -36,10 +37,12 @@ class Comparing(PairOracle):
     temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
 
     @property
-    def uses_device(self) -> bool:  # noqa: D102
+    @override
+    def uses_device(self) -> bool:
         return self.inner.uses_device
 
-    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
         one = self.inner.judge(prompt, first, rubric)
         try:
             other = self.inner.judge(prompt, second, rubric)
@@ -57,23 +60,29 @@ class Comparing(PairOracle):
             gap = math.tanh(gap / (2 * self.temperature)) if self.temperature else float((gap > 0) - (gap < 0))
         return Verdict(gap, f"{one.raw} | {other.raw}", one.micro_usd + other.micro_usd, one.tokens + other.tokens)
 
-    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
+    @override
+    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:
         return self.inner.max_cost(prompt, first) + self.inner.max_cost(prompt, second)
 
-    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    @override
+    def max_query_tokens(self, prompt: str, response: str) -> int:
         return sum(self.inner.max_query_tokens(prompt, text) for text in json.loads(response))
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         one, other = (self.inner.estimate(prompt, text, count) for text in json.loads(response))
         return one.plus(other)
 
-    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+    @override
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         return self.inner.rate_limit_seconds(2 * queries, tokens)
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [self.inner.fingerprint(), self.temperature]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
             raise ConfigError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
@@ -29,17 +30,21 @@ class Gold(Oracle):
     kind: Literal["gold"] = "gold"
     micro_usd: MicroUsd = 10_000
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         score = float(predict([f"{prompt} {response}"])[0])
         return Verdict(score=score, raw=f"{score:.4f}", micro_usd=self.micro_usd, tokens=0)
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self.micro_usd
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [ARCHIVE_SHA256]  # its answers do not depend on what it is said to cost
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         snippets("oracle")
 
 

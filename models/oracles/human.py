@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
@@ -29,27 +30,34 @@ class Human(Oracle):
     panel: str = Field("", description="who they are: another panel's labels are other labels")
 
     @property
-    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+    @override
+    def query_type(self) -> Literal["pointwise", "pairwise"]:
         return "pointwise" if self.asks == "score" else "pairwise"
 
-    def annotation_task(self, rubric: Rubric) -> AnnotationTask | None:  # noqa: D102
+    @override
+    def annotation_task(self, rubric: Rubric) -> AnnotationTask | None:
         return AnnotationTask(rubric.guide(self.query_type), self.annotators, self.micro_usd)
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         raise RuntimeError("people answer through the queue, not when called: ninefold labels export FILE --queue")
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self.micro_usd * (self.annotators + 1)  # one more after a tie
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         return CostEstimate(self.micro_usd * self.annotators)
 
-    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    @override
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:
         judged = []
         for reply in replies:
             with suppress(ValueError, TypeError, KeyError):  # an import's may be others
                 judged.append([(name, score) for name, score, _ in json.loads(reply)["judgements"]])
         return {"judgements": float(sum(map(len, judged))), "krippendorff_alpha": krippendorff_alpha(judged)}
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [self.panel, self.asks, self.annotators]

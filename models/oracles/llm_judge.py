@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.event_loop import run
 from models.core.money import MicroUsd
@@ -66,10 +67,12 @@ class LLMJudge(Oracle):
     attempts: PositiveInt = Field(2, description="calls for each sample until one can be read")
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         return run(self.judge_async(prompt, response, rubric))
 
-    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         messages = self._messages(prompt, response, rubric)
         calls = Calls(self.endpoint)
         found = [
@@ -86,23 +89,29 @@ class LLMJudge(Oracle):
         score = sum(scores) / len(scores) if scores else float("nan")
         return calls.verdict(score, self._frame(rubric).digest, found)
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self.endpoint.most(self._most_sent(prompt, response)).micro_usd * self.samples * self.attempts
 
-    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    @override
+    def max_query_tokens(self, prompt: str, response: str) -> int:
         return self.endpoint.most(self._most_sent(prompt, response)).tokens * self.samples * self.attempts
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         messages = self._messages(prompt, response, Rubric())
         return self.endpoint.estimate(messages, count, output_tokens=USUAL_REPLY).times(self.samples)
 
-    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+    @override
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         return self.endpoint.rate_limit_seconds(queries * self.samples, tokens // self.attempts)
 
-    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    @override
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:
         return calls_made(replies)
 
-    def rationale(self, raw: str) -> str:  # noqa: D102
+    @override
+    def rationale(self, raw: str) -> str:
         for record in records_of([raw]):
             for value, text in zip(record["said"], record["texts"], strict=False):
                 if value is not None:
@@ -110,10 +119,12 @@ class LLMJudge(Oracle):
                     return " ".join(told.split()) if isinstance(told, str) else ""
         return ""
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         self.endpoint.check()
 
     def _messages(self, prompt: str, response: str, rubric: Rubric) -> list[Message]:

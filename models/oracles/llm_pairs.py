@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.event_loop import run
 from models.core.money import MicroUsd
@@ -50,10 +51,12 @@ class LLMPairs(PairOracle):
     attempts: PositiveInt = Field(2, description="calls for each order until one can be read")
     against_length: bool = Field(True, description="tell the judge that length is no merit")
 
-    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
         return run(self._compare(prompt, first, second, rubric))
 
-    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    async def judge_async(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         first, second = json.loads(response)
         return await self._compare(prompt, first, second, rubric)
 
@@ -71,22 +74,27 @@ class LLMPairs(PairOracle):
         score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
         return calls.verdict(score, self._frame(rubric).digest, found)
 
-    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:  # noqa: D102
+    @override
+    def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:
         return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).micro_usd
 
-    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    @override
+    def max_query_tokens(self, prompt: str, response: str) -> int:
         first, second = json.loads(response)
         return 2 * self.attempts * self.endpoint.most(self._most_sent(prompt, first + second)).tokens
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         first, second = json.loads(response)
         messages = self._messages(prompt, first, second, Rubric())
         return self.endpoint.estimate(messages, count, output_tokens=USUAL_REPLY).times(2)
 
-    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+    @override
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         return self.endpoint.rate_limit_seconds(2 * queries, tokens // self.attempts)
 
-    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:  # noqa: D102
+    @override
+    def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:
         both = [record["said"] for record in records_of(replies) if None not in record["said"]]
         agree = sum(one == -other for one, other in both)
         first = sum(value == 1 for pair in both for value in pair)
@@ -96,10 +104,12 @@ class LLMPairs(PairOracle):
             "first_place_share": first / untied if untied else math.nan,
         }
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         self.endpoint.check()
 
     def _frame(self, rubric: Rubric) -> Frame:

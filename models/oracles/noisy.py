@@ -4,6 +4,7 @@ import time
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
+from typing_extensions import override
 
 from models.core.data import text_hash
 from models.core.errors import ConfigError
@@ -35,14 +36,17 @@ class Noisy(Oracle):
     latency: NonNegativeFloat = Field(0.0, description="seconds per query")
 
     @property
-    def uses_device(self) -> bool:  # noqa: D102
+    @override
+    def uses_device(self) -> bool:
         return self.inner.uses_device
 
     @property
-    def query_type(self) -> Literal["pointwise", "pairwise"]:  # noqa: D102
+    @override
+    def query_type(self) -> Literal["pointwise", "pairwise"]:
         return self.inner.query_type
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         rng = stream(self.seed, 0, text_hash(prompt) + text_hash(response))
         garbage, fail, crash, flip = rng.random(4)
         noise = rng.normal() * self.label_noise
@@ -56,23 +60,29 @@ class Noisy(Oracle):
             return verdict._replace(score=float("nan"), raw="simulated reply without a score")
         return verdict._replace(score=(-1 if flip < self.flip else 1) * verdict.score + noise)
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self.inner.max_cost(prompt, response)
 
-    def max_query_tokens(self, prompt: str, response: str) -> int:  # noqa: D102
+    @override
+    def max_query_tokens(self, prompt: str, response: str) -> int:
         return self.inner.max_query_tokens(prompt, response)
 
-    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:  # noqa: D102
+    @override
+    def estimate(self, prompt: str, response: str, count: TokenCounter) -> CostEstimate:
         one = self.inner.estimate(prompt, response, count)
         return one._replace(seconds=one.seconds + self.latency)
 
-    def rate_limit_seconds(self, queries: int, tokens: int) -> float:  # noqa: D102
+    @override
+    def rate_limit_seconds(self, queries: int, tokens: int) -> float:
         return self.inner.rate_limit_seconds(queries, tokens)
 
-    def identity(self) -> list[object]:  # noqa: D102
+    @override
+    def identity(self) -> list[object]:
         return [self.inner.fingerprint(), self.model_dump(mode="json", exclude={"inner", "latency"})]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
             raise ConfigError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")

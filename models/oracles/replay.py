@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from models.core.cache import remembered_sha256
 from models.core.data import text_hash
@@ -42,7 +43,8 @@ class Replay(Oracle):
     price_column: str | None = Field(None, description="column of dollars paid")
     micro_usd: MicroUsd = 0
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         table = _table(self)
         key = (text_hash(prompt), text_hash(response))
         if key not in table:
@@ -50,18 +52,21 @@ class Replay(Oracle):
         score, micro_usd = table[key]
         return Verdict(score=score, raw=repr(score), micro_usd=micro_usd)
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         recorded = _table(self).get((text_hash(prompt), text_hash(response)))
         return self.micro_usd if recorded is None else recorded[1]
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         # The file's bytes, not its place: the same table on another machine is the same oracle.
         return [
             self.model_dump(mode="json", exclude={"path"}),
             remembered_sha256(self.path),
         ]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         _table(self)
 
     def frame(self) -> "pd.DataFrame":

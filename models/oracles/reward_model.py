@@ -5,6 +5,7 @@ from threading import Lock
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
+from typing_extensions import override
 
 from models.core.allowlist import FolderOrName
 from models.core.errors import ConfigError
@@ -36,10 +37,12 @@ class RewardModel(Oracle):
     micro_usd: MicroUsd = 0
 
     @property
-    def uses_device(self) -> bool:  # noqa: D102
+    @override
+    def uses_device(self) -> bool:
         return True
 
-    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:  # noqa: D102
+    @override
+    def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         import torch
 
         loaded = _loaded(self.model, self.dtype)
@@ -51,13 +54,16 @@ class RewardModel(Oracle):
             score = float(loaded.model(input_ids=torch.tensor([ids], device=loaded.model.device)).logits[0, 0])
         return Verdict(score, f"{score:.6g}", self.micro_usd, len(ids))
 
-    def max_cost(self, prompt: str, response: str) -> MicroUsd:  # noqa: D102
+    @override
+    def max_cost(self, prompt: str, response: str) -> MicroUsd:
         return self.micro_usd
 
-    def identity(self) -> list[Any]:  # noqa: D102
+    @override
+    def identity(self) -> list[Any]:
         return [locate(self.model).digest, self.template, self.dtype, self.max_tokens]
 
-    def check(self) -> None:  # noqa: D102
+    @override
+    def check(self) -> None:
         check_reference(self.model)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from models.core.cache import sha256_of
 from models.core.data import Demonstration, Prompt, ScoredExample
@@ -39,10 +40,12 @@ class Files(PromptSource):
     drop_duplicates: bool = Field(False, description="drop repeated prompts; they are refused otherwise")
 
     @property
-    def has_eft_examples(self) -> bool:  # noqa: D102
+    @override
+    def has_eft_examples(self) -> bool:
         return self.eft_examples is not None
 
-    def load(self) -> Prompts:  # noqa: D102
+    @override
+    def load(self) -> Prompts:
         return check_disjoint(
             Prompts(
                 demonstrations=_demonstrations(self.demonstrations) if self.demonstrations else [],
@@ -52,7 +55,8 @@ class Files(PromptSource):
             )
         )
 
-    def digest_inputs(self) -> str:  # noqa: D102
+    @override
+    def digest_inputs(self) -> str:
         files = (self.pool, self.held_out, self.demonstrations, self.eft_examples)
         return digest_of([self.drop_duplicates, *[sha256_of(file) if file else None for file in files]])
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
+from typing_extensions import override
 
 from models.core import hub
 from models.core.allowlist import FolderOrName
@@ -127,10 +128,12 @@ class Hub(PromptSource):
     sample_seed: NonNegativeInt = Field(0, description="the seed of the draw")
 
     @property
-    def has_eft_examples(self) -> bool:  # noqa: D102
+    @override
+    def has_eft_examples(self) -> bool:
         return self.eft_examples is not None
 
-    def load(self) -> Prompts:  # noqa: D102
+    @override
+    def load(self) -> Prompts:
         demonstrations, eft_examples = self._demonstrations(), self._judged()
         taken = {same_prompt(row.prompt) for rows in (demonstrations, eft_examples) for row in rows}
         prompts: dict[str, Prompt] = {}
@@ -150,7 +153,8 @@ class Hub(PromptSource):
             Prompts(demonstrations=demonstrations, pool=pool, held_out=held_out, eft_examples=eft_examples)
         )
 
-    def digest_inputs(self) -> str:  # noqa: D102
+    @override
+    def digest_inputs(self) -> str:
         return digest_of(
             [table.digest_inputs() for table in (self.pool, self.demonstrations, self.eft_examples) if table]
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
+from typing_extensions import override
 
 from models.core.cache import check_sha256, once
 from models.core.data import Demonstration, Prompt, ScoredExample, text_hash
@@ -57,10 +58,12 @@ class MovieReviews(PromptSource):
     max_words: PositiveInt = Field(16, description="of a review")
 
     @property
-    def has_eft_examples(self) -> bool:  # noqa: D102
+    @override
+    def has_eft_examples(self) -> bool:
         return self.eft_examples > 0
 
-    def load(self) -> Prompts:  # noqa: D102
+    @override
+    def load(self) -> Prompts:
         return check_disjoint(
             Prompts(
                 demonstrations=[self._demonstration(s) for s in self._take("seed", self.demonstrations)],

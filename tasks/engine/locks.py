@@ -13,6 +13,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
+from typing_extensions import override
 
 from models.core.errors import ConfigError
 from models.ledger.liveness import KEEPALIVE
@@ -24,9 +25,11 @@ _POLL_SECONDS = 0.2
 class KeyLock(Protocol):
     """One lock; `acquire` waits at most `timeout` seconds (negative: for ever) and raises Timeout."""
 
-    def acquire(self, timeout: float) -> object: ...  # noqa: D102
+    @override
+    def acquire(self, timeout: float) -> object: ...
 
-    def release(self) -> None: ...  # noqa: D102
+    @override
+    def release(self) -> None: ...
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
@@ -12,7 +13,8 @@ class Baits(PairRule):
 
     kind: Literal["baits"] = "baits"
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         first = best(grid.thompson_sample(rng), grid.present, rng)
         rows = np.arange(len(first))
         chosen = grid.scores[:, rows, first]

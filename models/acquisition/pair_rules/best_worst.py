@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
@@ -12,6 +13,7 @@ class BestWorst(PairRule):
 
     kind: Literal["best_worst"] = "best_worst"
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         first = best(grid.mean, grid.present, rng)
         return PairIndices(first, best(-grid.mean, without(grid.present, first), rng))

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, at, best, without
 
@@ -13,7 +14,8 @@ class DeltaUcb(PairRule):
     kind: Literal["delta_ucb"] = "delta_ucb"
     beta: Beta = 1.0
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         mean, reach = grid.mean, self.beta * grid.std
         upper, lower = mean + reach, mean - reach
         # The optimum takes the best u or the best −l; where both are one response, the better of the two ways out.

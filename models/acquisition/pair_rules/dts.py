@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, best, without
 
@@ -18,7 +19,8 @@ class DoubleThompson(PairRule):
     kind: Literal["dts"] = "dts"
     beta: Beta = 1.0
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         mean, std = grid.mean, self.beta * grid.std
         first = best(mean + rng.uniform(-1.0, 1.0, mean.shape) * std, grid.present, rng)
         second = best(rng.random(mean.shape), without(grid.present, first), rng)

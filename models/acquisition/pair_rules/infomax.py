@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import (
     Beta,
@@ -22,7 +23,8 @@ class InfoMax(PairRule):
     kind: Literal["infomax"] = "infomax"
     beta: Beta = 1.0
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         mean, reach = grid.mean, self.beta * grid.std
         prompts, columns = mean.shape
         # The term is the same for (i, j) and (j, i): half the table will do.

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import Beta, CandidateScores, PairIndices, PairRule, at, best, without
 
@@ -13,7 +14,8 @@ class MaxMinLcb(PairRule):
     kind: Literal["max_min_lcb"] = "max_min_lcb"
     beta: Beta = 1.0
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         mean, reach = grid.mean, self.beta * grid.std
         upper, lower = mean + reach, mean - reach
         # min_j (l_i − u_j) is reached at the largest u_j: the best of all, or the second best for that one itself.

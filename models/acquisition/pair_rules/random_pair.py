@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule, best, without
 
@@ -14,7 +15,8 @@ class RandomPair(PairRule):
 
     kind: Literal["random"] = "random"
 
-    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:  # noqa: D102
+    @override
+    def propose(self, grid: CandidateScores, rng: np.random.Generator) -> PairIndices:
         draw = rng.random(grid.present.shape)
         first = best(draw, grid.present, rng)
         return PairIndices(first, best(draw, without(grid.present, first), rng))

@@ -83,7 +83,7 @@ def benchmarks(
         taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
         for stale in _stale({row["benchmark"] for row in rows}):
             taken.pop(stale, None)
-        taken |= {row["benchmark"]: row for row in finite(rows)}  # beside what was taken before
+        taken |= {row["benchmark"]: finite(row) for row in rows}  # beside what was taken before
         write_text(kept, json.dumps(list(taken.values()), indent=1))
         write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
     open_experiment(EXPERIMENT)

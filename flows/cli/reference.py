@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -57,14 +57,14 @@ def _inner(field: FieldInfo) -> list[type[Frozen]]:
     return [plugin for base in held if issubclass(base, Plugin) for plugin in plugins_of(base)]
 
 
-def _annotations(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+def _annotations(annotation: object) -> Iterator[object]:
     """Yield what a type is annotated with, at any depth: `Annotated[Oracle, OneOf(...)] | None`."""
     yield from getattr(annotation, "__metadata__", ())
     for argument in get_args(annotation):
         yield from _annotations(argument)
 
 
-def _leaves(annotation: Any) -> Iterator[Any]:  # noqa: ANN401
+def _leaves(annotation: object) -> Iterator[object]:
     arguments = get_args(annotation)
     if not arguments:
         yield annotation
@@ -109,7 +109,7 @@ def _row(name: str, field: FieldInfo) -> list[str]:
     ]
 
 
-def _type(annotation: Any) -> str:  # noqa: ANN401
+def _type(annotation: object) -> str:
     if annotation is type(None):
         return "none"
     arguments, origin = get_args(annotation), get_origin(annotation)
@@ -124,7 +124,7 @@ def _type(annotation: Any) -> str:  # noqa: ANN401
     return " or ".join(_type(argument) for argument in arguments)
 
 
-def _default(value: Any) -> str:  # noqa: ANN401
+def _default(value: object) -> str:
     if isinstance(value, Plugin):
         return f"`{value.label()}`"
     if isinstance(value, Frozen):

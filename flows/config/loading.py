@@ -96,7 +96,7 @@ def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:
         raise ConfigError(f"{where}: {_explain(error, cls)}") from error
 
 
-def set_field(settings: dict[str, Any], name: str, value: Any) -> None:  # noqa: ANN401
+def set_field(settings: dict[str, Any], name: str, value: object) -> None:
     """Set `a.b` in nested settings; a new `kind` clears the fields of the old. Raises ConfigError if `a` has no fields."""
     *parents, last = name.split(".")
     place = settings

@@ -18,11 +18,11 @@ def _until(*parts: Callable[[Experiment], Any]) -> Callable[[Experiment], str]:
     return lambda x: digest_of([part(x) for part in parts])
 
 
-def _model(x: Experiment) -> Any:  # noqa: ANN401
+def _model(x: Experiment) -> object:
     return [x.prompts.digest_inputs(), x.prompts.digest(), x.policy.digest(), x.seeds.training]
 
 
-def _pool(x: Experiment) -> Any:  # noqa: ANN401
+def _pool(x: Experiment) -> object:
     # from the second round on the pool is written by a policy that every choice has had a part in
     later = (
         [x.labelling.digest(), x.evaluator.digest(), x.dpo.digest(), x.seeds.selection] if x.iterations > 1 else None
@@ -30,7 +30,7 @@ def _pool(x: Experiment) -> Any:  # noqa: ANN401
     return [x.generation.digest(), later]
 
 
-def _picks(x: Experiment) -> Any:  # noqa: ANN401
+def _picks(x: Experiment) -> object:
     pool = "on_policy" if x.labelling.pool == "on_policy" else "off_policy"  # balanced afterwards
     labelling = x.labelling.model_copy(update={"shuffle_labels": False, "concurrency": 1, "pool": pool})
     turns = x.iterations * x.labelling.rounds
@@ -38,7 +38,7 @@ def _picks(x: Experiment) -> Any:  # noqa: ANN401
     return [labelling.digest(), x.seeds.selection, learns]
 
 
-def _evaluator(x: Experiment) -> Any:  # noqa: ANN401
+def _evaluator(x: Experiment) -> object:
     return [x.evaluator.digest(), x.labelling.shuffle_labels, x.labelling.pool, x.feedback]
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.config.experiment import Experiment
 from models.core.money import dollars
 from models.policies.resolve import PACKAGED
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData
 
 _PAPER = "[arXiv 2407.02119](https://arxiv.org/abs/2407.02119)"
 _COLUMNS = {
@@ -92,7 +95,7 @@ def _how(x: Experiment) -> str:
     return "LoRA, merged" if not whole else f"{' and '.join(whole)} on every weight"
 
 
-def _card(data: Any, title: str, lines: Sequence[str], x: Experiment, report: dict[str, Any]) -> str:  # noqa: ANN401
+def _card(data: "CardData", title: str, lines: Sequence[str], x: Experiment, report: dict[str, Any]) -> str:
     lineage = [
         "## Lineage",
         "",

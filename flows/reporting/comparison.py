@@ -90,7 +90,7 @@ def _run(arm: dict[str, Any]) -> Run:
     return Run(series_of(arm), arm["point"].get(BUDGET), (arm["seed"], arm["training_seed"]), arm["report"], outcomes)
 
 
-def _row(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> dict[str, Any]:  # noqa: ANN401
+def _row(series: str, budget: object, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> dict[str, Any]:
     runs = cells[series, budget]
     reports = [run.report for run in runs]
     row: dict[str, Any] = {
@@ -127,7 +127,7 @@ def unequal(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> lis
     return [*found, *(["money"] if abs(ours - random) > EQUAL_MONEY * (ours + random) / 2 else [])]
 
 
-def _baseline(series: str, budget: Any, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> Sequence[Run]:  # noqa: ANN401
+def _baseline(series: str, budget: object, cells: Mapping[tuple[str, Any], Sequence[Run]]) -> Sequence[Run]:
     """Return random's runs at the same point; for an arm with a budget of its own, those at the largest."""
     arm, _, rest = series.partition(" ")
     if arm == BASELINE:

@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,14 @@ Floats = NDArray[np.float64]
 _DRAWING = 1  # how pictures are drawn: raised with a change of it
 _BEFORE, _AFTER, _PROXY = "#8a94a6", "#d9730d", "#2f6fde"
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 class Picture:
     """A picture that is drawn where no file shows the same data already: drawing takes longer than all else of a report."""
 
-    def __init__(self, draw: Callable[..., bytes], *data: Any) -> None:  # noqa: ANN401
+    def __init__(self, draw: Callable[..., bytes], *data: object) -> None:
         self._draw, self._data = draw, data
         self.digest = digest_of([_DRAWING, draw.__name__, *map(_plain, data)])
 
@@ -143,14 +146,14 @@ def _canvas(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def png(figure: Any) -> bytes:  # noqa: ANN401
+def png(figure: "Figure") -> bytes:
     """Return a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
-def _plain(data: Any) -> Any:  # noqa: ANN401
+def _plain(data: object) -> object:
     return data.tolist() if isinstance(data, np.ndarray) else data
 
 

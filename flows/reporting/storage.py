@@ -58,12 +58,16 @@ def with_file(file: str) -> list[str]:
     return sorted(name for name, ref in shared if ref is not None and file in store().files(ref))
 
 
-def finite(value: Any) -> Any:  # noqa: ANN401
-    """Return the value with None for NaN, which JSON has no word for."""
+def finite(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report with None for NaN, which JSON has no word for."""
+    return {name: _finite(entry) for name, entry in report.items()}
+
+
+def _finite(value: object) -> object:
     if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
+        return finite(value)
     if isinstance(value, list):
-        return [finite(entry) for entry in value]
+        return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

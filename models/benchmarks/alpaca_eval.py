@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from models.core import hub
 from models.core.cache import remembered_sha256
 from models.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alpaca_eval.annotators import SingleAnnotator
 
 PACKAGE = "alpaca_eval"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
@@ -194,7 +197,7 @@ def _unmarked(text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _single(annotator: str) -> Any:  # noqa: ANN401
+def _single(annotator: str) -> "SingleAnnotator":
     installed()
     if Path(annotator).is_dir():
         annotator = str(Path(annotator).absolute())  # the package would look for it in a folder of its own

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.core.cache import sha256_of
 from models.core.data import QuestionResult
@@ -16,6 +16,9 @@ from models.policies.language_model import LanguageModel
 
 PACKAGE = "lm-eval"
 _NAMED = re.compile(r"^(?P<name>[\w.-]+)(?::(?P<shots>\d+))?$")
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 
 class Task(Frozen):
@@ -42,7 +45,7 @@ class Task(Frozen):
         """Return the name, and the shots if they are given."""
         return self.name if self.shots is None else f"{self.name}:{self.shots}"
 
-    def manager(self) -> Any:  # noqa: ANN401
+    def manager(self) -> "TaskManager":
         """Return an index that has this task, if there is one: the folder's alone where that is enough."""
         # a group, or a tag, may be of tasks that the folder has not
         if self.folder is not None and self.name in (alone := _manager(self.folder, package=False)).all_subtasks:
@@ -102,7 +105,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Questio
 
 
 @cache
-def _manager(folder: Path | None, *, package: bool) -> Any:  # noqa: ANN401
+def _manager(folder: Path | None, *, package: bool) -> "TaskManager":
     """Return the index of the folder's tasks, and the `package`'s: thousands of files are read for it."""
     from lm_eval.tasks import TaskManager
 

@@ -6,10 +6,13 @@ import re
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from models.core.cache import cache_folder, set_aside, sha256_of
 from models.core.errors import ConfigError, MissingFileError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CARDS = ("README.md", ".huggingface.yaml")  # where a dataset says which of its files are which split
@@ -61,7 +64,7 @@ def commit(dataset: str) -> str:
     return folder(dataset, _CARDS, "dataset").name
 
 
-def rows(dataset: str, config: str | None, split: str) -> Any:  # noqa: ANN401
+def rows(dataset: str, config: str | None, split: str) -> "Dataset":
     """Return the rows of a split of a dataset, `name` or `name@revision`, at its `commit`, from checked files.
 
     The files that its card gives to the configuration are fetched, or all of its tables (plain texts are none) if the card

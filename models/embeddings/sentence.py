@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -19,6 +19,9 @@ from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel
 from models.policies.resolve import check_whole, locate
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 PACKAGED_SENTENCE_MODEL = "all-minilm-l6-v2"
 _SHARD = 1024
 _KEPT = 256 << 20  # bytes: a larger encoder is let go of after use, for a policy is trained on the same device
@@ -26,7 +29,7 @@ _KEPT = 256 << 20  # bytes: a larger encoder is let go of after use, for a polic
 
 # An evaluation embeds three small tables, and the packaged encoder takes as long to load as to read one.
 @lru_cache(maxsize=1)
-def _encoder(source: str, dtype: Dtype, digest: str) -> Any:  # noqa: ANN401
+def _encoder(source: str, dtype: Dtype, digest: str) -> "SentenceTransformer":
     """Load an encoder, known by a digest of its files: one retrained in place is another."""
     import torch
     from sentence_transformers import SentenceTransformer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
 from models.training.trainer import arguments, fitting, metrics_of, run, save_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
 
 _ADAPTER, _HEADS = "reward_head", "heads.safetensors"
 
@@ -206,7 +209,7 @@ class RewardHead(Evaluator):
         )
 
     @staticmethod
-    def _train(trainer: Any, context: FitContext) -> None:  # noqa: ANN401
+    def _train(trainer: "Trainer", context: FitContext) -> None:
         use_cpu_kernels(trainer)
         run(trainer)
         trainer.model.eval()
@@ -254,7 +257,7 @@ def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> _Compari
     return _Comparisons(pairs, scores[pairs[:, 0]] - scores[pairs[:, 1]])
 
 
-def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> Any:  # noqa: ANN401
+def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> "PreTrainedModel":
     """Return the policy's trunk under a new scalar head (the adapter carries the trained head)."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -271,7 +274,7 @@ def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> Any:  #
     return model.to(policy.model.device)
 
 
-def _head(model: Any) -> tuple[Floats, Floats]:  # noqa: ANN401
+def _head(model: "PreTrainedModel") -> tuple[Floats, Floats]:
     """Return the trained head's weights, shape (d,), and the thresholds of its levels (of an ordinal one)."""
     import torch
 
@@ -282,7 +285,7 @@ def _head(model: Any) -> tuple[Floats, Floats]:  # noqa: ANN401
     return columns[:, 0], columns[0, 1:]
 
 
-def _states(model: Any, policy: LanguageModel, responses: Sequence[Response], batch_size: int) -> Floats:  # noqa: ANN401
+def _states(model: "PreTrainedModel", policy: LanguageModel, responses: Sequence[Response], batch_size: int) -> Floats:
     """Return what the head reads, shape (N, d)."""
     import torch
 

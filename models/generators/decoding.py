@@ -6,11 +6,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from models.generators.drawing import ATTEMPTS, draw
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 # Prompts are read ahead, so many tokens in a pass at most: one over few costs nearly as much, and what is read takes memory
 # until its last sample has begun. Free rows are given out when there is one in sixteen.
@@ -51,7 +55,7 @@ class Sampling:
     most: int
     ends: frozenset[int]
 
-    def extend(self, texts: Sequence[Text], logits: Any) -> Any:  # noqa: ANN401
+    def extend(self, texts: Sequence[Text], logits: "torch.Tensor") -> "torch.Tensor":
         """Draw the next token of every text that has not ended; return the tokens, one to a row of the logits."""
         import torch
 
@@ -65,7 +69,9 @@ class Sampling:
         return drawn.tokens
 
 
-def write(model: Any, asked: Sequence[Asked], sampling: Sampling, *, rows: int, pad: int) -> Iterator[Text]:  # noqa: ANN401
+def write(
+    model: "PreTrainedModel", asked: Sequence[Asked], sampling: Sampling, *, rows: int, pad: int
+) -> Iterator[Text]:
     """Yield each text as it ends, in no order; `rows` are written at once, prompts of similar lengths beside each other."""
     by_length = sorted(asked, key=lambda one: len(one.ids))
     if can_step(model):
@@ -74,7 +80,7 @@ def write(model: Any, asked: Sequence[Asked], sampling: Sampling, *, rows: int, 
         yield from _by_the_library(model, by_length, sampling, rows, pad)
 
 
-def can_step(model: Any) -> bool:  # noqa: ANN401
+def can_step(model: "PreTrainedModel") -> bool:
     """Whether rows of a model may come and go: it keeps the keys and values of all tokens, and a row's depend on it alone.
 
     Not so with a sliding window or a state, with turns that stretch with the longest row, or where a model prepares its
@@ -105,7 +111,7 @@ class _Read(NamedTuple):
 class _Batch:
     """The texts that are being written, each in its row of one cache."""
 
-    def __init__(self, model: Any, sampling: Sampling, rows: int, pad: int) -> None:  # noqa: ANN401
+    def __init__(self, model: "PreTrainedModel", sampling: Sampling, rows: int, pad: int) -> None:
         self._model, self._sampling, self._rows, self._pad = model, sampling, rows, pad
         self._enough = max(1, rows // FREE)
         self._live: list[Text] = []
@@ -199,7 +205,7 @@ def left_padded(rows: Sequence[list[int]], pad: int) -> tuple[Any, Any]:
 
 
 def _by_the_library(
-    model: Any,  # noqa: ANN401
+    model: "PreTrainedModel",
     asked: Sequence[Asked],
     sampling: Sampling,
     rows: int,
@@ -213,7 +219,7 @@ def _by_the_library(
         batch, texts = zip(*requests[begin : begin + rows], strict=True)
         ids, mask = left_padded(batch, pad)
 
-        def drawn(_: Any, scores: Any, texts: tuple[Text, ...] = texts) -> Any:  # noqa: ANN401
+        def drawn(_: object, scores: "torch.Tensor", texts: tuple[Text, ...] = texts) -> "torch.Tensor":
             tokens = sampling.extend(texts, scores)
             return torch.full_like(scores, float("-inf")).scatter(-1, tokens[:, None], 0.0)
 
@@ -231,7 +237,7 @@ def _by_the_library(
 
 
 @contextmanager
-def _plain(model: Any) -> Iterator[None]:  # noqa: ANN401
+def _plain(model: "PreTrainedModel") -> Iterator[None]:
     """Set a model's own defaults of generation aside: a penalty or a banned token is no part of π."""
     from transformers import GenerationConfig
 

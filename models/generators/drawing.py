@@ -1,6 +1,9 @@
 """Exact nucleus (top-p) sampling without sorting, each row from its own random numbers."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 ATTEMPTS = 16  # uniform numbers to a draw
 _BLOCK = 256  # tokens that are summed as one: a draw looks among blocks first, and then in its own
@@ -14,7 +17,7 @@ class Drawn(NamedTuple):
     logprob: Any
 
 
-def draw(logits: Any, uniforms: Any, *, temperature: float, top_p: float) -> Drawn:  # noqa: ANN401
+def draw(logits: "torch.Tensor", uniforms: "torch.Tensor", *, temperature: float, top_p: float) -> Drawn:
     """Draw a token for each row of `logits`, (rows, vocabulary), by its own numbers of `uniforms`, (rows, attempts).
 
     A draw inverts the cumulative distribution at a uniform number; one outside the nucleus is rejected and made again from
@@ -31,7 +34,7 @@ def draw(logits: Any, uniforms: Any, *, temperature: float, top_p: float) -> Dra
     return Drawn(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
-def _drawn(logits: Any, uniforms: Any, temperature: float, top_p: float) -> Drawn:  # noqa: ANN401
+def _drawn(logits: "torch.Tensor", uniforms: "torch.Tensor", temperature: float, top_p: float) -> Drawn:
     import torch
 
     count, vocabulary = logits.shape
@@ -62,7 +65,7 @@ def _drawn(logits: Any, uniforms: Any, temperature: float, top_p: float) -> Draw
     return Drawn(tokens, logprob)
 
 
-def _inverted(weight: Any, uniforms: Any) -> Any:  # noqa: ANN401
+def _inverted(weight: "torch.Tensor", uniforms: "torch.Tensor") -> "torch.Tensor":
     """Return the tokens at which the cumulative sums of `weight`, (rows, blocks · _BLOCK), pass a share of the whole."""
     import torch
 
@@ -73,7 +76,7 @@ def _inverted(weight: Any, uniforms: Any) -> Any:  # noqa: ANN401
     return block * _BLOCK + _passed(inside, rest)[0]
 
 
-def _passed(cumulative: Any, target: Any) -> tuple[Any, Any]:  # noqa: ANN401
+def _passed(cumulative: "torch.Tensor", target: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return where sums first exceed a target, row by row, and what of the target is left there.
 
     What rounding has put beyond the end falls on the last one that adds to the sum, never on what cannot be drawn.
@@ -87,7 +90,7 @@ def _passed(cumulative: Any, target: Any) -> tuple[Any, Any]:  # noqa: ANN401
     return place.squeeze(-1), (target - before).squeeze(-1)
 
 
-def _nucleus(weight: Any, top_p: float) -> Any:  # noqa: ANN401
+def _nucleus(weight: "torch.Tensor", top_p: float) -> "torch.Tensor":
     """Return the weights with those outside the nucleus set to zero."""
     ordered = weight.sort(-1, descending=True).values.double()
     inside = ordered.cumsum(-1) - ordered < top_p * _sum(weight)[:, None]
@@ -95,6 +98,6 @@ def _nucleus(weight: Any, top_p: float) -> Any:  # noqa: ANN401
     return weight * (weight >= least)
 
 
-def _sum(weight: Any) -> Any:  # noqa: ANN401
+def _sum(weight: "torch.Tensor") -> "torch.Tensor":
     """Return each row's sum, in float64: by blocks, which rounds a row alike whatever is beside it."""
     return weight.view(len(weight), -1, _BLOCK).sum(-1).double().sum(-1)

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 from typing_extensions import override
@@ -29,6 +29,9 @@ from models.core.subprocesses import watched
 from models.generators.base import Generator, response_of
 from models.policies.chat_template import Renderer
 from models.policies.checkpoint import CACHE, Checkpoint
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 _COMMAND = "NINEFOLD_VLLM"
 _INSTALL = f"python -m venv vllm; vllm/bin/pip install 'vllm>=0.32', then {_COMMAND}=vllm/bin/vllm"
@@ -124,10 +127,10 @@ class VLLM(Generator):
         # at this token alone, as likelihoods count it; by itself vLLM ends at others that a model's configuration names
         options |= {"ignore_eos": True, "stop_token_ids": [renderer.tokenizer.eos_token_id]}
 
-        async def one(client: Any, prompt: Prompt, ids: list[int], number: int) -> Response:  # noqa: ANN401
+        async def one(client: "AsyncOpenAI", prompt: Prompt, ids: list[int], number: int) -> Response:
             drawn = {"prompt": ids, "seed": seed_of(seed, number, f"generate {prompt.id}")}
             async with at_once:
-                answer = await client.post("/completions", body=options | drawn, cast_to=object)
+                answer: Any = await client.post("/completions", body=options | drawn, cast_to=object)
             bar.update()
             choice = answer["choices"][0]
             logprob = float(sum(choice["logprobs"]["token_logprobs"]))  # of the model as it is, at temperature 1

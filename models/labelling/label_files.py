@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -83,7 +83,7 @@ def read_lines(file: Path) -> list[Line]:
         raise ConfigError(f"{file} cannot be read as {file.suffix or 'JSON lines'}: {error}") from error
 
 
-def _csv_lines(source: Any, file: Path) -> Iterator[Line]:  # noqa: ANN401
+def _csv_lines(source: TextIO, file: Path) -> Iterator[Line]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(source, strict=True)
     columns = next(reader, [])

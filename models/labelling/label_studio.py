@@ -53,7 +53,7 @@ def texts(item: Item) -> dict[str, str]:
     return dict(zip(("response", "response_b"), item.texts, strict=False))
 
 
-def annotations(tasks: Any, source: object) -> list[Line]:  # noqa: ANN401
+def annotations(tasks: object, source: object) -> list[Line]:
     """Return the annotations of a JSON export, each with the number of its task; raise ConfigError if it is none."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "annotations" in task for task in tasks):
         raise ConfigError(

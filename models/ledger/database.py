@@ -1,8 +1,9 @@
 """Open the ledger's database (SQLite or PostgreSQL), with transactions that are safe under concurrent writers."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -106,7 +107,7 @@ def _sqlite(url: sa.URL) -> Engine:
     engine = sa.create_engine(url, connect_args={"timeout": 60}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
+    def _configure(connection: "sqlite3.Connection", _record: object) -> None:
         connection.isolation_level = None  # transactions are opened below, not by the driver
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
@@ -26,6 +26,9 @@ from models.oracles.base import (
 from models.oracles.endpoint_policy import check_address, check_key_name
 from models.oracles.failures import Failure, failure_of, meaning
 from models.oracles.replies import Reply, reply_of
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
 
@@ -225,11 +228,11 @@ def close_clients() -> None:
         run(client.close())
 
 
-_clients: dict[Endpoint, Any] = {}  # used on the event loop, each by every call to its endpoint
+_clients: "dict[Endpoint, AsyncOpenAI]" = {}  # used on the event loop, each by every call to its endpoint
 atexit.register(close_clients)
 
 
-def _client(endpoint: Endpoint) -> Any:  # noqa: ANN401
+def _client(endpoint: Endpoint) -> "AsyncOpenAI":
     import openai
 
     if endpoint not in _clients:
@@ -249,7 +252,7 @@ def _limiters(endpoint: Endpoint) -> tuple[Any, Any]:
     """Return the limiters of calls and of tokens; None where there is no limit."""
     from pyrate_limiter import Duration, Limiter, Rate, StateBucket
 
-    def limiter(per_minute: int | None) -> Any:  # noqa: ANN401
+    def limiter(per_minute: int | None) -> Limiter | None:
         return None if per_minute is None else Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
 
     return limiter(endpoint.requests_per_minute), limiter(endpoint.tokens_per_minute)

@@ -6,7 +6,7 @@ ratings. It shares no feature with any evaluator and no snippet with prompts, se
 
 from functools import lru_cache
 from threading import Lock
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
 from models.sources.movie_reviews import ARCHIVE_SHA256, snippets
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 _fitting = Lock()
 
@@ -57,7 +60,7 @@ def predict(texts: list[str]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1)
-def _fitted() -> Any:  # noqa: ANN401
+def _fitted() -> "Pipeline":
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline, make_union

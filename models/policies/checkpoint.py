@@ -5,11 +5,14 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from models.policies.chat_template import Renderer, Template
 from models.policies.dtypes import Dtype, attention
 from models.policies.language_model import ADAPTER, LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Checkpoint:
             model = model.to("cuda")
         return LanguageModel(model.eval(), self.load_tokenizer(), self.template)
 
-    def load_tokenizer(self) -> Any:  # noqa: ANN401
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Return the tokenizer, with a pad token (its end token where it has none)."""
         from transformers import AutoTokenizer
 

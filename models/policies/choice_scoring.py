@@ -5,7 +5,7 @@ A judging question begins with the rubric, the same for every tuple; its keys an
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from models.core.errors import ConfigError
 from models.policies.language_model import LanguageModel
 from models.policies.lm_head import is_plain
+
+if TYPE_CHECKING:
+    import torch
 
 WORTH_SHARING = 8  # tokens
 
@@ -67,7 +70,7 @@ def next_logits(
     return found
 
 
-def _logits(policy: LanguageModel, given: dict[str, Any], tokens: Any) -> Any:  # noqa: ANN401
+def _logits(policy: LanguageModel, given: dict[str, Any], tokens: "torch.Tensor") -> "torch.Tensor":
     """Return the logits of tokens, (rows, A), as the last one's successors."""
     import torch
 

@@ -1,7 +1,7 @@
 """Choose the dtype of a model's weights: bfloat16 where the hardware computes in it, else float32."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -49,7 +49,7 @@ def attention(dtype: Dtype) -> str | None:
     return "flash_attention_2" if able and is_flash_attn_2_available() else None
 
 
-def _chosen(given: Any) -> Any:  # noqa: ANN401
+def _chosen(given: object) -> object:
     return native_dtype() if given == "auto" else given
 
 

@@ -1,9 +1,12 @@
 """Key-value cache whose rows join and leave: every live row ends in the last column."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    import torch
 
 AHEAD = 32  # columns that are made at once
 
@@ -22,7 +25,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._rows, self._live, self._width, self._end = rows, 0, 0, 0
         self._kept: list[Any] = []
 
-    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    def update(
+        self, key_states: "torch.Tensor", value_states: "torch.Tensor", *_: object, **__: object
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Write one more column, and return keys and values with it."""
         if self._end == self._kept[0].shape[2]:
             self._make(self._width + 1)
@@ -32,7 +37,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._show()
         return self.keys, self.values
 
-    def join(self, keys: Any, values: Any) -> None:  # noqa: ANN401
+    def join(self, keys: "torch.Tensor", values: "torch.Tensor") -> None:
         """Add rows below the live ones, of at most as many columns as are given."""
         rows, width = len(keys), max(self._width, keys.shape[2])
         if not self._kept:
@@ -47,7 +52,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._live += rows
         self._show()
 
-    def leave(self, *, holes: Any, movers: Any, live: int, width: int) -> None:  # noqa: ANN401
+    def leave(self, *, holes: "torch.Tensor", movers: "torch.Tensor", live: int, width: int) -> None:
         """Keep the first `live` rows and the last `width` columns, once the rows `movers` stand in the place of `holes`."""
         if len(holes):
             for shown in (self.keys, self.values):
@@ -76,18 +81,18 @@ class GrowingCache(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, rows: int) -> None:
         super().__init__(layers=[GrowingLayer(rows) for _ in range(layers)])
 
-    def join(self, read: Sequence[Any], rows: Any, width: int) -> None:  # noqa: ANN401
+    def join(self, read: Sequence[DynamicLayer], rows: Sequence[int], width: int) -> None:
         """Add rows of layers that were read elsewhere, left-padded: their last `width` columns, which may be none."""
         for layer, other in zip(self.layers, read, strict=True):
             begin = other.keys.shape[2] - width
             layer.join(other.keys[rows, :, begin:], other.values[rows, :, begin:])
 
-    def leave(self, **places: Any) -> None:  # noqa: ANN401
+    def leave(self, **places: object) -> None:
         """Let rows go from every layer."""
         for layer in self.layers:
             layer.leave(**places)
 
 
-def keeps_all(cache: Any) -> bool:  # noqa: ANN401
+def keeps_all(cache: object) -> bool:
     """Whether every layer of a model's own cache keeps all tokens: no sliding window, no state."""
     return cache is not None and all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))

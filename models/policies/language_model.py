@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from models.policies.chat_template import Encoded, Renderer, Template
 from models.policies.lm_head import is_plain
 from models.policies.lm_head import logprob as head_logprob
 from models.policies.recorded import recorded
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 ADAPTER = "adapter_config.json"
@@ -94,7 +97,7 @@ class LanguageModel:
                 found[same[one]] = float(of_tokens.sum())
         return found
 
-    def _token_logprob(self, ids: Any, mask: Any, asked: Any) -> Any:  # noqa: ANN401
+    def _token_logprob(self, ids: "torch.Tensor", mask: "torch.Tensor", asked: "torch.Tensor") -> "torch.Tensor":
         """Return log p of the tokens asked for, row by row, shape (asked,)."""
         import torch
 
@@ -136,7 +139,7 @@ class LanguageModel:
                 pooled = states[torch.arange(len(rows)), mask.sum(1) - 1]
             yield rows, pooled.cpu().numpy()
 
-    def _trunk(self, layers: int | None) -> Any:  # noqa: ANN401
+    def _trunk(self, layers: int | None) -> "torch.nn.Module":
         """Return the model below its head with only its first layers, sharing their weights."""
         whole = self.model.model
         if layers is None:

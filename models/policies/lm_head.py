@@ -7,7 +7,12 @@ made again, backward; nothing of the vocabulary's size is kept.
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch.autograd.function import FunctionCtx
+    from transformers import PreTrainedModel
 
 PIECE = 128  # positions at once
 
@@ -24,14 +29,14 @@ class Tokens(NamedTuple):
     is_likeliest: Any
 
 
-def is_plain(model: Any) -> bool:  # noqa: ANN401
+def is_plain(model: "PreTrainedModel") -> bool:
     """Whether a model's logits are a linear layer, without a bias, of its last hidden states."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     transformed = any(value and _TRANSFORMS.search(name) for name, value in config.to_dict().items())
     return head is not None and getattr(head, "bias", None) is None and not transformed
 
 
-def logprob(states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
+def logprob(states: "torch.Tensor", weight: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
     """Return log p of each token, shape (n,), given the hidden states before it, (n, d), and the head's weight, (V, d)."""
     import torch
 
@@ -42,12 +47,12 @@ def logprob(states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
     return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
 
 
-def scored(states: Any, weight: Any, tokens: Any) -> Tokens:  # noqa: ANN401
+def scored(states: "torch.Tensor", weight: "torch.Tensor", tokens: "torch.Tensor") -> Tokens:
     """Return `logprob` with a gradient for the states, and what trainers log beside it; the head itself is frozen."""
     return Tokens(*_head().apply(states, weight, tokens))
 
 
-def _pieces(states: Any, weight: Any) -> Iterator[tuple[slice, Any]]:  # noqa: ANN401
+def _pieces(states: "torch.Tensor", weight: "torch.Tensor") -> Iterator[tuple[slice, "torch.Tensor"]]:
     """Yield which positions, and their logits."""
     for begin in range(0, len(states), PIECE):
         piece = slice(begin, begin + PIECE)
@@ -55,14 +60,16 @@ def _pieces(states: Any, weight: Any) -> Iterator[tuple[slice, Any]]:  # noqa: A
 
 
 @cache
-def _head() -> Any:  # noqa: ANN401
+def _head() -> "type[torch.autograd.Function]":
     import torch
 
     class Head(torch.autograd.Function):  # type: ignore[misc]
         """log softmax(W h)_y, and ∂/∂h = Wᵀ(1_y − softmax(W h))."""
 
         @staticmethod
-        def forward(ctx: Any, states: Any, weight: Any, tokens: Any) -> Any:  # noqa: ANN401
+        def forward(
+            ctx: "FunctionCtx", states: "torch.Tensor", weight: "torch.Tensor", tokens: "torch.Tensor"
+        ) -> "torch.Tensor":
             count = len(states)
             logprob, entropy, mean, norm = (states.new_zeros(count, dtype=torch.float32) for _ in range(4))
             likeliest = torch.zeros(count, dtype=torch.bool, device=states.device)
@@ -77,7 +84,7 @@ def _head() -> Any:  # noqa: ANN401
             return logprob, entropy, mean, likeliest
 
         @staticmethod
-        def backward(ctx: Any, of_logprob: Any, *_: Any) -> Any:  # noqa: ANN401
+        def backward(ctx: "FunctionCtx", of_logprob: "torch.Tensor", *_: object) -> "torch.Tensor":
             states, weight, tokens, norm = ctx.saved_tensors
             of_states = torch.empty_like(states)
             for piece, logits in _pieces(states, weight):

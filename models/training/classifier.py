@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.policies.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _RUNNING_TEXT = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
 _OURS = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # a name of transformers 5 alone
 
 
-def save_classifier(model: Any, head: NDArray[np.float64], policy: LanguageModel, folder: Path) -> None:  # noqa: ANN401
+def save_classifier(model: "PreTrainedModel", head: NDArray[np.float64], policy: LanguageModel, folder: Path) -> None:
     """Write the trunk under a linear `head`, shape (d,), and the tokenizer, whose chat template renders as in training."""
     import torch
 

@@ -1,11 +1,14 @@
 """Configuration of training: learning rate, batch size, LoRA."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class Lora(Frozen):
@@ -15,7 +18,7 @@ class Lora(Frozen):
     alpha: PositiveInt = Field(32, description="scale: the adapter counts alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs left out at random in training")
 
-    def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
+    def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig":
         """Return peft's configuration."""
         from peft import LoraConfig
 
@@ -33,7 +36,7 @@ class TrainingConfig(Frozen):
     max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
     lora: Lora | None = Field(Lora(), description="adapters; null: every weight is trained, and kept")
 
-    def peft(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:  # noqa: ANN401
+    def peft(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
         """Return peft's configuration of the adapters; None where every weight is trained."""
         return None if self.lora is None else self.lora.config(task)
 

@@ -11,17 +11,23 @@ it is under autocast on a GPU. benchmarks/training.py measures it.
 """
 
 import types
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from models.policies.lm_head import is_plain, scored
+
+if TYPE_CHECKING:
+    import torch
+    from torch.autograd.function import FunctionCtx
+    from transformers import PreTrainedModel, Trainer
 
 FEW_TOKENS = 128  # in a row; beyond, the fused attention catches up
 _SCORES = 1 << 18  # of attention, of one head, in a batch: the plain attention keeps them for the way back
 
 
-def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
+def use_cpu_kernels(trainer: "Trainer") -> None:
     """Give the model that a trainer trains faster kernels; nothing where there is a GPU, which it may be moved to yet."""
     import torch
 
@@ -36,11 +42,11 @@ def use_cpu_kernels(trainer: Any) -> None:  # noqa: ANN401
         model.forward = types.MethodType(_scoring(model.forward), model)
 
 
-def _attending(whole: Any) -> Any:  # noqa: ANN401
+def _attending(whole: "PreTrainedModel") -> Callable[..., object]:
     """Return a forward with plain attention over few tokens."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def forward(*args: "torch.Tensor", **kwargs: "torch.Tensor") -> "torch.Tensor":
         ids = kwargs.get("input_ids", args[0] if args else None)  # a classifier gives them by position
         few = ids is not None and ids.shape[1] <= FEW_TOKENS and ids.shape[0] * ids.shape[1] ** 2 <= _SCORES
         with sdpa_kernel(SDPBackend.MATH) if few else nullcontext():
@@ -49,7 +55,7 @@ def _attending(whole: Any) -> Any:  # noqa: ANN401
     return forward
 
 
-def _is_plain_adapter(layer: Any) -> bool:  # noqa: ANN401
+def _is_plain_adapter(layer: "torch.nn.Module") -> bool:
     """Whether a layer is a frozen linear one with one LoRA adapter as in 2106.09685: no dropout, bias or variant."""
     import torch
     from peft.tuners.lora import Linear
@@ -67,14 +73,16 @@ def _is_plain_adapter(layer: Any) -> bool:  # noqa: ANN401
 
 
 @cache
-def _adapted_product() -> Any:  # noqa: ANN401
+def _adapted_product() -> "type[torch.autograd.Function]":
     import torch
 
     class Adapted(torch.autograd.Function):  # type: ignore[misc]
         """y = W x + B A x, for frozen W."""
 
         @staticmethod
-        def forward(ctx: Any, x: Any, layer: Any, a: Any, b: Any) -> Any:  # noqa: ANN401
+        def forward(
+            ctx: "FunctionCtx", x: "torch.Tensor", layer: "torch.nn.Module", a: "torch.Tensor", b: "torch.Tensor"
+        ) -> "torch.Tensor":
             weight = layer.weight
             rows, a, b = x.reshape(-1, x.shape[-1]), a.to(weight.dtype), b.to(weight.dtype)
             low = rows @ a.t()
@@ -82,7 +90,7 @@ def _adapted_product() -> Any:  # noqa: ANN401
             return layer(rows).addmm_(low, b.t()).view(*x.shape[:-1], -1)
 
         @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:  # noqa: ANN401
+        def backward(ctx: "FunctionCtx", gradient: "torch.Tensor") -> "torch.Tensor":
             rows, weight, a, b, low = ctx.saved_tensors
             flat = gradient.reshape(-1, gradient.shape[-1])
             inner = flat @ b
@@ -94,10 +102,10 @@ def _adapted_product() -> Any:  # noqa: ANN401
     return Adapted
 
 
-def _adapted(plain: Any) -> Any:  # noqa: ANN401
+def _adapted(plain: Callable[..., object]) -> Callable[..., object]:
     """Return a forward that adds the adapter's product in place; peft's own where the adapter is off or merged."""
 
-    def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def forward(self: "torch.nn.Module", x: "torch.Tensor", *args: object, **kwargs: object) -> "torch.Tensor":
         name = self.active_adapters[0]
         if self.disable_adapters or self.merged or args or kwargs or x.dtype != self.base_layer.weight.dtype:
             return plain(x, *args, **kwargs)
@@ -107,18 +115,18 @@ def _adapted(plain: Any) -> Any:  # noqa: ANN401
     return forward
 
 
-def _scoring(fused: Any) -> Any:  # noqa: ANN401
+def _scoring(fused: "type[torch.nn.Module]") -> Callable[..., object]:
     """Return a forward that answers `fused_lm_head=True` itself and leaves every other call to the one given."""
     from trl.trainer.utils import FusedCausalLMOutput
 
     def forward(
-        self: Any,  # noqa: ANN401
-        *args: Any,  # noqa: ANN401
+        self: "torch.nn.Module",
+        *args: object,
         fused_lm_head: bool = False,
-        labels: Any = None,  # noqa: ANN401
-        num_items_in_batch: Any = None,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        labels: "torch.Tensor | None" = None,
+        num_items_in_batch: "torch.Tensor | None" = None,
+        **kwargs: object,
+    ) -> "torch.Tensor":
         if not fused_lm_head or "shift_labels" in kwargs:
             given = {
                 "fused_lm_head": fused_lm_head,
@@ -128,11 +136,12 @@ def _scoring(fused: Any) -> Any:  # noqa: ANN401
             return fused(*args, **given, **kwargs)
         kwargs["use_cache"] = False
         states = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
+        assert labels is not None  # noqa: S101 - the trainer's own call has them
         labels = labels[:, 1:]
         mask = labels != -100
         tokens = scored(states[mask], self.get_output_embeddings().weight, labels[mask])
 
-        def spread(values: Any) -> Any:  # noqa: ANN401
+        def spread(values: "torch.Tensor") -> "torch.Tensor":
             # masked_scatter keeps the graph where no label is valid: the loss is then a differentiable zero
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
 

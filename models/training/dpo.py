@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, model_validator
@@ -15,6 +15,10 @@ from models.policies.recorded import recorded
 from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
 
 
 class DPO(TrainingConfig):
@@ -74,7 +78,7 @@ def train_dpo(
         row |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     class Trainer(DPOTrainer):  # type: ignore[misc]
-        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ANN401
+        def _precompute_ref_logps(self, dataset: "Dataset", name: str, batch_size: int) -> "Dataset":
             """Return the rows as they are: the reference is among their columns."""
             return dataset
 
@@ -99,7 +103,7 @@ def train_dpo(
 
 
 def train_on_pairs(
-    trainer: Any,  # noqa: ANN401
+    trainer: "Trainer",
     *,
     kept: int,
     pairs: int,

@@ -4,12 +4,15 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from models.core.data import Pair
 from models.policies.language_model import LanguageModel
 from models.training.dpo import DPO, fitting_pairs, train_on_pairs
 from models.training.trainer import arguments, to_train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train_orpo(
@@ -38,7 +41,7 @@ def train_orpo(
     return train_on_pairs(trainer, kept=len(kept), pairs=len(pairs), folder=folder, along=along)
 
 
-def _as_rendered(policy: LanguageModel) -> Any:  # noqa: ANN401
+def _as_rendered(policy: LanguageModel) -> "PreTrainedTokenizerBase":
     """Return the tokenizer without a begin token where the renderer writes none: this trainer would put one first."""
     tokenizer = policy.tokenizer
     if tokenizer.bos_token_id is None or policy.renderer.encode("a", "b").ids[:1] == [tokenizer.bos_token_id]:

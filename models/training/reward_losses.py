@@ -5,16 +5,21 @@ levels are trained one text at a time by the losses below.
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float64]
 Loss = Literal["bradley_terry", "regression", "ordinal"]
 
 
-def squared_error(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:  # noqa: ANN401
+def squared_error(
+    outputs: "torch.Tensor", labels: "torch.Tensor", num_items_in_batch: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Return the mean of (r − score)², for one reward a text and scores of unit spread."""
     import torch
 
@@ -22,7 +27,9 @@ def squared_error(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> 
     return torch.nn.functional.mse_loss(outputs.logits[:, 0].float(), labels.float())
 
 
-def proportional_odds(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:  # noqa: ANN401
+def proportional_odds(
+    outputs: "torch.Tensor", labels: "torch.Tensor", num_items_in_batch: "torch.Tensor | None" = None
+) -> "torch.Tensor":
     """Return the mean of −log p(level | r), with p(level ≥ k) = σ(r − θ_k) (McCullagh 1980); θ comes with the outputs."""
     import torch
 
@@ -38,12 +45,12 @@ def proportional_odds(outputs: Any, labels: Any, num_items_in_batch: Any = None)
 
 
 @cache
-def ordinal_head() -> Any:  # noqa: ANN401
+def ordinal_head() -> "type[torch.nn.Module]":
     """Return the class of a head that gives a text's reward and the thresholds between levels, (…, 1 + thresholds)."""
     import torch
 
     class OrdinalHead(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, weight: Any, thresholds: int) -> None:  # noqa: ANN401
+        def __init__(self, weight: "torch.Tensor", thresholds: int) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(weight)  # no layer of its own, which an adapter would be put on
             # in float32 whatever the model: steps of training are smaller than those of bfloat16
@@ -53,7 +60,7 @@ def ordinal_head() -> Any:  # noqa: ANN401
                 torch.full((thresholds - 1,), np.log(np.e - 1.0), **like)
             )  # softplus of it: 1
 
-        def forward(self, states: Any) -> Any:  # noqa: ANN401
+        def forward(self, states: "torch.Tensor") -> "torch.Tensor":
             reward = states @ self.weight.t()
             steps = torch.cat([self.first, torch.nn.functional.softplus(self.gaps)])
             return torch.cat([reward.float(), steps.cumsum(0).expand(*reward.shape[:-1], -1)], dim=-1)

@@ -8,13 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.core import progress
 from models.core.errors import ConfigError
 from models.policies.chat_template import Renderer
 from models.policies.language_model import ADAPTER
 from models.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 _STEPS_TO_WARM_UP, _NAMED = 10, 5
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
@@ -67,12 +71,14 @@ def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: in
     return fits
 
 
-def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
+def run(trainer: "Trainer", along: Sequence[Path] = ()) -> None:
     """Train under a bar of steps; save the adapter as it is at equal distances on the way, one in each folder of `along`."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Keep(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             """Save what is due; log the last steps too, or their loss would be the first process's alone."""
             control.should_log |= state.global_step == state.max_steps
             for number, folder in enumerate(along, start=1):
@@ -80,15 +86,26 @@ def run(trainer: Any, along: Sequence[Path] = ()) -> None:  # noqa: ANN401
                     save_trained(trainer, folder)
 
     class Tell(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             """Say how many steps there are."""
             bar.reset(total=state.max_steps)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             """Count the step."""
             bar.update(state.global_step - bar.n)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: object) -> None:  # noqa: ANN401
+        def on_log(
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            logs: dict[str, float] | None = None,
+            **_: object,
+        ) -> None:
             """Show the loss beside the bar; the other metrics are the report's."""
             if logs and "loss" in logs:
                 bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
@@ -108,7 +125,7 @@ def metrics_of(history: Sequence[dict[str, float]], names: Sequence[str]) -> dic
     return found
 
 
-def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
+def save_trained(trainer: "Trainer", folder: Path) -> None:
     """Save what training has changed: the adapter, or every weight with the configuration.
 
     Where several processes train, all of them give their parts, and the first one writes.
@@ -134,7 +151,7 @@ def save_trained(trainer: Any, folder: Path) -> None:  # noqa: ANN401
     return None
 
 
-def to_train(model: Any, schedule: TrainingConfig) -> Any:  # noqa: ANN401
+def to_train(model: "PreTrainedModel", schedule: TrainingConfig) -> "PreTrainedModel":
     """Return a model as it is trained: in float32 where every weight is."""
     if schedule.lora is not None:
         return model
@@ -144,7 +161,7 @@ def to_train(model: Any, schedule: TrainingConfig) -> Any:  # noqa: ANN401
     return model
 
 
-def save_adapter(model: Any, folder: Path, weights: Any = None) -> None:  # noqa: ANN401
+def save_adapter(model: "PreTrainedModel", folder: Path, weights: "dict[str, torch.Tensor] | None" = None) -> None:
     """Save a LoRA adapter's weights and configuration, and nothing else, byte-identical for identical weights.
 
     peft writes the base model's path, and its target modules in the order of a set: neither is part of the adapter.

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
-from typing_extensions import override
 
 from models.core.errors import ConfigError
 from models.ledger.liveness import KEEPALIVE
@@ -25,11 +24,11 @@ _POLL_SECONDS = 0.2
 class KeyLock(Protocol):
     """One lock; `acquire` waits at most `timeout` seconds (negative: for ever) and raises Timeout."""
 
-    @override
-    def acquire(self, timeout: float) -> object: ...
+    def acquire(self, timeout: float) -> object:
+        """Take the lock."""
 
-    @override
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Free it."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Entry point: `ninefold run | plan | rerun | sweep | worker | compare | report | export | labels | bench | doctor | up`."""
+"""Entry point of the `ninefold` command, and its commands for single runs and for servers."""
 
 import gc
 import json
@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import evaluate as cli_evaluate
-from flows.cli import labels as cli_labels
-from flows.cli import oracle_checks as cli_checks
-from flows.cli import study as cli_bench
-from flows.cli import sweep as cli_sweep
+from flows.cli import evaluate, init, kinds, labels, oracle_checks, study, sweep
 from flows.cli.terminal import Overrides, UserError, table
 from models.core.errors import NinefoldError
 
@@ -29,14 +25,34 @@ app = typer.Typer(
     help="Spend a few hundred oracle judgements where they are worth most, and train a policy on nine times as many pairs.",
     epilog="Example: `ninefold run deployments/experiments/quickstart.yaml --set labelling.queries=64`",
 )
-cli_labels.app.add_typer(cli_checks.app)
-app.add_typer(cli_labels.app, name="labels")
-app.add_typer(cli_bench.app, name="bench")
-app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(cli_sweep.sweep)
-app.command("worker", epilog="Example: `ninefold worker --name lab-3`")(cli_sweep.worker)
-app.command("prepare", epilog="Example: `NINEFOLD_SETTINGS=owner.env ninefold prepare`")(cli_sweep.prepare_shared)
-app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(cli_sweep.compare)
-app.command("evaluate", epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")(cli_evaluate.evaluate)
+labels.app.add_typer(oracle_checks.app)
+app.add_typer(labels.app, name="labels")
+app.add_typer(study.app, name="bench")
+app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(sweep.sweep)
+app.command("worker", epilog="Example: `ninefold worker --name lab-3`")(sweep.worker)
+app.command("prepare", epilog="Example: `NINEFOLD_SETTINGS=owner.env ninefold prepare`")(sweep.prepare_shared)
+app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(sweep.compare)
+app.command("init", epilog="Example: `ninefold init mine --judge gpt-4o-mini --prices 0.15,0.60`")(init.init)
+app.command("kinds", epilog="Example: `ninefold kinds acquisition`")(kinds.kinds)
+app.command("evaluate", epilog="Example: `ninefold evaluate quickstart --suite mmlu --limit 20`")(evaluate.evaluate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ninefold {version('ninefold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
 
 File = Annotated[Path, typer.Argument(help="An experiment file (YAML).")]
 

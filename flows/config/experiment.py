@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from models.acquisition.base import Acquisition
+from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pairwise import PairAcquisition
 from models.acquisition.uniform import Uniform
 from models.core.allowlist import FolderOrName
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, MicroUsd
-from models.core.registry import Frozen, OneOf
+from models.core.registry import Frozen, OneOf, Plugin
 from models.core.rubric import Rubric
 from models.embeddings.base import Embedding
 from models.embeddings.policy import PolicyEmbedding
@@ -26,6 +27,15 @@ from models.sources.base import PromptSource
 from models.training.dpo import DPO
 from models.training.sft import SFT
 
+EXTENSION_POINTS: dict[str, type[Plugin]] = {
+    "acquisition": Acquisition,
+    "pair_rules": PairRule,
+    "oracles": Oracle,
+    "evaluators": Evaluator,
+    "generators": Generator,
+    "embeddings": Embedding,
+    "sources": PromptSource,
+}
 Feedback = Literal["proxy", "oracle", "policy", "demonstrations", "none"]
 
 

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 
 from flows.runtime.prefect_server import of_commands
 from flows.runtime.servers import port_taken, servers
+from models.core.errors import ConfigError
+from models.core.external import load_plugins
 from models.policies.resolve import PACKAGED, check_reference
 from tasks.engine.ray_cluster import check_cluster
 from tasks.engine.settings import settings
@@ -36,6 +38,7 @@ def examine() -> list[Finding]:
             "use 3.11+",
         ),
         *_packages(),
+        *_plugins(),
         _packaged_model(),
         _disk(settings().home),
         *_ports(),
@@ -44,6 +47,14 @@ def examine() -> list[Finding]:
         *_cluster(),
         busy(os.getloadavg()[0], os.cpu_count() or 1),
     ]
+
+
+def _plugins() -> list[Finding]:
+    """The packages of other plugins, or what is wrong with one."""
+    try:
+        return [Finding(f"plugins of {whose}", True) for whose in load_plugins()]
+    except ConfigError as error:
+        return [Finding(str(error), False, "then ninefold doctor again")]
 
 
 def busy(load: float, cores: int) -> Finding:

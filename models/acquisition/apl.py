@@ -24,7 +24,7 @@ class Apl(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["apl"] = "apl"
-    pairs: Annotated[PairRule, OneOf()] = RandomPair()
+    pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
     widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
 
     @override

@@ -68,7 +68,7 @@ class PairAcquisition(Acquisition):
 
     ranks_by: ClassVar[Needs] = Needs(scores=True)
 
-    pairs: Annotated[PairRule, OneOf()] = BestWorst()
+    pairs: Annotated[PairRule, OneOf(late=True)] = BestWorst()
 
     @property
     @override

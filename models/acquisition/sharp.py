@@ -21,7 +21,7 @@ class Sharp(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(logprob=True, reference=True)
 
     kind: Literal["sharp"] = "sharp"
-    pairs: Annotated[PairRule, OneOf()] = RandomPair()
+    pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:

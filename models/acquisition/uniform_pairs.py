@@ -19,7 +19,7 @@ class UniformPairs(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs()
 
     kind: Literal["random_pairs"] = "random_pairs"
-    pairs: Annotated[PairRule, OneOf()] = RandomPair()
+    pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
     def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:

@@ -85,7 +85,7 @@ def plugins_of(base: type[P]) -> list[type[P]]:
         if kind is None:
             continue
         if kind.default in found and found[kind.default] is not cls:
-            first, second = (f"{one.__qualname__} of {origin(one)}" for one in (found[kind.default], cls))
+            first, second = sorted(f"{one.__qualname__} of {origin(one)}" for one in (found[kind.default], cls))
             raise ConfigError(f"kind {kind.default!r} is claimed by {first} and by {second}: rename one")
         if ("/" in kind.default) == cls.__module__.startswith("models."):
             raise ConfigError(

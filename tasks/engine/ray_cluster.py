@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from models.core.errors import ConfigError
+from models.core.external import load_plugins
 from tasks.engine.devices import on_device
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
@@ -220,7 +221,8 @@ def _answers(address: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {package: version(package) for package in MATCHED_PACKAGES}
+    plugins = {"plugins": ", ".join(load_plugins())} if load_plugins() else {}
+    return {package: version(package) for package in MATCHED_PACKAGES} | plugins
 
 
 def _call(work: "partial[Any]", versions: dict[str, str]) -> Any:  # noqa: ANN401

@@ -1,17 +1,14 @@
 """One contract for every strategy, and what each one promises on its own."""
 
-import json
-import math
 from dataclasses import replace
 from itertools import combinations
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from models.acquisition.apl import Apl
 from models.acquisition.base import Acquisition, Pool
@@ -25,7 +22,8 @@ from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.predictive_entropy import PredictiveEntropy
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.uniform import Uniform
-from models.core.registry import OneOf, plugins_of
+from models.core.registry import plugins_of
+from ninefold.testing import check_acquisition, make_pool
 
 RULES: list[PairRule] = [rule() for rule in plugins_of(PairRule)]
 STRATEGIES: list[Acquisition] = [
@@ -37,28 +35,7 @@ STRATEGIES: list[Acquisition] = [
     CostAware(utility_of=Margin(), gamma=0.5),
     *[PrefEntropy(pairs=rule) for rule in RULES],
 ]
-AnyStrategy = Annotated[Acquisition, OneOf()]
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-
-
-def make_pool(prompts: int = 12, samples: int = 3, *, seed: int = 0, labelled: int = 0, constant: bool = False) -> Pool:
-    rng = np.random.default_rng(seed)
-    size = prompts * samples
-    vectors = np.ones((size, 6)) if constant else rng.normal(size=(size, 6))
-    asked = np.zeros(size, dtype=bool)
-    asked[rng.permutation(size)[:labelled]] = True
-    return Pool(
-        ids=[f"t{n:03}" for n in rng.permutation(size)],
-        prompt=np.repeat(np.arange(prompts), samples),
-        unavailable=asked,
-        labelled=asked,
-        vectors=vectors.astype(np.float32),
-        logprob=np.full(size, -5.0) if constant else -rng.gamma(4, 3, size),
-        tokens=rng.integers(3, 20, size),
-        reference_logprob=np.full(size, -6.0) if constant else -rng.gamma(4, 3, size),
-        scores=np.zeros((4, size)) if constant else rng.normal(size=(4, size)),
-        cost=np.full(size, 5.0) if constant else rng.integers(0, 9, size).astype(float),
-    )
 
 
 def ids(picks: list[Any]) -> list[str]:
@@ -75,60 +52,8 @@ def ids(picks: list[Any]) -> list[str]:
     constant=st.booleans(),
     seed=st.integers(0, 5),
 )
-def test_picks_are_distinct_available_and_as_many_as_the_budget_allows(
-    strategy: Acquisition, prompts: int, samples: int, labelled: int, budget: int, constant: bool, seed: int
-) -> None:
-    pool = make_pool(prompts, samples, labelled=labelled, constant=constant, seed=seed)
-    picks = ids(strategy.select(pool, budget, np.random.default_rng(seed)))
-    available = {i for i, taken in zip(pool.ids, pool.unavailable, strict=True) if not taken}
-    assert len(picks) == min(budget, len(available))
-    assert len(set(picks)) == len(picks)
-    assert set(picks) <= available
-
-
-@every_strategy
-def test_the_same_seed_gives_the_same_ids_whatever_the_order_of_the_pool(strategy: Acquisition) -> None:
-    pool = make_pool(labelled=5)
-    shuffled = pool.take(np.random.default_rng(9).permutation(len(pool.ids)))
-    first = ids(strategy.select(pool, 9, np.random.default_rng(1)))
-    assert ids(strategy.select(pool, 9, np.random.default_rng(1))) == first
-    assert ids(strategy.select(shuffled, 9, np.random.default_rng(1))) == first
-
-
-@every_strategy
-def test_a_strategy_survives_its_own_file(strategy: Acquisition) -> None:
-    """A peer's strategy crashes with its own config."""
-    again: Acquisition = TypeAdapter(AnyStrategy).validate_python(strategy.model_dump(mode="json"))
-    assert again == strategy
-    assert hash(again) == hash(strategy)
-    pool = make_pool(labelled=5)
-    assert ids(again.select(pool, 9, np.random.default_rng(1))) == ids(
-        strategy.select(pool, 9, np.random.default_rng(1))
-    )
-
-
-@every_strategy
-def test_every_pick_says_why(strategy: Acquisition) -> None:
-    for pick in strategy.select(make_pool(), 5, np.random.default_rng(0)):
-        assert not math.isnan(pick.utility)
-        assert all(value is None or isinstance(value, float) for value in json.loads(pick.why).values())
-
-
-@every_strategy
-def test_global_random_state_is_neither_read_nor_moved(strategy: Acquisition) -> None:
-    """Peers draw from the global generator, so that whatever ran before changes what is bought."""
-    np.random.seed(1)
-    before = str(np.random.get_state())
-    first = ids(strategy.select(make_pool(), 9, np.random.default_rng(1)))
-    assert str(np.random.get_state()) == before
-    np.random.seed(2)
-    assert ids(strategy.select(make_pool(), 9, np.random.default_rng(1))) == first
-
-
-@every_strategy
-def test_a_negative_budget_is_refused(strategy: Acquisition) -> None:
-    with pytest.raises(ValueError, match="budget must not be negative, got -1"):
-        strategy.select(make_pool(), -1, np.random.default_rng(0))
+def test_every_strategy_keeps_the_contract(strategy: Acquisition, **shape: Any) -> None:
+    check_acquisition(strategy, **shape)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from models.generators.base import response_id
 from models.policies.checkpoint import Checkpoint
 from models.training.config import Lora, TrainingConfig
 from models.training.sft import SFT
+from ninefold.testing import check_evaluator
 
 LORA = Lora(r=8, alpha=16)
 REWARD = TrainingConfig(learning_rate=5e-3, epochs=3, batch_size=16, lora=LORA)
@@ -66,6 +67,11 @@ def context(tiny_checkpoint: Checkpoint, tmp_path: Path) -> FitContext:
 
 def test_the_contract_covers_every_registered_evaluator() -> None:
     assert set(plugins_of(Evaluator)) == {type(e) for e in EVALUATORS}
+
+
+@pytest.mark.parametrize("evaluator", [Linear(), Linear(loss="bradley_terry"), Length()], ids=repr)
+def test_evaluators_without_a_model_keep_the_published_contract(evaluator: Evaluator) -> None:
+    check_evaluator(evaluator)
 
 
 def test_the_length_control_learns_length_and_nothing_else(context: FitContext) -> None:

@@ -23,6 +23,7 @@ from models.oracles.noisy import Noisy
 from models.oracles.replay import Replay
 from models.oracles.reward_model import RewardModel
 from models.sources.movie_reviews import MovieReviews, snippets
+from ninefold.testing import check_oracle
 from tests.support.fake_judge import LoopbackJudge
 
 
@@ -74,14 +75,8 @@ def test_every_oracle_keeps_the_contract(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
     oracle = oracles(tmp_path, judge_server.url)[number]
-    oracle.check()
-    first = oracle.judge(*question(oracle), Rubric())
-    assert first == oracle.judge(*question(oracle), Rubric()), "same question, same answer"
-    assert np.isfinite(first.score)
-    assert isinstance(first.micro_usd, int)
-    assert first.micro_usd <= oracle.max_cost(*question(oracle))
+    check_oracle(oracle)
     assert oracle.fingerprint() == oracles(tmp_path, judge_server.url)[number].fingerprint()
-    assert oracle.description
 
 
 def test_the_price_is_not_part_of_who_the_gold_oracle_is() -> None:

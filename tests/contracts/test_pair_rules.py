@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,20 +21,11 @@ from models.acquisition.pair_rules.infomax import InfoMax
 from models.acquisition.pair_rules.max_min_lcb import MaxMinLcb
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.core.registry import plugins_of
+from ninefold.testing import check_pair_rule, make_candidates
 
 KINDS: list[type[PairRule]] = plugins_of(PairRule)
 every_rule = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 Value = Callable[[np.ndarray, np.ndarray, int, int], float]  # type: ignore[type-arg]
-
-
-def make_grid(
-    prompts: int = 200, columns: int = 6, *, members: int = 5, seed: int = 0, tied: bool = False
-) -> CandidateScores:
-    rng = np.random.default_rng(seed)
-    present = rng.random((prompts, columns)) < 0.7
-    present[:, :2] = True
-    scores = np.zeros((members, prompts, columns)) if tied else rng.normal(size=(members, prompts, columns)) * 2
-    return CandidateScores(present, scores)
 
 
 @every_rule
@@ -45,38 +37,15 @@ def make_grid(
     tied=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_two_different_present_responses_are_named(
-    kind: type[PairRule], prompts: int, columns: int, members: int, tied: bool, seed: int
-) -> None:
+def test_every_rule_keeps_the_contract(kind: type[PairRule], **shape: Any) -> None:
     """Peers draw i = j and die on an assertion (ActiveUltraFeedback's random); here also where every score is tied."""
-    grid = make_grid(prompts, columns, members=members, seed=seed, tied=tied)
-    first, second = kind().propose(grid, np.random.default_rng(seed))
-    assert (first != second).all()
-    rows = np.arange(prompts)
-    assert grid.present[rows, first].all()
-    assert grid.present[rows, second].all()
-
-
-@every_rule
-def test_the_same_seed_names_the_same_pairs(kind: type[PairRule]) -> None:
-    one, two = (kind().propose(make_grid(), np.random.default_rng(3)) for _ in range(2))
-    assert np.array_equal(one.first, two.first)
-    assert np.array_equal(one.second, two.second)
-
-
-@every_rule
-def test_what_absent_responses_score_means_nothing(kind: type[PairRule]) -> None:
-    grid = make_grid()
-    poisoned = CandidateScores(grid.present, np.where(grid.present, grid.scores, 1e9))
-    one, two = (kind().propose(g, np.random.default_rng(3)) for g in (grid, poisoned))
-    assert np.array_equal(one.first, two.first)
-    assert np.array_equal(one.second, two.second)
+    check_pair_rule(kind(), **shape)
 
 
 @pytest.mark.parametrize("kind", [DoubleThompson, DoubleReversedThompson, DeltaUcb, InfoMax, InfoGain, MaxMinLcb])
 def test_beta_is_read_wherever_it_is_documented(kind: type[PairRule]) -> None:
     """A peer sweeps a β that is never read."""
-    careful, bold = (kind(beta=beta).propose(make_grid(), np.random.default_rng(0)) for beta in (0.01, 5.0))
+    careful, bold = (kind(beta=beta).propose(make_candidates(), np.random.default_rng(0)) for beta in (0.01, 5.0))
     assert (careful.first != bold.first).any() or (careful.second != bold.second).any()
 
 
@@ -114,13 +83,13 @@ def values_of(grid: CandidateScores, rule: PairRule, value: Value, beta: float) 
     ],
 )
 def test_the_named_pair_is_the_best_of_all_pairs(kind: type[PairRule], value: Value, beta: float) -> None:
-    grid = make_grid()
+    grid = make_candidates()
     assert values_of(grid, kind(beta=beta), value, beta) == pytest.approx(best_by_loop(grid, value, beta), abs=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.3, 2.0])
 def test_max_min_lcb_is_the_loop_over_rivals(beta: float) -> None:
-    grid = make_grid()
+    grid = make_candidates()
     first, second = MaxMinLcb(beta=beta).propose(grid, np.random.default_rng(0))
     for row, present in enumerate(grid.present):
         mean, std = grid.mean[row], grid.std[row]
@@ -131,7 +100,7 @@ def test_max_min_lcb_is_the_loop_over_rivals(beta: float) -> None:
 
 
 def test_best_worst_takes_the_extremes_of_the_mean() -> None:
-    grid = make_grid()
+    grid = make_candidates()
     first, second = BestWorst().propose(grid, np.random.default_rng(0))
     for row, present in enumerate(grid.present):
         columns = np.flatnonzero(present)
@@ -141,7 +110,7 @@ def test_best_worst_takes_the_extremes_of_the_mean() -> None:
 
 def test_the_thompson_rules_complete_the_drawn_response_by_their_definition() -> None:
     """With two members one of which is drawn, the first response is the best of either."""
-    grid = make_grid(members=2)
+    grid = make_candidates(members=2)
     for rule in (InfoGain(beta=1.5), Baits()):
         first, second = rule.propose(grid, np.random.default_rng(0))
         bests = [np.where(grid.present, member, -np.inf).argmax(axis=1) for member in grid.scores]

@@ -26,6 +26,7 @@ from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
 from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
+from tests.support.plugins import EXAMPLE, install
 from tests.support.processes import ROOT, Command, begin, free_port, ninefold, until, with_prefect, without_prefect
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -102,12 +103,15 @@ def machine(
     prefect_server: None, s3: str, tmp_path: Path, tiny_settings: dict[str, Any]
 ) -> Callable[..., "Command | subprocess.Popen[bytes]"]:
     """Return how to start a command on a machine of its own that shares the store."""
+    site = install(EXAMPLE, tmp_path / "site")  # another package's strategy, which every node must have
+    tiny_settings["labelling"]["acquisition"] = {"kind": "my_lab/longest"}
     tiny_settings["evaluator"] = {"kind": "reward_head", "ensemble": 2, "training": tiny_settings["dpo"]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
 
     def start(home: Path, **more: str) -> "Command | subprocess.Popen[bytes]":
         environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
         environment |= {"NINEFOLD_SHARD": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
+        environment |= {"PYTHONPATH": str(site)}
         home.mkdir()
         command = ["flows.cli.main", "run", str(tmp_path / "tiny.yaml")]
         return begin(*command, environment=environment, cwd=ROOT, out=home / "log")
@@ -119,7 +123,7 @@ def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
     machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
     assert machine(tmp_path / "alone").wait(300) == 0, (tmp_path / "alone/log").read_text()[-4000:]
-    shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver"}
+    shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver", "PYTHONPATH": str(tmp_path / "site")}
     with cluster(tmp_path, [shared, shared]) as (address, nodes):
         run = machine(tmp_path / "driver", NINEFOLD_RAY=address)
         log = tmp_path / "driver/log"

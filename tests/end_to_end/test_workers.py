@@ -19,6 +19,7 @@ import yaml
 
 from models.ledger.ledger import Ledger
 from tests.support.fake_judge import LoopbackJudge
+from tests.support.plugins import EXAMPLE, install
 from tests.support.processes import KEY, ROOT, Command, begin, until, with_prefect, without_prefect
 
 ARMS, QUERIES = 3, 10
@@ -34,7 +35,12 @@ class Machine:
         for name in (*FILES, "base.yaml", "small.yaml"):
             shutil.copy(files / name, folder)
         shutil.copytree(model, folder / "model")
-        quick = {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+        quick = {
+            "PYTHONPATH": f"{ROOT}:{files / 'site'}",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "160",
+        }
         self.environment = environment | quick | {"NINEFOLD_HOME": "home", "NINEFOLD_TEST_KEY": KEY}
 
     def start(self, *arguments: str) -> "Command | subprocess.Popen[bytes]":
@@ -82,6 +88,8 @@ def new_machine(
 ) -> Callable[[str, dict[str, str]], Machine]:
     tiny_settings["prompts"] |= {"pool": "pool.txt", "held_out": "held.txt", "demonstrations": "seed.jsonl"}
     tiny_settings["policy"]["model"] = "./model"
+    install(EXAMPLE, tmp_path / "site")  # another package's oracle, on every machine
+    tiny_settings["evaluation"]["oracle"] = {"kind": "my_lab/brief"}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_settings))
     sweep = {"name": "small", "base": "base.yaml", "presets": ["random"], "seeds": list(range(ARMS))}
     sweep |= {"training_seeds": [0], "max_micro_usd": 100_000_000}

@@ -1,0 +1,1 @@
+"""Plugins of my lab for Ninefold."""

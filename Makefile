@@ -12,12 +12,12 @@ POSTGRES := $(if $(shell command -v initdb || ls /usr/lib/postgresql/*/bin/initd
 # auto: CUDA's where there is a GPU; or cpu, or cuda, as images want it
 TORCH  ?= auto
 # the extras of pyproject.toml to install
-EXTRAS ?= quickstart,dev
+EXTRAS ?= quickstart,dev,docs
 # exact versions and hashes of what is tested
 LOCKS := deployments/locks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock rewardbench demo test test-fast check audit deployments chaos format up clean
+.PHONY: help setup lock rewardbench demo test test-fast check docs audit deployments chaos format up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml Makefile scripts/setup.sh $(LOCKS)/ninefold.txt
 
 lock: setup ## renew deployments/locks: what is tested, with hashes
 	@for name in ninefold rewardbench audit label-studio distilabel uv; do \
-	  case $$name in ninefold) from="--extra quickstart --extra dev pyproject.toml $(LOCKS)/model.in";; *) from=$(LOCKS)/$$name.in;; esac; \
+	  case $$name in ninefold) from="--extra quickstart --extra dev --extra docs pyproject.toml $(LOCKS)/model.in";; *) from=$(LOCKS)/$$name.in;; esac; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" --override $(LOCKS)/without.txt $$from --output-file $(LOCKS)/$$name.txt || exit 1; \
 	done
@@ -71,11 +71,14 @@ test-fast: setup ## run the tests of models and stages that are quick and need n
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not server and not slow" \
 	  tests/contracts tests/models tests/tasks tests/conventions/test_project.py tests/conventions/test_isolation.py
 
-check: setup audit ## format, lint, types, import rules and known weaknesses of dependencies
+check: setup audit docs ## format, lint, types, import rules, the docs' links and known weaknesses of dependencies
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: setup ## build the documentation's site in build/site, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 audit: $(VENV)/audit/.ready ## ask PyPI's advisories about what is installed
 	@$(BIN)/python scripts/audit.py $(VENV)/audit/bin/pip-audit $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")

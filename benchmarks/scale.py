@@ -5,7 +5,8 @@
     python benchmarks/scale.py scheduler    # arms handed to Prefect on PostgreSQL, and what looking after them costs
     python benchmarks/scale.py shards       # what a shard costs beside its work, new and from the cache
 
-All of it runs on this machine and nothing is extrapolated: docs/scale.md does that. Every part ends in a line of JSON.
+All of it runs on this machine and nothing is extrapolated: docs/results/scale.md does that. Each part ends in a line of
+JSON.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from flows.runtime.servers import servers  # noqa: E402
 from flows.tracking.links import curves_page, runs_page  # noqa: E402
 from tests.support.browser import browser, prefect_page  # noqa: E402
 
-DOCS = Path(__file__).parent
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def main(sweep: str) -> None:
@@ -36,15 +36,15 @@ def main(sweep: str) -> None:
         page.goto(runs_page(sweep))
         page.wait_for_selector(".ag-row")
         _tidy(page)
-        page.screenshot(path=DOCS / "mlflow_runs.png")
+        page.screenshot(path=IMAGES / "mlflow_runs.png")
         page.goto(curves_page(sweep))
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .point').length > 0")
         _tidy(page)
-        page.screenshot(path=DOCS / "mlflow_curves.png")
+        page.screenshot(path=IMAGES / "mlflow_curves.png")
         prefect_page(page, f"http://127.0.0.1:{up.prefect_port}/runs/flow-run/{run.id}", up.password)
         page.locator("li,a,button,[role=tab]").filter(has_text="Artifacts").last.click()
         page.wait_for_timeout(5000)  # the timeline is drawn on a canvas
-        page.screenshot(path=DOCS / "prefect_sweep.png")
+        page.screenshot(path=IMAGES / "prefect_sweep.png")
 
 
 def _tidy(page: Page) -> None:

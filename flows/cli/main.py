@@ -153,7 +153,7 @@ def export(
         typer.echo(f"pushed      {link}")
 
 
-@app.command(epilog="Example: `ninefold reference > docs/configuration.md`")
+@app.command(epilog="Example: `ninefold reference > docs/reference/configuration.md`")
 def reference() -> None:
     """Print every field of experiments, sweeps and studies as Markdown: type, default, what it is."""
     from flows.cli.reference import reference as written

@@ -1,4 +1,4 @@
-"""Generate the configuration reference (docs/configuration.md) from the pydantic models."""
+"""Generate the configuration reference (docs/reference/configuration.md) from the pydantic models."""
 
 import inspect
 import re

@@ -17,7 +17,7 @@ import yaml
 
 from tests.support.fake_judge import LoopbackJudge
 from tests.support.isolation import SESSION
-from tests.support.processes import free_port, with_prefect, without_prefect
+from tests.support.processes import finished, free_port, with_prefect, without_prefect
 from tests.support.warm import program
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
     small = folder / "deployments" / "experiments" / "quickstart.yaml"
     small.write_text(yaml.safe_dump(tiny_settings | {"name": "quickstart"}))
     with LoopbackJudge() as judge:
-        tutorial = page("tutorial.md", MODEL=str(tiny_model_path), JUDGE=judge.url)
+        tutorial = page("getting-started/tutorial.md", MODEL=str(tiny_model_path), JUDGE=judge.url)
         for name, body in tutorial.files.items():
             (folder / name).write_text(body)
         ports = {"NINEFOLD_MLFLOW_PORT": str(mlflow), "NINEFOLD_PREFECT_PORT": str(prefect)}
@@ -108,14 +108,14 @@ def test_the_tutorial_from_the_first_run_to_a_nightly_ablation(
 @pytest.mark.usefixtures("prefect_server")
 def test_plugins_of_ones_own_are_found_by_their_file(folder: Path, tiny_model_path: Path) -> None:
     own = page("extending.md", MODEL=str(tiny_model_path))
-    for package in ("models", "tasks", "flows"):
+    for package in ("models", "tasks", "flows", "ninefold"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, body in own.files.items():
         (folder / name).write_text(body)
     said = follow(own.commands, folder, **with_prefect() | {"PYTHONPATH": str(folder)})
     assert "own: what 12 queries bought" in said
     assert "own-longest: what 12 queries bought" in said
-    assert "simulated oracle that likes it short" in said
+    assert "simulated oracle that prefers short responses" in said
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def written() -> str:
 
 
 def test_the_reference_is_what_the_models_say(written: str) -> None:
-    assert (DOCS / "configuration.md").read_text(encoding="utf-8") == written, (
-        "`ninefold reference > docs/configuration.md` writes it again"
+    assert (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8") == written, (
+        "`ninefold reference > docs/reference/configuration.md` writes it again"
     )
 
 
@@ -139,6 +139,20 @@ def test_every_field_says_what_it_is(written: str) -> None:
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
-    for source in (*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+    for source in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8")):
             assert (source.parent / target).exists(), f"{source.name}: {target}"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_readme_s_python_runs(folder: Path, tiny_settings: dict[str, Any]) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    experiments = folder / "deployments" / "experiments"
+    experiments.mkdir(parents=True)
+    (experiments / "quickstart.yaml").write_text(yaml.safe_dump(tiny_settings))
+    (folder / "readme.py").write_text(block.replace('"labelling.queries": 64', '"labelling.queries": 8'))
+    environment = with_prefect() | {"NINEFOLD_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    done = finished("readme", environment=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "budget     at most 8 queries" in done.stdout
+    assert re.search(r"^0\.\d+ \[0\.\d+, [01]\.\d+\]$", done.stdout, flags=re.MULTILINE)

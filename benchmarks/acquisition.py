@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from models.core.arrays import Float32Array
 
 ROOT = Path(__file__).parents[1]
-Vectors = NDArray[np.float32]
 
 # A peer whose one run takes longer than this is measured as often as fits in five times as long.
 _SLOW_SECONDS = 60.0
@@ -74,14 +74,14 @@ def make(case: Case, file: Path) -> None:
     vectors.flush()
 
 
-def by_ninefold(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
+def by_ninefold(vectors: Float32Array, k: int, labelled: list[int]) -> list[int]:
     """Return ours."""
     from models.acquisition.kcenter import farthest_first
 
     return farthest_first(vectors, k, labelled=labelled, rng=np.random.default_rng(0))
 
 
-def by_numpy(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
+def by_numpy(vectors: Float32Array, k: int, labelled: list[int]) -> list[int]:
     """Return the incremental loop: one matrix–vector product a pick."""
     squares = np.einsum("nd,nd->n", vectors, vectors)
     nearest = np.full(len(vectors), np.inf, dtype=np.float32)
@@ -95,7 +95,7 @@ def by_numpy(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
     return picked
 
 
-def by_skactiveml(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
+def by_skactiveml(vectors: Float32Array, k: int, labelled: list[int]) -> list[int]:
     """Return scikit-activeml's CoreSet."""
     from skactiveml.pool import CoreSet
 
@@ -104,7 +104,7 @@ def by_skactiveml(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
     return [int(row) for row in CoreSet(random_state=0).query(vectors, known, batch_size=k)]
 
 
-def by_small_text(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
+def by_small_text(vectors: Float32Array, k: int, labelled: list[int]) -> list[int]:
     """Return small-text's greedy coreset."""
     from small_text.query_strategies.coresets import greedy_coreset
 
@@ -112,7 +112,7 @@ def by_small_text(vectors: Vectors, k: int, labelled: list[int]) -> list[int]:
     return [int(row) for row in greedy_coreset(vectors, rows, np.array(labelled), k, distance_metric="euclidean")]
 
 
-IMPLEMENTATIONS: dict[str, tuple[Callable[[Vectors, int, list[int]], list[int]], str]] = {
+IMPLEMENTATIONS: dict[str, tuple[Callable[[Float32Array, int, list[int]], list[int]], str]] = {
     "ninefold": (by_ninefold, "models"),
     "numpy": (by_numpy, "numpy"),
     "scikit-activeml": (by_skactiveml, "skactiveml"),
@@ -120,7 +120,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[[Vectors, int, list[int]], list[int]],
 }
 
 
-def radius(vectors: Vectors, centres: list[int]) -> float:
+def radius(vectors: Float32Array, centres: list[int]) -> float:
     """Return the largest distance of a row to its nearest centre."""
     from models.acquisition.neighbours import nearest
 

@@ -19,17 +19,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from models.core.arrays import FloatArray
 from models.metrics.length_control import logistic
 from models.policies.checkpoint import Checkpoint
 from models.policies.resolve import PACKAGED, locate
-
-Floats = NDArray[np.float64]
 
 BASELINE = "gpt4_1106_preview"
 MICRO_USD_PER_TOKEN = 10.0
@@ -76,13 +74,13 @@ def baseline_characters(rows: pd.DataFrame, mean: float) -> "pd.Series[float]":
     return ((rest - template).clip(lower=1.0) * per_token).rename("characters")
 
 
-def difficulty(rows: pd.DataFrame) -> Floats:
+def difficulty(rows: pd.DataFrame) -> FloatArray:
     """Return each row's instruction's effect on the logit, fitted to all models at once with a standard normal prior."""
     model, instruction = (rows[name].astype("category").cat.codes.to_numpy() for name in ("generator", "instruction"))
     models, instructions = int(model.max()) + 1, int(instruction.max()) + 1
     leans, won = rows.leans.to_numpy(), rows.label.to_numpy()
 
-    def loss(found: Floats) -> tuple[float, Floats]:
+    def loss(found: FloatArray) -> tuple[float, FloatArray]:
         level, length, effect = np.split(found, [models, 2 * models])
         logit = level[model] + length[model] * leans + effect[instruction]
         error = expit(logit) - won

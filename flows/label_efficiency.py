@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from prefect import flow
 
 from flows.config.study import LabelEfficiency, StudyArm
@@ -15,14 +14,13 @@ from flows.reporting.study_text import to_html, to_markdown
 from flows.steps.stages import base_policy
 from flows.tracking.mlflow import study_run
 from models.core import progress
+from models.core.arrays import FloatArray
 from models.core.rubric import Rubric
 from models.metrics.intervals import Interval, clustered_mean, paired_difference
 from models.metrics.learning_curves import area, saving
 from models.studies.recorded import Point
 from tasks.data.recorded_labels import Curve, Recorded, ViewRef, curve, load_recording
 from tasks.policy.embed import embed_sharded
-
-Floats = NDArray[np.float64]
 
 
 @flow(name="label-efficiency", flow_run_name="{study.name}")
@@ -78,12 +76,12 @@ def _views(study: LabelEfficiency, recorded: Recorded) -> tuple[ViewRef, ...]:
     return tuple(found)
 
 
-def _column(table: Floats, name: str) -> Floats:
+def _column(table: FloatArray, name: str) -> FloatArray:
     """Return one figure of every seed and budget, shape (seeds, budgets)."""
     return table[:, :, Point._fields.index(name)]
 
 
-def _summary(arm: StudyArm, table: Floats, control: Floats, pairs: Floats) -> dict[str, Any]:
+def _summary(arm: StudyArm, table: FloatArray, control: FloatArray, pairs: FloatArray) -> dict[str, Any]:
     """Return an arm's mean curve and what it gains on random and on random pairs, with paired intervals over seeds."""
     labels = _column(table, "labels")[0]
     ours, random = (_column(t, "pair_accuracy") for t in (table, control))

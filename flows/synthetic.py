@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flows.reporting.storage import write_text, writing
 from models.acquisition.bald import Bald
@@ -20,6 +19,7 @@ from models.acquisition.typiclust import TypiClust
 from models.acquisition.uniform import Uniform
 from models.acquisition.uniform_pairs import UniformPairs
 from models.core import progress
+from models.core.arrays import FloatArray
 from models.evaluators.linear import Linear
 from models.metrics.intervals import paired_difference
 from models.metrics.learning_curves import area
@@ -53,7 +53,7 @@ def synthetic_study(seeds: int) -> dict[str, Any]:
     with progress.bar(total=len(REGIMES) * len(STRATEGIES) * seeds, desc="synthetic worlds", unit="curve") as bar:
         for regime in REGIMES:
             worlds = [world(regime, seed) for seed in range(seeds)]
-            regret: dict[str, NDArray[np.float64]] = {}
+            regret: dict[str, FloatArray] = {}
             for name, strategy in STRATEGIES.items():
                 curves = []
                 for seed, (pool, held_out) in enumerate(worlds):
@@ -81,7 +81,7 @@ def _line(row: dict[str, Any]) -> str:
     return f"regret {row['regret']:.3f}, less than random by {gain:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _row(regime: str, name: str, regret: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _row(regime: str, name: str, regret: dict[str, FloatArray]) -> dict[str, Any]:
     labels = np.array(BUDGETS, dtype=np.float64)
     ours, control = area(labels, regret[name]), area(labels, regret["random"])
     return {

@@ -9,9 +9,10 @@ or, for a folder that is no package yet, by NINEFOLD_PLUGINS=my_lab.strategies i
 it computes something else than before. `ninefold kinds` lists what was found.
 """
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool, SelectedRows
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.pair_rules.base import CandidateScores, PairIndices, PairRule
 from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.core.arrays import FloatArray
 from models.core.data import Demonstration, Prompt, Response, ScoredExample
 from models.core.errors import ConfigError, NinefoldError
 from models.core.external import API
@@ -49,7 +50,7 @@ __all__ = [
     "Evaluator",
     "Examples",
     "FitContext",
-    "Floats",
+    "FloatArray",
     "Frozen",
     "Generator",
     "MaybeBilledError",

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.core.data import Comparison
 from models.core.registry import digest_of
 from models.metrics.selective import ANY_PAIR
 
-Floats = NDArray[np.float64]
 _DRAWING = 1  # how pictures are drawn: raised with a change of it
 _BEFORE, _AFTER, _PROXY = "#8a94a6", "#d9730d", "#2f6fde"
 
@@ -38,9 +37,9 @@ class Picture:
 
 def figure_pages(
     *,
-    bought: Floats,
-    proxy: Floats,
-    agreement: tuple[Floats, Floats],
+    bought: FloatArray,
+    proxy: FloatArray,
+    agreement: tuple[FloatArray, FloatArray],
     comparisons: list[Comparison],
     report: dict[str, Any],
 ) -> dict[str, Picture]:
@@ -60,7 +59,7 @@ def figure_pages(
     }
 
 
-def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
+def _outcome(before: FloatArray, after: FloatArray, win_rate: float) -> bytes:
     figure, axes = _canvas("Held-out answers, scored by the oracle", "oracle's score", "answers")
     bins = np.histogram_bin_edges(np.concatenate([before, after]), bins=24)
     axes.hist(before, bins, color=_BEFORE, alpha=0.7, label=f"M₁, mean {before.mean():.2f}")
@@ -69,7 +68,7 @@ def _outcome(before: Floats, after: Floats, win_rate: float) -> bytes:
     return png(figure)
 
 
-def _agreement(oracle: Floats, proxy: Floats, spearman: float | None) -> bytes:
+def _agreement(oracle: FloatArray, proxy: FloatArray, spearman: float | None) -> bytes:
     shown = "–" if spearman is None else f"{spearman:.2f}"
     figure, axes = _canvas(f"Evaluator against oracle (Spearman {shown})", "oracle's score", "evaluator's score")
     axes.scatter(oracle, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
@@ -99,7 +98,7 @@ def _optimisation(curve: list[dict[str, Any]]) -> bytes:
     return png(figure)
 
 
-def _scores(bought: Floats, proxy: Floats) -> bytes:
+def _scores(bought: FloatArray, proxy: FloatArray) -> bytes:
     figure, axes = _canvas("Labels bought, and what the evaluator made of them", "score", "share of tuples")
     bins = np.histogram_bin_edges(np.concatenate([bought, proxy]), bins=24)
     for values, colour, name in ((bought, _BEFORE, "oracle"), (proxy, _PROXY, "evaluator")):

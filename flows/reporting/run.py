@@ -18,9 +18,9 @@ from flows.steps.results import HELD_OUT, Agreement, RunResults, both_scored, pa
 from flows.tracking.budget_audit import reconcile
 from flows.tracking.mlflow import log_dataset, log_metrics, register
 from flows.tracking.run import RunTracker
+from models.core.arrays import FloatArray
 from models.core.data import Comparison, Label, Pair, Prompt, Score, to_frame
 from models.core.money import MICRO
-from models.metrics.agreement import Floats
 from models.metrics.selective import Decision
 from tasks.engine.caching import saved_seconds
 from tasks.engine.store import store
@@ -66,7 +66,7 @@ def write_report(arm: RunTracker, results: RunResults) -> dict[str, Any]:
     return report
 
 
-def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison], proxy: Floats) -> dict[str, Any]:
+def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison], proxy: FloatArray) -> dict[str, Any]:
     x, outcome = arm.experiment, results.outcome.facts
     pairs = Counter(p.provenance for p in pairs_of(results))
     labels = labels_of(results.artifacts.history)
@@ -168,7 +168,7 @@ def _of_the_gate(arm: RunTracker, decision: Decision | None) -> dict[str, Any] |
     }
 
 
-def _of_the_scores(facts: dict[str, float] | None, proxy: Floats) -> dict[str, Any] | None:
+def _of_the_scores(facts: dict[str, float] | None, proxy: FloatArray) -> dict[str, Any] | None:
     """Return how the evaluator's scores of the last round are spread: `counts` between `edges`, and whether they are one."""
     if facts is None:
         return None

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from models.core.arrays import FloatArray
 from models.core.data import Comparison, Label, Pair, Response, Score, Selection, to_frame, usable_scores
 from models.core.registry import Frozen
-from models.metrics.agreement import Floats, pair_outcomes
+from models.metrics.agreement import pair_outcomes
 from models.metrics.selective import Decision
 from tasks.data.prompts import PromptSets
 from tasks.engine.caching import StageResult
@@ -114,7 +115,7 @@ def pairs_of(findings: RunResults) -> list[Pair]:
     return [] if findings.artifacts.pairs is None else store().rows(findings.artifacts.pairs.ref, Pair)
 
 
-def both_scored(findings: RunResults) -> tuple[list[Response], Floats, Floats]:
+def both_scored(findings: RunResults) -> tuple[list[Response], FloatArray, FloatArray]:
     """Return M_1's held-out answers that oracle and evaluator have both scored, with their scores."""
     oracle = usable_scores(store().rows(findings.held_out_labels, Label))
     scored = [] if findings.agreement is None else store().rows(findings.agreement.scores, Score)

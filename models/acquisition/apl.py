@@ -7,11 +7,12 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from models.acquisition.base import Floats, Needs, SelectedRows
+from models.acquisition.base import Needs, SelectedRows
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
 from models.acquisition.predictive_entropy import prompt_entropy
+from models.core.arrays import FloatArray
 from models.core.registry import OneOf
 
 
@@ -42,5 +43,5 @@ class Apl(PairAcquisition):
         )
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"implicit_margin": pairs.implicit_margin, "entropy": prompt_entropy(pairs.pool)[pairs.first]}

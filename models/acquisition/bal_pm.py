@@ -7,9 +7,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from typing_extensions import override
 
 from models.acquisition.bald import information
-from models.acquisition.base import Floats, Needs, Pool, Rows, SelectedRows
-from models.acquisition.neighbours import Vectors, neighbour_distances
+from models.acquisition.base import Needs, Pool, SelectedRows
+from models.acquisition.neighbours import neighbour_distances
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
+from models.core.arrays import Float32Array, FloatArray, IntArray
 
 
 class BalPm(PairAcquisition):
@@ -56,7 +57,7 @@ class BalPm(PairAcquisition):
         return SelectedRows(rows, utilities, {"information": parts["information"][rows], "spread": bonus})
 
 
-def _reach(pool: Pool, neighbours: int) -> tuple[Rows, Floats]:
+def _reach(pool: Pool, neighbours: int) -> tuple[IntArray, FloatArray]:
     """Return the distinct prompts in order, and D_k of each."""
     assert pool.vectors is not None  # noqa: S101 - select() has checked it
     prompts, first = np.unique(pool.prompt, return_index=True)
@@ -66,7 +67,7 @@ def _reach(pool: Pool, neighbours: int) -> tuple[Rows, Floats]:
     return prompts, neighbour_distances(np.asarray(pool.vectors[first]), k)[:, -1]
 
 
-def _known(pool: Pool) -> Vectors:
+def _known(pool: Pool) -> Float32Array:
     """Return one vector per labelled prompt, earlier rounds included."""
     assert pool.vectors is not None  # noqa: S101 - select() has checked it
     labelled = np.flatnonzero(pool.labelled)
@@ -75,5 +76,5 @@ def _known(pool: Pool) -> Vectors:
     return known if pool.anchors is None else np.unique(np.concatenate([known, pool.anchors]), axis=0)
 
 
-def _within(x: Vectors, point: Vectors, reach: Floats) -> Floats:
+def _within(x: Float32Array, point: Float32Array, reach: FloatArray) -> FloatArray:
     return np.asarray(np.linalg.norm(x - point, axis=1) <= reach, dtype=np.float64)

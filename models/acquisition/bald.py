@@ -5,8 +5,8 @@ from typing import Literal
 
 from typing_extensions import override
 
-from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
+from models.core.arrays import FloatArray
 
 
 class Bald(PairAcquisition):
@@ -16,11 +16,11 @@ class Bald(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return information(pairs, self.temperature)
 
 
-def information(pairs: Pairs, temperature: float) -> dict[str, Floats]:
+def information(pairs: Pairs, temperature: float) -> dict[str, FloatArray]:
     """Return the mutual information of each pair and its two parts, each of shape (C,)."""
     members = pairs.preference(temperature)
     total, expected = entropy(members.mean(axis=0)), entropy(members).mean(axis=0)

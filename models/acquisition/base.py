@@ -8,15 +8,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from models.core.data import Selection
 from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.embeddings.base import View
-
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,19 @@ class Pool:
     """
 
     ids: Sequence[str]
-    prompt: Rows
-    unavailable: NDArray[np.bool_]
-    labelled: NDArray[np.bool_]
-    vectors: NDArray[np.float32] | None = None
-    anchors: NDArray[np.float32] | None = None
-    logprob: Floats | None = None
-    tokens: Rows | None = None
-    reference_logprob: Floats | None = None
-    scores: Floats | None = None
-    cost: Floats | None = None
+    prompt: IntArray
+    unavailable: BoolArray
+    labelled: BoolArray
+    vectors: Float32Array | None = None
+    anchors: Float32Array | None = None
+    logprob: FloatArray | None = None
+    tokens: IntArray | None = None
+    reference_logprob: FloatArray | None = None
+    scores: FloatArray | None = None
+    cost: FloatArray | None = None
     money: float = math.inf
 
-    def take(self, rows: Rows) -> "Pool":
+    def take(self, rows: IntArray) -> "Pool":
         """Return the pool with only these rows, in this order."""
         ordered = {
             name: None if value is None else value[rows]
@@ -61,7 +58,7 @@ class Pool:
         scores = None if self.scores is None else self.scores[:, rows]
         return replace(self, ids=[self.ids[row] for row in rows], scores=scores, **ordered)  # type: ignore[arg-type]
 
-    def with_anchors(self) -> tuple[NDArray[np.float32], Rows]:
+    def with_anchors(self) -> tuple[Float32Array, IntArray]:
         """Return the vectors, the anchors after them, and the rows of all that is labelled, anchors included."""
         assert self.vectors is not None  # noqa: S101 - select() has checked it
         known = np.flatnonzero(self.labelled)
@@ -77,9 +74,9 @@ class SelectedRows(NamedTuple):
     `terms` say why, by name: what the utility was made of, one value per pick.
     """
 
-    rows: Rows
-    utilities: Floats
-    terms: Mapping[str, Floats] = MappingProxyType({})
+    rows: IntArray
+    utilities: FloatArray
+    terms: Mapping[str, FloatArray] = MappingProxyType({})
 
     def why(self, place: int) -> str:
         """Return the terms of one pick as a JSON object; null for what is not finite."""
@@ -135,7 +132,7 @@ class Acquisition(Plugin):
         order = np.lexsort((rng.random(len(utility)), -utility))[:count]
         return SelectedRows(order, utility[order])
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
+    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:
         """Return how much each tuple's label is wanted, shape (N,)."""
         raise NotImplementedError
 

@@ -3,14 +3,14 @@
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.kcenter import traverse
+from models.core.arrays import BoolArray
 
 
-def cover(pool: Pool, banned: NDArray[np.bool_], count: int, rng: np.random.Generator) -> SelectedRows:
+def cover(pool: Pool, banned: BoolArray, count: int, rng: np.random.Generator) -> SelectedRows:
     """Return `count` rows, none of them banned, by k-center from everything labelled, earlier rounds included."""
     vectors, centres = pool.with_anchors()
     banned = np.concatenate([banned, np.zeros(len(vectors) - len(pool.ids), dtype=bool)])

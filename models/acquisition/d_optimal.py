@@ -6,8 +6,9 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 from typing_extensions import override
 
-from models.acquisition.base import Floats, Needs, Pool, SelectedRows
+from models.acquisition.base import Needs, Pool, SelectedRows
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
+from models.core.arrays import FloatArray
 
 
 class DOptimal(PairAcquisition):
@@ -48,13 +49,13 @@ class DOptimal(PairAcquisition):
             width = np.maximum(width - scale * (direction @ update) ** 2, 0.0)
         return SelectedRows(rows, utilities, {"width": utilities, "weight": weight[rows]})
 
-    def _weight(self, pairs: Pairs) -> Floats:
+    def _weight(self, pairs: Pairs) -> FloatArray:
         if self.weight == "one":
             return np.ones(len(pairs))
         preference = pairs.preference(self.temperature).mean(axis=0)
         return np.asarray(preference * (1.0 - preference))
 
-    def _known(self, pool: Pool) -> Floats:
+    def _known(self, pool: Pool) -> FloatArray:
         """Return Σ w δφ δφᵀ over neighbouring labelled responses of the same prompt, shape (d, d)."""
         rows = np.flatnonzero(pool.labelled)
         rows = rows[np.argsort(pool.prompt[rows], kind="stable")]

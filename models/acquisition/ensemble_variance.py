@@ -5,7 +5,8 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool
+from models.acquisition.base import Acquisition, Needs, Pool
+from models.core.arrays import FloatArray
 
 
 class EnsembleVariance(Acquisition):
@@ -19,6 +20,6 @@ class EnsembleVariance(Acquisition):
         return Needs(scores=True)
 
     @override
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
+    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:
         assert pool.scores is not None  # noqa: S101 - select() has checked it
         return np.asarray(pool.scores.var(axis=0))

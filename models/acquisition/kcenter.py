@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.acquisition.base import Rows
+from models.core.arrays import BoolArray, Float32Array, FloatArray, IntArray
 
-Vectors = NDArray[np.float32]
 _WORKING_SET = 512
 _CHUNK = 65_536
 
 
 def farthest_first(
-    vectors: Vectors,
+    vectors: Float32Array,
     k: int,
     *,
     labelled: Sequence[int] = (),
@@ -38,16 +36,16 @@ def farthest_first(
 class Traversal(NamedTuple):
     """Rows in the order picked, and the distance of each to its nearest centre when it was picked."""
 
-    rows: Rows
-    distances: NDArray[np.float64]
+    rows: IntArray
+    distances: FloatArray
 
 
 def traverse(
-    vectors: Vectors,
+    vectors: Float32Array,
     k: int,
     *,
-    centres: Rows,
-    banned: NDArray[np.bool_] | None,
+    centres: IntArray,
+    banned: BoolArray | None,
     rng: np.random.Generator,
 ) -> Traversal:
     """Farthest-first traversal from the rows `centres`, never picking a `banned` row.
@@ -81,7 +79,7 @@ def traverse(
 class _Bounds:
     """Per-row upper bounds on the squared distance to the nearest centre; −1 for rows that may not be picked."""
 
-    def __init__(self, vectors: Vectors, centres: Rows, free: NDArray[np.bool_]) -> None:
+    def __init__(self, vectors: Float32Array, centres: IntArray, free: BoolArray) -> None:
         self.vectors = vectors
         self.centres = np.ascontiguousarray(vectors[centres])
         self.count = len(centres)
@@ -96,7 +94,7 @@ class _Bounds:
                 raise ValueError(f"vector {begin + int(np.flatnonzero(~np.isfinite(squares))[0])} is not finite")
         self.bound[~free] = -1.0
 
-    def working_set(self) -> tuple[Rows, float]:
+    def working_set(self) -> tuple[IntArray, float]:
         """Return the rows of largest bound, made exact, and the largest bound of all the others."""
         size = min(_WORKING_SET, len(self.bound))
         if size == len(self.bound):
@@ -113,7 +111,7 @@ class _Bounds:
             self.fresh[stale] = self.count
         return rows, outside
 
-    def pick_within(self, rows: Rows, outside: float, most: int) -> list[tuple[int, float]]:
+    def pick_within(self, rows: IntArray, outside: float, most: int) -> list[tuple[int, float]]:
         """Pick greedily among `rows` while the best of them is certainly the best of all."""
         block = np.ascontiguousarray(self.vectors[rows])
         squares = np.einsum("ij,ij->i", block, block)
@@ -132,7 +130,7 @@ class _Bounds:
         self.fresh[rows] = self.count
         return picks
 
-    def _add(self, centre: Vectors) -> None:
+    def _add(self, centre: Float32Array) -> None:
         if self.count == len(self.centres):
             self.centres = np.concatenate(
                 [self.centres, np.empty_like(self.centres, shape=(self.count + 64, len(centre)))]
@@ -141,7 +139,7 @@ class _Bounds:
         self.count += 1
 
 
-def _nearest(rows: Vectors, centres: Vectors) -> NDArray[np.float32]:
+def _nearest(rows: Float32Array, centres: Float32Array) -> Float32Array:
     """Return the squared distance of each row to its nearest centre."""
     import faiss
 

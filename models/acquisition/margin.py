@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
-from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature
+from models.core.arrays import FloatArray
 
 
 class Margin(PairAcquisition):
@@ -17,6 +17,6 @@ class Margin(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"margin": -np.abs(preference - 0.5), "preference": preference}

@@ -3,13 +3,11 @@
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
-
-Vectors = NDArray[np.float32]
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
+from models.core.arrays import Float32Array, FloatArray, IntArray
 
 _WORKING_SET = 256
 _CHUNK = 1024
@@ -47,7 +45,7 @@ class MaxHerding(Acquisition):
 class _Kernel:
     """k(x, x') = exp(−‖x − x'‖² / 2h²) against fixed reference rows."""
 
-    def __init__(self, reference: Vectors, width: float) -> None:
+    def __init__(self, reference: Float32Array, width: float) -> None:
         self.reference = reference
         self.squares = np.einsum("nd,nd->n", reference, reference)
         some = reference[:512]
@@ -55,15 +53,17 @@ class _Kernel:
         positive = distances[distances > 1e-6]
         self.bandwidth = width * float(np.median(positive)) if len(positive) else 1.0
 
-    def __call__(self, rows: Vectors) -> Vectors:
+    def __call__(self, rows: Float32Array) -> Float32Array:
         return np.asarray(np.exp(self._squared(rows) / (-2.0 * self.bandwidth**2)), dtype=np.float32)
 
-    def _squared(self, rows: Vectors) -> Vectors:
+    def _squared(self, rows: Float32Array) -> Float32Array:
         squares = np.einsum("nd,nd->n", rows, rows)
         return np.asarray(np.maximum(squares[:, None] + self.squares - 2.0 * rows @ self.reference.T, 0.0))
 
 
-def _lazy_greedy(vectors: Vectors, free: Rows, kernel: _Kernel, covered: Vectors, count: int) -> tuple[Rows, Floats]:
+def _lazy_greedy(
+    vectors: Float32Array, free: IntArray, kernel: _Kernel, covered: Float32Array, count: int
+) -> tuple[IntArray, FloatArray]:
     """Greedy maximisation; the gain only falls as picks are added, so that a stale one is an upper bound."""
     bound = np.concatenate(
         [

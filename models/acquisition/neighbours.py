@@ -3,10 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
-Floats = NDArray[np.float64]
+from models.core.arrays import Float32Array, FloatArray, IntArray
 
 _ITERATIONS = 20
 
@@ -14,11 +12,11 @@ _ITERATIONS = 20
 class Neighbours(NamedTuple):
     """Euclidean distances and row numbers of each query's nearest rows, nearest first; both of shape (queries, k)."""
 
-    distances: Floats
-    rows: NDArray[np.int64]
+    distances: FloatArray
+    rows: IntArray
 
 
-def nearest(queries: Vectors, rows: Vectors, k: int) -> Neighbours:
+def nearest(queries: Float32Array, rows: Float32Array, k: int) -> Neighbours:
     """Return the k exact nearest `rows` of each query."""
     import faiss
 
@@ -26,13 +24,13 @@ def nearest(queries: Vectors, rows: Vectors, k: int) -> Neighbours:
     return Neighbours(np.sqrt(np.maximum(squared, 0.0, dtype=np.float64)), np.asarray(found, dtype=np.int64))
 
 
-def neighbour_distances(rows: Vectors, k: int) -> Floats:
+def neighbour_distances(rows: Float32Array, k: int) -> FloatArray:
     """Return each row's distances to its k nearest other rows, shape (N, k); needs k < N."""
     # The row itself comes first, up to rounding; of exact duplicates one stands for it.
     return nearest(rows, rows, k + 1).distances[:, 1:]
 
 
-def clusters(rows: Vectors, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def clusters(rows: Float32Array, count: int, rng: np.random.Generator) -> IntArray:
     """Return the k-means cluster of each row, 0 … count − 1; needs count ≤ N. Empty clusters may remain."""
     import faiss
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 from typing_extensions import override
 
-from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.core.arrays import FloatArray
 
 
 class PairVariance(PairAcquisition):
@@ -15,5 +15,5 @@ class PairVariance(PairAcquisition):
     kind: Literal["pair_variance"] = "pair_variance"
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"variance": pairs.difference.var(axis=0)}

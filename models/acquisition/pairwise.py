@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.pair_rules.base import CandidateScores, PairRule
 from models.acquisition.pair_rules.best_worst import BestWorst
+from models.core.arrays import BoolArray, FloatArray, IntArray
 from models.core.data import Selection
 from models.core.errors import ConfigError
 from models.core.registry import OneOf
@@ -24,33 +24,33 @@ class Pairs:
     """C candidate pairs, one per prompt; `first` and `second` are rows of the pool."""
 
     pool: Pool
-    first: Rows
-    second: Rows
+    first: IntArray
+    second: IntArray
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
-    def difference(self) -> Floats:
+    def difference(self) -> FloatArray:
         """Return D^e = r^e(x, y_i) − r^e(x, y_j), shape (E, C)."""
         if self.pool.scores is None:
             raise ConfigError("a pair's difference needs the scores of an evaluator trained on earlier labels")
         return self.pool.scores[:, self.first] - self.pool.scores[:, self.second]
 
-    def preference(self, temperature: float) -> Floats:
+    def preference(self, temperature: float) -> FloatArray:
         """Return p^e = σ(D^e / temperature), shape (E, C)."""
         from scipy.special import expit
 
         return np.asarray(expit(self.difference / temperature))
 
     @property
-    def direction(self) -> Floats:
+    def direction(self) -> FloatArray:
         """Return δφ = φ(x, y_i) − φ(x, y_j), shape (C, d)."""
         assert self.pool.vectors is not None  # noqa: S101 - select() has checked it
         return np.asarray(self.pool.vectors[self.first] - self.pool.vectors[self.second], dtype=np.float64)
 
     @property
-    def implicit_margin(self) -> Floats:
+    def implicit_margin(self) -> FloatArray:
         """Return |r̂(y_i) − r̂(y_j)| / β with r̂ = β log π/π_ref, shape (C,) (2402.08114; β changes no order)."""
         assert self.pool.logprob is not None  # noqa: S101 - select() has checked both
         assert self.pool.reference_logprob is not None  # noqa: S101
@@ -126,7 +126,7 @@ class PairAcquisition(Acquisition):
                 left[[first, second]] = False
         return picks
 
-    def _tuples(self, pairs: Pairs, left: NDArray[np.bool_], wanted: int, rng: np.random.Generator) -> SelectedRows:
+    def _tuples(self, pairs: Pairs, left: BoolArray, wanted: int, rng: np.random.Generator) -> SelectedRows:
         """Return the open responses of the pairs, best pair first, at most `wanted` of them."""
         ranked = self.rank(pairs, wanted, rng)
         rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
@@ -144,12 +144,12 @@ class PairAcquisition(Acquisition):
         order = np.lexsort((rng.random(len(utility)), -utility))[:queries]
         return SelectedRows(order, utility[order], {name: values[order] for name, values in terms.items()})
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         """Return what is known of each pair, by name, each of shape (C,); the first term is its utility."""
         raise NotImplementedError
 
 
-def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: NDArray[np.bool_]) -> Pairs:
+def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: BoolArray) -> Pairs:
     """Return the pair that the rule names for every prompt with two responses `among` these, not both of them labelled."""
     rows = np.flatnonzero(among)
     rows = rows[np.argsort(pool.prompt[rows], kind="stable")]
@@ -158,7 +158,7 @@ def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: N
     if not len(begins):
         return Pairs(pool, np.array([], dtype=np.int64), np.array([], dtype=np.int64))
     column = np.arange(counts.max())
-    present: NDArray[np.bool_] = column < counts[:, None]
+    present: BoolArray = column < counts[:, None]
     table = rows[np.where(present, begins[:, None] + column, 0)]
     named = rule.propose(CandidateScores(present, None if pool.scores is None else pool.scores[:, table]), rng)
     prompts = np.arange(len(table))
@@ -167,7 +167,7 @@ def candidates(pool: Pool, rule: PairRule, rng: np.random.Generator, *, among: N
     return Pairs(pool, first[open_], second[open_])
 
 
-def entropy(probability: Floats) -> Floats:
+def entropy(probability: FloatArray) -> FloatArray:
     """Return h(p) = −p ln p − (1 − p) ln(1 − p), in nats."""
     from scipy.special import xlogy
 

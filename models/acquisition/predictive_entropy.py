@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool
+from models.acquisition.base import Acquisition, Needs, Pool
+from models.core.arrays import FloatArray
 
 
 class PredictiveEntropy(Acquisition):
@@ -24,11 +25,11 @@ class PredictiveEntropy(Acquisition):
         return Needs(logprob=True)
 
     @override
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
+    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:
         return prompt_entropy(pool, per_token=self.per_token)
 
 
-def prompt_entropy(pool: Pool, *, per_token: bool = False) -> Floats:
+def prompt_entropy(pool: Pool, *, per_token: bool = False) -> FloatArray:
     """Return the entropy of each tuple's prompt in nats, shape (N,)."""
     assert pool.logprob is not None  # noqa: S101 - select() has checked both
     assert pool.tokens is not None  # noqa: S101

@@ -5,8 +5,8 @@ from typing import Literal
 
 from typing_extensions import override
 
-from models.acquisition.base import Floats
 from models.acquisition.pairwise import PairAcquisition, Pairs, Temperature, entropy
+from models.core.arrays import FloatArray
 
 
 class PrefEntropy(PairAcquisition):
@@ -16,6 +16,6 @@ class PrefEntropy(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"entropy": entropy(preference), "preference": preference}

@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar, Literal
 
 from typing_extensions import override
 
-from models.acquisition.base import Floats, Needs
+from models.acquisition.base import Needs
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.core.arrays import FloatArray
 from models.core.registry import OneOf
 
 
@@ -24,5 +25,5 @@ class Sharp(PairAcquisition):
     pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"closeness": -pairs.implicit_margin}

@@ -6,8 +6,9 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Needs, Pool, Rows, SelectedRows
+from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
 from models.acquisition.neighbours import clusters, neighbour_distances
+from models.core.arrays import FloatArray, IntArray
 
 
 class TypiClust(Acquisition):
@@ -44,7 +45,9 @@ class TypiClust(Acquisition):
         return SelectedRows(rows, typical[rows], {"typicality": typical[rows], "cluster_size": of})
 
 
-def _typicality(vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]], cluster: Rows, neighbours: int) -> Floats:
+def _typicality(
+    vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]], cluster: IntArray, neighbours: int
+) -> FloatArray:
     """Return −(mean distance to the nearest neighbours of the same cluster); 0 for a cluster of one."""
     typical = np.zeros(len(vectors))
     order = np.argsort(cluster, kind="stable")

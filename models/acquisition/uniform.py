@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from models.acquisition.base import Acquisition, Floats, Pool
+from models.acquisition.base import Acquisition, Pool
+from models.core.arrays import FloatArray
 
 
 class Uniform(Acquisition):
@@ -16,7 +17,7 @@ class Uniform(Acquisition):
     stratified: bool = Field(False, description="one of each prompt first")
 
     @override
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
+    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:
         draw = rng.random(len(pool.ids))
         if not self.stratified:
             return draw

@@ -6,10 +6,11 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from typing_extensions import override
 
-from models.acquisition.base import Floats, Needs
+from models.acquisition.base import Needs
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pair_rules.random_pair import RandomPair
 from models.acquisition.pairwise import PairAcquisition, Pairs
+from models.core.arrays import FloatArray
 from models.core.registry import OneOf
 
 
@@ -22,5 +23,5 @@ class UniformPairs(PairAcquisition):
     pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, Floats]:
+    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"constant": np.zeros(len(pairs))}

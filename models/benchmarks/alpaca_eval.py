@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.core import hub
+from models.core.arrays import FloatArray
 from models.core.cache import remembered_sha256
 from models.core.errors import ConfigError
 
@@ -94,7 +94,7 @@ def _answers(path: Path, _sha256: str) -> tuple[Answer, ...]:
     return found
 
 
-def difficulties() -> NDArray[np.float64]:
+def difficulties() -> FloatArray:
     """Return how hard each instruction is, in logits, by its place."""
     import pandas as pd
 
@@ -159,7 +159,7 @@ def preference(
     return float(found["preference"].iloc[0]) - 1.0 if len(found) else math.nan
 
 
-def length_controlled(annotations: Sequence[Annotation]) -> NDArray[np.float64]:
+def length_controlled(annotations: Sequence[Annotation]) -> FloatArray:
     """Return P(the policy's answer is better) at equal length for each instruction, by the package's regression.
 
     Its mean is the published length-controlled win rate. The instructions are AlpacaEval 2's: their difficulties are known

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.core import hub
+from models.core.arrays import FloatArray
 from models.core.data import QuestionResult
 from models.core.errors import ConfigError
 
@@ -118,7 +118,7 @@ def grade(
     ]
 
 
-def weights(program: Path, pairs: Sequence[Contrast]) -> NDArray[np.float64]:
+def weights(program: Path, pairs: Sequence[Contrast]) -> FloatArray:
     """Return the weight of every pair in the score, of mean 1: a section counts as any other, a subset by its examples.
 
     Pairs without a subset weigh the same.

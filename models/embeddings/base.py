@@ -4,16 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from models.core.arrays import Float32Array
 from models.core.data import Response
 from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.policies.language_model import LanguageModel
 
-Floats = NDArray[np.float32]
 View = Literal["instruction", "response", "evaluation"]
 
 
@@ -21,7 +20,7 @@ class Shard(NamedTuple):
     """Vectors of some rows, in any order of rows; shape (len(rows), dimensions)."""
 
     rows: Sequence[int]
-    vectors: Floats
+    vectors: Float32Array
 
 
 def texts_of(view: View, responses: Sequence[Response], rubric: Rubric) -> list[str]:

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import Float32Array, FloatArray, IntArray
 from models.core.data import Response, ScoredExample
 from models.core.errors import ConfigError
 from models.core.registry import Plugin
 from models.core.rubric import Rubric
 from models.embeddings.base import View
 from models.policies.checkpoint import Checkpoint
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,10 @@ class Examples:
     """
 
     responses: Sequence[Response]
-    features: NDArray[np.float32] | None = None
+    features: Float32Array | None = None
     remarks: Sequence[str] = ()
 
-    def take(self, rows: NDArray[np.int64]) -> "Examples":
+    def take(self, rows: IntArray) -> "Examples":
         """Return these rows alone."""
         return Examples(
             [self.responses[row] for row in rows],
@@ -78,11 +76,13 @@ class Evaluator(Plugin):
         """Whether off-policy examples of the prompt source are to be trained too."""
         return False
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         """Learn from N oracle scores, save into `context.folder` (safetensors and JSON only), return facts to log."""
         raise NotImplementedError
 
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+    def fit_pairs(
+        self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
+    ) -> dict[str, float]:
         """Learn from N comparisons as `fit` does from scores; only where `learns_pairs`.
 
         `preference` lies in [−1, 1]: 1 where the oracle prefers the first response, −1 the second, 0 neither.
@@ -93,14 +93,14 @@ class Evaluator(Plugin):
         """Save what judges before any label is bought, as `fit` does; only where `supports_zero_shot`."""
         raise NotImplementedError
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         """Return the scores of each ensemble member saved in `context.folder`, shape (E, N).
 
         NaN marks a tuple whose judgement could not be parsed; it is counted and left out, never guessed.
         """
         raise NotImplementedError
 
-    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:
+    def diagnostics(self, members: FloatArray, tuples: Examples) -> dict[str, float]:
         """Return what the members' scores of these tuples say of the evaluator's habits, by name: facts for reports."""
         del members, tuples
         return {}
@@ -115,7 +115,7 @@ class Evaluator(Plugin):
         return 1.0
 
 
-def check_trainable(scores: Floats) -> None:
+def check_trainable(scores: FloatArray) -> None:
     """Raise ConfigError if nothing can be learned from these labels."""
     if len(scores) < 2:
         raise ConfigError(f"an evaluator needs at least 2 labels, got {len(scores)}: raise labelling.queries")
@@ -126,7 +126,7 @@ def check_trainable(scores: Floats) -> None:
         )
 
 
-def check_decided(preference: Floats) -> None:
+def check_decided(preference: FloatArray) -> None:
     """Raise ConfigError if nothing can be learned from these comparisons."""
     if not (preference != 0).any():
         raise ConfigError(

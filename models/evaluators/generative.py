@@ -8,9 +8,10 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
+from models.core.arrays import FloatArray
 from models.core.data import Demonstration, Prompt, ScoredExample
 from models.core.rubric import LEVELS, parse_score
-from models.evaluators.base import Examples, FitContext, Floats, check_trainable
+from models.evaluators.base import Examples, FitContext, check_trainable
 from models.evaluators.judge import Judge
 from models.evaluators.ordinal import balanced, levels_of
 from models.generators.hf import Transformers
@@ -45,7 +46,7 @@ class Generative(Judge):
         return self.eft_examples != "none"
 
     @override
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         levels = levels_of(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
@@ -67,7 +68,7 @@ class Generative(Judge):
         return facts | saved | {"eft_examples": float(len(examples))}
 
     @override
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         saved = json.loads((context.folder / _LEVELS).read_text())
         values = {int(level): float(value) for level, value in saved["values"].items()}
         prompts = [context.rubric.render(r.prompt, r.text) for r in tuples.responses]
@@ -82,14 +83,14 @@ class Generative(Judge):
 
     def _expected(
         self, judge: LanguageModel, prompts: list[str], values: dict[int, float], context: FitContext
-    ) -> Floats:
+    ) -> FloatArray:
         answers = [context.rubric.answer(level) for level in values]
         logprob = choice_logprob(judge, prompts, answers, batch_size=self.batch_size, what="judging")
         return np.asarray(np.exp(logprob) @ np.array(list(values.values())))
 
     def _sampled(
         self, judge: LanguageModel, prompts: list[str], values: dict[int, float], generator: Transformers, seed: int
-    ) -> Floats:
+    ) -> FloatArray:
         # numbered by its own text, a judgement is the same whatever else is judged
         asked = [Prompt.of(text) for text in prompts]
         judgements = generator.sample_from(judge, asked, samples=self.judgements, seed=seed, what="judging")
@@ -125,6 +126,6 @@ class Generative(Judge):
         return {"levels": float(len(values))}
 
 
-def _mean_of_parsed(scores: Floats, axis: int) -> Floats:
+def _mean_of_parsed(scores: FloatArray, axis: int) -> FloatArray:
     parsed = np.isfinite(scores)
     return np.where(parsed.any(axis), np.nansum(scores, axis) / np.maximum(parsed.sum(axis), 1), np.nan)

@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from typing_extensions import override
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.data import Demonstration
-from models.evaluators.base import Examples, FitContext, Floats, check_decided
+from models.evaluators.base import Examples, FitContext, check_decided
 from models.evaluators.judge import Judge
-from models.metrics.agreement import Rows, numbered, within_prompt_pairs
+from models.metrics.agreement import numbered, within_prompt_pairs
 from models.policies.choice_scoring import choice_logprob
 
 _FIRST, _SECOND = "Better: A", "Better: B"
@@ -34,7 +35,9 @@ class GenerativePairs(Judge):
         return True
 
     @override
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+    def fit_pairs(
+        self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
+    ) -> dict[str, float]:
         check_decided(preference)
         examples = []
         for row in np.flatnonzero(preference).tolist():
@@ -50,7 +53,7 @@ class GenerativePairs(Judge):
         return {}
 
     @override
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         prompt, count = _prompts(tuples)
         one, other = within_prompt_pairs(prompt)
         first, second = np.concatenate([one, other]), np.concatenate([other, one])
@@ -68,7 +71,7 @@ class GenerativePairs(Judge):
         return np.array(found)
 
     @override
-    def diagnostics(self, members: Floats, tuples: Examples) -> dict[str, float]:
+    def diagnostics(self, members: FloatArray, tuples: Examples) -> dict[str, float]:
         # a judge that likes the first place by b logits says s + b (k − 1)/k of a response there, s − b (k − 1)/k elsewhere
         _, count = _prompts(tuples)
         compared = count > 1
@@ -78,7 +81,7 @@ class GenerativePairs(Judge):
         return {"position_bias": float(((members[::2] - members[1::2])[:, compared] / 2 * k / (k - 1)).mean())}
 
 
-def _prompts(tuples: Examples) -> tuple[Rows, Floats]:
+def _prompts(tuples: Examples) -> tuple[IntArray, FloatArray]:
     """Return each response's prompt by number, and how many responses that prompt has."""
     prompt = numbered([r.prompt_id for r in tuples.responses])
     return prompt, np.bincount(prompt)[prompt].astype(np.float64)

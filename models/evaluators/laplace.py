@@ -1,14 +1,13 @@
 """Last-layer Laplace approximation: an ensemble of heads over a frozen trunk."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from models.core.arrays import FloatArray
 
 _LOG_PRECISIONS = (-18.0, 18.0)
 
 
-def of_comparisons(head: Floats, differences: Floats, margin: Floats | float = 0.0) -> Floats:
+def of_comparisons(head: FloatArray, differences: FloatArray, margin: FloatArray | float = 0.0) -> FloatArray:
     """Return the curvature Σ p(1 − p) δδᵀ of Bradley–Terry's loss, (d, d), p = σ(w·δ − margin).
 
     `differences` δ of the states of the compared responses, better less worse, have the shape (n, d), margins (n,).
@@ -19,7 +18,7 @@ def of_comparisons(head: Floats, differences: Floats, margin: Floats | float = 0
     return np.asarray((differences * (chance * (1.0 - chance))[:, None]).T @ differences)
 
 
-def of_texts(states: Floats, information: Floats) -> Floats:
+def of_texts(states: FloatArray, information: FloatArray) -> FloatArray:
     """Return the curvature Σ ι (h − h̄)(h − h̄)ᵀ of a loss over single texts, (d, d).
 
     `states` h have the shape (n, d); `information` ι is what a text's label says of its reward, (n,). h̄ is their mean by ι:
@@ -29,7 +28,7 @@ def of_texts(states: Floats, information: Floats) -> Floats:
     return np.asarray((apart * information[:, None]).T @ apart)
 
 
-def draw_heads(head: Floats, curvature: Floats, count: int, rng: np.random.Generator) -> Floats:
+def draw_heads(head: FloatArray, curvature: FloatArray, count: int, rng: np.random.Generator) -> FloatArray:
     """Return `count` heads, shape (count, d), whose mean is `head` and whose spread is what the labels leave open.
 
     Last-layer Laplace (2106.14806): N(w, (λI + `curvature`)⁻¹). λ has the greatest evidence (MacKay 1992). Draws come in

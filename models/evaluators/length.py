@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 from typing_extensions import override
 
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_trainable
+from models.core.arrays import FloatArray
+from models.evaluators.base import Evaluator, Examples, FitContext, check_trainable
 
 _FILE = "length.json"
 
@@ -17,7 +18,7 @@ class Length(Evaluator):
     kind: Literal["length"] = "length"
 
     @override
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         length = _log_length(tuples)
         slope = 0.0 if np.ptp(length) == 0 else float(np.polyfit(length, scores, 1)[0])
@@ -26,10 +27,10 @@ class Length(Evaluator):
         return {"slope": slope}
 
     @override
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         saved = json.loads((context.folder / _FILE).read_text())
         return np.asarray(saved["slope"] * _log_length(tuples) + saved["centre"])[None, :]
 
 
-def _log_length(tuples: Examples) -> Floats:
+def _log_length(tuples: Examples) -> FloatArray:
     return np.log1p([len(r.text) for r in tuples.responses])

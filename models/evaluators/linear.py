@@ -6,10 +6,11 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from typing_extensions import override
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.errors import ConfigError
 from models.embeddings.base import View
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
-from models.evaluators.mixed_ridge import Rows, choose_penalty, restore, solve, within
+from models.evaluators.base import Evaluator, Examples, FitContext, check_decided, check_trainable
+from models.evaluators.mixed_ridge import choose_penalty, restore, solve, within
 from models.evaluators.text_features import length, style
 from models.metrics.agreement import numbered, within_prompt_pairs
 from models.metrics.calibration import temperature, temperature_of
@@ -23,11 +24,11 @@ _ALPHAS = np.logspace(-1.5, 3, 19)
 class _Standard(NamedTuple):
     """How columns are brought to one scale: (columns − centre) · factor, both of shape (p,)."""
 
-    centre: Floats
-    factor: Floats
+    centre: FloatArray
+    factor: FloatArray
 
     @classmethod
-    def of(cls, columns: Floats, weight: Floats) -> "_Standard":
+    def of(cls, columns: FloatArray, weight: FloatArray) -> "_Standard":
         scale = columns.std(axis=0)
         # a column that never varies says nothing
         return cls(columns.mean(axis=0), np.where(scale > 1e-9, weight / np.maximum(scale, 1e-9), 0.0))
@@ -61,7 +62,7 @@ class Linear(Evaluator):
         return True
 
     @override
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         columns, weight = self._columns(tuples)
         standard = _Standard.of(columns, weight)
@@ -79,7 +80,9 @@ class Linear(Evaluator):
         return facts | _save(context, standard, heads, facts["temperature"], level=level, spread=spread)
 
     @override
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+    def fit_pairs(
+        self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
+    ) -> dict[str, float]:
         check_decided(preference)
         (one, weight), (other, _) = self._columns(first), self._columns(second)
         standard = _Standard.of(np.concatenate([one, other]), weight)
@@ -89,7 +92,7 @@ class Linear(Evaluator):
         return facts | _save(context, standard, heads, facts["temperature"], level=0.0, spread=1.0)
 
     @override
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         from safetensors.numpy import load_file
 
         saved = load_file(context.folder / _WEIGHTS)
@@ -102,7 +105,7 @@ class Linear(Evaluator):
 
         return float(load_file(context.folder / _WEIGHTS)["temperature"][0])
 
-    def _columns(self, tuples: Examples) -> tuple[Floats, Floats]:
+    def _columns(self, tuples: Examples) -> tuple[FloatArray, FloatArray]:
         """Return the columns (N, p), and each one's weight: that of its block, shared out among the block's columns."""
         if tuples.features is None:
             raise ConfigError("the linear evaluator needs features of the response view")
@@ -116,8 +119,8 @@ class Linear(Evaluator):
         return np.concatenate([block for block, _ in blocks], axis=1), np.concatenate(weights)
 
     def _fit_ridge(
-        self, features: Floats, scores: Floats, prompt: Rows, weights: Floats, rng: np.random.Generator
-    ) -> tuple[Floats, dict[str, float]]:
+        self, features: FloatArray, scores: FloatArray, prompt: IntArray, weights: FloatArray, rng: np.random.Generator
+    ) -> tuple[FloatArray, dict[str, float]]:
         """Return the heads, shape (E, p + 1) with the intercept last, of standardised scores."""
         table = np.concatenate([features, np.full((len(scores), 1), _FREE), scores[:, None]], axis=1)
         table = within(table, prompt, self.prompt_effect)
@@ -137,8 +140,8 @@ class Linear(Evaluator):
         return heads, facts
 
     def _fit_bradley_terry(
-        self, features: Floats, scores: Floats, prompt: Rows, weights: Floats, rng: np.random.Generator
-    ) -> tuple[Floats, dict[str, float]]:
+        self, features: FloatArray, scores: FloatArray, prompt: IntArray, weights: FloatArray, rng: np.random.Generator
+    ) -> tuple[FloatArray, dict[str, float]]:
         """Return the heads as `_fit_ridge` does. A difference of scores is a logit already: the temperature is 1."""
         first, second = within_prompt_pairs(prompt)  # before all others: they are the question
         others = rng.integers(len(scores), size=(2, _MOST_PAIRS))
@@ -150,8 +153,8 @@ class Linear(Evaluator):
         return heads, {"pairs": float(len(first)), "temperature": 1.0}
 
     def _fit_differences(
-        self, differences: Floats, preference: Floats, prompt: Rows, weights: Floats
-    ) -> tuple[Floats, dict[str, float]]:
+        self, differences: FloatArray, preference: FloatArray, prompt: IntArray, weights: FloatArray
+    ) -> tuple[FloatArray, dict[str, float]]:
         """Return the heads of comparisons: logistic regression, or least squares with whole prompts left out."""
         if self.loss == "bradley_terry":
             return self._logistic(differences, preference, weights), {"temperature": 1.0}
@@ -160,7 +163,7 @@ class Linear(Evaluator):
         facts = {"alpha": chosen.alpha, "temperature": temperature_of(chosen.left_out, preference)}
         return np.concatenate([heads, np.zeros((len(heads), 1))], axis=1), facts
 
-    def _logistic(self, differences: Floats, preference: Floats, weights: Floats) -> Floats:
+    def _logistic(self, differences: FloatArray, preference: FloatArray, weights: FloatArray) -> FloatArray:
         """Return Bradley–Terry heads, (E, p + 1), the intercept 0; a preference of 2p − 1 is p of a win, 1 − p of a loss."""
         from sklearn.linear_model import LogisticRegression
 
@@ -181,12 +184,12 @@ class Linear(Evaluator):
         return np.concatenate([np.stack(heads), np.zeros((len(heads), 1))], axis=1)
 
 
-def _numbered(tuples: Examples) -> Rows:
+def _numbered(tuples: Examples) -> IntArray:
     return numbered([r.prompt_id for r in tuples.responses])
 
 
 def _save(
-    context: FitContext, standard: _Standard, heads: Floats, temperature: float, *, level: float, spread: float
+    context: FitContext, standard: _Standard, heads: FloatArray, temperature: float, *, level: float, spread: float
 ) -> dict[str, float]:
     """Save heads of standardised scores, (E, p + 1) with the intercept last, in the oracle's unit."""
     from safetensors.numpy import save_file

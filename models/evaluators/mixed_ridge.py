@@ -3,20 +3,18 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
+from models.core.arrays import FloatArray, IntArray
 
 
 class PenaltyFit(NamedTuple):
     """The penalty, and the prediction of each row by a fit without its group, both of the transformed problem."""
 
     alpha: float
-    left_out: Floats
+    left_out: FloatArray
 
 
-def within(columns: Floats, group: Rows, ratio: float) -> Floats:
+def within(columns: FloatArray, group: IntArray, ratio: float) -> FloatArray:
     """Return the rows less a part of their group's mean: generalised least squares under a random effect per group.
 
     y_i = x_i·w + u_g + ε with Var(u)/Var(ε) = `ratio`; a group of n rows loses the share 1 − 1/√(1 + n·ratio) of its mean
@@ -29,7 +27,7 @@ def within(columns: Floats, group: Rows, ratio: float) -> Floats:
     return np.asarray(columns - (share / count)[number, None] * total[number])
 
 
-def restore(columns: Floats, group: Rows, ratio: float) -> Floats:
+def restore(columns: FloatArray, group: IntArray, ratio: float) -> FloatArray:
     """Return what `within` was given: (N, p) in the original units."""
     _, number, count = np.unique(group, return_inverse=True, return_counts=True)
     mean = np.zeros((len(count), columns.shape[1]))
@@ -38,7 +36,7 @@ def restore(columns: Floats, group: Rows, ratio: float) -> Floats:
     return np.asarray(columns + (np.sqrt(1.0 + count * ratio) - 1.0)[number, None] * mean[number])
 
 
-def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats) -> PenaltyFit:
+def choose_penalty(features: FloatArray, target: FloatArray, group: IntArray, alphas: FloatArray) -> PenaltyFit:
     """Return the penalty of least squared error on rows whose whole group was left out (exact, from one decomposition).
 
     A group's rows share its mean, so that leaving out one of them would leave its answer in.
@@ -62,14 +60,14 @@ def choose_penalty(features: Floats, target: Floats, group: Rows, alphas: Floats
     return PenaltyFit(best[1], best[2])
 
 
-def _blocks(group: Rows) -> list[Rows]:
+def _blocks(group: IntArray) -> list[IntArray]:
     """Return the rows of the groups, those of one size together, each of shape (groups, size)."""
     order = np.argsort(group, kind="stable")
     _, begins, counts = np.unique(group[order], return_index=True, return_counts=True)
     return [order[begins[counts == size, None] + np.arange(size)] for size in np.unique(counts)]
 
 
-def solve(features: Floats, target: Floats, weight: Floats, alpha: float) -> Floats:
+def solve(features: FloatArray, target: FloatArray, weight: FloatArray, alpha: float) -> FloatArray:
     """Return argmin_w Σ weight_i (y_i − x_i·w)² + alpha ‖w‖², shape (p,)."""
     weighted = features * weight[:, None]
     return np.asarray(np.linalg.solve(features.T @ weighted + alpha * np.eye(features.shape[1]), weighted.T @ target))

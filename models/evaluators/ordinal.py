@@ -1,15 +1,12 @@
 """Bin scores into ordered levels, and resample so that levels are balanced."""
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.rubric import LEVELS
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
-
-def levels_of(scores: Floats, most: int = LEVELS) -> Rows:
+def levels_of(scores: FloatArray, most: int = LEVELS) -> IntArray:
     """Cut N scores into at most so many levels, of equal size where they are not tied; equal scores share a level."""
     distinct, rank = np.unique(scores, return_inverse=True)
     if len(distinct) > most:
@@ -20,7 +17,7 @@ def levels_of(scores: Floats, most: int = LEVELS) -> Rows:
     return rank.astype(np.int64)
 
 
-def balanced(scores: Floats, rng: np.random.Generator) -> Rows:
+def balanced(scores: FloatArray, rng: np.random.Generator) -> IntArray:
     """Return n of n rows, drawn so that each level is as frequent: distinct scores, or six equal parts of their range."""
     _, level = np.unique(scores, return_inverse=True)
     if level.max(initial=0) >= LEVELS:

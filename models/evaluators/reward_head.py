@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from typing_extensions import override
 
+from models.core.arrays import BoolArray, FloatArray, IntArray
 from models.core.data import Response
 from models.core.errors import ConfigError
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats, check_decided, check_trainable
+from models.evaluators.base import Evaluator, Examples, FitContext, check_decided, check_trainable
 from models.evaluators.laplace import draw_heads, of_comparisons, of_texts
 from models.evaluators.ordinal import levels_of
 from models.metrics.agreement import numbered
@@ -32,8 +32,8 @@ _ADAPTER, _HEADS = "reward_head", "heads.safetensors"
 class _Comparisons(NamedTuple):
     """Pairs of rows (better, worse), (P, 2), and the margin of each, (P,)."""
 
-    pairs: NDArray[np.int64]
-    margin: Floats
+    pairs: IntArray
+    margin: FloatArray
 
 
 class RewardHead(Evaluator):
@@ -78,7 +78,7 @@ class RewardHead(Evaluator):
         return self.loss == "bradley_terry"
 
     @override
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
         policy, rng = context.policy.load(), np.random.default_rng(context.seed)
         fits = self._fitting(policy, tuples.responses)
@@ -93,7 +93,9 @@ class RewardHead(Evaluator):
         return {"too_long": float((~fits).sum())} | found
 
     @override
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+    def fit_pairs(
+        self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
+    ) -> dict[str, float]:
         check_decided(preference)
         policy, count = context.policy.load(), len(preference)
         responses = [*first.responses, *second.responses]
@@ -106,7 +108,7 @@ class RewardHead(Evaluator):
         return {"too_long": too_long} | self._compare(policy, responses, compared, context)
 
     @override
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         model, policy, saved = _trained(context)
         states = _states(model, policy, tuples.responses, self.batch_size)
         return np.asarray(saved["heads"] @ states.T + saved["offsets"][:, None])
@@ -122,7 +124,7 @@ class RewardHead(Evaluator):
 
         return float(load_file(context.folder / _HEADS)["temperature"])
 
-    def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> NDArray[np.bool_]:
+    def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> BoolArray:
         texts = [(r.prompt, r.text) for r in responses]
         return np.array(fitting(policy.renderer, texts, self.training.max_length, "reward head"))
 
@@ -163,7 +165,7 @@ class RewardHead(Evaluator):
         self,
         policy: LanguageModel,
         tuples: Examples,
-        standard: Floats,
+        standard: FloatArray,
         context: FitContext,
         *,
         level: float,
@@ -217,9 +219,9 @@ class RewardHead(Evaluator):
 
     def _save(
         self,
-        head: Floats,
-        curvature: Floats,
-        middle: Floats,
+        head: FloatArray,
+        curvature: FloatArray,
+        middle: FloatArray,
         context: FitContext,
         *,
         thresholds: int = 0,
@@ -250,7 +252,7 @@ def _trained(context: FitContext) -> tuple[Any, LanguageModel, dict[str, Any]]:
     return PeftModel.from_pretrained(start, context.folder / _ADAPTER, use_safetensors=True).eval(), policy, saved
 
 
-def _draw_pairs(scores: Floats, most: int, rng: np.random.Generator) -> _Comparisons:
+def _draw_pairs(scores: FloatArray, most: int, rng: np.random.Generator) -> _Comparisons:
     better, worse = np.nonzero(scores[:, None] > scores[None, :])  # false wherever one is NaN
     drawn = rng.permutation(len(better))[:most]
     pairs = np.stack([better[drawn], worse[drawn]], axis=1)
@@ -274,7 +276,7 @@ def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> "PreTra
     return model.to(policy.model.device)
 
 
-def _head(model: "PreTrainedModel") -> tuple[Floats, Floats]:
+def _head(model: "PreTrainedModel") -> tuple[FloatArray, FloatArray]:
     """Return the trained head's weights, shape (d,), and the thresholds of its levels (of an ordinal one)."""
     import torch
 
@@ -285,7 +287,9 @@ def _head(model: "PreTrainedModel") -> tuple[Floats, Floats]:
     return columns[:, 0], columns[0, 1:]
 
 
-def _states(model: "PreTrainedModel", policy: LanguageModel, responses: Sequence[Response], batch_size: int) -> Floats:
+def _states(
+    model: "PreTrainedModel", policy: LanguageModel, responses: Sequence[Response], batch_size: int
+) -> FloatArray:
     """Return what the head reads, shape (N, d)."""
     import torch
 

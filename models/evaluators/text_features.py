@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from models.core.arrays import FloatArray
 
 LENGTH = ("log_characters", "log_characters_squared")
 STYLE = (
@@ -33,13 +32,13 @@ STYLE = (
 )
 
 
-def length(texts: Sequence[str]) -> Floats:
+def length(texts: Sequence[str]) -> FloatArray:
     """Return log(1 + characters) and its square, shape (N, 2): more is better only up to a point."""
     log = np.log1p([len(text) for text in texts])
     return np.stack([log, log**2], axis=1)
 
 
-def style(prompts: Sequence[str], texts: Sequence[str]) -> Floats:
+def style(prompts: Sequence[str], texts: Sequence[str]) -> FloatArray:
     """Return the columns of STYLE, shape (N, len(STYLE))."""
     return np.array([_style(x, y) for x, y in zip(prompts, texts, strict=True)], dtype=np.float64).reshape(
         -1, len(STYLE)

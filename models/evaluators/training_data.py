@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.data import HeldOutPrediction, Response, ScoredExample
 from models.core.registry import Frozen
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats
+from models.evaluators.base import Evaluator, Examples, FitContext
 from models.evaluators.ordinal import balanced
 from models.metrics.agreement import numbered
-
-Rows = NDArray[np.int64]
 
 
 class FitOptions(Frozen):
@@ -47,7 +45,7 @@ class TrainingData(ABC):
         """Return the response that each label is about, the first of two."""
 
     @abstractmethod
-    def take(self, rows: Rows) -> "TrainingData":
+    def take(self, rows: IntArray) -> "TrainingData":
         """Return these rows alone."""
 
     @abstractmethod
@@ -68,14 +66,14 @@ class PointwiseData(TrainingData):
     """Tuples and the oracle's score of each, shape (N,)."""
 
     tuples: Examples
-    scores: Floats
+    scores: FloatArray
 
     @override
     def queried(self) -> Sequence[Response]:
         return self.tuples.responses
 
     @override
-    def take(self, rows: Rows) -> "PointwiseData":
+    def take(self, rows: IntArray) -> "PointwiseData":
         return PointwiseData(self.tuples.take(rows), self.scores[rows])
 
     @override
@@ -108,14 +106,14 @@ class PairwiseData(TrainingData):
 
     first: Examples
     second: Examples
-    preference: Floats
+    preference: FloatArray
 
     @override
     def queried(self) -> Sequence[Response]:
         return self.first.responses
 
     @override
-    def take(self, rows: Rows) -> "PairwiseData":
+    def take(self, rows: IntArray) -> "PairwiseData":
         return PairwiseData(self.first.take(rows), self.second.take(rows), self.preference[rows])
 
     @override
@@ -164,5 +162,5 @@ def cross_fit(
     return found
 
 
-def _logits(evaluator: Evaluator, tuples: Examples, context: FitContext) -> Floats:
+def _logits(evaluator: Evaluator, tuples: Examples, context: FitContext) -> FloatArray:
     return np.asarray(evaluator.predict(tuples, context).mean(axis=0) / evaluator.temperature(context))

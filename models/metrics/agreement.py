@@ -5,13 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
+from models.core.arrays import FloatArray, IntArray
 
-
-_NONE: Rows = np.zeros(0, dtype=np.int64)
+_NONE: IntArray = np.zeros(0, dtype=np.int64)
 _BINS = 10
 SIMILAR_LENGTH = 0.2  # lengths within a fifth of the longer one: pairs that length cannot decide
 
@@ -31,12 +28,12 @@ class Agreement(NamedTuple):
     tuples: int
 
 
-def numbered(names: Sequence[str]) -> Rows:
+def numbered(names: Sequence[str]) -> IntArray:
     """Return N names, such as those of prompts, as numbers from 0 in the order of the alphabet, shape (N,)."""
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
+def within_prompt_pairs(prompt: IntArray) -> tuple[IntArray, IntArray]:
     """Return the row numbers (i, j), i < j, of every two tuples of the same prompt."""
     first, second = [], []
     for number in np.unique(prompt):
@@ -47,27 +44,27 @@ def within_prompt_pairs(prompt: Rows) -> tuple[Rows, Rows]:
     return np.concatenate([_NONE, *first]), np.concatenate([_NONE, *second])
 
 
-def untied_pairs(oracle: Floats, group: Rows) -> tuple[Rows, Rows]:
+def untied_pairs(oracle: FloatArray, group: IntArray) -> tuple[IntArray, IntArray]:
     """Return the rows (i, j) of every two tuples of a group that the oracle does not score alike."""
     first, second = within_prompt_pairs(group)
     untied = oracle[first] != oracle[second]
     return first[untied], second[untied]
 
 
-def agrees(gap: Floats, preference: Floats) -> Floats:
+def agrees(gap: FloatArray, preference: FloatArray) -> FloatArray:
     """Return 1 (the proxy's difference has the sign of the oracle's preference), ½ (a proxy tie) or 0 for each pair."""
     return np.asarray((np.sign(gap) * np.sign(preference) + 1) / 2)
 
 
 def pair_outcomes(
-    oracle: Floats,
-    proxy: Floats,
-    prompt: Rows,
+    oracle: FloatArray,
+    proxy: FloatArray,
+    prompt: IntArray,
     *,
     least_gap: float = 0.0,
-    length: Floats | None = None,
+    length: FloatArray | None = None,
     length_share: float = 0.0,
-) -> tuple[Floats, Rows]:
+) -> tuple[FloatArray, IntArray]:
     """Return 1 (agrees), ½ (proxy tie) or 0 for each pair untied for the oracle, and the pair's prompt.
 
     Only pairs whose oracle scores differ by more than `least_gap` count, and, given lengths, only those whose lengths
@@ -84,7 +81,10 @@ def pair_outcomes(
 
 
 def agreement(
-    oracle: Floats, proxy: Floats, prompt: Rows, probability: Callable[[Floats], Floats] | None = None
+    oracle: FloatArray,
+    proxy: FloatArray,
+    prompt: IntArray,
+    probability: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Agreement:
     """Compare proxy with oracle scores, each of shape (N,); `prompt` numbers each tuple's prompt.
 
@@ -106,13 +106,13 @@ def agreement(
     )
 
 
-def centred(scores: Floats, prompt: Rows) -> Floats:
+def centred(scores: FloatArray, prompt: IntArray) -> FloatArray:
     """Return scores of shape (N,) less the mean of their prompt."""
     _, number = np.unique(prompt, return_inverse=True)
     return scores - (np.bincount(number, scores) / np.bincount(number))[number]
 
 
-def rank_correlation(one: Floats, other: Floats) -> float:
+def rank_correlation(one: FloatArray, other: FloatArray) -> float:
     """Return Spearman's correlation of two arrays of shape (N,); NaN where one of them does not vary."""
     from scipy.stats import spearmanr
 
@@ -127,7 +127,7 @@ class Concentration(NamedTuple):
     tied_pairs: float
 
 
-def concentration(scores: Floats, prompt: Rows) -> Concentration:
+def concentration(scores: FloatArray, prompt: IntArray) -> Concentration:
     """Return how far scores of shape (N,) are one and the same; `prompt` numbers each one's prompt. NaN of nothing."""
     if not len(scores):
         return Concentration(float("nan"), float("nan"))
@@ -138,12 +138,12 @@ def concentration(scores: Floats, prompt: Rows) -> Concentration:
     return Concentration(float(count.max() / len(scores)), float(tied.mean()) if len(tied) else float("nan"))
 
 
-def win_rate(challenger: Floats, reference: Floats) -> Floats:
+def win_rate(challenger: FloatArray, reference: FloatArray) -> FloatArray:
     """Return 1, ½ or 0 per comparison: challenger wins, ties, loses."""
     return (np.sign(challenger - reference) + 1) / 2
 
 
-def calibration_error(confidence: Floats, right: Floats) -> float:
+def calibration_error(confidence: FloatArray, right: FloatArray) -> float:
     """Return the expected calibration error over ten bins (Naeini et al. 2015); NaN of nothing.
 
     `confidence` in [½, 1] is the probability given to the proxy's choice, `right` 1, ½ (tie) or 0; both of shape (N,).
@@ -158,11 +158,11 @@ def calibration_error(confidence: Floats, right: Floats) -> float:
 class CoverageRisk(NamedTuple):
     """Of the pairs from the surest on: which share of all they are, and which share of them is wrong; both (N,)."""
 
-    coverage: Floats
-    risk: Floats
+    coverage: FloatArray
+    risk: FloatArray
 
 
-def coverage_risk(confidence: Floats, right: Floats) -> CoverageRisk:
+def coverage_risk(confidence: FloatArray, right: FloatArray) -> CoverageRisk:
     """Return the curve of selective prediction (El-Yaniv and Wiener 2010); pairs of equal confidence come in together."""
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence, wrong = confidence[order], np.cumsum(1.0 - right[order])

@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from models.metrics.agreement import Floats, Rows, agrees, within_prompt_pairs
+from models.core.arrays import FloatArray, IntArray
+from models.metrics.agreement import agrees, within_prompt_pairs
 from models.metrics.intervals import Interval, clustered_mean
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?![a-z])")  # not after "e.g."
@@ -13,7 +14,7 @@ _FORMATTED = re.compile(r"^\s*([-*•#]|\d+[.)]|```)", re.MULTILINE)
 _ROUNDING = 1e-6  # a smaller spread of scores, beside them, is none
 
 
-def longer_preferred(scores: Floats, length: Floats, prompt: Rows) -> Interval:
+def longer_preferred(scores: FloatArray, length: FloatArray, prompt: IntArray) -> Interval:
     """Return in which share of the pairs of one prompt and of different length the longer response scores higher.
 
     All of shape (N,); a tie counts one half; the interval is over prompts.
@@ -25,7 +26,7 @@ def longer_preferred(scores: Floats, length: Floats, prompt: Rows) -> Interval:
     return clustered_mean(preferred, prompt[first])
 
 
-def format_shift(plain: Floats, formatted: Floats, spread: float) -> Interval:
+def format_shift(plain: FloatArray, formatted: FloatArray, spread: float) -> Interval:
     """Return by how many standard deviations of scores, `spread`, the same text scores higher as a list; both (N,)."""
     if spread <= _ROUNDING * max(1.0, float(np.abs(plain).max(initial=0.0))):
         return Interval(float("nan"), float("nan"), float("nan"))

@@ -4,13 +4,11 @@ import math
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.registry import Frozen
 from models.metrics.agreement import untied_pairs
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Method = Literal["temperature", "isotonic"]
 
 _MOST_PAIRS = 20_000
@@ -28,7 +26,7 @@ class Calibration(Frozen):
     knots: tuple[tuple[float, float], ...] = ()
 
     @classmethod
-    def fit(cls, method: Method, gap: Floats, preference: Floats) -> "Calibration":
+    def fit(cls, method: Method, gap: FloatArray, preference: FloatArray) -> "Calibration":
         """Learn from N differences and the oracle's preferences in [−1, 1]; the identity σ(|Δ|) from none."""
         decided = np.flatnonzero(preference != 0)
         if len(decided) == 0:
@@ -44,7 +42,7 @@ class Calibration(Frozen):
         knots = zip(model.X_thresholds_.tolist(), model.y_thresholds_.tolist(), strict=True)
         return cls(temperature=temperature, knots=tuple(knots))
 
-    def probability(self, gap: Floats) -> Floats:
+    def probability(self, gap: FloatArray) -> FloatArray:
         """Return the probability that the oracle prefers the response of the higher score, shape as `gap`."""
         from scipy.special import expit
 
@@ -69,7 +67,7 @@ class Calibration(Frozen):
         return float(gaps[after - 1] + share * (gaps[after] - gaps[after - 1]))
 
 
-def cross_calibrated(method: Method, gap: Floats, preference: Floats, fold: Rows) -> Floats:
+def cross_calibrated(method: Method, gap: FloatArray, preference: FloatArray, fold: IntArray) -> FloatArray:
     """Return each difference's probability by a calibration learned from the other folds, shape (N,)."""
     found = np.empty(len(gap))
     for number in np.unique(fold):
@@ -78,7 +76,7 @@ def cross_calibrated(method: Method, gap: Floats, preference: Floats, fold: Rows
     return found
 
 
-def temperature(proxy: Floats, oracle: Floats, group: Rows, rng: np.random.Generator) -> float:
+def temperature(proxy: FloatArray, oracle: FloatArray, group: IntArray, rng: np.random.Generator) -> float:
     """Return T such that σ((proxy_i − proxy_j)/T) is best as the probability that the oracle prefers i (least log loss).
 
     Over pairs of the same group; where they are fewer than ten, over pairs of any, drawn at random.
@@ -92,7 +90,7 @@ def temperature(proxy: Floats, oracle: Floats, group: Rows, rng: np.random.Gener
     return temperature_of((proxy[first] - proxy[second])[kept], np.sign(oracle[first] - oracle[second])[kept])
 
 
-def temperature_of(gap: Floats, preference: Floats) -> float:
+def temperature_of(gap: FloatArray, preference: FloatArray) -> float:
     """Return the T of least log loss of σ(gap/T) as the probability (1 + preference)/2 that the first is preferred."""
     from scipy.optimize import minimize_scalar
 

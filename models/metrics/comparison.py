@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.metrics.crossed import Crossed, Seeds, crossed_mean
-
-Floats = NDArray[np.float64]
 
 
 class Outcomes(NamedTuple):
@@ -18,8 +16,8 @@ class Outcomes(NamedTuple):
     """
 
     prompts: Sequence[str]
-    totals: Floats
-    counts: Floats
+    totals: FloatArray
+    counts: FloatArray
 
     @property
     def mean(self) -> float:
@@ -78,7 +76,7 @@ def difference(ours: Sequence[Outcomes], other: Sequence[Outcomes], seeds: Seeds
     """
     if len(ours) != len(other) or not ours:
         raise ValueError(f"{len(ours)} runs do not pair with {len(other)}: compare the same seeds")
-    cells, dropped = list[tuple[list[str], Floats]](), set[str]()
+    cells, dropped = list[tuple[list[str], FloatArray]](), set[str]()
     for one, two in zip(ours, other, strict=True):
         known = set(two.counted)
         common = [name for name in one.counted if name in known]
@@ -128,7 +126,7 @@ def pareto(cost: Sequence[float], value: Sequence[float]) -> list[int]:
     return found
 
 
-def _values(run: Outcomes) -> Floats:
+def _values(run: Outcomes) -> FloatArray:
     """Return a value for every prompt of a run that counts on all of them, such that their mean is the run's.
 
     A prompt weighs by what was counted on it, as in the run's own report: the value is the ratio Σ totals ÷ Σ counts, plus
@@ -139,7 +137,7 @@ def _values(run: Outcomes) -> Floats:
     return np.asarray(run.mean + (run.totals - run.mean * run.counts) / run.counts.mean())
 
 
-def _table(cells: Sequence[tuple[Sequence[str], Floats]]) -> Floats:
+def _table(cells: Sequence[tuple[Sequence[str], FloatArray]]) -> FloatArray:
     """Return the values of all runs, shape (runs, prompts), NaN where a run lacks the prompt."""
     place = {name: number for number, name in enumerate(sorted({name for names, _ in cells for name in names}))}
     table = np.full((len(cells), len(place)), np.nan)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from models.core.arrays import BoolArray, FloatArray, IntArray
+
 Seeds = Sequence[tuple[int, ...]]
 
 LEAST_SEEDS = 3  # for a p-value: one or two differences say nothing of how a third would fall
@@ -31,7 +31,7 @@ class _Prompts(NamedTuple):
     doubt: float
 
 
-def crossed_mean(table: Floats, seeds: Seeds | None = None) -> Crossed:
+def crossed_mean(table: FloatArray, seeds: Seeds | None = None) -> Crossed:
     """Return the mean over seeds of their means over prompts; `table` has shape (seeds, prompts), NaN where there is none.
 
     A value is mean + seed + prompt + rest, all random. With a full table of S × N, as mean squares,
@@ -91,11 +91,11 @@ def independent_seeds(seeds: Seeds) -> int:
     return min((int(kind.max()) + 1 for kind in _kinds(seeds, len(seeds))), default=min(1, len(seeds)))
 
 
-def _kinds(seeds: Seeds | None, count: int) -> list[NDArray[np.int64]]:
+def _kinds(seeds: Seeds | None, count: int) -> list[IntArray]:
     """Return, for each kind of seed that varies, the number of every row's; kinds that vary together are one."""
     if seeds is None:
         return [np.arange(count)] if count > 1 else []
-    found: dict[bytes, NDArray[np.int64]] = {}
+    found: dict[bytes, IntArray] = {}
     for names in zip(*seeds, strict=True):
         first = {name: number for number, name in enumerate(dict.fromkeys(names))}
         if len(first) > 1:
@@ -106,11 +106,11 @@ def _kinds(seeds: Seeds | None, count: int) -> list[NDArray[np.int64]]:
     return list(found.values())
 
 
-def _level(means: Floats, kind: NDArray[np.int64]) -> Floats:
+def _level(means: FloatArray, kind: IntArray) -> FloatArray:
     return np.asarray(np.bincount(kind, means) / np.bincount(kind))
 
 
-def _variances(within: Floats, known: NDArray[np.bool_]) -> _Prompts:
+def _variances(within: FloatArray, known: BoolArray) -> _Prompts:
     """Return the variances within seeds; `within` is what is left of the table after its rows' means, 0 where unknown.
 
     Seeds that share too few prompts to tell the two apart leave all of it to the prompts, the larger error.

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import IntArray
 from models.metrics.intervals import Interval, clustered_mean
 
 
-def apart(texts: Sequence[str], prompt: NDArray[np.int64]) -> Interval:
+def apart(texts: Sequence[str], prompt: IntArray) -> Interval:
     """Return how different two answers to one prompt are: 1 − the share of word pairs in common (Jaccard), over prompts.
 
     0 where a policy repeats itself, 1 where two answers share no two words in a row.

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray, IntArray
 from models.metrics.crossed import crossed_mean
 
-Floats = NDArray[np.float64]
 _RESAMPLES = 4000
 
 
@@ -20,12 +19,12 @@ class Interval(NamedTuple):
     high: float
 
 
-def paired_difference(ours: Floats, other: Floats) -> Interval:
+def paired_difference(ours: FloatArray, other: FloatArray) -> Interval:
     """Return mean(ours − other) over paired seeds and its 95 % interval (Student's t); both of shape (seeds,)."""
     return Interval(*crossed_mean((ours - other)[:, None])[:3])
 
 
-def clustered_mean(values: Floats, cluster: NDArray[np.int64], *, seed: int = 0) -> Interval:
+def clustered_mean(values: FloatArray, cluster: IntArray, *, seed: int = 0) -> Interval:
     """Return the mean of `values` and its percentile-bootstrap interval when whole clusters (prompts) are resampled.
 
     Both arrays have shape (n,). With no value, or a single cluster, the interval is NaN.
@@ -58,14 +57,14 @@ def averaged(parts: Sequence[Interval], family: Sequence[str]) -> Interval:
     return Interval(mean, mean - below, mean + above)
 
 
-def weighted_mean(values: Floats, weights: Floats) -> Interval:
+def weighted_mean(values: FloatArray, weights: FloatArray) -> Interval:
     """Return Σ w v / Σ w of independent rows, both of shape (n,), and its percentile-bootstrap interval."""
     drawn = resampled(np.arange(len(values))) * weights
     low, high = np.quantile(drawn @ values / drawn.sum(axis=1), [0.025, 0.975])
     return Interval(float(weights @ values / weights.sum()), float(low), float(high))
 
 
-def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 0) -> Floats:
+def resampled(cluster: IntArray, *, resamples: int = 1000, seed: int = 0) -> FloatArray:
     """Return how often each of n rows is drawn when whole clusters are resampled, shape (resamples, n)."""
     _, number = np.unique(cluster, return_inverse=True)
     count = int(number.max(initial=-1)) + 1
@@ -73,11 +72,11 @@ def resampled(cluster: NDArray[np.int64], *, resamples: int = 1000, seed: int = 
     return np.stack([np.bincount(row, minlength=count) for row in drawn])[:, number].astype(np.float64)
 
 
-def _drawn(clusters: int, resamples: int, seed: int) -> NDArray[np.int64]:
+def _drawn(clusters: int, resamples: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).integers(clusters, size=(resamples, clusters))
 
 
-def jackknife_mean(values: Floats, one: NDArray[np.int64], other: NDArray[np.int64]) -> Interval:
+def jackknife_mean(values: FloatArray, one: IntArray, other: IntArray) -> Interval:
     """Return the mean over pairs of clusters (prompts) and its 95 % interval by leaving out each cluster in turn.
 
     All arrays have shape (pairs,); `one` and `other` number the clusters of a pair's two sides, which may be the same. The

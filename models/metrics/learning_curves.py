@@ -3,16 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.metrics.intervals import Interval
-
-Floats = NDArray[np.float64]
 
 _RESAMPLES = 2000
 
 
-def area(labels: Floats, accuracy: Floats) -> Floats:
+def area(labels: FloatArray, accuracy: FloatArray) -> FloatArray:
     """Return the mean height of each curve over log(labels), shape (seeds,), from `accuracy` of shape (seeds, budgets).
 
     `labels` has shape (budgets,): doubling the budget counts alike anywhere on the curve.
@@ -21,7 +19,7 @@ def area(labels: Floats, accuracy: Floats) -> Floats:
     return np.asarray(np.trapezoid(accuracy, x, axis=-1) / (x[-1] - x[0]))
 
 
-def reach(labels: Floats, curve: Floats, target: float) -> float:
+def reach(labels: FloatArray, curve: FloatArray, target: float) -> float:
     """Return the labels at which a mean curve first reaches `target`, interpolated over log(labels).
 
     A curve that starts above it gives the smallest budget, one that never reaches it the largest: bounds, either way.
@@ -45,7 +43,12 @@ class Saving(NamedTuple):
 
 
 def saving(
-    labels: Floats, micro_usd: tuple[Floats, Floats], accuracy: tuple[Floats, Floats], *, place: int, seed: int = 0
+    labels: FloatArray,
+    micro_usd: tuple[FloatArray, FloatArray],
+    accuracy: tuple[FloatArray, FloatArray],
+    *,
+    place: int,
+    seed: int = 0,
 ) -> Saving:
     """Compare a strategy with the control at the control's own accuracy for the budget number `place`.
 

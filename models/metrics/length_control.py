@@ -3,11 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray, IntArray
 from models.metrics.intervals import Interval, resampled
-
-Floats = NDArray[np.float64]
 
 _RIDGE = 0.01  # the published method's C = 100: keeps a rate of 0 or 1 finite
 _STEPS = 30
@@ -20,7 +18,7 @@ class LengthControlled(NamedTuple):
     length_effect: float
 
 
-def length_controlled(wins: Floats, longer_by: Floats, prompt: NDArray[np.int64]) -> LengthControlled:
+def length_controlled(wins: FloatArray, longer_by: FloatArray, prompt: IntArray) -> LengthControlled:
     """Return the length-controlled win rate of a challenger, with its interval over prompts.
 
     logit p(win) = θ + φ tanh(Δ/s): `wins` in [0, 1], Δ `longer_by` how many characters, s its standard deviation, all of
@@ -39,7 +37,7 @@ def length_controlled(wins: Floats, longer_by: Floats, prompt: NDArray[np.int64]
     return LengthControlled(Interval(float(expit(found[0])), float(low), float(high)), float(2 * found[1]))
 
 
-def gain_at_equal_length(wins: Floats, longer_by: Floats, difficulty: Floats) -> Interval:
+def gain_at_equal_length(wins: FloatArray, longer_by: FloatArray, difficulty: FloatArray) -> Interval:
     """Return the second policy's win rate at equal length less the first's, with the interval over instructions.
 
     `wins` and `longer_by` have shape (2, N), `difficulty` (N,), of N instructions: logit p = θ + φ tanh(Δ/s) + γ d for each
@@ -61,7 +59,7 @@ def gain_at_equal_length(wins: Floats, longer_by: Floats, difficulty: Floats) ->
     return Interval(float(gain[0]), float(low), float(high))
 
 
-def logistic(columns: Floats, outcome: Floats, weights: Floats) -> Floats:
+def logistic(columns: FloatArray, outcome: FloatArray, weights: FloatArray) -> FloatArray:
     """Return the coefficients, (R, p), of R logistic regressions on `columns` (N, p), whose rows weigh `weights` (R, N).
 
     `outcome` may be a probability, shape (N,). Newton's method, with a small ridge.

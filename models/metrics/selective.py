@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
+from models.core.arrays import FloatArray, IntArray
 from models.core.data import HeldOutPrediction
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
@@ -19,8 +19,6 @@ from models.metrics.agreement import agrees, calibration_error, coverage_risk, n
 from models.metrics.calibration import Calibration, Method, cross_calibrated
 from models.metrics.intervals import jackknife_mean
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Verdict = Literal["better than chance", "no better than chance", "not measured"]
 
 ANY_PAIR = 0.5  # the least probability that a pair can have: this threshold leaves out none
@@ -54,11 +52,11 @@ class Gate(Frozen):
 class Evidence(NamedTuple):
     """Pairs of labels left out, P of them: proxy difference, oracle's preference, prompts of both sides, fold."""
 
-    gap: Floats
-    preference: Floats
-    one: Rows
-    other: Rows
-    fold: Rows
+    gap: FloatArray
+    preference: FloatArray
+    one: IntArray
+    other: IntArray
+    fold: IntArray
 
     @property
     def within(self) -> bool:
@@ -177,7 +175,7 @@ def evidence_of(rows: Sequence[HeldOutPrediction]) -> Evidence:
     )
 
 
-def _thinned(group: Rows) -> Rows:
+def _thinned(group: IntArray) -> IntArray:
     """Return the groups, where what is over the number that is compared stands alone, in a group of its own."""
     rank = np.empty(len(group), dtype=np.int64)
     order = np.argsort(group, kind="stable")

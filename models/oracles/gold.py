@@ -9,9 +9,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
+from models.core.arrays import FloatArray
 from models.core.money import MicroUsd
 from models.core.rubric import Rubric
 from models.oracles.base import Oracle, Verdict
@@ -51,7 +51,7 @@ class Gold(Oracle):
         snippets("oracle")
 
 
-def predict(texts: list[str]) -> NDArray[np.float64]:
+def predict(texts: list[str]) -> FloatArray:
     """Return the oracle's scores of whole sentences, shape (n,), clipped to the scale of the ratings."""
     with _fitting:  # several workers ask at once; the first of them fits
         model = _fitted()
@@ -69,7 +69,7 @@ def _fitted() -> "Pipeline":
 
     vader = SentimentIntensityAnalyzer()
 
-    def compound(texts: list[str]) -> NDArray[np.float64]:
+    def compound(texts: list[str]) -> FloatArray:
         return np.array([[vader.polarity_scores(text)["compound"]] for text in texts])
 
     features = make_union(

@@ -8,8 +8,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.core.errors import ConfigError
 from models.policies.language_model import LanguageModel
 from models.policies.lm_head import is_plain
@@ -22,7 +22,7 @@ WORTH_SHARING = 8  # tokens
 
 def choice_logprob(
     policy: LanguageModel, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int, what: str = ""
-) -> NDArray[np.float64]:
+) -> FloatArray:
     """Return log p(answer | prompt) among `answers`, in nats, shape (N, A), in one pass without sampling.
 
     The answers begin alike; what follows the common beginning tells them apart by one token. Raises ConfigError if it takes
@@ -44,7 +44,7 @@ def next_logits(
     *,
     batch_size: int,
     what: str = "",
-) -> NDArray[np.float64]:
+) -> FloatArray:
     """Return the logits of A `tokens` each, (N, A), as what comes after each of N texts.
 
     The figures are those of each text alone, up to rounding: pads are masked, and on the left. Logits are summed in float32,

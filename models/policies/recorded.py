@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.core.data import Response
 from models.policies.chat_template import Encoded
 
 
-def recorded(encoded: Sequence[Encoded], sampled: Sequence[Response | None]) -> NDArray[np.float64]:
+def recorded(encoded: Sequence[Encoded], sampled: Sequence[Response | None]) -> FloatArray:
     """Return log π that is recorded of each response as it is encoded, in nats, shape (N,); NaN where it is to be scored.
 
     It is the same thing if the text is encoded into the very tokens that were sampled, and if they are all that is asked

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.uniform import Uniform
+from models.core.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from models.core.data import Response
 from models.core.randomness import seed_of, stream
 from models.core.rubric import Rubric
@@ -18,10 +18,6 @@ from models.embeddings.base import View
 from models.evaluators.base import Evaluator, Examples, FitContext
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, pair_outcomes
 from models.policies.checkpoint import Checkpoint
-
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
-Vectors = NDArray[np.float32]
 
 CLEAR_GAP = 1.0  # in the oracle's unit: closer pairs are mostly the oracle's own noise
 
@@ -34,12 +30,12 @@ class Recording:
     """
 
     responses: Sequence[Response]
-    prompt: Rows
-    scores: Floats
-    micro_usd: Rows
-    vectors: Mapping[View, Vectors]
+    prompt: IntArray
+    scores: FloatArray
+    micro_usd: IntArray
+    vectors: Mapping[View, Float32Array]
 
-    def take(self, rows: Rows) -> "Recording":
+    def take(self, rows: IntArray) -> "Recording":
         """Return these rows, in this order."""
         return replace(
             self,
@@ -58,7 +54,7 @@ class Recording:
         return self.take(np.flatnonzero(~inside)), self.take(np.flatnonzero(inside))
 
     @property
-    def length(self) -> Floats:
+    def length(self) -> FloatArray:
         """Return the characters of each response."""
         return np.array([len(r.text) for r in self.responses], dtype=np.float64)
 
@@ -80,7 +76,7 @@ class Point(NamedTuple):
     regret: float
 
 
-def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int = 0) -> Point:
+def judge(held_out: Recording, proxy: FloatArray, *, labels: int = 0, micro_usd: int = 0) -> Point:
     """Return how well proxy scores agree with the oracle's on held-out tuples."""
     given = (held_out.scores, proxy, held_out.prompt)
     clear, _ = pair_outcomes(*given, least_gap=CLEAR_GAP)
@@ -97,7 +93,7 @@ def judge(held_out: Recording, proxy: Floats, *, labels: int = 0, micro_usd: int
     )
 
 
-def _regret(oracle: Floats, proxy: Floats, prompt: Rows) -> float:
+def _regret(oracle: FloatArray, proxy: FloatArray, prompt: IntArray) -> float:
     order = np.lexsort((oracle, prompt))  # the last of each prompt is the oracle's favourite
     best = np.append(np.flatnonzero(np.diff(prompt[order])), len(order) - 1)
     liked = np.lexsort((proxy, prompt))
@@ -120,7 +116,7 @@ def learning_curve(
     `shuffle` permutes the labels before the evaluator learns: the control.
     """
     known = np.zeros(len(pool.scores), dtype=bool)
-    members: Floats | None = None
+    members: FloatArray | None = None
     points = []
     for turn, budget in enumerate(budgets):
         wanted = Uniform() if strategy.needs.scores and members is None else strategy
@@ -147,7 +143,7 @@ def _tuples(recording: Recording, evaluator: Evaluator) -> Examples:
     return Examples(recording.responses, None if view is None else recording.vectors[view])
 
 
-def _pool(pool: Recording, strategy: Acquisition, known: NDArray[np.bool_], members: Floats | None) -> Pool:
+def _pool(pool: Recording, strategy: Acquisition, known: BoolArray, members: FloatArray | None) -> Pool:
     view = strategy.needs.view
     return Pool(
         ids=[r.id for r in pool.responses],

@@ -3,12 +3,11 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.core.data import Response
 from models.studies.recorded import Recording
 
-Floats = NDArray[np.float64]
 Regime = Literal["on_policy", "off_policy", "imbalanced"]
 REGIMES: tuple[Regime, ...] = ("on_policy", "off_policy", "imbalanced")
 
@@ -38,7 +37,7 @@ def world(regime: Regime, seed: int, *, prompts: int = 150, samples: int = 4) ->
     waves, phases = rng.normal(size=(_DIMENSIONS, _WAVES)) * 0.5, rng.uniform(0, 2 * np.pi, _WAVES)
     weights = rng.normal(size=_WAVES)
 
-    def draw(share: Floats, shift: Floats, width: float, noise: float) -> Recording:
+    def draw(share: FloatArray, shift: FloatArray, width: float, noise: float) -> Recording:
         kind = rng.choice(_CLUSTERS, size=prompts, p=share)
         prompt = np.repeat(np.arange(prompts), samples)
         x = kinds[kind][prompt] + shift + width * rng.normal(size=(len(prompt), _DIMENSIONS))
@@ -61,7 +60,7 @@ def world(regime: Regime, seed: int, *, prompts: int = 150, samples: int = 4) ->
     away = rng.normal(size=_DIMENSIONS)
     away *= 2.0 / np.linalg.norm(away)
     none = np.zeros(_DIMENSIONS)
-    pools: dict[Regime, tuple[Floats, Floats, float]] = {
+    pools: dict[Regime, tuple[FloatArray, FloatArray, float]] = {
         "on_policy": (even, none, 1.0),
         "off_policy": (even, away, 0.5),
         "imbalanced": (crowded, none, 1.0),

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from models.core.arrays import Float32Array
 from models.core.data import Demonstration, Pair, from_frame, to_frame
 from models.core.errors import ConfigError, ProcessError
 from models.core.subprocesses import watched
 from models.policies.checkpoint import CACHE, Checkpoint
-from models.policies.language_model import Floats, LanguageModel
+from models.policies.language_model import LanguageModel
 from models.training.config import TrainingConfig
 from models.training.dpo import DPO, train_dpo
 from models.training.kto import train_kto
@@ -40,7 +41,7 @@ class Training:
     rows: Sequence[Demonstration] | Sequence[Pair]
     recipe: TrainingConfig
     seed: int
-    reference: Floats | None = None
+    reference: Float32Array | None = None
 
 
 def train(

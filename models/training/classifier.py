@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.core.arrays import FloatArray
 from models.policies.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -16,7 +14,7 @@ _RUNNING_TEXT = "{% for message in messages %}{{ message['content'] }}{% if not 
 _OURS = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # a name of transformers 5 alone
 
 
-def save_classifier(model: "PreTrainedModel", head: NDArray[np.float64], policy: LanguageModel, folder: Path) -> None:
+def save_classifier(model: "PreTrainedModel", head: FloatArray, policy: LanguageModel, folder: Path) -> None:
     """Write the trunk under a linear `head`, shape (d,), and the tokenizer, whose chat template renders as in training."""
     import torch
 

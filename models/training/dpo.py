@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from pydantic import Field, PositiveFloat, model_validator
 
+from models.core.arrays import Float32Array
 from models.core.data import Pair, Response
 from models.core.errors import ConfigError
 from models.policies.chat_template import Encoded, Renderer
-from models.policies.language_model import Floats, LanguageModel
+from models.policies.language_model import LanguageModel
 from models.policies.recorded import recorded
 from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
@@ -39,7 +40,7 @@ class DPO(TrainingConfig):
         return self
 
 
-def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Floats:
+def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Sequence[Response] = ()) -> Float32Array:
     """Return Σ log π_ref of each pair's chosen and rejected response, in nats, shape (N, 2).
 
     Over the tokens that training sums over: all that the template writes after the response too, and for both from where the
@@ -57,7 +58,7 @@ def reference_logprob(policy: LanguageModel, pairs: Sequence[Pair], sampled: Seq
 def train_dpo(
     policy: LanguageModel,
     pairs: Sequence[Pair],
-    reference: Floats,
+    reference: Float32Array,
     recipe: DPO,
     *,
     folder: Path,

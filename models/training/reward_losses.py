@@ -8,12 +8,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from models.core.arrays import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
-Floats = NDArray[np.float64]
 Loss = Literal["bradley_terry", "regression", "ordinal"]
 
 
@@ -68,7 +68,7 @@ def ordinal_head() -> "type[torch.nn.Module]":
     return OrdinalHead
 
 
-def information(loss: Loss, rewards: Floats, scores: Floats, thresholds: Floats) -> Floats:
+def information(loss: Loss, rewards: FloatArray, scores: FloatArray, thresholds: FloatArray) -> FloatArray:
     """Return what each text's label says of its reward, the expected −∂²log p/∂r², shape (N,).
 
     `scores` are of unit spread, `thresholds` those of the levels: what the two losses over single texts need.

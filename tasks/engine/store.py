@@ -16,9 +16,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import Field
 
+from models.core.arrays import Float32Array
 from models.core.cache import sha256_of
 from models.core.data import Row, from_frame, to_frame
 from models.core.errors import ConfigError, NinefoldError
@@ -93,7 +93,7 @@ class Store:
             writer.values.flush()
             writer.stored(self._put(kind, path, shape[0]))
 
-    def matrix(self, ref: Ref) -> NDArray[np.float32]:
+    def matrix(self, ref: Ref) -> Float32Array:
         """Return a stored matrix, memory-mapped read-only."""
         return np.asanyarray(np.load(self.path(ref), mmap_mode="r", allow_pickle=False))
 
@@ -256,7 +256,7 @@ def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 class MatrixWriter:
     """A matrix being written; assign rows through `values`."""
 
-    def __init__(self, values: NDArray[np.float32]) -> None:
+    def __init__(self, values: Float32Array) -> None:
         self.values: np.memmap[tuple[int, int], np.dtype[np.float32]] = values  # type: ignore[assignment]
         self._ref: Ref | None = None
 

@@ -5,10 +5,11 @@ from functools import partial
 
 import numpy as np
 
+from models.core.arrays import FloatArray
 from models.core.data import Response, Score
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats
+from models.evaluators.base import Evaluator, Examples, FitContext
 from models.metrics.agreement import concentration, numbered
 from tasks.engine.caching import stage
 from tasks.engine.ray_cluster import run_remote
@@ -102,7 +103,7 @@ def _score(
 
 
 def _facts(
-    evaluator: Evaluator, rows: Sequence[Response], scores: Sequence[Score], members: Floats, temperature: float
+    evaluator: Evaluator, rows: Sequence[Response], scores: Sequence[Score], members: FloatArray, temperature: float
 ) -> dict[str, float]:
     parsed, found = np.isfinite(members.mean(axis=0)), np.array([one.score for one in scores])
     prompt = numbered([r.prompt_id for r in rows])

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.pairwise import PairAcquisition
+from models.core.arrays import BoolArray
 from models.core.data import Label, Response, Selection
 from models.core.errors import ConfigError
 from models.core.randomness import stream
@@ -83,7 +83,7 @@ def _pool(
         seen.add((response.prompt_id, response.text))
     prompt = numbered([r.prompt_id for r in responses])
     scores = store().matrix(members).astype(np.float64) if members is not None else None
-    unparsed: NDArray[np.bool_] = np.zeros(len(responses), dtype=bool)
+    unparsed: BoolArray = np.zeros(len(responses), dtype=bool)
     if scores is not None:
         # a judgement that could not be parsed says nothing: the tuple is not picked, and counts as average meanwhile
         unparsed = np.logical_not(np.isfinite(scores).all(axis=0))

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import Float32Array
 from models.core.data import Label, Response, ScoredExample, usable_comparisons, usable_scores
 from models.core.registry import Frozen
 from models.evaluators.base import Examples
@@ -78,7 +78,7 @@ def _joined(parts: Sequence[Examples]) -> Examples:
     )
 
 
-def anchors(history: Sequence[Batch], current: Ref) -> NDArray[np.float32] | None:
+def anchors(history: Sequence[Batch], current: Ref) -> Float32Array | None:
     """Return the vectors labelled in pools other than the current one; None if there are none."""
     found = []
     for batch in history:

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.core.arrays import FloatArray
 from models.core.data import Response
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
@@ -15,8 +15,8 @@ from tasks.policy.policy_ref import Policy
 class Sums(NamedTuple):
     """What `likelihood` has stored: Σ log π in nats and the number of tokens that it is over, shape (N,) each."""
 
-    logprob: NDArray[np.float64]
-    tokens: NDArray[np.float64]
+    logprob: FloatArray
+    tokens: FloatArray
 
 
 @stage(version=2)

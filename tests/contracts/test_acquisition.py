@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from models.acquisition.apl import Apl
 from models.acquisition.base import Acquisition, Pool
@@ -22,6 +21,7 @@ from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.predictive_entropy import PredictiveEntropy
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.uniform import Uniform
+from models.core.arrays import Float32Array
 from models.core.registry import plugins_of
 from ninefold.testing import check_acquisition, make_pool
 
@@ -78,7 +78,7 @@ def test_an_input_that_is_not_finite_is_refused_by_name(strategy: Acquisition, f
         strategy.select(pool, 3, np.random.default_rng(0))
 
 
-def naive(vectors: NDArray[np.float32], k: int, centres: list[int]) -> list[int]:
+def naive(vectors: Float32Array, k: int, centres: list[int]) -> list[int]:
     """The textbook loop: all distances to every new centre."""
     distance = np.min([np.linalg.norm(vectors - vectors[c], axis=1) for c in centres], axis=0)
     picked: list[int] = []

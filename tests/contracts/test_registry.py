@@ -67,11 +67,12 @@ def test_a_strategy_dropped_in_as_one_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "models" / "acquisition" / "longest.py").write_text(
         "from typing import Literal\n"
         "import numpy as np\n"
-        "from models.acquisition.base import Acquisition, Floats, Pool\n\n\n"
+        "from models.acquisition.base import Acquisition, Pool\n"
+        "from models.core.arrays import FloatArray\n\n\n"
         "class Longest(Acquisition):\n"
         '    """Ask about the longest responses."""\n\n'
         '    kind: Literal["longest"] = "longest"\n\n'
-        "    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:\n"
+        "    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:\n"
         "        return pool.tokens.astype(float)\n"
     )
     script = (

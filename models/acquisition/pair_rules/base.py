@@ -4,23 +4,20 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
+from models.core.arrays import BoolArray, FloatArray, IntArray
 from models.core.errors import ConfigError
 from models.core.registry import Plugin
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Beta = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean")]
 
 
 class PairIndices(NamedTuple):
     """The columns of the first and the second response, one entry per prompt; never the same."""
 
-    first: Rows
-    second: Rows
+    first: IntArray
+    second: IntArray
 
 
 @dataclass(frozen=True)
@@ -31,27 +28,27 @@ class CandidateScores:
     means nothing.
     """
 
-    present: Mask
-    members: Floats | None = None
+    present: BoolArray
+    members: FloatArray | None = None
 
     @property
-    def mean(self) -> Floats:
+    def mean(self) -> FloatArray:
         """Return μ, shape (P, M)."""
         return np.asarray(self.scores.mean(axis=0))
 
     @property
-    def std(self) -> Floats:
+    def std(self) -> FloatArray:
         """Return s, the standard deviation over members, shape (P, M)."""
         return np.asarray(self.scores.std(axis=0))
 
     @property
-    def scores(self) -> Floats:
+    def scores(self) -> FloatArray:
         """Return the members; raise ConfigError if there is no evaluator yet."""
         if self.members is None:
             raise ConfigError("this pair rule needs the scores of an evaluator trained on earlier labels")
         return self.members
 
-    def thompson_sample(self, rng: np.random.Generator) -> Floats:
+    def thompson_sample(self, rng: np.random.Generator) -> FloatArray:
         """Return the scores by one member per prompt, drawn at random (Thompson sampling), shape (P, M)."""
         member = rng.integers(len(self.scores), size=len(self.present))
         return self.scores[member, np.arange(len(self.present))]
@@ -67,7 +64,7 @@ class PairRule(Plugin):
         raise NotImplementedError
 
 
-def best(values: Floats, present: Mask, rng: np.random.Generator) -> Rows:
+def best(values: FloatArray, present: BoolArray, rng: np.random.Generator) -> IntArray:
     """Return the present column of the largest value in each row, ties broken at random."""
     masked = np.where(present, values, -np.inf)
     top = masked == masked.max(axis=1, keepdims=True)
@@ -77,19 +74,19 @@ def best(values: Floats, present: Mask, rng: np.random.Generator) -> Rows:
     return np.asarray(found, dtype=np.int64)
 
 
-def without(present: Mask, column: Rows) -> Mask:
+def without(present: BoolArray, column: IntArray) -> BoolArray:
     """Return `present` with one column of each row taken out."""
     left = present.copy()
     left[np.arange(len(left)), column] = False
     return left
 
 
-def at(values: Floats, column: Rows) -> Floats:
+def at(values: FloatArray, column: IntArray) -> FloatArray:
     """Return one column of each row, shape (P, 1)."""
     return values[np.arange(len(values)), column][:, None]
 
 
-def preference_interval_width(gap: Floats, width: Floats) -> Floats:
+def preference_interval_width(gap: FloatArray, width: FloatArray) -> FloatArray:
     """Return σ(u_i − l_j) − σ(l_i − u_j), the interval of a preference's probability.
 
     `gap` is μ_i − μ_j and `width` the sum of the bounds' reaches β(s_i + s_j); both of any one shape.

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.acquisition.bal_pm import BalPm
@@ -17,11 +16,12 @@ from models.acquisition.neighbours import clusters, nearest, neighbour_distances
 from models.acquisition.predictive_entropy import PredictiveEntropy
 from models.acquisition.typiclust import TypiClust
 from models.acquisition.uniform import Uniform
+from models.core.arrays import FloatArray, IntArray
 
 RNG = np.random.default_rng
 
 
-def pool_of(vectors: NDArray[np.float64], **values: object) -> Pool:
+def pool_of(vectors: FloatArray, **values: object) -> Pool:
     nothing = np.zeros(len(vectors), dtype=bool)
     pool = Pool(
         ids=[f"t{n:04}" for n in range(len(vectors))],
@@ -33,7 +33,7 @@ def pool_of(vectors: NDArray[np.float64], **values: object) -> Pool:
     return replace(pool, **values)  # type: ignore[arg-type]
 
 
-def blobs(sizes: list[int], *, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def blobs(sizes: list[int], *, seed: int = 0) -> tuple[FloatArray, IntArray]:
     rng = RNG(seed)
     centres = rng.normal(size=(len(sizes), 4)) * 30
     of = np.repeat(np.arange(len(sizes)), sizes)
@@ -62,7 +62,7 @@ def test_typiclust_goes_where_nothing_is_labelled() -> None:
     assert of[rows_of(pool, TypiClust().select(pool, 1, RNG(0)))].tolist() == [2]
 
 
-def herding_by_loop(vectors: NDArray[np.float64], count: int, bandwidth: float) -> list[int]:
+def herding_by_loop(vectors: FloatArray, count: int, bandwidth: float) -> list[int]:
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
     kernel = np.exp(-(distances**2) / (2 * bandwidth**2))
     covered, picked = np.zeros(len(vectors)), list[int]()

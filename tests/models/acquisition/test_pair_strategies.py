@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.special import digamma, expit
 
 from models.acquisition.apl import Apl
@@ -21,6 +20,7 @@ from models.acquisition.pair_variance import PairVariance
 from models.acquisition.pairwise import Pairs, candidates
 from models.acquisition.pref_entropy import PrefEntropy
 from models.acquisition.sharp import Sharp
+from models.core.arrays import FloatArray
 from models.core.data import Selection
 
 RNG = np.random.default_rng
@@ -49,13 +49,13 @@ def prompts_of(pool: Pool, picks: list[Selection]) -> list[int]:
     return list(dict.fromkeys(int(pool.prompt[pool.ids.index(p.response_id)]) for p in picks))
 
 
-def preferences(pool: Pool) -> NDArray[np.float64]:
+def preferences(pool: Pool) -> FloatArray:
     """p^e of each prompt's first response over its second, up to the order of the two."""
     assert pool.scores is not None
     return expit(pool.scores[:, 0::2] - pool.scores[:, 1::2])
 
 
-def h(p: NDArray[np.float64]) -> NDArray[np.float64]:
+def h(p: FloatArray) -> FloatArray:
     return -p * np.log(p) - (1 - p) * np.log(1 - p)
 
 

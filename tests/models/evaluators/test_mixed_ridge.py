@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from models.core.arrays import IntArray
 from models.core.data import Response
 from models.core.rubric import Rubric
 from models.evaluators.base import Examples, FitContext
@@ -46,7 +46,7 @@ def test_two_labels_a_prompt_of_pure_noise_are_not_taken_for_signal() -> None:
     """Rows that share their prompt's mean are near mirror images: leaving out one would leave its answer in."""
     group = np.repeat(np.arange(60), 2)
 
-    def explained(apart: NDArray[np.int64]) -> float:
+    def explained(apart: IntArray) -> float:
         found = []
         for seed in range(12):
             table = within(RNG(seed).normal(size=(120, 41)), group, 10.0)

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from models.core.arrays import FloatArray
 from models.metrics.crossed import Crossed, crossed_mean, independent_seeds
 
-Floats = NDArray[np.float64]
 REPEATS, PROMPTS = 1000, 40
 # standard deviations over seeds, prompts and the rest
 WORLDS = {
@@ -21,7 +20,7 @@ WORLDS = {
 }
 
 
-def table(rng: np.random.Generator, seeds: int, spread: tuple[float, float, float]) -> Floats:
+def table(rng: np.random.Generator, seeds: int, spread: tuple[float, float, float]) -> FloatArray:
     of_seed, of_prompt, rest = (
         rng.normal(0, s, n) for s, n in zip(spread, (seeds, PROMPTS, seeds * PROMPTS), strict=True)
     )
@@ -69,7 +68,7 @@ def test_nine_runs_of_a_grid_are_not_nine_seeds(spread: tuple[float, float, floa
     grid = [(one, two) for one in range(3) for two in range(3)][lacking:]
     first, second = np.array(grid).T
 
-    def made() -> Floats:
+    def made() -> FloatArray:
         selection, training, together = (rng.normal(0, s, n) for s, n in zip(spread, (3, 3, 9), strict=True))
         run = selection[first] + training[second] + together[3 * first + second]
         return np.asarray(run[:, None] + table(rng, len(grid), (0.0, 0.5, 1.0)))

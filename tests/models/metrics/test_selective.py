@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from models.core.arrays import FloatArray
 from models.core.data import HeldOutPrediction
 from models.core.rubric import Rubric
-from models.evaluators.base import Evaluator, Examples, FitContext, Floats
+from models.evaluators.base import Evaluator, Examples, FitContext
 from models.evaluators.length import Length
 from models.evaluators.training_data import FitOptions, PairwiseData, PointwiseData, cross_fit
 from models.metrics.agreement import calibration_error, coverage_risk
@@ -25,14 +26,16 @@ BENCH = FitContext(Checkpoint("nowhere"), Rubric(), Path("nowhere"), 0)
 class Recalls(Evaluator):
     """Knows by heart which tuples it was trained, and nothing else; without a kind it is no plugin."""
 
-    def fit(self, tuples: Examples, scores: Floats, context: FitContext) -> dict[str, float]:
+    def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         (context.folder / "prompts").write_text("\n".join(r.prompt_id for r in tuples.responses))
         return {}
 
-    def fit_pairs(self, first: Examples, second: Examples, preference: Floats, context: FitContext) -> dict[str, float]:
+    def fit_pairs(
+        self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
+    ) -> dict[str, float]:
         return self.fit(first, preference, context)
 
-    def predict(self, tuples: Examples, context: FitContext) -> Floats:
+    def predict(self, tuples: Examples, context: FitContext) -> FloatArray:
         known = set((context.folder / "prompts").read_text().split("\n"))
         return np.array([[float(r.prompt_id in known) for r in tuples.responses]])
 

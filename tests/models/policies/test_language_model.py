@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
+from models.core.arrays import Float32Array
 from models.core.data import Prompt
 from models.core.registry import plugins_of
 from models.generators.base import Generator
@@ -117,7 +117,7 @@ def test_only_the_beginning_of_a_long_text_is_read(tiny_model: LanguageModel) ->
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
 
 
-def _rows(batches: Iterator[tuple[list[int], NDArray[np.float32]]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _rows(batches: Iterator[tuple[list[int], Float32Array]]) -> Iterator[tuple[int, Float32Array]]:
     for rows, vectors in batches:
         yield from zip(rows, vectors, strict=True)
 

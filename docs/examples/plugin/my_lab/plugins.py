@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ninefold.plugins import Acquisition, Floats, MicroUsd, Needs, Oracle, Pool, Rubric, Verdict
+from ninefold.plugins import Acquisition, FloatArray, MicroUsd, Needs, Oracle, Pool, Rubric, Verdict
 
 
 class Longest(Acquisition):
@@ -19,7 +19,7 @@ class Longest(Acquisition):
         """Say that the numbers of tokens are needed."""
         return Needs(logprob=True)
 
-    def utility(self, pool: Pool, rng: np.random.Generator) -> Floats:
+    def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:
         """Return each response's number of tokens, shape (N,)."""
         return pool.tokens.astype(float)
 

@@ -12,7 +12,7 @@ from flows.config.experiment import Experiment
 from flows.config.loading import or_file
 from flows.evaluation.held_out import assess
 from flows.reporting.run import write_report
-from flows.runtime.workers import living
+from flows.runtime.workers import heartbeat
 from flows.steps import stages as steps
 from flows.steps.results import RunArtifacts
 from flows.tracking.run import arm_run
@@ -33,7 +33,7 @@ def proxy_reward(
     if one is named. Raises AtChance where the gate stops the run.
     """
     config = experiment
-    with living(), arm_run(config, sweep) as arm, force_from(restart_from):
+    with heartbeat(), arm_run(config, sweep) as arm, force_from(restart_from):
         base = steps.base_policy(config.policy)  # M_0
         prompts = load_prompts(
             config.prompts,

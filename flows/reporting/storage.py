@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.core.cache import sha256_of
+from models.core.files import whole
 from tasks.engine.locks import holding, stage_lock
 from tasks.engine.settings import settings
 from tasks.engine.store import store
@@ -73,9 +74,8 @@ def _finite(value: object) -> object:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _guarded(name: str) -> Any:  # noqa: ANN401
@@ -96,7 +96,6 @@ def _newest(name: str) -> Path:
         path = folder / file
         if not path.is_file() or sha256_of(path) != entry.sha256:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            shutil.copyfile(source / file, temporary)
-            temporary.replace(path)
+            with whole(path) as draft:
+                shutil.copyfile(source / file, draft)
     return folder

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Crashed
 from sqlalchemy.exc import OperationalError
 
 from flows.config.experiment import Experiment
-from flows.runtime.workers import POOL, arms_deployment, life_of
+from flows.runtime.workers import POOL, arms_deployment, heartbeat_lock
 from tasks.engine.locks import holding, stage_lock
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _died(arm: _Handed) -> str:
 
 
 def _lives(run: UUID) -> bool:
-    life = life_of(run)
+    life = heartbeat_lock(run)
     try:
         life.acquire(timeout=0)
     except (Timeout, OperationalError):  # a database that is not there says nothing of a run

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import psutil
 
 from flows.runtime.empty_databases import lay_prefect_database
-from flows.runtime.processes import Known, living, this_one
+from models.core.processes import ProcessId, alive_process, current
 from models.core.subprocesses import child_environment
 from tasks.engine.settings import settings
 
@@ -44,12 +44,12 @@ class Command(NamedTuple):
     """A command's server: its process, and the process of the command that it belongs to."""
 
     pid: int
-    owner: Known
+    owner: ProcessId
 
     @property
     def used(self) -> bool:
         """Whether the command still runs."""
-        return living(self.owner) is not None
+        return alive_process(self.owner) is not None
 
 
 def new_password() -> str:
@@ -75,7 +75,7 @@ class _Server:
         with socket.create_server((HOST, 0), backlog=256) as listening:  # who asks too early waits
             port = listening.getsockname()[1]
             self.api, self.password = f"http://{HOST}:{port}/api", new_password()
-            owner, since = this_one()
+            owner, since = current()
             arguments = [str(home), str(listening.fileno()), str(owner), str(since)]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", _MODULE, *arguments],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from flows.runtime.prefect_server import HOST, of_commands
-from flows.runtime.processes import Known, end, living
+from models.core.processes import ProcessId, alive_process, terminate
 from models.core.subprocesses import child_environment
 from tasks.engine.settings import settings
 
@@ -33,10 +33,10 @@ class Ports(NamedTuple):
 class Servers(NamedTuple):
     """What is up: the process that keeps the servers, all that it has started, each with its start, and the ports."""
 
-    keeper: Known
+    keeper: ProcessId
     mlflow_port: int
     prefect_port: int
-    children: tuple[Known, ...] = ()
+    children: tuple[ProcessId, ...] = ()
     runs_page: str = ""  # the link to MLflow's table of runs
     deployed: str = ""
     password: str = ""  # of Prefect's server and pages
@@ -60,7 +60,7 @@ class Servers(NamedTuple):
 def servers() -> Servers | None:
     """Return this home's servers if they are up, all of them."""
     found = _recorded()
-    return found if found is not None and found.ready and living(found.keeper) else None
+    return found if found is not None and found.ready and alive_process(found.keeper) else None
 
 
 def start(ports: Ports, deployments: Path) -> Servers:
@@ -102,7 +102,7 @@ def stop() -> bool:
     found = _recorded()
     if found is None:
         return bool(left)
-    keeper, deadline = living(found.keeper), time.monotonic() + 2 * STOPPING
+    keeper, deadline = alive_process(found.keeper), time.monotonic() + 2 * STOPPING
     if keeper is None:
         try:
             with keeper_lock():
@@ -115,7 +115,7 @@ def stop() -> bool:
         raise ChildProcessError(f"process {keeper.pid} keeps the servers up and is another user's: ask them") from error
     except psutil.NoSuchProcess:
         pass  # it has just ended by itself
-    while living(found.keeper) is not None:
+    while alive_process(found.keeper) is not None:
         if time.monotonic() > deadline:
             raise ChildProcessError(f"the servers do not stop: kill process {keeper.pid}, then ninefold down again")
         time.sleep(0.2)
@@ -125,8 +125,8 @@ def stop() -> bool:
 def clear_left() -> bool:
     """End what a keeper that was killed has left, and forget it; whether there was anything."""
     found = _recorded()
-    left = [known for known in (found.children if found else ()) if living(known)]
-    end(left, patience=STOPPING)
+    left = [known for known in (found.children if found else ()) if alive_process(known)]
+    terminate(left, patience=STOPPING)
     record_file().unlink(missing_ok=True)
     return bool(left)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.runtime.prefect_server import HOST, closed, new_password
-from flows.runtime.processes import Known, end, family, kill_group, this_one
 from flows.runtime.servers import POOL, STOPPING, Ports, Servers, clear_left, keeper_lock, port_taken, record_file
 from models.core.errors import ConfigError
-from models.core.subprocesses import child_environment
+from models.core.files import whole
+from models.core.processes import ProcessId, current, descendants, kill_group, terminate
+from models.core.subprocesses import child_environment, healthy
 from tasks.engine.settings import settings
 
 _STARTING = 180.0  # seconds
@@ -53,7 +54,7 @@ class _Keeper:
                 raise ConfigError(
                     f"port {port} on {HOST} is taken: choose another with --mlflow-port or --prefect-port"
                 )
-        self.up = Servers(this_one(), *ports, password=new_password())
+        self.up = Servers(current(), *ports, password=new_password())
         self.children: list[subprocess.Popen[bytes]] = []
 
     def keep(self, deployments: Path, runs_page: Callable[[int], str]) -> Iterator[str]:
@@ -81,7 +82,7 @@ class _Keeper:
                 signal.signal(impatient, signal.SIG_IGN)
             with suppress(OSError):  # the home may be gone, or the disk full: what runs must end
                 self._record(ready=False)
-            end([k for k in self.up.children if k[0] in self._leaders()], self.up.children, patience=STOPPING)
+            terminate([k for k in self.up.children if k[0] in self._leaders()], self.up.children, patience=STOPPING)
             for child in self.children:
                 kill_group(child.pid)
                 child.wait()
@@ -90,19 +91,18 @@ class _Keeper:
     def _leaders(self) -> list[int]:
         return [child.pid for child in self.children]
 
-    def _family(self) -> tuple[Known, ...]:
+    def _family(self) -> tuple[ProcessId, ...]:
         """Return the servers and all that they have started: a run of the worker's has a session of its own."""
-        return family(self._leaders())
+        return descendants(self._leaders())
 
     def _record(self, **changed: Any) -> None:  # noqa: ANN401
         """Write what is up where other processes look, whole or not at all."""
         now = self.up._replace(**changed)
         if now != self.up or not record_file().exists():
             self.up = now
-            draft = record_file().with_suffix(".new")
-            draft.touch(mode=0o600)  # it holds the password
-            draft.write_text(json.dumps(now._asdict()), encoding="utf-8")
-            draft.replace(record_file())
+            with whole(record_file()) as draft:
+                draft.touch(mode=0o600)  # it holds the password
+                draft.write_text(json.dumps(now._asdict()), encoding="utf-8")
 
     def _start(self, deployments: Path) -> Iterator[str]:
         from flows.runtime.deployments import deploy, make_pool  # Prefect reads its settings when it is imported
@@ -137,15 +137,7 @@ class _Keeper:
 
 def _wait(child: "subprocess.Popen[bytes]", url: str) -> None:
     """Return when a server answers; raise ChildProcessError if it ends, TimeoutError if it takes too long."""
-    import httpx
-
-    deadline, answers = time.monotonic() + _STARTING, False
-    with httpx.Client(timeout=5) as client:
-        while not answers:
-            with suppress(httpx.TransportError):
-                answers = client.get(url).is_success
-            if child.poll() is not None:
-                raise ChildProcessError(f"the server for {url} has ended, see above: `ninefold doctor` may know why")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} did not answer within {_STARTING:.0f} s")
-            time.sleep(0.0 if answers else 0.2)
+    if not healthy(child, url, seconds=_STARTING):
+        if child.poll() is not None:
+            raise ChildProcessError(f"the server for {url} has ended, see above: `ninefold doctor` may know why")
+        raise TimeoutError(f"{url} did not answer within {_STARTING:.0f} s")

@@ -135,20 +135,20 @@ def arms_deployment(client: "SyncPrefectClient") -> UUID:
     )
 
 
-def life_of(run: object) -> KeyLock:
+def heartbeat_lock(run: object) -> KeyLock:
     """Return the lock that a flow run of a deployment holds while its process lives."""
     return stage_lock(f"flow run {run}")
 
 
 @contextmanager
-def living() -> Iterator[None]:
+def heartbeat() -> Iterator[None]:
     """Let whoever has handed this flow run out know that its process lives, while the block runs."""
     from prefect.runtime import deployment, flow_run
 
     if deployment.id is None:
         yield
         return
-    life, over = life_of(flow_run.id), Event()
+    life, over = heartbeat_lock(flow_run.id), Event()
     pulse = Thread(target=_beat, args=(life, over), name="living", daemon=True)
     with holding(life):
         pulse.start()

@@ -6,8 +6,10 @@ What a command holds of a GPU is not to stay taken.
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -84,3 +86,18 @@ def watched(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def healthy(process: "subprocess.Popen[bytes]", url: str, *, seconds: float) -> bool:
+    """Wait until a server's health page answers, and return True; False if its process ends or the time is over.
+
+    No proxy is asked: the server is on this machine.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), direct.open(url, timeout=5) as answer:
+            if answer.status < 400:
+                return True
+        time.sleep(0.2)
+    return False

@@ -8,9 +8,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +22,7 @@ from models.core.data import Prompt, Response
 from models.core.errors import ConfigError, ProcessError
 from models.core.event_loop import run
 from models.core.randomness import seed_of
-from models.core.subprocesses import watched
+from models.core.subprocesses import healthy, watched
 from models.generators.base import Generator, response_of
 from models.policies.chat_template import Renderer
 from models.policies.checkpoint import CACHE, Checkpoint
@@ -183,20 +180,10 @@ def command() -> Path:
 
 
 def _wait(process: "subprocess.Popen[bytes]", health: str, log: Path) -> None:
-    """Return when the server is healthy; raise RuntimeError with the end of its log if it ends or takes too long."""
-    deadline = time.monotonic() + _STARTING
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            with direct.open(health, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            if process.poll() is not None or time.monotonic() > deadline:
-                state = f"ended ({process.returncode})" if process.poll() is not None else "is not ready"
-                raise ProcessError(
-                    f"vLLM's server {state} before it was asked anything; it said last: {_end(log)}"
-                ) from None
-        time.sleep(0.5)
+    """Return when the server is healthy; raise ProcessError with the end of its log if it ends or takes too long."""
+    if not healthy(process, health, seconds=_STARTING):
+        state = f"ended ({process.returncode})" if process.poll() is not None else "is not ready"
+        raise ProcessError(f"vLLM's server {state} before it was asked anything; it said last: {_end(log)}")
 
 
 def _end(log: Path) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from models.core.data import LabelStatus
 from models.core.errors import ConfigError
+from models.core.files import whole
 from models.labelling.label_studio import Line, annotations
 from models.ledger.tables import Question
 
@@ -57,15 +58,13 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     """Write a .csv or .jsonl file, whole or not at all."""
     if file.suffix not in {".csv", ".jsonl"}:
         raise ConfigError(f"{file} must end in .csv or .jsonl")
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as out:
+    with whole(file) as draft, draft.open("w", encoding="utf-8", newline="") as out:
         if file.suffix == ".csv":
             writer = csv.DictWriter(out, columns)
             writer.writeheader()
             writer.writerows(rows)
         else:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(file)
 
 
 def read_lines(file: Path) -> list[Line]:

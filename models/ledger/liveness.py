@@ -15,12 +15,13 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from models.core.processes import is_alive
+
 PEOPLE = "people"  # who answer in their own time: what they hold is never given up
 # A reservation whose holder cannot be seen at all (another machine, and SQLite) is given up after this long.
 LEASE_SECONDS = 900.0
 GRACE_SECONDS = 20.0  # that a holder is seen to be absent before it is given up: its session may have to be opened anew
 _BEAT_SECONDS = 5.0
-_CLOCK_STEP_SECONDS = 60.0
 _WITH_SESSION = "+"  # of a place, as earlier versions do not write it, whose holders have no session
 # A holder whose machine is gone, or cut off, is found out within a minute and a half.
 KEEPALIVE = (
@@ -135,14 +136,7 @@ def alive(holder: str, reserved_at: float, away: frozenset[str] | None = None) -
     place, here = marked.removesuffix(_WITH_SESSION), _place()
     if place != here:
         return _lives_elsewhere(holder, reserved_at, away if place != marked else None)
-    try:
-        process = psutil.Process(int(pid))
-        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and whoever started it has not looked
-            return False
-        # the start time is computed from the wall clock, which may be stepped
-        return abs(process.create_time() - float(started)) < _CLOCK_STEP_SECONDS
-    except psutil.NoSuchProcess:
-        return False
+    return is_alive((int(pid), float(started)))
 
 
 def _lives_elsewhere(holder: str, reserved_at: float, away: frozenset[str] | None) -> bool:

@@ -22,6 +22,7 @@ from models.core.arrays import Float32Array
 from models.core.cache import sha256_of
 from models.core.data import Row, from_frame, to_frame
 from models.core.errors import ConfigError, NinefoldError
+from models.core.files import whole
 from models.core.registry import Frozen
 from tasks.engine.settings import settings
 
@@ -116,12 +117,11 @@ class Store:
             copy = target / name
             if not self._is(copy, entry):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                temporary = copy.with_name(f".{uuid.uuid4().hex}")
-                try:
-                    os.link(source, temporary)
-                except OSError:
-                    shutil.copyfile(source, temporary)
-                temporary.replace(copy)
+                with whole(copy) as draft:
+                    try:
+                        os.link(source, draft)
+                    except OSError:
+                        shutil.copyfile(source, draft)
         return target
 
     def path(self, ref: Ref) -> Path:
@@ -154,12 +154,11 @@ class Store:
 
     def _fetch(self, remote: str, local: Path, ref: Ref) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
-        temporary = local.with_name(f".{uuid.uuid4().hex}")
         try:
-            self.fs.get_file(remote, str(temporary))
+            with whole(local) as draft:
+                self.fs.get_file(remote, str(draft))
         except FileNotFoundError as error:
             raise DamagedArtifact(f"artifact {ref.uri} is missing from {self.root}") from error
-        temporary.replace(local)
 
     def verify(self, ref: Ref) -> None:
         """Raise DamagedArtifact if the artifact, or any file of a stored folder, is missing or damaged."""

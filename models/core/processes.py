@@ -7,17 +7,22 @@ from contextlib import suppress
 
 import psutil
 
-Known = tuple[int, float]
+ProcessId = tuple[int, float]
 _CLOCK_STEP = 60.0  # seconds; a process's start is computed from the wall clock, which may be stepped
 
 
-def this_one() -> Known:
+def current() -> ProcessId:
     """Return the process that asks."""
     own = psutil.Process()
     return own.pid, own.create_time()
 
 
-def living(known: Known) -> psutil.Process | None:
+def is_alive(process_id: ProcessId) -> bool:
+    """Whether a process is alive and the same; one that is dead and not looked at yet is not."""
+    return alive_process(process_id) is not None
+
+
+def alive_process(known: ProcessId) -> psutil.Process | None:
     """Return a known process if it is alive and the same."""
     try:
         process = psutil.Process(known[0])
@@ -27,9 +32,9 @@ def living(known: Known) -> psutil.Process | None:
         return None
 
 
-def family(leaders: Iterable[int]) -> tuple[Known, ...]:
+def descendants(leaders: Iterable[int]) -> tuple[ProcessId, ...]:
     """Return living processes by number, and all that they have started, whatever session it is in."""
-    found: set[Known] = set()
+    found: set[ProcessId] = set()
     for leader in leaders:
         with suppress(psutil.Error):
             process = psutil.Process(leader)
@@ -39,10 +44,10 @@ def family(leaders: Iterable[int]) -> tuple[Known, ...]:
     return tuple(sorted(found))
 
 
-def end(leaders: Sequence[Known], others: Sequence[Known] = (), *, patience: float) -> None:
+def terminate(leaders: Sequence[ProcessId], others: Sequence[ProcessId] = (), *, patience: float) -> None:
     """Ask processes to end, and kill what is left after `patience` seconds: they, their groups, and the others."""
-    asked = [process for known in leaders if (process := living(known)) is not None]
-    started = family(process.pid for process in asked)
+    asked = [process for known in leaders if (process := alive_process(known)) is not None]
+    started = descendants(process.pid for process in asked)
     for process in asked:
         with suppress(psutil.Error):
             process.terminate()
@@ -50,7 +55,7 @@ def end(leaders: Sequence[Known], others: Sequence[Known] = (), *, patience: flo
     for process in asked:
         kill_group(process.pid)
     for known in {*started, *others}:
-        if (left := living(known)) is not None:
+        if (left := alive_process(known)) is not None:
             with suppress(psutil.Error):
                 left.kill()
 

@@ -42,23 +42,27 @@ Feedback = Literal["proxy", "oracle", "policy", "demonstrations", "none"]
 class Seeds(Frozen):
     """`selection` decides what is bought; `training` decides sampling, SFT, the evaluator and DPO."""
 
-    selection: NonNegativeInt = Field(0, description="what is bought")
-    training: NonNegativeInt = Field(0, description="sampling, SFT, evaluator, DPO")
+    selection: NonNegativeInt = Field(0, description="Seed of acquisition: it decides what is bought.")
+    training: NonNegativeInt = Field(0, description="Seed of everything else: sampling, SFT, evaluator, DPO.")
 
 
 class PolicyConfig(Frozen):
     """The language model: packaged, a local directory, or a hub id `org/name@revision`."""
 
     model: Annotated[str, FolderOrName] = Field(
-        description="packaged, a local directory, or a hub id `org/name@revision`"
+        description="The base model: packaged, a local directory, or a hub id `org/name@revision`."
     )
-    template: Template = Field("chat", description="the tokenizer's chat template, or the texts as they are")
+    template: Template = Field(
+        "chat", description="How prompt and response become tokens: by the tokenizer's chat template, or as plain text."
+    )
     dtype: ChosenDtype = Field(
         "auto",
         validate_default=True,
-        description="of the weights; auto: bfloat16 where a GPU or the processor computes it",
+        description="Type of the weights. `auto` is bfloat16 where a GPU or the processor computes in it, else float32.",
     )
-    max_prompt_tokens: PositiveInt = Field(512, description="longer prompts are set aside and named")
+    max_prompt_tokens: PositiveInt = Field(
+        512, description="Longest prompt, in tokens; longer ones are set aside and named in the report."
+    )
     sft: SFT = SFT()
 
 
@@ -69,31 +73,45 @@ class Labelling(Frozen):
     oracle: Annotated[Oracle, OneOf()]
     rubric: Rubric = Rubric()
     pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
-        "on_policy", description="what is asked about: M_1's responses, or the seed's own, raw or with levels balanced"
+        "on_policy",
+        description="What the oracle is asked about: M_1's responses, or the demonstrations', raw or with levels balanced.",
     )
-    queries: NonNegativeInt = Field(description="oracle queries in all, over all rounds and iterations")
-    max_micro_usd: MicroUsd = Field(description="micro-dollars in all, over all rounds and iterations")
-    max_tokens: PositiveInt = Field(NO_CAP, description="tokens in all, for oracles billed by the token")
+    queries: NonNegativeInt = Field(description="Most oracle queries, over all rounds and iterations. A hard cap.")
+    max_micro_usd: MicroUsd = Field(
+        description="Most micro-dollars for labels, over all rounds and iterations. A hard cap."
+    )
+    max_tokens: PositiveInt = Field(
+        NO_CAP, description="Most tokens for labels, for oracles billed by the token. A hard cap; no limit by default."
+    )
     rounds: PositiveInt = Field(
-        1, description="acquisition rounds in an iteration; the evaluator is refitted in between"
+        1, description="Acquisition rounds in an iteration; the evaluator is fitted again after each."
     )
-    concurrency: PositiveInt = Field(4, description="concurrent queries; does not change the result")
-    shuffle_labels: bool = Field(False, description="the control arm: permute the labels before the evaluator learns")
+    concurrency: PositiveInt = Field(4, description="Queries in flight at once. It does not change the result.")
+    shuffle_labels: bool = Field(
+        False, description="Whether labels are permuted before the evaluator is fitted: the control arm."
+    )
 
 
 class Evaluation(Frozen):
     """Held-out evaluation. Its queries are not the budget's: they measure, they train nothing."""
 
-    samples: int = Field(2, ge=2, description="answers per held-out prompt and policy; pairs need two")
+    samples: int = Field(2, ge=2, description="Answers that each policy gives to a held-out prompt; pairs need two.")
     pairwise_judge: Annotated[Oracle, OneOf()] | None = Field(
-        None, description="who compares M_2's answers with M_1's, in both orders; without, their scores decide who wins"
+        None,
+        description="A pairwise oracle that compares both policies' answers, in both orders; else scores decide.",
     )
     intermediate_checkpoints: NonNegativeInt = Field(
-        0, description="policies on DPO's way that oracle and evaluator score too, where there is one"
+        0, description="Policies between M_1 and M_2 that oracle and evaluator score too; none by default."
     )
-    best_of: NonNegativeInt = Field(0, description="answers of M_1 of which the evaluator picks one; 0: not measured")
-    oracle: Annotated[Oracle, OneOf()] | None = Field(None, description="labelling.oracle if not given")
-    max_micro_usd: MicroUsd = Field(description="micro-dollars that the evaluation's queries may cost")
+    best_of: NonNegativeInt = Field(
+        0, description="Answers of M_1 of which the evaluator picks the best; 0 measures nothing."
+    )
+    oracle: Annotated[Oracle, OneOf()] | None = Field(
+        None, description="The oracle that scores held-out answers; `labelling.oracle` by default."
+    )
+    max_micro_usd: MicroUsd = Field(
+        description="Most micro-dollars for the evaluation's queries. A hard cap, apart from the labels'."
+    )
 
     @model_validator(mode="after")
     def _pairwise_judge_compares(self) -> "Evaluation":
@@ -114,7 +132,9 @@ class Experiment(Frozen):
     pairs. `iterations` > 1 repeats from generation with the newest policy.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of the run, its report and its exports")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Name of the run, its report and its exports."
+    )
     seeds: Seeds = Seeds()
     prompts: Annotated[PromptSource, OneOf()]
     policy: PolicyConfig
@@ -123,9 +143,11 @@ class Experiment(Frozen):
     labelling: Labelling
     evaluator: Annotated[Evaluator, OneOf()] = Generative()
     gate: Gate = Gate()
-    feedback: Feedback = Field("proxy", description="who tells chosen from rejected")
+    feedback: Feedback = Field("proxy", description="Who decides which response of a pair is chosen.")
     dpo: DPO = DPO()
-    iterations: PositiveInt = Field(1, description="times generation, labelling and DPO are repeated")
+    iterations: PositiveInt = Field(
+        1, description="How many times generation, labelling and DPO run, each time from the newest policy."
+    )
     evaluation: Evaluation
 
     @property

@@ -34,18 +34,26 @@ class StudyArm(NamedTuple):
 class LabelEfficiency(Frozen):
     """Every strategy on the same recorded labels, the same splits and the same first batches."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="of its report")
-    labels: Replay = Field(description="what was recorded, and is bought again from the record")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Name of the study's report.")
+    labels: Replay = Field(description="The recorded labels, which are bought again from the record.")
     embedding: Annotated[Embedding, OneOf()]
-    policy: PolicyConfig | None = Field(None, description="whose hidden states, for embedding.kind policy")
+    policy: PolicyConfig | None = Field(
+        None, description="The policy whose hidden states are taken, for embedding.kind policy."
+    )
     evaluator: Annotated[Evaluator, OneOf()] = Linear()
     strategies: tuple[Annotated[Acquisition, OneOf()], ...] = Field(
-        min_length=1, description="compared with one another"
+        min_length=1, description="Strategies that are compared with one another."
     )
-    budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=3, description="labels in all, ascending")
-    seeds: int = Field(10, ge=2, description="paired: each fixes a split, a first batch and every draw")
-    responses_per_prompt: int = Field(16, ge=2, description="of the record, at most")
-    held_out: float = Field(0.3, gt=0, lt=1, description="share of the prompts")
+    budgets: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        min_length=3, description="Numbers of labels at which the evaluator is fitted, ascending."
+    )
+    seeds: int = Field(
+        10,
+        ge=2,
+        description="Number of seeds. Strategies are paired by seed: each fixes a split, a first batch and every draw.",
+    )
+    responses_per_prompt: int = Field(16, ge=2, description="Most prompts of the record that are used; all by default.")
+    held_out: float = Field(0.3, gt=0, lt=1, description="Share of the prompts that are held out.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LabelEfficiency":

@@ -21,25 +21,29 @@ Changes = dict[str, Any]
 class Sweep(Frozen):
     """Named arms and presets, each a set of changes to the `base` experiment, crossed with a grid and with seeds."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="of the sweep; its runs begin with it")
-    base: Path = Field(description="an experiment file, relative to this one")
-    presets: tuple[str, ...] = Field((), description="arms by the paper's names")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="Name of the sweep; the names of its runs begin with it."
+    )
+    base: Path = Field(description="The experiment file that arms change, relative to this file.")
+    presets: tuple[str, ...] = Field((), description="Arms by the paper's names.")
     arms: dict[str, Annotated[Changes, FieldsOf(Experiment)]] = Field(
-        {}, description="more arms: by name, fields and their values"
+        {}, description="More arms: by name, the fields that each changes and their values."
     )
     grid: Annotated[dict[str, tuple[Any, ...]], FieldsOf(Experiment)] = Field(
-        {}, description="fields and their values, every combination for every arm"
+        {}, description="Fields and their values; every combination is run for every arm."
     )
     seeds: tuple[NonNegativeInt, ...] = Field(
-        (0,), min_length=1, description="of selection, and of training too unless training_seeds are given"
+        (0,), min_length=1, description="Seeds of selection, and of training too unless training_seeds are given."
     )
     training_seeds: tuple[NonNegativeInt, ...] = Field(
-        (), description="crossed with seeds, so that the variance of the two can be told apart"
+        (), description="Seeds of training, crossed with `seeds`, so that the variance of the two can be told apart."
     )
     exclude: tuple[Changes, ...] = Field(
-        (), description="combinations to leave out: `arm`, `seed`, `training_seed`, or fields of the grid"
+        (), description="Combinations to leave out, by `arm`, `seed`, `training_seed` or fields of the grid."
     )
-    max_micro_usd: MicroUsd = Field(description="micro-dollars for all arms together, evaluation included")
+    max_micro_usd: MicroUsd = Field(
+        description="Most micro-dollars for all arms together, evaluation included. A hard cap."
+    )
 
 
 class SweepArm(NamedTuple):

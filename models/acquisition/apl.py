@@ -26,7 +26,7 @@ class Apl(PairAcquisition):
 
     kind: Literal["apl"] = "apl"
     pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
-    widen: float = Field(4.0, ge=1.0, description="m: how many times the batch is kept by entropy")
+    widen: float = Field(4.0, ge=1.0, description="m: the pool kept by entropy is so many times the batch.")
 
     @override
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:

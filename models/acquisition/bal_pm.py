@@ -23,8 +23,8 @@ class BalPm(PairAcquisition):
     ranks_by: ClassVar[Needs] = Needs(view="instruction", scores=True)
 
     kind: Literal["bal_pm"] = "bal_pm"
-    beta: NonNegativeFloat = Field(1.0, description="β, weight of the entropy of prompts")
-    neighbours: PositiveInt = Field(13, description="k")
+    beta: NonNegativeFloat = Field(1.0, description="β, the weight of the entropy of prompts.")
+    neighbours: PositiveInt = Field(13, description="k, the neighbours that a prompt's density is estimated from.")
     temperature: Temperature = 1.0
 
     @override

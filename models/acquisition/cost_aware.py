@@ -20,7 +20,7 @@ class CostAware(Acquisition):
 
     kind: Literal["cost_aware"] = "cost_aware"
     utility_of: Annotated[Acquisition, OneOf(late=True)] = Uniform()
-    gamma: NonNegativeFloat = Field(1.0, description="γ")
+    gamma: NonNegativeFloat = Field(1.0, description="γ: utility is divided by cost to this power; 0 ignores cost.")
 
     @property
     @override

@@ -20,8 +20,10 @@ class DOptimal(PairAcquisition):
     """
 
     kind: Literal["d_optimal"] = "d_optimal"
-    weight: Literal["one", "bernoulli"] = Field("one", description="w: 1, or p̄(1 − p̄)")
-    ridge: PositiveFloat = Field(1.0, description="λ")
+    weight: Literal["one", "bernoulli"] = Field(
+        "one", description="w, the weight of a pair's information: 1, or p̄(1 − p̄)."
+    )
+    ridge: PositiveFloat = Field(1.0, description="λ, the ridge of the information matrix.")
     temperature: Temperature = 1.0
 
     @property

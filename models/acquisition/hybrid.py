@@ -21,7 +21,7 @@ class Hybrid(Acquisition):
 
     kind: Literal["hybrid"] = "hybrid"
     uncertainty: Annotated[Acquisition, OneOf(late=True)] = Margin()
-    keep: float = Field(0.25, gt=0, le=1, description="share of the pool kept by uncertainty")
+    keep: float = Field(0.25, gt=0, le=1, description="Share of the pool that is kept by uncertainty before coverage.")
 
     @model_validator(mode="after")
     def _one_view(self) -> "Hybrid":

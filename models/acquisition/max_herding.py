@@ -21,8 +21,8 @@ class MaxHerding(Acquisition):
     """
 
     kind: Literal["max_herding"] = "max_herding"
-    width: PositiveFloat = Field(1.0, description="bandwidth, times the median distance")
-    reference: PositiveInt = Field(4096, description="tuples x' drawn")
+    width: PositiveFloat = Field(1.0, description="Bandwidth of the kernel, as a multiple of the median distance.")
+    reference: PositiveInt = Field(4096, description="Responses drawn to estimate the coverage.")
 
     @property
     @override

@@ -16,7 +16,9 @@ from models.core.data import Selection
 from models.core.errors import ConfigError
 from models.core.registry import OneOf
 
-Temperature = Annotated[PositiveFloat, Field(description="T of p = σ(difference of scores / T)")]
+Temperature = Annotated[
+    PositiveFloat, Field(description="T of the preference probability p = σ(difference of scores / T).")
+]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ class PredictiveEntropy(Acquisition):
     """
 
     kind: Literal["predictive_entropy"] = "predictive_entropy"
-    per_token: bool = Field(False, description="divide log-probabilities by their token counts")
+    per_token: bool = Field(False, description="Whether log-probabilities are divided by their token counts.")
 
     @property
     @override

@@ -15,7 +15,9 @@ class TypiClust(Acquisition):
     """|L| + b clusters; in the largest one with the fewest labels, the tuple of smallest mean kNN distance (2202.02794)."""
 
     kind: Literal["typiclust"] = "typiclust"
-    neighbours: PositiveInt = Field(20, description="k")
+    neighbours: PositiveInt = Field(
+        20, description="k, the nearest neighbours whose mean distance says how typical a response is."
+    )
 
     @property
     @override

@@ -14,7 +14,7 @@ class Uniform(Acquisition):
     """Ask about tuples drawn uniformly without replacement; `stratified` takes one of each prompt first."""
 
     kind: Literal["random"] = "random"
-    stratified: bool = Field(False, description="one of each prompt first")
+    stratified: bool = Field(False, description="Whether one response of each prompt comes first.")
 
     @override
     def utility(self, pool: Pool, rng: np.random.Generator) -> FloatArray:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from models.core.registry import Frozen
 
-MicroUsd = Annotated[int, Field(ge=0, description="micro-dollars: 1_000_000 is one dollar")]
+MicroUsd = Annotated[int, Field(ge=0, description="Micro-dollars: 1_000_000 is one dollar.")]
 
 MICRO = 1_000_000
 NO_CAP = 2**62  # of tokens, where none is set
@@ -50,7 +50,9 @@ class Prices(Frozen):
 
     input: MicroUsd
     output: MicroUsd
-    cached: MicroUsd | None = Field(None, description="input tokens that the server had cached; `input` if not given")
+    cached: MicroUsd | None = Field(
+        None, description="Price of input tokens that the server had cached; that of `input` by default."
+    )
 
     def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
         """Return the price of one call, in micro-dollars, rounded up. `input_tokens` include the cached ones."""

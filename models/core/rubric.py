@@ -47,7 +47,7 @@ SCORE_LINE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECA
 class Rubric(Frozen):
     """A criterion: what the oracle and the evaluator are asked to judge."""
 
-    name: RubricName = Field("additive", description="the criterion")
+    name: RubricName = Field("additive", description="The criterion by which responses are judged.")
 
     @classmethod
     def every(cls) -> "list[Rubric]":

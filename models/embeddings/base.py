@@ -40,7 +40,7 @@ class Embedding(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    normalise: bool = Field(True, description="to unit length")
+    normalise: bool = Field(True, description="Whether vectors are scaled to unit length.")
 
     def shards(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:
         """Yield the vectors of distinct texts in shards, float32, of unit length where `normalise`."""

@@ -18,10 +18,16 @@ class PolicyEmbedding(Embedding):
     """
 
     kind: Literal["policy"] = "policy"
-    pooling: Pooling = Field("last", description="of the hidden states: mean over tokens, or the last")
-    layers: PositiveInt | None = Field(None, description="run only the first so many of the policy's layers")
-    max_tokens: PositiveInt | None = Field(None, description="read only the first so many tokens of a text")
-    batch_size: int = Field(16, description="texts at once")
+    pooling: Pooling = Field(
+        "last", description="How hidden states become one vector: their mean over tokens, or that of the last token."
+    )
+    layers: PositiveInt | None = Field(
+        None, description="Run only this many of the policy's first layers; all by default."
+    )
+    max_tokens: PositiveInt | None = Field(
+        None, description="Read only this many first tokens of a text; all by default."
+    )
+    batch_size: int = Field(16, description="Texts embedded at once. It does not change the result.")
 
     @property
     @override

@@ -47,10 +47,10 @@ class SentenceEmbedding(Embedding):
 
     kind: Literal["sentence"] = "sentence"
     model: Annotated[str, FolderOrName] = Field(
-        PACKAGED_SENTENCE_MODEL, description="packaged, a local directory, or a hub id"
+        PACKAGED_SENTENCE_MODEL, description="The encoder: packaged, a local directory, or a hub id."
     )
-    dtype: Dtype = Field("float32", description="of the weights")
-    batch_size: int = Field(64, description="texts at once")
+    dtype: Dtype = Field("float32", description="Type of the encoder's weights.")
+    batch_size: int = Field(64, description="Texts embedded at once. It does not change the result.")
 
     @override
     def encode(self, texts: Sequence[str], policy: LanguageModel | None) -> Iterator[Shard]:

@@ -34,10 +34,16 @@ class Generative(Judge):
     supports_zero_shot: ClassVar[bool] = True
 
     kind: Literal["generative"] = "generative"
-    read: Literal["expected", "sampled"] = Field("expected", description="expected value, or mean of samples")
-    judgements: PositiveInt = Field(3, description="sampled ones")
+    read: Literal["expected", "sampled"] = Field(
+        "expected",
+        description="How a score is read: its expected value over the score's token, or the mean of sampled judgements.",
+    )
+    judgements: PositiveInt = Field(
+        3, description="Number of judgements sampled for each response, with `read: sampled`."
+    )
     eft_examples: Literal["none", "raw", "balanced"] = Field(
-        "none", description="off-policy examples of the prompt source mixed in: as they are, or every level as often"
+        "none",
+        description="Off-policy examples mixed into training: none, as they are, or every level as often.",
     )
 
     @property

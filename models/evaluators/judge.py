@@ -28,13 +28,13 @@ class Judge(Evaluator):
 
     training: SFT = SFT(learning_rate=3e-4, epochs=4.0)
     start: Literal["policy", "base"] = Field(
-        "policy", description="what is trained to judge: M_1, or the base model M_0"
+        "policy", description="What is trained to judge: M_1, or the base model M_0."
     )
-    ensemble: PositiveInt = Field(1, description="members, each of which judges every text")
+    ensemble: PositiveInt = Field(1, description="Members of the ensemble, each of which judges every text.")
     ensemble_by: Literal["adapters", "dropout"] = Field(
-        "adapters", description="what members differ in: a training each, or what the one adapter's dropout drops"
+        "adapters", description="What members differ in: a training each, or what the one adapter's dropout drops."
     )
-    batch_size: PositiveInt = Field(16, description="texts at once")
+    batch_size: PositiveInt = Field(16, description="Texts judged at once. It does not change the result.")
 
     @model_validator(mode="after")
     def _something_to_drop(self) -> Self:

@@ -48,13 +48,15 @@ class Linear(Evaluator):
     feature_view: ClassVar[View | None] = "response"
 
     kind: Literal["linear"] = "linear"
-    loss: Literal["ridge", "bradley_terry"] = Field("ridge", description="what is minimised")
-    ensemble: PositiveInt = Field(16, description="members")
-    strength: PositiveFloat = Field(1.0, description="of the penalty; multiplies those that are tried")
-    prompt_effect: NonNegativeFloat = Field(10.0, description="variance of a prompt's level over that of the noise")
-    embedding: NonNegativeFloat = Field(1.0, description="weight of the embedding")
-    style: NonNegativeFloat = Field(0.5, description="weight of what a text looks like")
-    length: NonNegativeFloat = Field(1.0, description="weight of its length")
+    loss: Literal["ridge", "bradley_terry"] = Field("ridge", description="The loss that is minimised.")
+    ensemble: PositiveInt = Field(16, description="Members of the ensemble.")
+    strength: PositiveFloat = Field(1.0, description="Factor on the penalties that are tried.")
+    prompt_effect: NonNegativeFloat = Field(
+        10.0, description="Variance of a prompt's own level, as a multiple of the noise's; 0 leaves it out."
+    )
+    embedding: NonNegativeFloat = Field(1.0, description="Weight of the embedding among the features.")
+    style: NonNegativeFloat = Field(0.5, description="Weight of the text features (lists, digits, vocabulary).")
+    length: NonNegativeFloat = Field(1.0, description="Weight of the response's length.")
 
     @property
     @override

@@ -48,17 +48,18 @@ class RewardHead(Evaluator):
     exports_classifier: ClassVar[bool] = True
 
     kind: Literal["reward_head"] = "reward_head"
-    loss: Loss = Field("bradley_terry", description="comparisons, scores, or levels of scores")
+    loss: Loss = Field("bradley_terry", description="What is learned from: comparisons, scores, or levels of scores.")
     training: TrainingConfig = TrainingConfig(learning_rate=3e-4, epochs=2.0)
-    pairs_per_label: PositiveInt = Field(6, description="comparisons drawn per label")
+    pairs_per_label: PositiveInt = Field(6, description="Comparisons drawn for each label.")
     margin: bool = Field(
-        False, description="the better reward is to lead by the difference of the scores, in their spread"
+        False,
+        description="Whether the better reward is to lead by the difference of the scores, in units of their spread.",
     )
     center_rewards_coefficient: NonNegativeFloat = Field(
-        0.0, description="weight of (r + r')², which keeps rewards about 0 (2312.09244)"
+        0.0, description="Weight of (r + r')², which keeps rewards about 0 (2312.09244); TRL's name."
     )
-    ensemble: PositiveInt = Field(8, description="heads on the one trained trunk")
-    batch_size: PositiveInt = Field(32, description="texts at once")
+    ensemble: PositiveInt = Field(8, description="Heads of the ensemble on the one trained trunk.")
+    batch_size: PositiveInt = Field(32, description="Texts scored at once. It does not change the result.")
 
     @model_validator(mode="after")
     def _of_comparisons_alone(self) -> Self:

@@ -19,11 +19,16 @@ class Generator(Plugin):
 
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    samples: PositiveInt = Field(4, description="responses per prompt, k")
-    temperature: PositiveFloat = Field(0.7, description="of sampling")
-    top_p: float = Field(0.9, gt=0, le=1, description="share of the probability that is sampled from")
-    max_new_tokens: PositiveInt = Field(512, description="tokens of a response at most")
-    batch_size: PositiveInt = Field(32, description="sequences at once; does not enter the cache key")
+    samples: PositiveInt = Field(4, description="Responses per prompt, k.")
+    temperature: PositiveFloat = Field(0.7, description="Sampling temperature.")
+    top_p: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the probability that is sampled from (nucleus sampling); 1 samples from all of it.",
+    )
+    max_new_tokens: PositiveInt = Field(512, description="Most tokens of a response.")
+    batch_size: PositiveInt = Field(32, description="Sequences sampled at once. It does not enter the cache key.")
 
     def check(self) -> None:
         """Raise ConfigError, before anything is bought, if the engine is not there."""

@@ -51,9 +51,9 @@ class VLLM(Generator):
     execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size", "tensor_parallel", "memory_share"})
 
     kind: Literal["vllm"] = "vllm"
-    batch_size: PositiveInt = Field(256, description="requests in flight; does not enter the cache key")
-    tensor_parallel: PositiveInt = Field(1, description="GPUs that the model is spread over")
-    memory_share: float = Field(0.9, gt=0, le=1, description="of a GPU's memory that the server takes")
+    batch_size: PositiveInt = Field(256, description="Requests in flight at once. It does not enter the cache key.")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that the model is spread over.")
+    memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the server takes.")
 
     @property
     @override

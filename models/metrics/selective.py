@@ -36,17 +36,22 @@ class Gate(Frozen):
     """
 
     folds: int = Field(
-        4, ge=2, description="parts that the bought labels are cut into; one more evaluator is trained for each"
+        4, ge=2, description="Parts that the bought labels are cut into; one more evaluator is trained for each."
     )
-    on_failure: Literal["stop", "continue"] = Field("stop", description="if the evaluator is no better than chance")
-    calibration: Method = Field("temperature", description="from differences of scores to probabilities")
+    on_failure: Literal["stop", "continue"] = Field(
+        "stop",
+        description="What happens if the evaluator is no better than chance: the run stops, or goes on with all pairs.",
+    )
+    calibration: Method = Field("temperature", description="How differences of scores become probabilities.")
     min_confidence: float = Field(
         ANY_PAIR,
         ge=ANY_PAIR,
         lt=1.0,
-        description="least probability of a pair that the evaluator may label; 0.5 leaves out none",
+        description="Least probability of a pair that the evaluator may label; 0.5 leaves out none.",
     )
-    relabel_queries: NonNegativeInt = Field(0, description="of labelling.queries: kept for pairs under min_confidence")
+    relabel_queries: NonNegativeInt = Field(
+        0, description="Queries of labelling.queries that are kept for pairs under min_confidence."
+    )
 
 
 class Evidence(NamedTuple):

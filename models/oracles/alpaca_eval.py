@@ -34,12 +34,13 @@ class AlpacaEval(Oracle):
     description: ClassVar[str] = "AlpacaEval 2's judge: a response against a reference's answer"
 
     kind: Literal["alpaca_eval"] = "alpaca_eval"
-    endpoint: Endpoint = Field(_PUBLISHED, description="who answers; AlpacaEval 2's judge if not given")
+    endpoint: Endpoint = Field(_PUBLISHED, description="The server that judges; AlpacaEval 2's own judge by default.")
     annotator: Annotated[str, FolderOrName] = Field(
-        alpaca_eval.ANNOTATOR, description="a configuration of the package, or a folder with one"
+        alpaca_eval.ANNOTATOR, description="The annotator: a configuration of the package, or a folder with one."
     )
     reference: Path | None = Field(
-        None, description="JSON of instruction and output; none: AlpacaEval 2's own, from the hub"
+        None,
+        description="Reference answers, a JSON file of instruction and output; by default AlpacaEval 2's own.",
     )
 
     @override

@@ -59,15 +59,17 @@ class Endpoint(Frozen):
         {"key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
     )
 
-    model: str = Field(description="as the server calls it")
-    base_url: str = Field("https://api.openai.com/v1", description="of the OpenAI-compatible server")
-    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="variable that holds the key")
+    model: str = Field(description="Name of the model, as the server calls it.")
+    base_url: str = Field("https://api.openai.com/v1", description="URL of the OpenAI-compatible server.")
+    key_env: str = Field(
+        "OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key."
+    )
     prices: Prices
-    max_tokens: PositiveInt = Field(512, description="of a reply")
-    temperature: NonNegativeFloat = Field(0.0, description="of the judge")
-    timeout: PositiveFloat = Field(60.0, description="seconds")
-    requests_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
-    tokens_per_minute: PositiveInt | None = Field(None, description="at most; none: no limit")
+    max_tokens: PositiveInt = Field(512, description="Most tokens of a reply.")
+    temperature: NonNegativeFloat = Field(0.0, description="Sampling temperature of the judge.")
+    timeout: PositiveFloat = Field(60.0, description="Seconds that a call may take.")
+    requests_per_minute: PositiveInt | None = Field(None, description="Most calls per minute; no limit by default.")
+    tokens_per_minute: PositiveInt | None = Field(None, description="Most tokens per minute; no limit by default.")
 
     @field_validator("base_url")
     @classmethod

@@ -34,7 +34,9 @@ class Comparing(PairOracle):
 
     kind: Literal["comparing"] = "comparing"
     inner: Annotated[Oracle, OneOf(late=True)]
-    temperature: NonNegativeFloat = Field(0.0, description="0: the better one wins; T: by σ(Δ / T)")
+    temperature: NonNegativeFloat = Field(
+        0.0, description="T of the preference 2σ(Δ / T) − 1 of a difference of scores Δ; at 0 the better one wins."
+    )
 
     @property
     @override

@@ -24,10 +24,12 @@ class Human(Oracle):
     billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["human"] = "human"
-    asks: Literal["score", "better"] = Field("score", description="a score of one response, or which of two is better")
-    annotators: PositiveInt = Field(1, description="who judge each item")
-    micro_usd: MicroUsd = Field(description="micro-dollars for one person's judgement of one item")
-    panel: str = Field("", description="who they are: another panel's labels are other labels")
+    asks: Literal["score", "better"] = Field(
+        "score", description="What people are asked: a score of one response, or which of two is better."
+    )
+    annotators: PositiveInt = Field(1, description="People who judge each item.")
+    micro_usd: MicroUsd = Field(description="Micro-dollars for one person's judgement of one item.")
+    panel: str = Field("", description="Who the people are: labels of another panel are other labels.")
 
     @property
     @override

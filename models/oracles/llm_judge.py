@@ -61,11 +61,17 @@ class LLMJudge(Oracle):
 
     kind: Literal["llm_judge"] = "llm_judge"
     endpoint: Endpoint
-    structured: bool = Field(True, description="ask for JSON; for servers without json_schema set it to false")
-    read: Literal["stated", "expected"] = Field("stated", description="the score stated, or the expected one")
-    samples: PositiveInt = Field(1, description="judgements whose mean is the score")
-    attempts: PositiveInt = Field(2, description="calls for each sample until one can be read")
-    against_length: bool = Field(True, description="tell the judge that length is no merit")
+    structured: bool = Field(
+        True, description="Whether JSON is asked for; set it to false for servers without json_schema."
+    )
+    read: Literal["stated", "expected"] = Field(
+        "stated", description="How a score is read: as stated, or expected over the probabilities of its token."
+    )
+    samples: PositiveInt = Field(1, description="Judgements whose mean is the score.")
+    attempts: PositiveInt = Field(
+        2, description="Calls for each judgement until one can be read; then the query is quarantined."
+    )
+    against_length: bool = Field(True, description="Whether the judge is told that length is no merit.")
 
     @override
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:

@@ -47,9 +47,13 @@ class LLMPairs(PairOracle):
 
     kind: Literal["llm_pairs"] = "llm_pairs"
     endpoint: Endpoint
-    structured: bool = Field(True, description="ask for JSON; for servers without json_schema set it to false")
-    attempts: PositiveInt = Field(2, description="calls for each order until one can be read")
-    against_length: bool = Field(True, description="tell the judge that length is no merit")
+    structured: bool = Field(
+        True, description="Whether JSON is asked for; set it to false for servers without json_schema."
+    )
+    attempts: PositiveInt = Field(
+        2, description="Calls for each order until one can be read; then the query is quarantined."
+    )
+    against_length: bool = Field(True, description="Whether the judge is told that length is no merit.")
 
     @override
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:

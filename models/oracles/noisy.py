@@ -27,13 +27,15 @@ class Noisy(Oracle):
 
     kind: Literal["noisy"] = "noisy"
     inner: Annotated[Oracle, OneOf(late=True)]
-    seed: int = Field(0, description="of the noise")
-    label_noise: NonNegativeFloat = Field(0.0, description="standard deviation added to the score")
-    flip: Probability = Field(0.0, description="probability that the score's sign is reversed")
-    garbage: Probability = Field(0.0, description="probability of a reply without a score")
-    fail: Probability = Field(0.0, description="probability that the call fails without being billed")
-    crash: Probability = Field(0.0, description="probability that the call raises after being billed")
-    latency: NonNegativeFloat = Field(0.0, description="seconds per query")
+    seed: int = Field(0, description="Seed of the noise.")
+    label_noise: NonNegativeFloat = Field(
+        0.0, description="Standard deviation of the noise that is added to the score."
+    )
+    flip: Probability = Field(0.0, description="Probability that the score's sign is reversed.")
+    garbage: Probability = Field(0.0, description="Probability of a reply without a score.")
+    fail: Probability = Field(0.0, description="Probability that the call fails without being billed.")
+    crash: Probability = Field(0.0, description="Probability that the call raises after being billed.")
+    latency: NonNegativeFloat = Field(0.0, description="Seconds that a query takes.")
 
     @property
     @override

@@ -35,12 +35,14 @@ class Replay(Oracle):
     billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["replay"] = "replay"
-    path: Path = Field(description="CSV, JSONL or Parquet")
-    prompt_column: str = Field("prompt", description="column of the prompt")
-    response_column: str = Field("response", description="column of the response")
-    label_column: str = Field("label", description="column of the label")
-    scale: Literal["as_recorded", "logit"] = Field("as_recorded", description="as it is, or log-odds")
-    price_column: str | None = Field(None, description="column of dollars paid")
+    path: Path = Field(description="Table of recorded labels: CSV, JSONL or Parquet.")
+    prompt_column: str = Field("prompt", description="Column of the prompt.")
+    response_column: str = Field("response", description="Column of the response.")
+    label_column: str = Field("label", description="Column of the label.")
+    scale: Literal["as_recorded", "logit"] = Field(
+        "as_recorded", description="How the label is read: as it is, or as log-odds."
+    )
+    price_column: str | None = Field(None, description="Column of the dollars paid.")
     micro_usd: MicroUsd = 0
 
     @override

@@ -30,10 +30,12 @@ class RewardModel(Oracle):
     billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["reward_model"] = "reward_model"
-    model: Annotated[str, FolderOrName] = Field(description="a local directory or a hub id")
-    template: Template = Field("chat", description="how prompt and response are rendered")
-    dtype: Dtype = Field("bfloat16", description="of the weights")
-    max_tokens: PositiveInt = Field(4096, description="of a text; longer ones are quarantined")
+    model: Annotated[str, FolderOrName] = Field(description="The reward model: a local directory or a hub id.")
+    template: Template = Field(
+        "chat", description="How prompt and response are rendered: by the chat template, or as plain text."
+    )
+    dtype: Dtype = Field("bfloat16", description="Type of the weights.")
+    max_tokens: PositiveInt = Field(4096, description="Most tokens of a text; longer ones are quarantined.")
     micro_usd: MicroUsd = 0
 
     @property

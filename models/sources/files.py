@@ -31,13 +31,17 @@ class Files(PromptSource):
     )  # `digest_inputs` has them
 
     kind: Literal["files"] = "files"
-    pool: Path = Field(description="prompts to generate from")
-    held_out: Path = Field(description="prompts of the evaluation")
-    demonstrations: Path | None = Field(None, description="demonstrations for SFT; none: the base model is M_1")
-    eft_examples: Path | None = Field(
-        None, description="answers with somebody's scores, for the evaluator's EFT examples"
+    pool: Path = Field(description="File of the pool's prompts, which responses are generated from.")
+    held_out: Path = Field(description="File of the held-out prompts, which the evaluation uses.")
+    demonstrations: Path | None = Field(
+        None, description="File of demonstrations for SFT; without one the base model is M_1."
     )
-    drop_duplicates: bool = Field(False, description="drop repeated prompts; they are refused otherwise")
+    eft_examples: Path | None = Field(
+        None, description="File of responses with somebody's scores, for evaluators that use EFT examples."
+    )
+    drop_duplicates: bool = Field(
+        False, description="Whether repeated prompts are dropped; they are refused otherwise."
+    )
 
     @property
     @override

@@ -38,19 +38,19 @@ class DatasetSpec(Frozen):
     """
 
     dataset: Annotated[str, FolderOrName] = Field(
-        description="a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files"
+        description="The dataset: a hub id `org/name@revision`, or a folder of JSONL, CSV or Parquet files."
     )
-    config: str | None = Field(None, description="the dataset's configuration")
-    split: str = Field("train", description="of the dataset")
-    prompt: str = Field(description="a text with `{column}` in it")
-    response: str | None = Field(None, description="the same, for a seed")
+    config: str | None = Field(None, description="Configuration of the dataset; its default one if not given.")
+    split: str = Field("train", description="Split of the dataset.")
+    prompt: str = Field(description="Template of the prompt: a text with `{column}` in it.")
+    response: str | None = Field(None, description="Template of the response, for demonstrations.")
     score: str | None = Field(
-        None, description="the same, for EFT examples: a number, more is better, such as `-{rank}`"
+        None, description="Template of the score, for EFT examples: a number, more is better, such as `-{rank}`."
     )
-    where: dict[str, Any] = Field({}, description="columns and the value that a row must have in each")
-    id: str = Field("id", description="column that names a row")
-    parent: str | None = Field(None, description="column that names the message answered")
-    rows: PositiveInt = Field(description="rows drawn at random")
+    where: dict[str, Any] = Field({}, description="Columns, and the value that a row must have in each.")
+    id: str = Field("id", description="Column that names a row.")
+    parent: str | None = Field(None, description="Column that names the message that a row answers.")
+    rows: PositiveInt = Field(description="Rows drawn at random.")
 
     def texts(self, seed: int) -> Iterator[tuple[str, str, str]]:
         """Yield (prompt, response, score) of the kept rows in random order; raise ConfigError naming a missing column."""
@@ -127,8 +127,8 @@ class Hub(PromptSource):
     pool: DatasetSpec
     demonstrations: DatasetSpec | None = None
     eft_examples: DatasetSpec | None = None
-    held_out: PositiveInt = Field(description="further rows of the pool's dataset, set aside")
-    sample_seed: NonNegativeInt = Field(0, description="the seed of the draw")
+    held_out: PositiveInt = Field(description="Held-out prompts: further rows of the pool's dataset.")
+    sample_seed: NonNegativeInt = Field(0, description="Seed of the draw of rows.")
 
     @property
     @override

@@ -48,14 +48,16 @@ class MovieReviews(PromptSource):
     redistributable: ClassVar[bool] = False
 
     kind: Literal["movie_reviews"] = "movie_reviews"
-    demonstrations: NonNegativeInt = Field(320, description="demonstrations")
-    eft_examples: NonNegativeInt = Field(0, description="demonstrations whose ratings by people come along")
-    pool: PositiveInt = Field(456, description="prompts to generate from")
-    held_out: PositiveInt = Field(96, description="prompts of the evaluation")
-    held_out_offset: NonNegativeInt = Field(0, description="skip as many, such as those that chose settings")
-    words: int = Field(4, ge=4, description="words of the prompt; the split is by the first four")
-    min_words: PositiveInt = Field(8, description="of a review")
-    max_words: PositiveInt = Field(16, description="of a review")
+    demonstrations: NonNegativeInt = Field(320, description="Number of demonstrations.")
+    eft_examples: NonNegativeInt = Field(0, description="Number of demonstrations whose ratings by people come along.")
+    pool: PositiveInt = Field(456, description="Number of prompts in the pool.")
+    held_out: PositiveInt = Field(96, description="Number of held-out prompts.")
+    held_out_offset: NonNegativeInt = Field(
+        0, description="Held-out prompts to skip first, such as those that settings were chosen by."
+    )
+    words: int = Field(4, ge=4, description="Words of a review that make the prompt; the split is by the first four.")
+    min_words: PositiveInt = Field(8, description="Fewest words of a review that is taken.")
+    max_words: PositiveInt = Field(16, description="Most words of a review that is taken.")
 
     @property
     @override

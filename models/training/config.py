@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Lora(Frozen):
     """Low-rank adapters on every linear layer (2106.09685)."""
 
-    r: PositiveInt = Field(16, description="rank")
-    alpha: PositiveInt = Field(32, description="scale: the adapter counts alpha / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs left out at random in training")
+    r: PositiveInt = Field(16, description="Rank of the adapters.")
+    alpha: PositiveInt = Field(32, description="Scale: an adapter counts alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs left out at random in training.")
 
     def config(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig":
         """Return peft's configuration."""
@@ -30,11 +30,15 @@ class Lora(Frozen):
 class TrainingConfig(Frozen):
     """How long and how fast to train."""
 
-    learning_rate: PositiveFloat = Field(2e-4, description="of AdamW, at its highest")
-    epochs: PositiveFloat = Field(1.0, description="passes over the rows")
-    batch_size: PositiveInt = Field(16, description="rows to an optimiser step")
-    max_length: PositiveInt = Field(1024, description="tokens of prompt + response; longer rows are counted and named")
-    lora: Lora | None = Field(Lora(), description="adapters; null: every weight is trained, and kept")
+    learning_rate: PositiveFloat = Field(
+        2e-4, description="Highest learning rate of AdamW; a tenth of the steps warm up, then it falls by a cosine."
+    )
+    epochs: PositiveFloat = Field(1.0, description="Passes over the rows.")
+    batch_size: PositiveInt = Field(16, description="Rows to an optimiser step.")
+    max_length: PositiveInt = Field(
+        1024, description="Most tokens of prompt and response; longer rows are left out, counted and named."
+    )
+    lora: Lora | None = Field(Lora(), description="LoRA adapters; with null every weight is trained, and kept.")
 
     def peft(self, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
         """Return peft's configuration of the adapters; None where every weight is trained."""

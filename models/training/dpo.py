@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 class DPO(TrainingConfig):
     """TRL's DPOTrainer, on adapters or every weight (2305.18290, eq. 7), or another `algorithm` on the same pairs."""
 
-    learning_rate: PositiveFloat = Field(1e-4, description="of AdamW, at its highest")
-    beta: PositiveFloat = Field(0.1, description="weight of the KL term; ours, not the paper's")
-    algorithm: Literal["dpo", "kto", "orpo"] = Field("dpo", description="what learns from the pairs, through TRL")
+    learning_rate: PositiveFloat = Field(1e-4, description="Highest learning rate of AdamW.")
+    beta: PositiveFloat = Field(
+        0.1, description="β, the weight of the KL term; higher stays closer to the reference. Ours, not the paper's."
+    )
+    algorithm: Literal["dpo", "kto", "orpo"] = Field(
+        "dpo", description="Algorithm that learns from the pairs, through TRL."
+    )
 
     @model_validator(mode="after")
     def _kto_compares_rows(self) -> Self:

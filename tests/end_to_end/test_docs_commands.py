@@ -136,6 +136,13 @@ def test_the_reference_is_what_the_models_say(written: str) -> None:
 def test_every_field_says_what_it_is(written: str) -> None:
     silent = [line for line in written.splitlines() if re.fullmatch(r"\| `\w+` \|.*\|\s*\|", line)]
     assert silent == []
+    described = [found[1] for found in re.finditer(r"^\| `\w+` \|.*\| ([^|]+) \|$", written, flags=re.MULTILINE)]
+    fragments = [
+        text
+        for text in described
+        if not text.startswith("see ") and not re.match(r"[A-Zγλβ].*\.$|\w, .*\.$|\w: .*\.$", text)
+    ]
+    assert fragments == [], "a description is a sentence that stands alone"
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:

@@ -10,7 +10,7 @@ from models.core.arrays import BoolArray, FloatArray, IntArray
 from models.core.errors import ConfigError
 from models.core.registry import Plugin
 
-Beta = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean")]
+Beta = Annotated[PositiveFloat, Field(description="β: bounds lie β standard deviations of the ensemble from its mean.")]
 
 
 class PairIndices(NamedTuple):

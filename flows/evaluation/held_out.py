@@ -30,16 +30,16 @@ def assess(arm: RunTracker, artifacts: RunArtifacts) -> RunResults:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
     x, evaluator = arm.experiment, artifacts.evaluator
     before, after = (_answers(arm, artifacts, policy) for policy in (artifacts.sft_policy, artifacts.policy))
-    versus = _compared(arm, before, after)
+    verdicts = _compared(arm, before, after)
     outcome = assess_policy(
         before.responses,
         after.responses,
-        versus=versus,
+        verdicts=verdicts,
         before_labels=before.labels,
         after_labels=after.labels,
         drift=_drift(arm, before, after),
     )
-    consistency = math.nan if versus is None else versus.order_consistency
+    consistency = math.nan if verdicts is None else verdicts.order_consistency
     found = RunResults(artifacts, before.responses, before.labels, None, outcome, consistency)
     if evaluator is None:
         return found

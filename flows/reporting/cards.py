@@ -67,8 +67,8 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
     )
     found = report["policy"]
     judge = report["evaluation_oracle"] + (" (simulated)" if report["evaluation_oracle_simulated"] else "")
-    versus = report.get("versus")
-    winner = judge if versus is None else versus["oracle"] + (" (simulated)" if versus["simulated"] else "")
+    compared = report.get("pairwise_judge")
+    winner = judge if compared is None else compared["oracle"] + (" (simulated)" if compared["simulated"] else "")
     low, high = found["win_rate_ci"]
     lines = [
         "## Use",

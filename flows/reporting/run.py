@@ -85,7 +85,7 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
         "query_type": x.labelling.oracle.query_type,
         "evaluation_oracle": x.evaluation_oracle.description,
         "evaluation_oracle_simulated": x.evaluation_oracle.simulated,
-        "versus": _of_the_versus(x, results),
+        "pairwise_judge": _of_the_pairwise_judge(x, results),
         "selection_seed": x.seeds.selection,
         "training_seed": x.seeds.training,
         "queries": arm.queries,
@@ -141,7 +141,7 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
     }
 
 
-def _of_the_versus(x: Experiment, results: RunResults) -> dict[str, Any] | None:
+def _of_the_pairwise_judge(x: Experiment, results: RunResults) -> dict[str, Any] | None:
     judge = x.evaluation.pairwise_judge
     if judge is None:
         return None

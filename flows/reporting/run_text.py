@@ -61,15 +61,15 @@ def _of_the_cache(report: dict[str, Any]) -> str:
 
 
 def _versus(report: dict[str, Any]) -> str:
-    return f" and of {report['versus']['oracle']}" if report.get("versus") else ""
+    return f" and of {report['pairwise_judge']['oracle']}" if report.get("pairwise_judge") else ""
 
 
 def _by(report: dict[str, Any]) -> str:
     """Return who has compared the answers, where it was not their scores."""
-    if not (versus := report.get("versus")):
+    if not (compared := report.get("pairwise_judge")):
         return ""
-    told = f", by {versus['oracle']}" + (" — simulated" if versus["simulated"] else "")
-    consistency = versus["order_consistency"]
+    told = f", by {compared['oracle']}" + (" — simulated" if compared["simulated"] else "")
+    consistency = compared["order_consistency"]
     return told if consistency is None else f"{told}; both orders agree in {consistency:.0%}"
 
 
@@ -236,8 +236,8 @@ def warnings(report: dict[str, Any]) -> list[str]:
         found.append(
             f"{report['unscored']} held-out pairs of answers lack a score of the oracle, and are not in the win rate."
         )
-    if (versus := report.get("versus")) and versus["undecided"]:
-        found.append(f"{versus['undecided']} held-out comparisons were not decided, and are not in the win rate.")
+    if (compared := report.get("pairwise_judge")) and compared["undecided"]:
+        found.append(f"{compared['undecided']} held-out comparisons were not decided, and are not in the win rate.")
     found += [
         f"{count} rows were too long for {stage} and left out of it (named in its log): raise its max_length."
         for stage, count in report.get("too_long", {}).items()

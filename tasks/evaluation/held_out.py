@@ -110,7 +110,7 @@ class Drift(Frozen):
 
 @stage(version=5)
 def assess_policy(
-    before: Ref, after: Ref, *, versus: PairwiseVerdicts | None, before_labels: Ref, after_labels: Ref, drift: Drift
+    before: Ref, after: Ref, *, verdicts: PairwiseVerdicts | None, before_labels: Ref, after_labels: Ref, drift: Drift
 ) -> StageResult:
     """Return the held-out comparisons; facts: win rates, oracle means, KL, length, fluency, diversity.
 
@@ -122,7 +122,9 @@ def assess_policy(
     first, second = store().rows(before, Response), store().rows(after, Response)
     scores = usable_scores([*store().rows(before_labels, Label), *store().rows(after_labels, Label)])
     matched = {(r.prompt_id, r.sample): r for r in second}
-    said = {} if versus is None or versus.labels is None else usable_comparisons(store().rows(versus.labels, Label))
+    said = (
+        {} if verdicts is None or verdicts.labels is None else usable_comparisons(store().rows(verdicts.labels, Label))
+    )
     scored = [
         (r, other)
         for r in first
@@ -131,12 +133,12 @@ def assess_policy(
     comparisons = [
         Comparison(r.prompt_id, r.prompt, r.text, other.text, scores[r.id], scores[other.id], won)
         for r, other in scored
-        for won in _win_share(r, other, said if versus is not None else None, scores)
+        for won in _win_share(r, other, said if verdicts is not None else None, scores)
     ]
     undecided = len(scored) - len(comparisons)
     if not comparisons:
         judge = (
-            "evaluation.pairwise_judge has decided none of the held-out comparisons, or" if versus is not None else ""
+            "evaluation.pairwise_judge has decided none of the held-out comparisons, or" if verdicts is not None else ""
         )
         raise ConfigError(
             f"{judge} no held-out prompt has an oracle score for both policies: check the oracle's failures".strip()

@@ -77,7 +77,7 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
     report = run(
         tiny_settings,
         iterations=2,
-        labelling__batches=2,
+        labelling__rounds=2,
         labelling__acquisition={"kind": "margin"},
         labelling__queries=11,
         labelling__max_micro_usd=110_000,
@@ -88,7 +88,7 @@ def test_two_rounds_and_batches_spend_one_budget(tiny_settings: dict[str, Any]) 
     # control), and on those written as lists
     assert done["score"] == 3 + 2 + 2 + 1
     assert report["queries"] == 11
-    single = run(tiny_settings, labelling__batches=2, labelling__acquisition={"kind": "margin"})
+    single = run(tiny_settings, labelling__rounds=2, labelling__acquisition={"kind": "margin"})
     assert executed(single)["fine_tune"] == 0
 
 
@@ -200,18 +200,18 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
 
 def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     by_score = run(tiny_settings)
-    compared = run(tiny_settings, evaluation__versus={"kind": "comparing", "inner": {"kind": "gold"}})
+    compared = run(tiny_settings, evaluation__pairwise_judge={"kind": "comparing", "inner": {"kind": "gold"}})
     for name in ("win_rate", "win_rate_ci", "lc_win_rate", "tie_rate", "oracle_gain"):
         assert compared["policy"][name] == by_score["policy"][name], "one oracle, asked in two ways"
     assert 48 < compared["evaluation_queries"] <= 48 + 24
-    assert compared["versus"]["simulated"] is True
+    assert compared["pairwise_judge"]["simulated"] is True
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     with LoopbackJudge() as server:
         endpoint = {"model": "judge", "base_url": server.url, "prices": {"input": 1, "output": 1}}
-        judged = run(tiny_settings, evaluation__versus={"kind": "llm_pairs", "endpoint": endpoint})
+        judged = run(tiny_settings, evaluation__pairwise_judge={"kind": "llm_pairs", "endpoint": endpoint})
     assert 0 <= judged["policy"]["win_rate"] <= 1
-    assert judged["versus"] == {
+    assert judged["pairwise_judge"] == {
         "oracle": "a language model comparing two responses in both orders",
         "simulated": False,
         "order_consistency": 1.0,
@@ -222,7 +222,7 @@ def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monke
     with pytest.raises(
         ValueError, match="evaluation.pairwise_judge compares two answers, and 'gold' scores single ones"
     ):
-        run(tiny_settings, evaluation__versus={"kind": "gold"})
+        run(tiny_settings, evaluation__pairwise_judge={"kind": "gold"})
 
 
 def test_what_cannot_be_measured_is_no_reason_to_fail(tiny_settings: dict[str, Any], tmp_path: Path) -> None:

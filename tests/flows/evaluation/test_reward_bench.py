@@ -53,7 +53,7 @@ def rewarding(tiny_settings: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.usefixtures("prefect_server", "program")
 def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pairs: Path) -> None:
     proxy_reward(Experiment.model_validate(rewarding))
-    (row,) = benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs))
+    (row,) = benchmarks("tiny", [], reward_bench=RewardBenchConfig(pairs=pairs))
     script = "import os; print(sorted(name for name in os.environ if 'KEY' in name or 'NINEFOLD' in name))"
     assert _run(PROGRAM, script, [], pairs.parent).strip() == "[]", "our keys are none of its business"
     known = load_finished_run("tiny")
@@ -75,7 +75,7 @@ def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pa
     assert row["gain"] == pytest.approx(row["after"] - 0.5)
     assert row["gain_ci"][0] < row["gain"] < row["gain_ci"][1]
     assert (row["questions"], row["truncated"]) == (len(PAIRS), 0)
-    assert benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs)) == [row]
+    assert benchmarks("tiny", [], reward_bench=RewardBenchConfig(pairs=pairs)) == [row]
 
 
 @pytest.mark.usefixtures("program")
@@ -97,7 +97,7 @@ def test_what_cannot_be_ranked_is_refused(
 ) -> None:
     proxy_reward(Experiment.model_validate(tiny_settings))
     with pytest.raises(ValueError, match="takes sequence classifiers, and evaluator 'linear' is none: use reward_head"):
-        benchmarks("tiny", [], ranking=RewardBenchConfig(pairs=pairs))
+        benchmarks("tiny", [], reward_bench=RewardBenchConfig(pairs=pairs))
     with pytest.raises(ValueError, match=r"is not at .*nowhere: python -m venv rewardbench"):
         command(tmp_path / "nowhere")
     monkeypatch.setenv("PATH", os.defpath)

@@ -36,7 +36,7 @@ STAGES += [
 
 def stage_of(name: str) -> Stage[Any, Any]:
     """Return a stage by its name, from whichever module has it."""
-    modules = [importlib.import_module(f"tasks.{entry.name}") for entry in pkgutil.iter_modules(tasks.__path__)]
+    modules = [importlib.import_module(entry.name) for entry in pkgutil.walk_packages(tasks.__path__, "tasks.")]
     return next(found for module in modules if isinstance(found := vars(module).get(name), Stage))
 
 

@@ -245,9 +245,9 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
     ledger = Ledger(url := new_database())
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     script = (
-        "import time\nfrom models import ledger_holders\nfrom models.ledger.ledger import Ledger\n"
+        "import time\nfrom models.ledger import liveness\nfrom models.ledger.ledger import Ledger\n"
         "from tests.models.ledger.test_ledger import CENT, question\n"
-        "ledger_holders._place = lambda: 'elsewhere/boot/pid:[1]'\n"
+        "liveness._place = lambda: 'elsewhere/boot/pid:[1]'\n"
         f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, billed_on_failure=True)\n"
         "print('reserved', flush=True)\ntime.sleep(60)"
     )

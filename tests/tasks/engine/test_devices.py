@@ -88,7 +88,7 @@ def test_every_stage_that_is_given_a_policy_waits_for_a_device_or_is_placed_by_t
     given = {one.name: one for one in stages if _takes_policy(one)}
     assert {"fine_tune", "generate", "embed", "align", "score", "fit_evaluator"} <= given.keys()
     names = {
-        name for name, one in given.items() if "@on_device()" not in _source(one) and "elsewhere(" not in _source(one)
+        name for name, one in given.items() if "@on_device()" not in _source(one) and "run_remote(" not in _source(one)
     }
     assert names == {"load_prompts", "instructions"}, "they count tokens, and read no weights"
 
@@ -99,7 +99,7 @@ def _modules() -> list[object]:
 
     import tasks
 
-    return [importlib.import_module(f"tasks.{entry.name}") for entry in pkgutil.iter_modules(tasks.__path__)]
+    return [importlib.import_module(entry.name) for entry in pkgutil.walk_packages(tasks.__path__, "tasks.")]
 
 
 def _takes_policy(one: "Stage[..., object]") -> bool:

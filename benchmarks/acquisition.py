@@ -41,8 +41,8 @@ class Case(NamedTuple):
     peers: tuple[str, ...]
 
     @property
-    def propose(self) -> str:
-        """Return the case for people."""
+    def name(self) -> str:
+        """Return how the case is shown."""
         return f"{self.size:,} × {self.dimensions}, k = {self.k:,}"
 
 
@@ -218,7 +218,7 @@ def pair_rules(repeats: int) -> dict[str, float]:
         rule, seconds = kind(), []
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            rule.propose(grid, rng)  # type: ignore[attr-defined]
+            rule.propose(grid, rng)
             seconds.append(time.perf_counter() - started)
         found[rule.label()] = statistics.median(seconds[1:])
         print(f"20,000 prompts × 17 responses  {rule.label():12} {found[rule.label()]:.3f} s")

@@ -121,7 +121,14 @@ def ledger_alone(asked: list[Response]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"sqlite:///{folder}/ledger.sqlite")
         ledger.open_account("a", max_queries=len(asked), max_micro_usd=10**12)
-        reply = {"status": "labelled", "score": 1.0, "raw": "{}", "tokens": 10, "micro_usd": 5, "seconds": 0.05}
+        reply: dict[str, Any] = {
+            "status": "labelled",
+            "score": 1.0,
+            "raw": "{}",
+            "tokens": 10,
+            "micro_usd": 5,
+            "seconds": 0.05,
+        }
         started = time.perf_counter()
         for response in asked:
             question = Question("judge", "rubric", response.prompt, response.text)

@@ -42,7 +42,7 @@ def main() -> None:
     published = pd.read_csv(given.leaderboard, index_col=0)
     rows = pd.read_parquet(given.labels)
     rows["characters"] = rows.response.str.len()
-    base = rows.instruction.map(baseline_characters(rows, float(published.loc[BASELINE, "avg_length"])))
+    base = rows.instruction.map(baseline_characters(rows, float(published["avg_length"][BASELINE])))
     rows["longer_by"] = rows.characters - base
     rows["leans"] = np.tanh(rows.longer_by / rows.groupby("generator").longer_by.transform("std"))
     rows["difficulty"] = difficulty(rows)

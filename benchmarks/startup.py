@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="also run the recovery job, beside distilabel")
     parser.add_argument("--rows", type=int, default=2000, help="of the recovery job")
     given = parser.parse_args()
+    from flows.config.experiment import Experiment
     from flows.config.loading import read
 
-    file, name = str(given.experiment), read(given.experiment)["name"]
+    file, name = str(given.experiment), read(Experiment, given.experiment)["name"]
     commands: dict[str, list[str]] = {
         "--help": ["--help"],
         "plan": ["plan", file],

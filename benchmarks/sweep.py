@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from flows.config.experiment import Experiment
 from flows.config.loading import load, read, set_field
 from flows.config.sweep import Sweep, expand
 from flows.sweep import executed
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def _sweep(folder: Path, given: argparse.Namespace) -> Path:
-    base: dict[str, Any] = read(QUICKSTART)
+    base: dict[str, Any] = read(Experiment, QUICKSTART)
     fields = {
         "prompts.demonstrations": 80,
         "prompts.pool": given.pool,
@@ -98,7 +99,7 @@ def _sweep(folder: Path, given: argparse.Namespace) -> Path:
     for field, value in fields.items():
         set_field(base, field, value)
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
-    sweep = {"name": "benchmark", "base": str(folder / "base.yaml"), "presets": list(STRATEGIES)}
+    sweep: dict[str, Any] = {"name": "benchmark", "base": str(folder / "base.yaml"), "presets": list(STRATEGIES)}
     place = folder / "sweep.yaml"
     sweep["grid"] = {"labelling.queries": given.queries}
     place.write_text(yaml.safe_dump(sweep | {"seeds": list(range(given.seeds)), "max_micro_usd": 1_000_000_000}))
@@ -121,7 +122,7 @@ def _ninefold(home: Path, *command: str) -> tuple[Path, float]:
 
 
 def _work(reports: Iterable[dict[str, Any]]) -> float:
-    return sum(stage["seconds"] for report in reports for stage in report["stages"])
+    return sum(float(stage["seconds"]) for report in reports for stage in report["stages"])
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def _sft(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[st
 
 def _dpo(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[str, float]:
     model, pairs, started = start.shared(), pairs_of(shown), time.monotonic()
-    ours = dpo.use_cpu_kernels is use_cpu_kernels
+    ours = vars(dpo)["use_cpu_kernels"] is use_cpu_kernels
     reference = reference_logprob(model, pairs) if ours else np.zeros((len(pairs), 2), np.float32)
     took = time.monotonic() - started
     facts = train_dpo(start.load(), pairs, reference, DPO(), folder=folder, seed=0)

@@ -122,7 +122,7 @@ def _write(folder: Path, judge: str, queries: int) -> None:
             "rubric": {"name": "warmth"},
             "queries": queries,
             "max_micro_usd": 10_000_000,
-            "workers": 1,
+            "concurrency": 1,
         },
         "evaluator": {"kind": "linear", "ensemble": 4},
         "dpo": train,
@@ -130,7 +130,7 @@ def _write(folder: Path, judge: str, queries: int) -> None:
         "evaluation": {"samples": 2, "oracle": {"kind": "gold", "micro_usd": 0}, "max_micro_usd": 1_000_000},
     }
     (folder / "base.yaml").write_text(yaml.safe_dump(experiment))
-    sweep = {"name": "workers", "base": "base.yaml", "presets": ["random"], "seeds": list(range(ARMS))}
+    sweep: dict[str, Any] = {"name": "workers", "base": "base.yaml", "presets": ["random"], "seeds": list(range(ARMS))}
     sweep |= {"training_seeds": [0], "max_micro_usd": 100_000_000}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
 

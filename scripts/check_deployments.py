@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +181,7 @@ def main() -> int:
     parser.add_argument("--target", choices=["cpu", "cuda"], default="cpu", help="of the Dockerfile")
     parser.add_argument("--bind", action="append", default=[], metavar="FOLDER", help="that pip looks into")
     given = parser.parse_args()
-    checks = {
+    checks: dict[str, Callable[[], str]] = {
         "compose.yaml": compose,
         "Caddyfile": caddy,
         f"Dockerfile, {given.target}": lambda: image(given.target, given.bind),

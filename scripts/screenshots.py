@@ -16,6 +16,7 @@ prepare()
 
 from prefect import get_client  # noqa: E402
 from prefect.client.schemas.filters import FlowRunFilter  # noqa: E402
+from prefect.client.schemas.sorting import FlowRunSort  # noqa: E402
 
 from flows.runtime.servers import servers  # noqa: E402
 from flows.tracking.links import curves_page, runs_page  # noqa: E402
@@ -31,7 +32,7 @@ def main(sweep: str) -> None:
         raise SystemExit("nothing is up: ninefold up --detach")
     with get_client(sync_client=True) as client:
         named = FlowRunFilter.model_validate({"name": {"any_": [sweep]}})
-        run = client.read_flow_runs(flow_run_filter=named, sort="START_TIME_DESC", limit=1)[0]
+        run = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
     with browser(width=1800, height=1000) as page:
         page.goto(runs_page(sweep))
         page.wait_for_selector(".ag-row")

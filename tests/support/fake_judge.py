@@ -13,7 +13,7 @@ import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -52,7 +52,7 @@ class LoopbackJudge:
     headers: list[dict[str, str]] = field(default_factory=list)
     log: list[tuple[dict[str, Any], str]] = field(default_factory=list)  # what was asked, and what was done
 
-    def __enter__(self) -> "LoopbackJudge":
+    def __enter__(self) -> Self:
         self._asked: Counter[str] = Counter()
         self._loop, ready = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from prefect import flow
 
 from flows.config.experiment import Experiment
-from flows.config.loading import or_file
+from flows.config.loading import OrFile
 from flows.evaluation.held_out import assess
 from flows.reporting.run import write_report
 from flows.runtime.workers import heartbeat
@@ -25,7 +25,7 @@ from tasks.policy.policy_ref import Policy
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
 def proxy_reward(
-    experiment: Annotated[Experiment, or_file(Experiment)], sweep: str = "", restart_from: str = ""
+    experiment: Annotated[Experiment, OrFile()], sweep: str = "", restart_from: str = ""
 ) -> dict[str, Any]:
     """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow).
 

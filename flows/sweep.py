@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
 from flows.config.experiment import Experiment
-from flows.config.loading import or_file
+from flows.config.loading import OrFile
 from flows.config.sweep import Sweep, SweepArm
 from flows.planning.sweep import plan_sweep
 from flows.proxy_reward import proxy_reward
@@ -47,7 +47,7 @@ class Incomplete(NinefoldError):
 
 
 @flow(name="sweep", flow_run_name="{sweep.name}")
-def run_sweep(sweep: Annotated[Sweep, or_file(Sweep)], workers: bool = False) -> dict[str, Any]:
+def run_sweep(sweep: Annotated[Sweep, OrFile()], workers: bool = False) -> dict[str, Any]:
     """Run every arm, compare them, and return the sweep's report (also written to the reports folder).
 
     The sweep may be given as a file. Arms run here, one after another, or on the machines of `ninefold worker`. The

@@ -1,5 +1,8 @@
 """`ninefold init DIR`: write an experiment of the user's own, with sample prompts, and show its plan."""
 
+import json
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -85,8 +88,10 @@ def init(
     people: Annotated[bool, typer.Option("--people", help="People are the oracle.")] = False,
 ) -> None:
     """Write an experiment of your own with sample prompts into a new folder, and show what it would cost."""
+    import yaml
+
     from flows.config.experiment import Experiment
-    from flows.config.loading import load
+    from flows.config.loading import load, validated
     from flows.planning.run import plan
     from flows.runtime.environment import prepare_libraries
     from models.core.errors import ConfigError, NinefoldError
@@ -95,7 +100,9 @@ def init(
         raise ConfigError(f"{folder} is there already: name a new folder")
     if judge and people:
         raise ConfigError("--judge and --people are two oracles: choose one")
-    text = _written(folder.name.lower().replace(" ", "-"), judge, base_url, key_env, prices, people=people)
+    name = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-") or "mine"
+    text = _written(name, judge, base_url, key_env, prices, people=people)
+    validated(Experiment, yaml.safe_load(text), str(folder))
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(text, encoding="utf-8")
     pool = [f"Explain {topic} to {reader}." for topic in _TOPICS for reader in _READERS]
@@ -109,7 +116,7 @@ def init(
         typer.echo(str(plan(load(Experiment, folder / "experiment.yaml"))))
     except (NinefoldError, OSError) as error:
         typer.echo(f"to do       {error}")
-    typer.echo(f"next        edit the files, then: ninefold run {folder}/experiment.yaml")
+    typer.echo(f"next        edit the files, then: ninefold run {shlex.quote(str(folder / 'experiment.yaml'))}")
 
 
 def _written(name: str, judge: str, base_url: str, key_env: str, prices: str, *, people: bool) -> str:
@@ -120,14 +127,15 @@ def _written(name: str, judge: str, base_url: str, key_env: str, prices: str, *,
     if judge:
         try:
             each = [round(float(price) * 1_000_000) for price in prices.split(",")]
-        except ValueError:
+        except (ValueError, OverflowError):  # no number, or infinity
             each = []
         if len(each) != 2 or min(each) < 0:
             raise ConfigError(
                 f"--prices {prices!r} must be the judge's dollars per million input and output tokens, such as 0.15,0.60, "
                 "or 0,0 if it is free: a budget in dollars is kept by them"
             )
-        server = {"model": judge, "url": base_url, "key": key_env, "input": each[0], "output": each[1]}
+        quoted = {"model": json.dumps(judge), "url": json.dumps(base_url), "key": json.dumps(key_env)}
+        server = quoted | {"input": each[0], "output": each[1]}
         scores = _JUDGE.format(kind="llm_judge", **server)
         return _EXPERIMENT.format(
             **given, oracle=_JUDGE.format(kind="llm_pairs", **server), evaluation=f"  oracle:\n{scores}\n"
@@ -137,8 +145,6 @@ def _written(name: str, judge: str, base_url: str, key_env: str, prices: str, *,
 
 
 def _demonstrations() -> str:
-    import json
-
     rows = (
         {"prompt": f"Explain {topic} to {_READERS[number % len(_READERS)]}.", "response": response}
         for number, (topic, response) in enumerate(_DEMONSTRATIONS.items())

@@ -2,17 +2,19 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, ValidationError
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from flows.config.paths import rooted
-from models.core.allowlist import check_places
+from models.core.allowlist import ALLOWED, FolderOrName, check_path, exists
 from models.core.errors import ConfigError
-from models.core.registry import Frozen, OneOf, plugins_of
+from models.core.registry import Frozen, OneOf, Plugin, plugins_of
 
 C = TypeVar("C", bound=Frozen)
 
@@ -61,11 +63,62 @@ def load_with(cls: type[C], path: Path, changes: Mapping[str, Any]) -> C:
     return validated(cls, settings, str(path))
 
 
-def or_file(cls: type[Frozen]) -> BeforeValidator:
-    """Return what lets a flow's parameter be given as a parameter file too, by its path: a deployment's are strings."""
-    return BeforeValidator(
-        lambda given: load(cls, Path(given)) if isinstance(given, str) else given, json_schema_input_type=cls | str
-    )
+class OrFile:
+    """Annotation of a flow's parameter that may be given as a parameter file too, by its path: a deployment's are strings.
+
+    However it is given, the files that it names are those that experiments may name.
+    """
+
+    def __get_pydantic_core_schema__(self, source: type[Frozen], handler: GetCoreSchemaHandler) -> CoreSchema:
+        def read_file(given: object) -> object:
+            return load(source, Path(given)) if isinstance(given, str) else given
+
+        checked = core_schema.no_info_after_validator_function(check_files, handler(source))
+        return core_schema.no_info_before_validator_function(
+            read_file,
+            checked,
+            json_schema_input_schema=core_schema.union_schema([handler(source), core_schema.str_schema()]),
+        )
+
+
+def check_files(parameters: C) -> C:
+    """Return parameters that name only files that experiments may name; raise ConfigError naming the first other one.
+
+    Nothing is read but where NINEFOLD_FILES is set. Any text of another package's plugin may be a path.
+    """
+    if os.environ.get(ALLOWED):
+        for name, path in _files(parameters, ""):
+            check_path(name, path)
+    return parameters
+
+
+def _files(value: Frozen, place: str) -> Iterator[tuple[str, Path]]:
+    """Yield the files and folders that a value's fields name, with the field."""
+    foreign = isinstance(value, Plugin) and not type(value).__module__.startswith("models.")
+    for name, field in type(value).model_fields.items():
+        held = getattr(value, name)
+        for each in _flat(held):
+            if isinstance(each, Frozen):
+                yield from _files(each, f"{place}{name}.")
+            elif isinstance(each, Path):
+                yield f"{place}{name}", each
+            elif (
+                isinstance(each, str)
+                and name != "kind"
+                and (foreign or FolderOrName in field.metadata)
+                and exists(each)
+            ):
+                yield f"{place}{name}", Path(each)
+
+
+def _flat(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield value
 
 
 def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
@@ -73,7 +126,7 @@ def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
 
     Raises ConfigError if it is no mapping, or where it may not be.
     """
-    check_places({"the experiment file": path})
+    check_path("the experiment file", path)
     if not path.is_file():
         raise ConfigError(f"experiment file {path} does not exist: try deployments/experiments/quickstart.yaml")
     try:
@@ -91,7 +144,7 @@ def read(cls: type[Frozen], path: Path) -> dict[str, Any]:
 def validated(cls: type[C], settings: dict[str, Any], where: str) -> C:
     """Return the parameters that settings hold; the errors begin with `where` they come from."""
     try:
-        return cls.model_validate(settings)
+        return check_files(cls.model_validate(settings))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error, cls)}") from error
 

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self, TypeVar, Union
+from typing import Annotated, Any, ClassVar, TypeVar, Union
 
 from pydantic import (
     BaseModel,
@@ -14,11 +14,9 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     TypeAdapter,
-    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from models.core.allowlist import check_places
 from models.core.errors import ConfigError
 from models.core.external import load_plugins, origin
 
@@ -34,11 +32,6 @@ class Frozen(BaseModel):
     def digest(self) -> str:
         """Return a 16-digit hexadecimal digest of every field, stable across processes and machines."""
         return digest_of(self.model_dump(mode="json"))
-
-    @model_validator(mode="after")
-    def _names_files_that_it_may(self) -> Self:
-        check_places(dict(self))
-        return self
 
 
 class Plugin(Frozen):

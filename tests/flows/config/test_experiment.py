@@ -103,7 +103,7 @@ def test_a_file_outside_of_what_a_worker_lets_experiments_name_is_refused_with_i
 ) -> None:
     monkeypatch.setenv("NINEFOLD_FILES", str(tmp_path))
     said = refused(tiny_file, f"policy.model={Path(__file__).parent}", "labelling.queries=3")
-    assert f"policy: model names {Path(__file__).parent}, and experiments here may name only what lies in" in said
+    assert f"policy.model names {Path(__file__).parent}, and experiments here may name only what lies in" in said
     monkeypatch.setenv("NINEFOLD_FILES", str(tmp_path / "files"))
     assert f"the experiment file names {tiny_file}" in refused(tiny_file)
 

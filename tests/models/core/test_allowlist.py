@@ -2,10 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import TypeAdapter
 
-from models.core.allowlist import check_places
+from flows.config.loading import OrFile, check_files
+from models.core.allowlist import FolderOrName
+from models.core.errors import ConfigError
+from models.core.registry import Frozen, Plugin
 from models.sources.files import Files
 
 
@@ -40,13 +45,21 @@ def test_what_lies_elsewhere_is_refused_by_name(
     (inside / "link.txt").symlink_to(outside / "pool.txt")
     (inside / "folder").mkdir()
     with pytest.raises(ValueError, match=rf"pool names {outside}.*, and experiments here may name only .*{inside}"):
-        Files(pool=Path(named.format(outside=outside)), held_out=Path("pool.txt"))
+        check_files(Files(pool=Path(named.format(outside=outside)), held_out=Path("pool.txt")))
 
 
-def test_an_empty_text_and_a_kind_are_no_paths(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    (places[1] / "files").mkdir()
-    monkeypatch.chdir(places[1])
-    check_places({"kind": "files", "panel": "", "where": {"input": ""}})
+class Named(Frozen):
+    """Parameters with a text that may be a folder, wherever it stands, and one that is none."""
+
+    model: Annotated[str | list[str] | dict[str, list[str]], FolderOrName] = ""
+    name: str = ""
+    pool: Path = Path("pool.txt")
+
+
+def test_a_text_that_is_no_path_is_none_whatever_lies_there(places: tuple[Path, Path]) -> None:
+    (places[1] / "docs").mkdir()
+    os.chdir(places[1])
+    check_files(Named(name="docs", model="", pool=places[0] / "pool.txt"))
 
 
 @pytest.mark.parametrize("text", ["link", "./link", "{outside}", "~"])
@@ -56,8 +69,8 @@ def test_a_text_is_a_path_where_something_is_at_it(
     inside, outside = places
     monkeypatch.setenv("HOME", str(outside))
     (inside / "link").symlink_to(outside)
-    with pytest.raises(ValueError, match=f"model names {outside}"):
-        check_places({"model": {"deep": [text.format(outside=outside)]}})
+    with pytest.raises(ConfigError, match=f"model names {outside}"):
+        check_files(Named(model={"deep": [text.format(outside=outside)]}))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +78,28 @@ def test_a_text_is_a_path_where_something_is_at_it(
     ["pool.txt", "./pool.txt", "org/name", "{prompt}/{x}", "a" * 5000 + "/", "\0/", "chat", "http://h/v1", "~nobody/x"],
 )
 def test_what_lies_inside_or_is_no_file_passes(places: tuple[Path, Path], text: str) -> None:
-    check_places({"text": text, "list": [text, {"deep": text}]})
+    check_files(Named(model=[text, text]))
     os.environ["NINEFOLD_FILES"] += f"{os.pathsep}{places[1]}"  # several, as in PATH
-    check_places({"pool": places[1] / "pool.txt"})
+    check_files(Named(pool=places[1] / "pool.txt"))
+
+
+def test_whatever_is_another_packages_may_be_a_path(places: tuple[Path, Path]) -> None:
+    class Foreign(Plugin):
+        """A plugin of another package, whose texts say nothing of themselves."""
+
+        where: str
+
+    with pytest.raises(ConfigError, match="where names"):
+        check_files(Foreign(where=str(places[1])))
+
+
+def test_the_parameter_of_a_flow_is_checked_as_a_file_is(places: tuple[Path, Path]) -> None:
+    parameter = TypeAdapter(Annotated[Named, OrFile()])
+    assert parameter.validate_python({"name": "x"}) == Named(name="x")
+    for given in (
+        {"pool": str(places[1] / "pool.txt")},
+        Named(pool=places[1] / "pool.txt"),
+        str(places[1] / "pool.txt"),
+    ):
+        with pytest.raises(ValueError, match="may name only what lies in"):
+            parameter.validate_python(given)

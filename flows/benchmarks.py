@@ -87,11 +87,11 @@ def benchmarks(
         write_text(kept, json.dumps(list(taken.values()), indent=1))
         write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
     open_experiment(EXPERIMENT)
-    with mlflow.start_run(run_id=known.report["mlflow_run"]):
+    with mlflow.start_run(run_id=known.report.mlflow_run):
         for row in rows:
             name = f"benchmark.{row['benchmark'].replace(':', '-')}"
             named = {f"{name}.m1": row["before"], f"{name}.m2": row["after"], f"{name}.gain": row["gain"]}
-            log_metrics(named, step=known.report["queries"])
+            log_metrics(named, step=known.report.queries)
         for file in ("benchmarks.json", "benchmarks.md"):
             mlflow.log_artifact(str(Path(folder, file)), "report")
     return rows

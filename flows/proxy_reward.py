@@ -4,7 +4,7 @@ M_0 is the base model, M_1 the fine-tuned one, M_2 the aligned one. Each stage b
 in the ledger.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
 
@@ -12,6 +12,7 @@ from flows.config.experiment import Experiment
 from flows.config.loading import OrFile
 from flows.evaluation.held_out import assess
 from flows.reporting.run import write_report
+from flows.reporting.schema import RunReport
 from flows.runtime.workers import heartbeat
 from flows.steps import stages as steps
 from flows.steps.results import RunArtifacts
@@ -24,9 +25,7 @@ from tasks.policy.policy_ref import Policy
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
-def proxy_reward(
-    experiment: Annotated[Experiment, OrFile()], sweep: str = "", restart_from: str = ""
-) -> dict[str, Any]:
+def proxy_reward(experiment: Annotated[Experiment, OrFile()], sweep: str = "", restart_from: str = "") -> RunReport:
     """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow).
 
     The experiment may be given as a file. What an earlier run has done comes from the cache, up to the stage `restart_from`

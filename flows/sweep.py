@@ -19,6 +19,7 @@ from flows.planning.sweep import plan_sweep
 from flows.proxy_reward import proxy_reward
 from flows.reporting.comparison import compare
 from flows.reporting.publish import CURVES, publish
+from flows.reporting.schema import RunReport
 from flows.reporting.storage import read_report, write_text, writing
 from flows.reporting.sweep_text import notes, rows_of, to_html, to_markdown
 from flows.runtime.dispatch import on_workers
@@ -35,7 +36,7 @@ from tasks.engine.settings import settings
 log = logging.getLogger(__name__)
 
 
-Ended = dict[str, Any] | str  # an arm's report, or why there is none
+Ended = RunReport | str  # an arm's report, or why there is none
 
 
 class Incomplete(NinefoldError):
@@ -58,7 +59,7 @@ def run_sweep(sweep: Annotated[Sweep, OrFile()], workers: bool = False) -> dict[
         check_shared()
     started, planned = time.monotonic(), plan_sweep(sweep)
     announce(planned.lines())
-    reports: dict[str, dict[str, Any]] = {}
+    reports: dict[str, RunReport] = {}
     failures: dict[str, str] = {}
     arms = planned.expanded.arms
     earlier = {arm.experiment.name: found for arm in arms if (found := _report_of(arm.experiment)) is not None}
@@ -101,10 +102,10 @@ def _here(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Exper
         yield experiment, ended
 
 
-def _took(report: dict[str, Any]) -> str:
+def _took(report: RunReport) -> str:
     """Return the seconds that an arm's run spent in stages that it executed itself, and how many it did not."""
-    executed = [stage["seconds"] for stage in report["stages"] if not stage["cached"]]
-    stages = len(report["stages"])
+    executed = [stage.seconds for stage in report.stages if not stage.cached]
+    stages = len(report.stages)
     return f"{sum(executed):.1f} s, {stages - len(executed)} of {stages} stages from cache"
 
 
@@ -114,26 +115,26 @@ def _on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple
         yield experiment, failure or _report_of(experiment) or elsewhere
 
 
-def _report_of(experiment: Experiment) -> dict[str, Any] | None:
+def _report_of(experiment: Experiment) -> RunReport | None:
     """Return the report of an arm that an earlier execution has finished, if it is this very experiment's."""
     found = read_report(experiment.name)
-    same = found is not None and (found.get("arm"), found.get("inputs")) == (
+    same = found is not None and (found.arm, found.inputs) == (
         experiment.digest(),
         experiment.prompts.digest_inputs(),
     )
     return found if same else None
 
 
-def executed(reports: Iterable[dict[str, Any]]) -> dict[str, int]:
+def executed(reports: Iterable[RunReport]) -> dict[str, int]:
     """Return how many times each stage was executed rather than read from the cache."""
-    return dict(Counter(stage["name"] for report in reports for stage in report["stages"] if not stage["cached"]))
+    return dict(Counter(stage.name for report in reports for stage in report.stages if not stage.cached))
 
 
 def _report(
-    sweep: Sweep, arms: tuple[SweepArm, ...], reports: dict[str, dict[str, Any]], failures: dict[str, str]
+    sweep: Sweep, arms: tuple[SweepArm, ...], reports: dict[str, RunReport], failures: dict[str, str]
 ) -> dict[str, Any]:
     ledger = Ledger(settings().ledger_url)
-    accounts = {account for report in reports.values() for account in report["accounts"]}
+    accounts = {account for report in reports.values() for account in report.accounts}
     return {
         "name": sweep.name,
         "oracle_simulated": any(arm.experiment.simulated for arm in arms),
@@ -145,11 +146,11 @@ def _report(
                 "training_seed": arm.training_seed,
                 "point": arm.point,
                 "failure": failures.get(arm.experiment.name),
-                "report": reports.get(arm.experiment.name),
+                "report": done.model_dump(mode="json") if (done := reports.get(arm.experiment.name)) else None,
             }
             for arm in arms
         ],
-        "micro_usd": sum(report["micro_usd"] + report["evaluation_micro_usd"] for report in reports.values()),
+        "micro_usd": sum(report.micro_usd + report.evaluation_micro_usd for report in reports.values()),
         "micro_usd_paid": sum(ledger.spent(account).bought_micro_usd for account in accounts),
     }
 

@@ -5,7 +5,7 @@
     experiment = ninefold.load("deployments/experiments/quickstart.yaml", {"labelling.queries": 64})
     print(ninefold.plan(experiment))      # spends nothing
     report = ninefold.run(experiment)     # starts Prefect and MLflow itself
-    report["policy"]["win_rate"]
+    report.policy.win_rate              # Interval(mean, low, high)
 
 Names are imported when they are first used. `ninefold.plugins` is what plugins import, `ninefold.testing` holds their
 contracts.

@@ -12,6 +12,7 @@ from flows.config.sweep import Sweep
 if TYPE_CHECKING:
     from flows.planning.run import Plan
     from flows.planning.sweep import SweepPlan
+    from flows.reporting.schema import RunReport
 
 C = TypeVar("C", Experiment, Sweep)
 
@@ -42,7 +43,7 @@ def plan(experiment: Experiment | Sweep) -> "Plan | SweepPlan":
     return plan_run(experiment)
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment) -> "RunReport":
     """Run an experiment and return its report, which also lies in the reports folder and in MLflow.
 
     It uses the Prefect server of `ninefold up` or of NINEFOLD_PREFECT, or starts one that ends with this process. What an
@@ -56,8 +57,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     with admitted():
         from flows.proxy_reward import proxy_reward
 
-        report: dict[str, Any] = proxy_reward(experiment)
-    return report
+        return proxy_reward(experiment)
 
 
 def sweep(sweep: Sweep, *, workers: bool = False) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Entry point of the `ninefold` command, and its commands for single runs and for servers."""
 
 import gc
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +14,7 @@ from models.core.errors import NinefoldError
 
 if TYPE_CHECKING:
     from flows.planning.run import Plan
+    from flows.reporting.schema import RunReport
 
 app = typer.Typer(
     name="ninefold",
@@ -95,10 +95,10 @@ def rerun(
     with admitted():
         report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
     _show_report(report)
-    executed = [run["name"] for run in report["stages"] if not run["cached"]]
+    executed = [run.name for run in report.stages if not run.cached]
     typer.echo(f"executed    {', '.join(executed) or 'nothing: all was in the cache'}")
     if stage and stage not in executed:
-        stages = dict.fromkeys(run["name"] for run in report["stages"])
+        stages = dict.fromkeys(run.name for run in report.stages)
         typer.echo(f"note: this run has no stage {stage}: it has {', '.join(stages)}")
 
 
@@ -115,16 +115,18 @@ def report(
 ) -> None:
     """Show the report of the last finished run of an experiment."""
     from flows.reporting.run_text import headlines, warnings
-    from flows.reporting.storage import read_report, with_file
+    from flows.reporting.storage import read_report, report_folder, with_file
 
     found = read_report(name)
     if found is None:
-        known = ", ".join(with_file("report.json")) or "none yet; run an experiment first"
-        raise UserError(f"no report {name!r}: there are {known}")
+        known = with_file("report.json")
+        if name in known:
+            raise UserError(f"report {name!r} is a study's, or of another version: {report_folder(name)} has its pages")
+        raise UserError(f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(found.model_dump_json(indent=2))
         return
-    table(found["name"], headlines(found))
+    table(found.name, headlines(found))
     for warning in warnings(found):
         typer.echo(f"note: {warning}")
 
@@ -268,17 +270,17 @@ def _planned(file: Path, overrides: list[str] | None) -> "Plan":
     return make_plan(load(Experiment, file, overrides))
 
 
-def _show_report(report: dict[str, Any]) -> None:
+def _show_report(report: "RunReport") -> None:
     """Print what a run has found, and where more of it is."""
     from flows.reporting.run_text import headlines, warnings
     from flows.reporting.storage import report_folder
     from flows.tracking.links import runs_page
 
     typer.echo()
-    table(f"{report['name']}: what {report['queries']} queries bought", headlines(report))
+    table(f"{report.name}: what {report.queries} queries bought", headlines(report))
     for warning in warnings(report):
         typer.echo(f"note: {warning}")
-    typer.echo(f"\nreport      {report_folder(report['name'])}/report.html (also .md and .json)")
+    typer.echo(f"\nreport      {report_folder(report.name)}/report.html (also .md and .json)")
     typer.echo(f"MLflow      ninefold up, then open {runs_page()}")
 
 

@@ -1,11 +1,14 @@
 """Dataset and model cards of an exported run: lineage, cost, quality, limits."""
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.config.experiment import Experiment
+from flows.reporting.schema import RunReport
 from models.core.money import dollars
+from models.metrics.intervals import Interval
 from models.policies.resolve import PACKAGED
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ _COLUMNS = {
 }
 
 
-def dataset_card(x: Experiment, report: dict[str, Any], rows: dict[str, int]) -> str:
+def dataset_card(x: Experiment, report: RunReport, rows: dict[str, int]) -> str:
     """Return the dataset's card; its head makes the tables loadable by name."""
     from huggingface_hub import DatasetCardData
 
@@ -38,7 +41,7 @@ def dataset_card(x: Experiment, report: dict[str, Any], rows: dict[str, int]) ->
     return _card(data, f"{x.name}: preference data", ["## Tables", "", *tables, "", *_bought(x, report)], x, report)
 
 
-def evaluator_card(x: Experiment, report: dict[str, Any]) -> str:
+def evaluator_card(x: Experiment, report: RunReport) -> str:
     """Return the card of the evaluator (proxy reward model)."""
     from huggingface_hub import ModelCardData
 
@@ -55,7 +58,7 @@ def evaluator_card(x: Experiment, report: dict[str, Any]) -> str:
     return _card(data, f"{x.name}: evaluator", [*use, *_agreement(report), *_bought(x, report)], x, report)
 
 
-def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -> str:
+def policy_card(x: Experiment, report: RunReport, trained: Sequence[str]) -> str:
     """Return the card of the policy, which was `trained` in these ways, in order."""
     from huggingface_hub import ModelCardData
 
@@ -65,11 +68,10 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
         library_name="transformers",
         pipeline_tag="text-generation",
     )
-    found = report["policy"]
-    judge = report["evaluation_oracle"] + (" (simulated)" if report["evaluation_oracle_simulated"] else "")
-    compared = report.get("pairwise_judge")
-    winner = judge if compared is None else compared["oracle"] + (" (simulated)" if compared["simulated"] else "")
-    low, high = found["win_rate_ci"]
+    found = report.policy
+    judge = report.evaluation_oracle + (" (simulated)" if report.evaluation_oracle_simulated else "")
+    compared = report.pairwise_judge
+    winner = judge if compared is None else compared.oracle + (" (simulated)" if compared.simulated else "")
     lines = [
         "## Use",
         "",
@@ -80,9 +82,9 @@ def policy_card(x: Experiment, report: dict[str, Any], trained: Sequence[str]) -
         "",
         "## Evaluation",
         "",
-        f"- win rate against M_1 by {winner}: {found['win_rate']:.3f} [{low:.3f}, {high:.3f}]",
-        f"- judge's mean score: {found['oracle_mean_before']:.3f} → {found['oracle_mean_after']:.3f}",
-        f"- KL to M_1: {found['kl']:.2f} nats per answer",
+        f"- win rate against M_1 by {winner}: {_shown(found.win_rate)}",
+        f"- judge's mean score: {found.oracle_mean_before:.3f} → {found.oracle_mean_after:.3f}",
+        f"- KL to M_1: {found.kl:.2f} nats per answer",
         "",
     ]
     return _card(data, f"{x.name}: policy", [*lines, *_agreement(report), *_bought(x, report)], x, report)
@@ -95,49 +97,47 @@ def _how(x: Experiment) -> str:
     return "LoRA, merged" if not whole else f"{' and '.join(whole)} on every weight"
 
 
-def _card(data: "CardData", title: str, lines: Sequence[str], x: Experiment, report: dict[str, Any]) -> str:
+def _card(data: "CardData", title: str, lines: Sequence[str], x: Experiment, report: RunReport) -> str:
     lineage = [
         "## Lineage",
         "",
-        f"- experiment `{report['name']}`, arm `{report['arm']}`, MLflow run `{report['mlflow_run']}`; selection seed "
-        f"{report['selection_seed']}, training seed {report['training_seed']}",
-        f"- base model `{x.policy.model}` ({report['made']['policy']['weights']})",
+        f"- experiment `{report.name}`, arm `{report.arm}`, MLflow run `{report.mlflow_run}`; selection seed "
+        f"{report.selection_seed}, training seed {report.training_seed}",
+        f"- base model `{x.policy.model}` ({report.artifacts['policy']['weights']})",
         f"- prompts: `{x.prompts.label()}`. {x.prompts.terms}",
-        f"- method: {_PAPER}; strategy `{report['strategy']}`, evaluator `{x.evaluator.label()}`, β = {x.dpo.beta}",
+        f"- method: {_PAPER}; strategy `{report.strategy}`, evaluator `{x.evaluator.label()}`, β = {x.dpo.beta}",
         "",
     ]
     return "\n".join(["---", data.to_yaml(), "---", "", f"# {title}", "", *lines, *lineage])
 
 
-def _bought(x: Experiment, report: dict[str, Any]) -> list[str]:
-    oracle = report["oracle"] + (", **simulated**" if report["oracle_simulated"] else "")
+def _bought(x: Experiment, report: RunReport) -> list[str]:
+    oracle = report.oracle + (", **simulated**" if report.oracle_simulated else "")
     return [
         "## Budget",
         "",
         f"- oracle: {oracle}; criterion `{x.labelling.rubric.name}`",
-        f"- {report['queries']} queries, {dollars(report['micro_usd'])}; {report['proxy_pairs']} pairs by the evaluator, "
-        f"{report['oracle_pairs']} by the oracle",
-        *(["- **the labels were shuffled: a control, not to be used**"] if report["labels_shuffled"] else []),
+        f"- {report.queries} queries, {dollars(report.micro_usd)}; {report.proxy_pairs} pairs by the evaluator, "
+        f"{report.oracle_pairs} by the oracle",
+        *(["- **the labels were shuffled: a control, not to be used**"] if report.labels_shuffled else []),
         "",
     ]
 
 
-def _agreement(report: dict[str, Any]) -> list[str]:
-    found = report["evaluator"]
-    if found is None:
+def _agreement(report: RunReport) -> list[str]:
+    if report.evaluator is None:
         return []
     return [
         "## Agreement with the oracle",
         "",
-        f"- pair accuracy on held-out prompts: {_interval(found, 'pair_accuracy')}",
-        f"- the same, trained on shuffled labels: {_interval(found, 'shuffled_pair_accuracy')}",
+        f"- pair accuracy on held-out prompts: {_shown(report.evaluator.pair_accuracy)}",
+        f"- the same, trained on shuffled labels: {_shown(report.evaluator.shuffled_pair_accuracy)}",
         "",
     ]
 
 
-def _interval(found: dict[str, Any], name: str) -> str:
-    mean, (low, high) = found[name], found[f"{name}_ci"]
-    return "not known" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+def _shown(found: Interval) -> str:
+    return "not known" if isnan(found.mean) else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _hub_id(x: Experiment) -> str | None:

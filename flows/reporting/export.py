@@ -3,10 +3,11 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flows.config.experiment import Experiment
 from flows.reporting.cards import dataset_card, evaluator_card, policy_card
+from flows.reporting.schema import RunReport
 from flows.reporting.storage import read_report
 from flows.steps.results import RunArtifacts, picked
 from flows.tracking.lookup import find_run
@@ -24,7 +25,7 @@ class FinishedRun(NamedTuple):
     """A finished run: its experiment, its report, and where everything that it has made lies."""
 
     experiment: Experiment
-    report: dict[str, Any]
+    report: RunReport
     artifacts: RunArtifacts
 
 
@@ -33,15 +34,13 @@ def load_finished_run(name: str) -> FinishedRun:
     known = find_run(name).experiment.name  # says what runs there are
     report = read_report(known)
     if report is None:
-        raise ConfigError(f"run {name!r} has not finished: `ninefold rerun {name}` goes on with it")
-    if name not in (known, report["mlflow_run"]):
+        raise ConfigError(f"run {name!r} has no report that can be read here: `ninefold rerun {name}` goes on with it")
+    if name not in (known, report.mlflow_run):
         raise ConfigError(
-            f"the report of {known!r} is of run {report['mlflow_run']}, not {name}: export that, or rerun it"
+            f"the report of {known!r} is of run {report.mlflow_run}, not {name}: export that, or rerun it"
         )
-    if "made" not in report:
-        raise ConfigError(f"run {name!r} was reported by an older version: `ninefold rerun {name}` writes it again")
     # a name may have been given to several experiments: the report is of this one
-    return FinishedRun(find_run(report["mlflow_run"]).experiment, report, RunArtifacts.model_validate(report["made"]))
+    return FinishedRun(find_run(report.mlflow_run).experiment, report, RunArtifacts.model_validate(report.artifacts))
 
 
 def export(run: FinishedRun, folder: Path) -> list[Path]:
@@ -80,7 +79,7 @@ def push(run: FinishedRun, folders: list[Path], repository: str) -> list[str]:
         name = f"{repository}-{folder.name}"
         links.append(str(hub.create_repo(name, repo_type=kind, private=True, exist_ok=True)))
         hub.upload_folder(
-            repo_id=name, repo_type=kind, folder_path=folder, commit_message=f"ninefold run {run.report['name']}"
+            repo_id=name, repo_type=kind, folder_path=folder, commit_message=f"ninefold run {run.report.name}"
         )
     return links
 

@@ -1,6 +1,7 @@
 """Figures of reports, as PNG bytes."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flows.reporting.schema import CurvePoint, GateReport, RunReport
 from models.core.arrays import FloatArray
 from models.core.data import Comparison
-from models.core.registry import digest_of
+from models.core.registry import Frozen, digest_of
 from models.metrics.selective import ANY_PAIR
 
 _DRAWING = 1  # how pictures are drawn: raised with a change of it
@@ -41,21 +43,17 @@ def figure_pages(
     proxy: FloatArray,
     agreement: tuple[FloatArray, FloatArray],
     comparisons: list[Comparison],
-    report: dict[str, Any],
+    report: RunReport,
 ) -> dict[str, Picture]:
     """Return the pictures by name: policy outcome; evaluator agreement, score distributions where there are any."""
     before = np.array([c.before_score for c in comparisons])
     after = np.array([c.after_score for c in comparisons])
     return {
-        "outcome": Picture(_outcome, before, after, report["policy"]["win_rate"]),
-        **(
-            {"agreement": Picture(_agreement, *agreement, report["evaluator"]["spearman"])}
-            if report["evaluator"]
-            else {}
-        ),
+        "outcome": Picture(_outcome, before, after, report.policy.win_rate.mean),
+        **({"agreement": Picture(_agreement, *agreement, report.evaluator.spearman)} if report.evaluator else {}),
         **({"scores": Picture(_scores, bought, proxy)} if len(bought) or len(proxy) else {}),
-        **({"gate": Picture(_gate, report["gate"])} if report["gate"] and report["gate"]["curve"] else {}),
-        **({"optimisation": Picture(_optimisation, report["curve"])} if report["curve"] else {}),
+        **({"gate": Picture(_gate, report.gate)} if report.gate and report.gate.curve else {}),
+        **({"optimisation": Picture(_optimisation, report.curve)} if report.curve else {}),
     }
 
 
@@ -68,32 +66,34 @@ def _outcome(before: FloatArray, after: FloatArray, win_rate: float) -> bytes:
     return png(figure)
 
 
-def _agreement(oracle: FloatArray, proxy: FloatArray, spearman: float | None) -> bytes:
-    shown = "–" if spearman is None else f"{spearman:.2f}"
+def _agreement(oracle: FloatArray, proxy: FloatArray, spearman: float) -> bytes:
+    shown = "–" if math.isnan(spearman) else f"{spearman:.2f}"
     figure, axes = _canvas(f"Evaluator against oracle (Spearman {shown})", "oracle's score", "evaluator's score")
     axes.scatter(oracle, proxy, s=14, color=_PROXY, alpha=0.6, linewidths=0)
     return png(figure)
 
 
-def _gate(gate: dict[str, Any]) -> bytes:
+def _gate(gate: GateReport) -> bytes:
     figure, axes = _canvas("Labels left out: the surest pairs first", "share of pairs labelled", "share of these wrong")
-    axes.plot(*zip(*gate["curve"], strict=True), color=_PROXY)
+    axes.plot(*zip(*gate.curve, strict=True), color=_PROXY)
     axes.axhline(0.5, color=_BEFORE, lw=1, ls="--", label="chance")
-    if gate["threshold"] > ANY_PAIR and gate["risk"] is not None:
-        axes.plot(gate["coverage"], gate["risk"], "o", color=_AFTER, label=f"sure of {gate['threshold']:.0%} or more")
+    if gate.threshold > ANY_PAIR and math.isfinite(gate.risk):
+        axes.plot(gate.coverage, gate.risk, "o", color=_AFTER, label=f"sure of {gate.threshold:.0%} or more")
     axes.set_ylim(0, 0.6)
     axes.legend(frameon=False)
     return png(figure)
 
 
-def _optimisation(curve: list[dict[str, Any]]) -> bytes:
+def _optimisation(curve: tuple[CurvePoint, ...]) -> bytes:
     """Return what the evaluator and the oracle say along a training (2210.10760): where they part, it is over-optimised."""
     title = "From M₁ to M₂, by evaluator and oracle"
     figure, axes = _canvas(title, "KL to M₁, nats per answer", "gain, standard deviations of M₁'s scores")
-    kl = [point["kl"] for point in curve]
-    for whose, colour, name in (("proxy", _PROXY, "evaluator"), ("oracle", _AFTER, "oracle")):
-        mean = np.array([point[f"{whose}_mean"] for point in curve], dtype=np.float64)  # None becomes NaN, a gap
-        axes.plot(kl, (mean - mean[0]) / (curve[0][f"{whose}_std"] or 1.0), "o-", color=colour, label=name)
+    kl = [point.kl for point in curve]
+    oracle = ([point.oracle_mean for point in curve], curve[0].oracle_std)
+    proxy = ([point.proxy_mean for point in curve], curve[0].proxy_std)
+    for (means, spread), colour, name in ((proxy, _PROXY, "evaluator"), (oracle, _AFTER, "oracle")):
+        mean = np.array(means)  # NaN is a gap
+        axes.plot(kl, (mean - mean[0]) / (spread or 1.0), "o-", color=colour, label=name)
     axes.legend(frameon=False)
     return png(figure)
 
@@ -153,6 +153,11 @@ def png(figure: "Figure") -> bytes:
 
 
 def _plain(data: object) -> object:
+    """Return data as JSON values."""
+    if isinstance(data, tuple):
+        return [_plain(each) for each in data]
+    if isinstance(data, Frozen):
+        return data.model_dump(mode="json")
     return data.tolist() if isinstance(data, np.ndarray) else data
 
 

@@ -1,185 +1,183 @@
 """Render the report of a run for the terminal, as Markdown and as HTML."""
 
 from html import escape
-from math import exp
-from typing import Any
+from math import exp, isfinite, isnan
 
 from flows.reporting.render import STYLE
+from flows.reporting.schema import BestOf, EvaluatorReport, GateReport, PolicyReport, RunReport, ScoreSpread
 from models.core.money import dollars
+from models.metrics.intervals import Interval
 from models.metrics.selective import ANY_PAIR
 
 _COLLAPSED = 0.5  # more of the scores than this being one value is a collapse
 _LEANS = 0.5  # standard deviations that a change of format may move a score
 
 
-def headlines(report: dict[str, Any]) -> list[tuple[str, str]]:
+def headlines(report: RunReport) -> list[tuple[str, str]]:
     """Return the report's main lines as (name, value), for the terminal, Markdown and HTML alike."""
-    evaluator, policy = report["evaluator"], report["policy"]
-    simulated = " — simulated" if report["oracle_simulated"] else ""
-    judge = report["evaluation_oracle"] + (" — simulated" if report["evaluation_oracle_simulated"] else "")
-    asked = " comparisons" if report["query_type"] == "pairwise" else ""
-    reused = report["queries"] - report["queries_bought"]
+    policy = report.policy
+    simulated = " — simulated" if report.oracle_simulated else ""
+    judge = report.evaluation_oracle + (" — simulated" if report.evaluation_oracle_simulated else "")
+    compared = " comparisons" if report.query_type == "pairwise" else ""
+    reused = report.queries - report.queries_bought
     return [
-        ("oracle", f"{report['oracle']}{simulated}"),
-        ("strategy", f"{report['strategy']} (selection seed {report['selection_seed']})"),
+        ("oracle", f"{report.oracle}{simulated}"),
+        ("strategy", f"{report.strategy} (selection seed {report.selection_seed})"),
         (
             "queries",
-            f"{report['queries']}{asked} for {dollars(report['micro_usd'])}"
+            f"{report.queries}{compared} for {dollars(report.micro_usd)}"
             + (f", of which {reused} were owned already" if reused else "")
-            + (f", {report['quarantined']} quarantined" if report["quarantined"] else "")
-            + (f", {report['lost_queries']} without a reply, counted as paid" if report["lost_queries"] else ""),
+            + (f", {report.quarantined} quarantined" if report.quarantined else "")
+            + (f", {report.lost_queries} without a reply, counted as paid" if report.lost_queries else ""),
         ),
-        *(_of_the_oracle(report["oracle_facts"]) if report["queries"] else []),
-        ("pairs", f"{report['proxy_pairs']} by proxy, {report['oracle_pairs']} by the oracle" + _other_pairs(report)),
-        *([("pairs per query", f"{report['pairs_per_query']:.1f}")] if report["queries"] else []),
-        *_of_the_gate(report.get("gate")),
-        *_of_the_scores(report.get("scores")),
-        *_of_the_evaluator(evaluator),
-        ("win rate", f"{_with_interval(policy['win_rate'], policy['win_rate_ci'])} of M₂ against M₁{_by(report)}"),
+        *(_of_the_oracle(report.oracle_facts) if report.queries else []),
+        ("pairs", f"{report.proxy_pairs} by proxy, {report.oracle_pairs} by the oracle" + _other_pairs(report)),
+        *([("pairs per query", f"{report.pairs_per_query:.1f}")] if report.queries else []),
+        *_of_the_gate(report.gate),
+        *_of_the_scores(report.scores),
+        *_of_the_evaluator(report.evaluator),
+        ("win rate", f"{_with_interval(policy.win_rate)} of M₂ against M₁{_by(report)}"),
         *_at_equal_length(policy),
-        *_of_the_best_of(report.get("best_of")),
+        *_of_the_best_of(report.best_of),
         (
             "oracle's mean",
-            f"{policy['oracle_mean_before']:.2f} → {policy['oracle_mean_after']:.2f}, "
-            f"gain {_with_interval(policy['oracle_gain'], policy['oracle_gain_ci'])}",
+            f"{_number(policy.oracle_mean_before)} → {_number(policy.oracle_mean_after)}, "
+            f"gain {_with_interval(policy.oracle_gain)}",
         ),
-        ("KL to M₁", f"{policy['kl']:.2f} nats per answer (mean log-ratio over M₂'s answers)"),
-        ("length", f"{policy['tokens_before']:.1f} → {policy['tokens_after']:.1f} tokens"),
-        ("fluency", "{nll_per_token_before:.2f} → {nll_per_token_after:.2f} nats per token under M₀".format(**policy)),
+        ("KL to M₁", f"{_number(policy.kl)} nats per answer (mean log-ratio over M₂'s answers)"),
+        ("length", f"{policy.tokens_before:.1f} → {policy.tokens_after:.1f} tokens"),
+        (
+            "fluency",
+            f"{_number(policy.nll_per_token_before)} → {_number(policy.nll_per_token_after)} nats per token under M₀",
+        ),
         *_of_the_diversity(policy),
         (
             "evaluation",
-            f"{report['evaluation_queries']} further queries of {judge}{_versus(report)}, which trained nothing",
+            f"{report.evaluation_queries} further queries of {judge}{_versus(report)}, which trained nothing",
         ),
-        ("time", f"{report['seconds']:.0f} s{_of_the_cache(report)}"),
+        ("time", f"{report.seconds:.0f} s{_of_the_cache(report)}"),
     ]
 
 
-def _of_the_cache(report: dict[str, Any]) -> str:
-    cached = sum(stage["cached"] for stage in report["stages"])
-    return f"; {report['seconds_now']:.0f} s now, with {cached} stages from cache" if cached else ""
+def _of_the_cache(report: RunReport) -> str:
+    cached = sum(stage.cached for stage in report.stages)
+    return f"; {report.seconds_now:.0f} s now, with {cached} stages from cache" if cached else ""
 
 
-def _versus(report: dict[str, Any]) -> str:
-    return f" and of {report['pairwise_judge']['oracle']}" if report.get("pairwise_judge") else ""
+def _versus(report: RunReport) -> str:
+    return f" and of {report.pairwise_judge.oracle}" if report.pairwise_judge else ""
 
 
-def _by(report: dict[str, Any]) -> str:
+def _by(report: RunReport) -> str:
     """Return who has compared the answers, where it was not their scores."""
-    if not (compared := report.get("pairwise_judge")):
+    judge = report.pairwise_judge
+    if judge is None:
         return ""
-    told = f", by {compared['oracle']}" + (" — simulated" if compared["simulated"] else "")
-    consistency = compared["order_consistency"]
-    return told if consistency is None else f"{told}; both orders agree in {consistency:.0%}"
+    told = f", by {judge.oracle}" + (" — simulated" if judge.simulated else "")
+    return told if isnan(judge.order_consistency) else f"{told}; both orders agree in {judge.order_consistency:.0%}"
 
 
-def _at_equal_length(policy: dict[str, Any]) -> list[tuple[str, str]]:
-    if "lc_win_rate" not in policy:  # a report of an older version
-        return []
-    rate = _with_interval(policy["lc_win_rate"], policy["lc_win_rate_ci"])
-    effect = f"a much longer answer gains {policy['length_effect']:+.2f} logits on a much shorter one"
+def _at_equal_length(policy: PolicyReport) -> list[tuple[str, str]]:
+    effect = f"a much longer answer gains {policy.length_effect:+.2f} logits on a much shorter one"
+    rate = _with_interval(policy.lc_win_rate)
     return [("  at equal length", f"{rate} (length-controlled, 2404.04475); {effect}")]
 
 
-def _of_the_best_of(found: dict[str, float] | None) -> list[tuple[str, str]]:
-    if found is None:
+def _of_the_best_of(best: BestOf | None) -> list[tuple[str, str]]:
+    if best is None:
         return []
-    rate = _with_interval(found["best_of_win_rate"], [found["best_of_win_rate_low"], found["best_of_win_rate_high"]])
-    told = f"{rate} of M₁'s best by the evaluator against M₁, at a KL of at most {found['best_of_kl']:.2f} nats"
-    return [(f"  best of {found['best_of']:.0f}", told)]
+    told = f"of M₁'s best by the evaluator against M₁, at a KL of at most {best.kl:.2f} nats"
+    return [(f"  best of {best.count}", f"{_with_interval(best.win_rate)} {told}")]
 
 
-def _of_the_diversity(policy: dict[str, Any]) -> list[tuple[str, str]]:
-    if policy.get("diversity_before") is None or policy["diversity_after"] is None:
+def _of_the_diversity(policy: PolicyReport) -> list[tuple[str, str]]:
+    if isnan(policy.diversity_before) or isnan(policy.diversity_after):
         return []
-    told = (
-        "two answers to a prompt differ in {diversity_before:.0%} → {diversity_after:.0%} of their word pairs".format(
-            **policy
-        )
-    )
-    distinct = " → ".join(_number(policy[f"distinct_2_{when}"]) for when in ("before", "after"))
+    shares = f"{policy.diversity_before:.0%} → {policy.diversity_after:.0%}"
+    distinct = f"{_number(policy.distinct_2_before)} → {_number(policy.distinct_2_after)}"
+    told = f"two answers to a prompt differ in {shares} of their word pairs"
     return [("diversity", f"{told}; distinct-2 {distinct}")]
 
 
-def _other_pairs(report: dict[str, Any]) -> str:
-    others = report["pairs"] - report["proxy_pairs"] - report["oracle_pairs"]
+def _other_pairs(report: RunReport) -> str:
+    others = report.pairs - report.proxy_pairs - report.oracle_pairs
     return f", {others} by demonstrations" if others else ""
 
 
-def _of_the_evaluator(evaluator: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _of_the_evaluator(evaluator: EvaluatorReport | None) -> list[tuple[str, str]]:
     if evaluator is None:
         return [("evaluator", "none was trained")]
 
-    def shown(prefix: str) -> str:
-        accuracy = _with_interval(evaluator[f"{prefix}pair_accuracy"], evaluator[f"{prefix}pair_accuracy_ci"])
-        alike = _with_interval(evaluator[f"{prefix}similar_length"], evaluator[f"{prefix}similar_length_ci"])
+    def shown(accuracy: Interval, alike: Interval, spearman: float) -> str:
         return (
-            f"pair accuracy {accuracy}, of similar length {alike}, Spearman {_number(evaluator[f'{prefix}spearman'])}"
+            f"pair accuracy {_with_interval(accuracy)}, of similar length {_with_interval(alike)}, "
+            f"Spearman {_number(spearman)}"
         )
 
-    lines = [("evaluator", f"{evaluator['kind']}: {shown('')}")]
-    if evaluator["shuffled_spearman"] is not None:
-        lines.append(("  on shuffled labels", shown("shuffled_")))
-    if "longer_preferred" in evaluator:  # not in reports of an older version
-        lines.append(("  leans on", _leanings(evaluator)))
+    found = shown(evaluator.pair_accuracy, evaluator.similar_length, evaluator.spearman)
+    lines = [("evaluator", f"{evaluator.kind}: {found}")]
+    if not isnan(evaluator.shuffled_spearman):
+        control = (evaluator.shuffled_pair_accuracy, evaluator.shuffled_similar_length, evaluator.shuffled_spearman)
+        lines.append(("  on shuffled labels", shown(*control)))
+    lines.append(("  leans on", _leanings(evaluator)))
     return lines
 
 
-def _leanings(evaluator: dict[str, Any]) -> str:
-    longer, by_oracle = evaluator["longer_preferred"], evaluator["longer_preferred_by_oracle"]
+def _leanings(evaluator: EvaluatorReport) -> str:
+    longer, by_oracle = evaluator.longer_preferred.mean, evaluator.longer_preferred_by_oracle.mean
     told = "length: " + (
         "no two responses of one prompt differ in it"
-        if longer is None
+        if isnan(longer)
         else f"the longer response wins in {longer:.0%} of the pairs of one prompt, in {_share(by_oracle)} by the oracle"
     )
-    if (shift := evaluator["format_shift"]) is not None:
-        low, high = evaluator["format_shift_ci"]
-        interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-        told += f"; format: as a list the same text scores {shift:+.2f}{interval} standard deviations"
-    if (bias := evaluator["position_bias"]) is not None:
+    shift = evaluator.format_shift
+    if isfinite(shift.mean):
+        interval = "" if isnan(shift.low) else f" [{shift.low:+.2f}, {shift.high:+.2f}]"
+        told += f"; format: as a list the same text scores {shift.mean:+.2f}{interval} standard deviations"
+    if isfinite(bias := evaluator.position_bias):
         told += f"; place: of two equals the first wins with probability {1 / (1 + exp(-bias)):.2f}"
     return told
 
 
-def _of_the_gate(gate: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _of_the_gate(gate: GateReport | None) -> list[tuple[str, str]]:
     if gate is None:
         return []
-    line = gate["verdict"]
-    if gate["agreement"] is not None:
-        interval = _with_interval(gate["agreement"], [gate["low"], gate["high"]])
+    line = gate.verdict
+    if isfinite(gate.agreement.mean):
         line += (
-            f": agrees in {interval} of {gate['pairs']} pairs of labels left out, {gate['pairs_of']}; calibration error "
-            f"{_number(gate['calibration_error'])}"
+            f": agrees in {_with_interval(gate.agreement)} of {gate.pairs} pairs of labels left out, {gate.pairs_of}; "
+            f"calibration error {_number(gate.calibration_error)}"
         )
     lines = [("gate", line)]
-    if gate["threshold"] > ANY_PAIR:
-        asked = f", {gate['queries']} queries kept for them" if gate["queries"] else ""
+    if gate.threshold > ANY_PAIR:
+        kept = f", {gate.relabel_queries} queries kept for them" if gate.relabel_queries else ""
         lines.append(
             (
-                f"  sure of {gate['threshold']:.0%}",
-                f"{_share(gate['coverage'])} of pairs left out, wrong in {_share(gate['risk'])}; {gate['left_out']} prompts "
-                f"gave no pair{asked}",
+                f"  sure of {gate.threshold:.0%}",
+                f"{_share(gate.coverage)} of pairs left out, wrong in {_share(gate.risk)}; {gate.left_out} prompts "
+                f"gave no pair{kept}",
             )
         )
     return lines
 
 
-def _of_the_scores(scores: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _of_the_scores(scores: ScoreSpread | None) -> list[tuple[str, str]]:
     if scores is None:
         return []
-    unparsed = f"; {scores['unparsed']:.0f} judgements could not be read" if scores["unparsed"] else ""
+    unparsed = f"; {scores.unparsed:.0f} judgements could not be read" if scores.unparsed else ""
     return [
         (
             "scores",
-            f"the commonest is {_share(scores['top_share'])} of all; of the pairs of one prompt "
-            f"{_share(scores['tied_pairs'])} are tied{unparsed}",
+            f"the commonest is {_share(scores.top_share)} of all; of the pairs of one prompt "
+            f"{_share(scores.tied_pairs)} are tied{unparsed}",
         )
     ]
 
 
-def _of_the_oracle(facts: dict[str, float | None]) -> list[tuple[str, str]]:
+def _of_the_oracle(facts: dict[str, float]) -> list[tuple[str, str]]:
     """Return the lines about how an oracle judges; none about what is not known of it."""
-    lines = [("  length", f"Spearman {_number(facts.get('length_correlation'))} between length and the oracle's score")]
+    correlation = _number(facts.get("length_correlation", float("nan")))
+    lines = [("  length", f"Spearman {correlation} between length and the oracle's score")]
     if "order_consistency" in facts:
         lines.append(
             (
@@ -198,101 +196,102 @@ def _of_the_oracle(facts: dict[str, float | None]) -> list[tuple[str, str]]:
     return lines
 
 
-def warnings(report: dict[str, Any]) -> list[str]:
+def warnings(report: RunReport) -> list[str]:
     """Return what a reader must know before believing the headlines."""
     found = []
-    if report["feedback"] == "none":
+    if report.feedback == "none":
         found.append("The zero line: M₂ is M₁, and nothing was trained on preferences.")
-    if report["labels_shuffled"]:
+    if report.labels_shuffled:
         found.append(
             "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
         )
-    gate = report.get("gate")  # reports of an older version have none
-    if gate and gate["verdict"] != "better than chance":
-        found.append(gate["sentence"])
-    scores = report.get("scores")
-    if scores and (scores["top_share"] or 0.0) > _COLLAPSED:
+    if report.gate and report.gate.verdict != "better than chance":
+        found.append(report.gate.sentence)
+    if report.scores and report.scores.top_share > _COLLAPSED:
         found.append(
-            f"Score collapse: {scores['top_share']:.0%} of the evaluator's scores are one value, and of the pairs of one "
-            f"prompt {_share(scores['tied_pairs'])} are tied. What is left to learn from is chosen by little."
+            f"Score collapse: {report.scores.top_share:.0%} of the evaluator's scores are one value, and of the pairs of "
+            f"one prompt {_share(report.scores.tied_pairs)} are tied. What is left to learn from is chosen by little."
         )
-    shift = (report["evaluator"] or {}).get("format_shift") or 0.0
-    if abs(shift) > _LEANS:
-        found.append(
-            f"The evaluator leans on format: written as a list, the same text scores {shift:+.2f} standard deviations."
-        )
-    low = report["evaluator"]["pair_accuracy_ci"][0] if report["evaluator"] else 1.0
-    if low is None or low <= 0.5:
-        found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
-    low, high = report["policy"]["oracle_gain_ci"]
-    if low is None or low <= 0 <= high:
+    if report.evaluator is not None:
+        shift, accuracy = report.evaluator.format_shift.mean, report.evaluator.pair_accuracy
+        if abs(shift) > _LEANS:
+            found.append(
+                f"The evaluator leans on format: written as a list, the same text scores {shift:+.2f} standard deviations."
+            )
+        if not accuracy.low > 0.5:  # NaN is not known
+            found.append("The evaluator's pair accuracy is not distinguishable from chance on the held-out prompts.")
+    gain = report.policy.oracle_gain
+    if isnan(gain.low) or gain.low <= 0 <= gain.high:
         found.append("The interval of the gain covers zero: this run shows no effect.")
-    if not (books := report["books"])["agree"]:
+    audit = report.budget_audit
+    if not audit.agree:
         found.append(
-            f"The books do not agree: ledger {dollars(books['ledger'])}, replies {dollars(books['replies'])} and "
-            f"{dollars(books['lost'])} without a reply, MLflow {dollars(books['mlflow'])}. Was the ledger changed since?"
+            f"The budget audit fails: ledger {dollars(audit.ledger)}, replies {dollars(audit.replies)} and "
+            f"{dollars(audit.lost)} without a reply, MLflow {dollars(audit.mlflow)}. Was the ledger changed since?"
         )
-    if report.get("unscored"):
+    if report.unscored:
         found.append(
-            f"{report['unscored']} held-out pairs of answers lack a score of the oracle, and are not in the win rate."
+            f"{report.unscored} held-out pairs of answers lack a score of the oracle, and are not in the win rate."
         )
-    if (compared := report.get("pairwise_judge")) and compared["undecided"]:
-        found.append(f"{compared['undecided']} held-out comparisons were not decided, and are not in the win rate.")
+    if report.pairwise_judge and report.pairwise_judge.undecided:
+        found.append(
+            f"{report.pairwise_judge.undecided} held-out comparisons were not decided, and are not in the win rate."
+        )
     found += [
         f"{count} rows were too long for {stage} and left out of it (named in its log): raise its max_length."
-        for stage, count in report.get("too_long", {}).items()
+        for stage, count in report.too_long.items()
     ]
-    if report["prompts_over_long"]:
-        found.append(f"{len(report['prompts_over_long'])} prompts were too long and set aside.")
+    if report.prompts_over_long:
+        found.append(f"{len(report.prompts_over_long)} prompts were too long and set aside.")
     found.append("One run is an anecdote: compare seeds, and arms at equal budget, before concluding.")
     return found
 
 
-def to_markdown(report: dict[str, Any]) -> str:
+def to_markdown(report: RunReport) -> str:
     """Return the report as Markdown."""
-    lines = [f"# {report['name']}", "", "| | |", "|---|---|"]
+    lines = [f"# {report.name}", "", "| | |", "|---|---|"]
     lines += [f"| {name.strip()} | {value} |" for name, value in headlines(report)]
     lines += ["", *[f"> {warning}" for warning in warnings(report)], "", "## Held-out answers", ""]
     lines += ["| prompt | M₁ | oracle | M₂ | oracle |", "|---|---|---|---|---|"]
-    for sample in report["samples"]:
-        texts = [_cell(sample[key]) for key in ("prompt", "before", "after")]
+    for sample in report.samples:
+        prompt, before, after = (_cell(text) for text in (sample.prompt, sample.before, sample.after))
         lines.append(
-            f"| {texts[0]} | {texts[1]} | {sample['before_score']:.2f} | {texts[2]} | {sample['after_score']:.2f} |"
+            f"| {prompt} | {before} | {_number(sample.before_score)} | {after} | {_number(sample.after_score)} |"
         )
     lines += ["", "## Stages", "", "| stage | seconds | from cache |", "|---|---|---|"]
-    lines += [f"| {s['name']} | {s['seconds']:.1f} | {'yes' if s['cached'] else 'no'} |" for s in report["stages"]]
+    lines += [f"| {s.name} | {s.seconds:.1f} | {'yes' if s.cached else 'no'} |" for s in report.stages]
     return "\n".join(lines) + "\n"
 
 
-def to_html(report: dict[str, Any], figures: list[str]) -> str:
+def to_html(report: RunReport, figures: list[str]) -> str:
     """Return the report as one HTML page; the figures lie beside it."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in headlines(report))
     notes = "".join(f"<p class=note>{escape(warning)}</p>" for warning in warnings(report))
     pictures = "".join(f'<img src="{name}.png" alt="{name}">' for name in figures)
     samples = "".join(
-        f"<tr><td>{escape(s['prompt'])}</td><td>{escape(s['before'])}</td><td>{s['before_score']:.2f}</td>"
-        f"<td>{escape(s['after'])}</td><td>{s['after_score']:.2f}</td></tr>"
-        for s in report["samples"]
+        f"<tr><td>{escape(s.prompt)}</td><td>{escape(s.before)}</td><td>{_number(s.before_score)}</td>"
+        f"<td>{escape(s.after)}</td><td>{_number(s.after_score)}</td></tr>"
+        for s in report.samples
     )
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.name)} · Ninefold</title>
 <style>
 {STYLE}
 </style>
-<h1>{escape(report["name"])}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
+<h1>{escape(report.name)}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
 <table><tr><th>prompt</th><th>M₁</th><th>oracle</th><th>M₂</th><th>oracle</th></tr>{samples}</table></html>
 """
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _number(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.2f}"
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+def _share(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.0%}"
 
 
-def _with_interval(value: float | None, interval: list[float | None]) -> str:
-    return f"{_number(value)} [{_number(interval[0])}, {_number(interval[1])}]"
+def _with_interval(found: Interval) -> str:
+    return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
 
 
 def _cell(text: str) -> str:

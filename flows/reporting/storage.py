@@ -1,6 +1,5 @@
 """Store and find reports: a folder per name in the home, shared through the store where there is one."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from flows.reporting.schema import RunReport
 from models.core.cache import sha256_of
 from models.core.files import whole
 from tasks.engine.locks import holding, stage_lock
@@ -39,16 +41,18 @@ def writing(name: str) -> Iterator[Path]:
             store().set_alias(_SHARED, name, store().write_folder(_SHARED, folder))
 
 
-def read_report(name: str) -> dict[str, Any] | None:
-    """Return the report of the last finished run of a name; None if there is none."""
+def read_report(name: str) -> RunReport | None:
+    """Return the report of the last finished run of a name; None if there is none that this version can read."""
     return report_in(fetched(name))
 
 
-def report_in(folder: Path) -> dict[str, Any] | None:
-    """Return the report that a folder holds; None if there is none."""
+def report_in(folder: Path) -> RunReport | None:
+    """Return the report of a run that a folder holds; None if there is none, or of a study, or of another version."""
     path = folder / "report.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
+    try:
+        return RunReport.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def with_file(file: str) -> list[str]:

@@ -71,9 +71,9 @@ def _row(arm: dict[str, Any]) -> dict[str, Any]:
     return row | {
         "queries": report["queries"],
         "dollars": report["micro_usd"] / MICRO,
-        "pair accuracy": report["evaluator"]["pair_accuracy"] if report["evaluator"] else None,
-        "win rate": report["policy"]["win_rate"],
-        "gain": report["policy"]["oracle_gain"],
+        "pair accuracy": report["evaluator"]["pair_accuracy"]["mean"] if report["evaluator"] else None,
+        "win rate": report["policy"]["win_rate"]["mean"],
+        "gain": report["policy"]["oracle_gain"]["mean"],
         "KL": report["policy"]["kl"],
         "state": "done",
     }

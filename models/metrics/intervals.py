@@ -1,9 +1,12 @@
 """Confidence intervals clustered by prompt: bootstrap and jackknife."""
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from models.core.arrays import FloatArray, IntArray
 from models.metrics.crossed import crossed_mean
@@ -12,11 +15,32 @@ _RESAMPLES = 4000
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval; NaN where it is not known. As JSON: an object of three numbers, null for NaN."""
 
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return how a field of this type is read from JSON and written to it."""
+        number = core_schema.nullable_schema(core_schema.float_schema())
+        numbers = core_schema.typed_dict_schema(
+            {name: core_schema.typed_dict_field(number) for name in cls._fields}, extra_behavior="forbid"
+        )
+        read = core_schema.no_info_after_validator_function(cls._read, numbers)
+        return core_schema.json_or_python_schema(
+            json_schema=read,
+            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), read]),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls._written, return_schema=numbers),
+        )
+
+    @classmethod
+    def _read(cls, numbers: dict[str, Any]) -> "Interval":
+        return cls(**{name: math.nan if value is None else value for name, value in numbers.items()})
+
+    def _written(self) -> dict[str, float | None]:
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
 
 def paired_difference(ours: FloatArray, other: FloatArray) -> Interval:

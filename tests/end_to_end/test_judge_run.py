@@ -73,7 +73,7 @@ def test_the_books_agree_the_key_is_nowhere_and_another_ledger_is_told(
     )
 
     report = json.loads((home / "reports" / "tiny" / "report.json").read_text())
-    books = report["books"]
+    books = report["budget_audit"]
     assert books["agree"] is True
     assert books["ledger"] == books["replies"] + books["lost"] == report["micro_usd"] + report["evaluation_micro_usd"]
     rows = list(Ledger(f"sqlite:///{home / 'ledger.sqlite'}").rows())
@@ -91,4 +91,4 @@ def test_the_books_agree_the_key_is_nowhere_and_another_ledger_is_told(
         file.unlink()
     again = ninefold("run", str(judged), home=home, key=KEY)
     assert again.returncode == 0, again.stderr
-    assert "The books do not agree: ledger $0.00, replies $" in again.stdout
+    assert "The budget audit fails: ledger $0.00, replies $" in again.stdout

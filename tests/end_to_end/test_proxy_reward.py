@@ -11,6 +11,7 @@ import pytest
 from flows.config.experiment import Experiment
 from flows.planning.run import plan
 from flows.reporting.run_text import to_markdown, warnings
+from flows.reporting.schema import RunReport
 from flows.reporting.storage import report_folder
 from models.core.data import Label, Pair, Response, Score
 from tasks.engine.settings import settings
@@ -33,10 +34,11 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert report["proxy_pairs"] + report["oracle_pairs"] + report["tied_prompts"] <= 40
     assert report["proxy_pairs"] > 9
     assert report["pairs_per_query"] == report["proxy_pairs"] / 10
-    assert 0 <= report["policy"]["win_rate_ci"][0] <= report["policy"]["win_rate"] <= report["policy"]["win_rate_ci"][1]
+    rate = report["policy"]["win_rate"]
+    assert 0 <= rate["low"] <= rate["mean"] <= rate["high"]
     assert math.isfinite(report["policy"]["kl"])
-    low, high = report["policy"]["lc_win_rate_ci"]
-    assert 0 < low <= report["policy"]["lc_win_rate"] <= high < 1
+    rate = report["policy"]["lc_win_rate"]
+    assert 0 < rate["low"] <= rate["mean"] <= rate["high"] < 1
     assert 0 < report["policy"]["diversity_before"] <= 1
     page = (report_folder("tiny") / "report.md").read_text()
     assert "(length-controlled, 2404.04475); a much longer answer gains" in page
@@ -45,8 +47,8 @@ def test_the_algorithm_runs_end_to_end_and_a_second_run_is_all_cache_hits(
     assert report["oracle_simulated"] is True
     assert sum(report["scores"]["counts"]) == 80, "every response has a score in the histogram"
     assert 1 / 80 <= report["scores"]["top_share"] < 0.5
-    assert not any("collapse" in line for line in warnings(report))
-    one_value = {**report, "scores": {**report["scores"], "top_share": 0.9}}
+    assert not any("collapse" in line for line in warnings(RunReport.model_validate(report)))
+    one_value = RunReport.model_validate({**report, "scores": {**report["scores"], "top_share": 0.9}})
     assert any("Score collapse: 90%" in line for line in warnings(one_value))
     owned = bought()
     pictures = {file.name: file.stat().st_mtime_ns for file in report_folder("tiny").glob("*.png")}
@@ -142,19 +144,23 @@ def test_the_eft_examples_are_trained_on_beside_the_labels(tiny_settings: dict[s
 def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[str, Any]) -> None:
     report = run(tiny_settings)
     evaluator = report["evaluator"]
-    assert (
-        0 <= evaluator["longer_preferred_ci"][0] <= evaluator["longer_preferred"] <= evaluator["longer_preferred_ci"][1]
-    )
-    assert 0 <= evaluator["longer_preferred_by_oracle"] <= 1
-    assert evaluator["format_shift_ci"][0] <= evaluator["format_shift"] <= evaluator["format_shift_ci"][1]
+    longer, shift = evaluator["longer_preferred"], evaluator["format_shift"]
+    assert 0 <= longer["low"] <= longer["mean"] <= longer["high"]
+    assert 0 <= evaluator["longer_preferred_by_oracle"]["mean"] <= 1
+    assert shift["low"] <= shift["mean"] <= shift["high"]
     assert evaluator["position_bias"] is None, "it compares nothing"
     page = (report_folder("tiny") / "report.md").read_text()
     assert "length: the longer response wins in" in page
     assert "format: as a list the same text scores" in page
-    one_prompt = {**report, "evaluator": {**evaluator, "format_shift": 0.3, "format_shift_ci": [None, None]}}
-    assert "scores +0.30 standard deviations" in to_markdown(one_prompt)
-    leaning = {**report, "evaluator": {**evaluator, "format_shift": -1.2}}
-    assert any("leans on format: written as a list, the same text scores -1.20" in line for line in warnings(leaning))
+
+    def shifted(mean: float) -> RunReport:
+        """Return the report as that of one prompt, without an interval."""
+        shift = {"mean": mean, "low": None, "high": None}
+        return RunReport.model_validate({**report, "evaluator": {**evaluator, "format_shift": shift}})
+
+    assert "scores +0.30 standard deviations" in to_markdown(shifted(0.3))
+    said = warnings(shifted(-1.2))
+    assert any("leans on format: written as a list, the same text scores -1.20" in line for line in said)
 
 
 def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(tiny_settings: dict[str, Any]) -> None:
@@ -177,8 +183,8 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
     folder = report_folder("tiny")
     assert (folder / "optimisation.png").read_bytes()[:4] == b"\x89PNG"
     best = report["best_of"]
-    assert 0 <= best["best_of_win_rate_low"] <= best["best_of_win_rate"] <= best["best_of_win_rate_high"] <= 1
-    assert best["best_of_kl"] == pytest.approx(math.log(3) - 2 / 3)
+    assert 0 <= best["win_rate"]["low"] <= best["win_rate"]["mean"] <= best["win_rate"]["high"] <= 1
+    assert best["kl"] == pytest.approx(math.log(3) - 2 / 3)
     assert (
         "of M₁'s best by the evaluator against M₁, at a KL of at most 0.43 nats" in (folder / "report.md").read_text()
     )
@@ -201,7 +207,7 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
 def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     by_score = run(tiny_settings)
     compared = run(tiny_settings, evaluation__pairwise_judge={"kind": "comparing", "inner": {"kind": "gold"}})
-    for name in ("win_rate", "win_rate_ci", "lc_win_rate", "tie_rate", "oracle_gain"):
+    for name in ("win_rate", "lc_win_rate", "tie_rate", "oracle_gain"):
         assert compared["policy"][name] == by_score["policy"][name], "one oracle, asked in two ways"
     assert 48 < compared["evaluation_queries"] <= 48 + 24
     assert compared["pairwise_judge"]["simulated"] is True
@@ -210,7 +216,7 @@ def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monke
     with LoopbackJudge() as server:
         endpoint = {"model": "judge", "base_url": server.url, "prices": {"input": 1, "output": 1}}
         judged = run(tiny_settings, evaluation__pairwise_judge={"kind": "llm_pairs", "endpoint": endpoint})
-    assert 0 <= judged["policy"]["win_rate"] <= 1
+    assert 0 <= judged["policy"]["win_rate"]["mean"] <= 1
     assert judged["pairwise_judge"] == {
         "oracle": "a language model comparing two responses in both orders",
         "simulated": False,
@@ -231,8 +237,8 @@ def test_what_cannot_be_measured_is_no_reason_to_fail(tiny_settings: dict[str, A
     report = run(
         tiny_settings, evaluation__intermediate_checkpoints=1, evaluation__best_of=2, generation__max_new_tokens=1
     )
-    assert report["policy"]["lc_win_rate_ci"] == [None, None]
-    assert report["best_of"]["best_of_win_rate_low"] is None
+    assert report["policy"]["lc_win_rate"]["low"] is None
+    assert report["best_of"]["win_rate"]["low"] is None
     assert (report_folder("tiny") / "report.md").exists()
     direct = tiny_settings | {"feedback": "oracle"}
     direct["labelling"] = direct["labelling"] | {"acquisition": {"kind": "random_pairs"}}

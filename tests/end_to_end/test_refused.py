@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from flows.reporting.run_text import headlines, warnings
+from flows.reporting.schema import RunReport
 from models.ledger.ledger import Ledger
 from models.oracles.base import refused
 from models.oracles.chat_client import close_clients
@@ -42,10 +43,12 @@ def test_a_content_filter_at_a_few_questions_leaves_a_report_of_the_others(
     assert report["quarantined"] == report["oracle_facts"]["refused"] == len(about_pool) > 0
     assert report["queries"] == 10
     assert report["unscored"] == 2, "two answers of each policy to the held-out prompt"
-    assert report["books"]["agree"] is True
-    assert any("2 held-out pairs of answers lack a score" in said for said in warnings(report))
+    assert report["budget_audit"]["agree"] is True
+    assert any(
+        "2 held-out pairs of answers lack a score" in said for said in warnings(RunReport.model_validate(report))
+    )
     assert (
         "  refused",
         f"{len(about_pool)} questions, by the oracle's server: not billed",
-    ) in headlines(report)
+    ) in headlines(RunReport.model_validate(report))
     assert again["policy"] == report["policy"]

@@ -149,7 +149,7 @@ def test_a_run_s_policies_take_the_same_questions_and_mlflow_has_the_gain(
     kept = json.loads((report_folder("tiny") / "benchmarks.json").read_text())
     assert kept == rows
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    metrics = mlflow.get_run(report["mlflow_run"]).data.metrics
+    metrics = mlflow.get_run(report.mlflow_run).data.metrics
     assert metrics["benchmark.nine_choice-1.m2"] == rows[0]["after"]
     assert math.isclose(metrics["benchmark.nine_written.gain"], rows[1]["gain"])
     grades = sorted(Path(settings().home, "store", "grades").glob("*"))

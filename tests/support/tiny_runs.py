@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.config.experiment import Experiment
 from flows.proxy_reward import proxy_reward
+from flows.reporting.schema import RunReport
 from models.core.cache import sha256_of
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
@@ -14,7 +15,7 @@ from tasks.engine.store import Ref, store
 
 
 def run(given: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Run an experiment with `section__field=value` changes."""
+    """Run an experiment with `section__field=value` changes; return its report as it is written."""
     changed = json.loads(json.dumps(given))
     for name, value in changes.items():
         *parents, last = name.split("__")
@@ -22,7 +23,13 @@ def run(given: dict[str, Any], **changes: Any) -> dict[str, Any]:
         for parent in parents:
             place = place[parent]
         place[last] = value
-    return proxy_reward(Experiment.model_validate(changed))
+    return written(proxy_reward(Experiment.model_validate(changed)))
+
+
+def written(report: RunReport) -> dict[str, Any]:
+    """Return a report as its file has it."""
+    found: dict[str, Any] = json.loads(report.model_dump_json())
+    return found
 
 
 def executed(report: dict[str, Any]) -> Counter[str]:

@@ -161,3 +161,5 @@ def test_the_synthetic_study_measures_regret_by_regime(tmp_path: Path) -> None:
     assert {row["regime"] for row in report["rows"]} == {"on_policy", "off_policy", "imbalanced"}
     assert all(row["curve"][-1] < row["curve"][0] for row in report["rows"] if row["strategy"] == "random")
     assert "simulated labels, 2 worlds per regime" in shown
+    said = ninefold("report", "synthetic", home=tmp_path, status=2)
+    assert f"report 'synthetic' is a study's, or of another version: {tmp_path / 'reports' / 'synthetic'}" in said

@@ -131,7 +131,7 @@ def test_both_policies_stand_against_the_reference_and_nothing_is_bought_twice(
     assert benchmarks("tiny", [task], alpaca_eval=config_at(server, reference), average=True) == rows
     assert server.served["reply"] == calls
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    metrics = mlflow.get_run(report["mlflow_run"]).data.metrics
+    metrics = mlflow.get_run(report.mlflow_run).data.metrics
     assert metrics["benchmark.alpaca_eval.gain"] == pytest.approx(raw["gain"])
     assert metrics["benchmark.average.m2"] == pytest.approx(average["after"])
     kept = json.loads((report_folder("tiny") / "benchmarks.json").read_text())

@@ -30,19 +30,19 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     data, evaluator, policy = folders
 
     pairs = load_dataset(str(data), "pairs", split="train")
-    assert len(pairs) == report["pairs"]
-    assert sum(p == "proxy" for p in pairs["provenance"]) == report["proxy_pairs"]
+    assert len(pairs) == report.pairs
+    assert sum(p == "proxy" for p in pairs["provenance"]) == report.proxy_pairs
     assert all(a >= b for a, b in zip(pairs["chosen_score"], pairs["rejected_score"], strict=True))
     judgements = load_dataset(str(data), "judgements", split="train")
-    assert sum(judgements["micro_usd"]) == report["micro_usd"]
+    assert sum(judgements["micro_usd"]) == report.micro_usd
     assert set(judgements["status"]) == {"labelled"}
     scores = load_dataset(str(data), "scores", split="train")
     assert len(scores) == 40 * 2
 
     context = FitContext(run.artifacts.sft_policy.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
     responses = [Response(**{k: row[k if k != "text" else "response"] for k in Response.__slots__}) for row in scores]
-    assert run.artifacts.history[0].features is not None
-    features = np.asarray(store().matrix(run.artifacts.history[0].features))
+    assert run.artifacts["history"][0].features is not None
+    features = np.asarray(store().matrix(run.artifacts["history"][0].features))
     again = run.experiment.evaluator.predict(Examples(responses, features), context).mean(axis=0)
     np.testing.assert_allclose(again, scores["score"], rtol=1e-6)
 
@@ -57,9 +57,9 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     for card in cards:
         assert "10 queries, $0.10" in card.content
         assert "**simulated**" in card.content
-        assert report["mlflow_run"] in card.content
-    low, high = report["evaluator"]["pair_accuracy_ci"]
-    assert f"{report['evaluator']['pair_accuracy']:.3f} [{low:.3f}, {high:.3f}]" in cards[1].content
+        assert report.mlflow_run in card.content
+    accuracy, low, high = report.evaluator.pair_accuracy
+    assert f"{accuracy:.3f} [{low:.3f}, {high:.3f}]" in cards[1].content
     assert cards[2].data.pipeline_tag == "text-generation"
     assert "after SFT and DPO" in cards[2].content
     assert cards[2].data.base_model is None, "a folder is nobody's on the hub"
@@ -74,7 +74,7 @@ def test_an_arm_that_has_made_nothing_of_a_kind_exports_none_of_it(
     tiny_settings["labelling"] |= {"queries": 0, "acquisition": {"kind": "random"}}
     tiny_settings["feedback"] = "none"
     report = proxy_reward(Experiment.model_validate(tiny_settings))
-    assert report["pairs"] == 0
+    assert report.pairs == 0
     assert [folder.name for folder in export(load_finished_run("tiny"), tmp_path / "out")] == ["policy"]
     card = ModelCard.load(tmp_path / "out" / "policy" / "README.md")
     assert "after SFT (LoRA" in card.content

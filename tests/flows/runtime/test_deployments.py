@@ -215,7 +215,7 @@ def what_a_stopped_worker_leaves_goes_on(lab: Lab) -> None:
         lab.prefect("flow-run", "retry", run)
         lab.ended(run, "COMPLETED", count=2)
     report = lab.report("judged")
-    assert report["books"]["agree"] is True
+    assert report["budget_audit"]["agree"] is True
     assert_only_from(report, "annotate")
 
 

@@ -17,7 +17,7 @@ from models.metrics.selective import AtChance
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
 from tests.end_to_end.test_judge_run import ninefold
-from tests.support.tiny_runs import bought, executed, ref_of
+from tests.support.tiny_runs import bought, executed, ref_of, written
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 
@@ -49,24 +49,24 @@ def test_an_evaluator_at_chance_stops_the_run_before_it_labels_and_going_on_cost
     assert 0.2 < failed.data.metrics["gate.agreement"] < 0.8
 
     report = proxy_reward(given(tiny_settings, oracle=NOISE, gate={"on_failure": "continue"}))
-    done = executed(report)
+    done = executed(written(report))
     assert {"fine_tune", "generate", "acquire", "fit_evaluator", "cross_fit"} & done.keys() == {
         "generate",
         "fit_evaluator",
     }, "held-out answers, and the control"
     assert done["fit_evaluator"] == 1
-    assert report["queries"] == 40
-    assert report["queries_bought"] == 0
-    assert report["gate"]["verdict"] == "no better than chance"
+    assert report.queries == 40
+    assert report.queries_bought == 0
+    assert report.gate.verdict == "no better than chance"
     folder = report_folder("tiny")
-    assert report["gate"]["sentence"] in (folder / "report.md").read_text()
+    assert report.gate.sentence in (folder / "report.md").read_text()
     assert (folder / "gate.png").read_bytes()[:4] == b"\x89PNG"
     assert "gate.png" in (folder / "report.html").read_text()
 
 
 def test_a_control_is_not_stopped(tiny_settings: dict[str, Any]) -> None:
     report = proxy_reward(given(tiny_settings, oracle=NOISE, shuffle_labels=True))
-    assert report["gate"]["verdict"] == "no better than chance"
+    assert report.gate.verdict == "no better than chance"
 
 
 def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings: dict[str, Any]) -> None:
@@ -75,17 +75,19 @@ def test_the_gate_measures_with_labels_that_the_fold_has_not_seen(tiny_settings:
     rows = store().rows(ref_of(path), HeldOutPrediction)
     assert len(rows) == 40
     assert {row.fold for row in rows} == {0, 1, 2}
-    assert report["gate"]["pairs"] > 0
-    assert 0 <= report["gate"]["low"] <= report["gate"]["agreement"] <= report["gate"]["high"]
+    assert report.gate.pairs > 0
+    assert 0 <= report.gate.agreement.low <= report.gate.agreement.mean <= report.gate.agreement.high
 
 
 def test_pairs_under_the_threshold_are_left_out_and_counted(tiny_settings: dict[str, Any]) -> None:
     every = proxy_reward(given(tiny_settings, gate={"on_failure": "continue"}))
     sure = proxy_reward(given(tiny_settings, gate={"on_failure": "continue", "min_confidence": 0.6}))
-    assert executed(sure)["cross_fit"] == executed(sure)["fit_evaluator"] == 0, "what was measured stays"
-    assert sure["gate"]["left_out"] > 0
-    assert sure["pairs"] + sure["gate"]["left_out"] == every["pairs"]
-    assert sure["gate"]["temperature"] == every["gate"]["temperature"]
+    assert executed(written(sure))["cross_fit"] == executed(written(sure))["fit_evaluator"] == 0, (
+        "what was measured stays"
+    )
+    assert sure.gate.left_out > 0
+    assert sure.pairs + sure.gate.left_out == every.pairs
+    assert sure.gate.temperature == every.gate.temperature
     assert "gave no pair" in (report_folder("tiny") / "report.md").read_text()
 
 
@@ -101,11 +103,11 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
     alone = given(tiny_settings, gate=gate, **(extra | {"queries": 30}))
     asking = given(tiny_settings, gate={**gate, "relabel_queries": 6 if compares else 10}, **extra)
     without, report = proxy_reward(alone), proxy_reward(asking)
-    assert without["gate"]["verdict"] == report["gate"]["verdict"] == "better than chance"
-    assert report["queries"] == (36 if compares else 40), "queries about uncertain pairs are of the budget"
-    assert report["gate"]["left_out"] < without["gate"]["left_out"]
-    assert report["oracle_pairs"] > without["oracle_pairs"]
-    made = report["made"]
+    assert without.gate.verdict == report.gate.verdict == "better than chance"
+    assert report.queries == (36 if compares else 40), "queries about uncertain pairs are of the budget"
+    assert report.gate.left_out < without.gate.left_out
+    assert report.oracle_pairs > without.oracle_pairs
+    made = report.artifacts
     assert len(made["history"]) == 2
     assert len(made["trained_on"]) == 1
     picks = store().rows(Ref.model_validate(made["history"][1]["picks"]), Selection)
@@ -114,7 +116,7 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
     assert all(bool(pick.against) == compares for pick in picks)
     before = bought()
     again = proxy_reward(asking)
-    assert executed(again) == Counter()
+    assert executed(written(again)) == Counter()
     assert bought() == before
 
 
@@ -124,7 +126,7 @@ def test_a_doubt_whose_answer_could_not_be_read_is_not_paid_for_again(tiny_setti
     report = proxy_reward(given(tiny_settings, oracle=garbled, gate=gate, queries=75, max_micro_usd=1_000_000))
     first, second = (
         {pick.response_id for pick in store().rows(Ref.model_validate(batch["picks"]), Selection)}
-        for batch in report["made"]["history"]
+        for batch in report.artifacts["history"]
     )
     assert len(first) == 45
     assert first & second == set()
@@ -142,9 +144,9 @@ def test_the_queries_kept_are_spread_over_the_rounds(tiny_settings: dict[str, An
 def test_doubts_are_not_sent_back_where_the_money_is_gone(tiny_settings: dict[str, Any]) -> None:
     gate = {"on_failure": "continue", "min_confidence": 0.95, "relabel_queries": 10}
     report = proxy_reward(given(tiny_settings, gate=gate, max_micro_usd=300_000))
-    assert report["queries"] == 30
-    assert report["micro_usd"] == 300_000
-    assert report["gate"]["left_out"] > 0
+    assert report.queries == 30
+    assert report.micro_usd == 300_000
+    assert report.gate.left_out > 0
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_run_in_a_terminal_pauses_and_goes_on_when_people_have_answered(home_f
     assert report["oracle"] == "people"
     assert report["oracle_simulated"] is False
     assert report["oracle_facts"]["krippendorff_alpha"] == 1.0
-    assert report["books"]["agree"] is True
+    assert report["budget_audit"]["agree"] is True
     assert len(list(terminal.ledger.rows(status="labelled"))) >= QUERIES
 
 
@@ -145,5 +145,5 @@ def test_a_deployed_run_is_suspended_and_a_worker_finishes_it(
         assert "run tiny goes on" in said
         terminal.until(lambda: state().is_final())
         assert state().is_completed(), (home_folder / "output.txt").read_text()
-    assert terminal.report()["books"]["agree"] is True
+    assert terminal.report()["budget_audit"]["agree"] is True
     assert len([row for row in terminal.ledger.rows() if row["oracle"].startswith("human")]) == QUERIES

@@ -34,8 +34,8 @@ def test_a_strategy_gets_what_it_ranks_by_and_says_why(
 ) -> None:
     given = {**tiny_settings, "labelling": {**tiny_settings["labelling"], "acquisition": acquisition, "rounds": 2}}
     report = proxy_reward(Experiment.model_validate(given))
-    assert report["queries"] == 10
-    names = [run["name"] for run in report["stages"]]
+    assert report.queries == 10
+    names = [run.name for run in report.stages]
     assert stage in names[: len(names) - names[::-1].index("acquire")], "before the last choice"
     picks = pd.read_parquet(report_folder("tiny") / "acquisition.parquet")
     assert picks.round_number.tolist() == [0] * 5 + [1] * 5
@@ -56,15 +56,15 @@ def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -
     evaluation = {**tiny_settings["evaluation"], "oracle": {"kind": "gold", "micro_usd": 5_000}}
     given = {**tiny_settings, "labelling": labelling, "evaluation": evaluation}
     report = proxy_reward(Experiment.model_validate(given))
-    assert report["queries"] == report["queries_bought"] == 10
-    assert report["micro_usd"] == 10 * 10_000, "a comparison is two scores"
-    assert report["evaluation_micro_usd"] == report["evaluation_queries"] * 5_000
+    assert report.queries == report.queries_bought == 10
+    assert report.micro_usd == 10 * 10_000, "a comparison is two scores"
+    assert report.evaluation_micro_usd == report.evaluation_queries * 5_000
     picks = pd.read_parquet(report_folder("tiny") / "acquisition.parquet")
     asked = [*picks.response_id, *picks.against]
     assert len(set(asked)) == 20
     assert set(picks.score) <= {-1.0, 0.0, 1.0}
     assert (picks.text != picks.against_text).all()
-    assert report["oracle_pairs"] == (picks.score != 0).sum()
+    assert report.oracle_pairs == (picks.score != 0).sum()
     for row in picks.itertuples():
         scores = gold.predict([f"{row.prompt} {text}" for text in (row.text, row.against_text)])
         assert row.score == (scores[0] > scores[1]) * 1.0 - (scores[0] < scores[1])
@@ -74,10 +74,10 @@ def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -
 
     shuffled = {**given, "labelling": {**labelling, "shuffle_labels": True, "acquisition": {"kind": "random_pairs"}}}
     again = proxy_reward(Experiment.model_validate(shuffled))
-    assert again["queries"] == 10
-    assert again["oracle_pairs"] == 0, "a control of shuffled labels trains on no pair of the oracle's"
+    assert again.queries == 10
+    assert again.oracle_pairs == 0, "a control of shuffled labels trains on no pair of the oracle's"
     owned = [row for row in Ledger(settings().ledger_url).rows() if row["oracle"].startswith("comparing")]
-    assert len(owned) == 10 + again["queries_bought"] < 20, "pairs asked about before are not bought again"
+    assert len(owned) == 10 + again.queries_bought < 20, "pairs asked about before are not bought again"
 
 
 def test_what_a_pairwise_oracle_cannot_do_is_said_at_once(tiny_settings: dict[str, Any]) -> None:

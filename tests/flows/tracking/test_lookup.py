@@ -16,6 +16,7 @@ from flows.tracking.lookup import find_run
 from models.ledger.ledger import Ledger
 from tasks.engine.caching import Stage
 from tasks.engine.settings import settings
+from tests.support.tiny_runs import written
 
 pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 # in the order in which they are first reached
@@ -77,20 +78,20 @@ def test_each_stage_fails_in_turn_and_nothing_else_is_executed_again(
     found = find_run("tiny")
     assert found == (experiment, "nightly"), "a run that failed is known by its name"
     report = proxy_reward(found.experiment, sweep=found.sweep)
-    calls = Counter(stage["name"] for stage in report["stages"])
+    calls = Counter(stage.name for stage in report.stages)
     assert succeeded == calls, "after eighteen failures every stage has been executed as often as in one run"
-    assert report["queries"] == 10
+    assert report.queries == 10
     bought = len(list(Ledger(settings().ledger_url).rows()))
 
     succeeded.clear()
     again = proxy_reward(found.experiment, restart_from="fit_evaluator")
-    executed = Counter(stage["name"] for stage in again["stages"] if not stage["cached"])
+    executed = Counter(stage.name for stage in again.stages if not stage.cached)
     assert executed == succeeded
     assert executed.keys() & {"load_prompts", "fine_tune", "acquire"} == set(), "what comes before stays"
     assert executed["fit_evaluator"] == calls["fit_evaluator"]
     assert executed["align"] == executed["assess_policy"] == 1
     assert len(list(Ledger(settings().ledger_url).rows())) == bought, "asked again, and nothing bought again"
-    assert again["policy"] == report["policy"]
+    assert written(again)["policy"] == written(report)["policy"]
 
 
 def test_a_run_of_an_earlier_version_goes_on_under_its_old_parameters(

@@ -44,7 +44,7 @@ class Lab:
 
     def __init__(self, settings: dict[str, Any], report: dict[str, Any]) -> None:
         self.x = Experiment.model_validate(settings)
-        self.artifacts = RunArtifacts.model_validate(report["made"])
+        self.artifacts = RunArtifacts.model_validate(report["artifacts"])
 
     def answers(self, policy: Policy) -> list[Response]:
         seed = seed_of(self.x.seeds.training, 0, "evaluate")
@@ -128,7 +128,7 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
     report = run(tiny_settings, dpo__beta=0.5)
     assert executed(report)["likelihood"] == 3
     assert executed(report)["reference"] == 0
-    new = Lab(tiny_settings, report).answers(RunArtifacts.model_validate(report["made"]).policy)
+    new = Lab(tiny_settings, report).answers(RunArtifacts.model_validate(report["artifacts"]).policy)
     assert read[base] <= len(new), "M₀ reads the new answers alone"
     read.clear()
     CACHE.release()

@@ -35,7 +35,8 @@ RAY = str(Path(sys.executable).with_name("ray"))
 def node(folder: Path, environment: dict[str, str], gpus: int, *where: str) -> psutil.Process:
     """Start a node of one processor, and the GPUs that Ray is told of; it keeps all in its folder and in the store."""
     folder.mkdir()
-    own = environment | {"NINEFOLD_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own = environment | {"NINEFOLD_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    own["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     own["RAY_health_check_period_ms"] = "500"  # a node that does not answer five times is lost: else 15 s
     command = [
         RAY,

@@ -10,7 +10,7 @@ from prefect import flow
 from flows.config.study import LabelEfficiency, StudyArm
 from flows.reporting.figures import learning_curves
 from flows.reporting.storage import write_text, writing
-from flows.reporting.study_text import to_html, to_markdown
+from flows.reporting.study_text import page
 from flows.steps.stages import base_policy
 from flows.tracking.mlflow import study_run
 from models.core import progress
@@ -126,7 +126,6 @@ def _write(study: LabelEfficiency, report: dict[str, Any]) -> None:
     with writing(study.name) as folder:
         (folder / "curves.png").write_bytes(learning_curves(report))
         write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
-        write_text(folder / "report.md", to_markdown(report))
-        write_text(folder / "report.html", to_html(report))
+        page(report).write(folder, "report")
     params = {"evaluator": study.evaluator.label(), "seeds": study.seeds, "budget": study.budgets[-1]}
     study_run(study.name, report["arms"], params, folder)

@@ -21,7 +21,7 @@ from flows.reporting.comparison import compare
 from flows.reporting.publish import CURVES, publish
 from flows.reporting.schema import RunReport
 from flows.reporting.storage import read_report, write_text, writing
-from flows.reporting.sweep_text import notes, rows_of, to_html, to_markdown
+from flows.reporting.sweep_text import notes, page, rows_of
 from flows.runtime.dispatch import on_workers
 from flows.runtime.workers import check_shared
 from flows.tracking.links import curves_page
@@ -158,8 +158,7 @@ def _report(
 def _write(report: dict[str, Any]) -> None:
     with writing(report["name"]) as folder:
         write_text(folder / "sweep.json", json.dumps(report, indent=2, allow_nan=False))
-        write_text(folder / "sweep.md", to_markdown(report))
-        write_text(folder / "sweep.html", to_html(report))
+        page(report).write(folder, "sweep")
         pd.DataFrame(rows_of(report)).to_csv(folder / "sweep.csv", index=False)
 
 

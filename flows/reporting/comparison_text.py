@@ -1,13 +1,12 @@
-"""Render a comparison of arms: Markdown, HTML, learning curves and Pareto fronts."""
+"""Put a comparison of arms into a table and sentences, and draw its learning curves and Pareto fronts."""
 
 import math
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 from flows.reporting.comparison import BASELINE, EQUAL_MONEY, METRICS, dollars_of
 from flows.reporting.figures import png
-from flows.reporting.render import STYLE, html_table, markdown_table
+from flows.reporting.render import Notes, Page, Pictures, Table
 from models.core.money import dollars
 from models.metrics.crossed import LEAST_SEEDS
 
@@ -85,25 +84,10 @@ def _counted(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the comparison as Markdown."""
-    lines = [
-        f"# {report['name']}: comparison",
-        "",
-        markdown_table(*table(report)),
-        "",
-        *[f"> {note}\n>" for note in notes(report)],
-    ]
-    return "\n".join([*lines, "", "![learning curves](curves.png)", "", "![Pareto fronts](pareto.png)", ""])
-
-
-def to_html(report: dict[str, Any]) -> str:
-    """Return the comparison as one HTML page; the pictures lie beside it."""
-    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
-<style>{STYLE}</style><h1>{escape(report["name"])}: comparison</h1>{html_table(*table(report))}{told}
-<img class=wide src="curves.png" alt="learning curves"><img class=wide src="pareto.png" alt="Pareto fronts"></html>
-"""
+def page(report: dict[str, Any]) -> Page:
+    """Return the comparison's page; the pictures lie beside it."""
+    pictures = Pictures({"curves.png": "learning curves", "pareto.png": "Pareto fronts"}, wide=True)
+    return Page(f"{report['name']}: comparison", [Table(*table(report)), Notes(notes(report)), pictures])
 
 
 def curves(report: dict[str, Any]) -> bytes:

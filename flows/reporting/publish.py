@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.reporting.comparison import METRICS, dollars_of
-from flows.reporting.comparison_text import curves, fronts, to_html, to_markdown
+from flows.reporting.comparison_text import curves, fronts, page
 from flows.reporting.storage import finite, write_text, writing
 from flows.tracking.mlflow import curve_runs
 
@@ -16,8 +16,7 @@ def publish(report: dict[str, Any]) -> Path:
     """Write the pages and pictures, log them and the curves (a metric per point, step = queries), and return the folder."""
     with writing(report["name"]) as folder:
         write_text(folder / "compare.json", json.dumps(finite(report), indent=2, allow_nan=False))
-        write_text(folder / "compare.md", to_markdown(report))
-        write_text(folder / "compare.html", to_html(report))
+        page(report).write(folder, "compare")
         (folder / CURVES).write_bytes(curves(report))
         (folder / "pareto.png").write_bytes(fronts(report))
     curve_runs(report["name"], _points(report), [folder / name for name in _PUBLISHED])

@@ -10,7 +10,7 @@ import numpy as np
 
 from flows.config.experiment import Experiment
 from flows.reporting.figures import figure_pages
-from flows.reporting.run_text import to_html, to_markdown
+from flows.reporting.run_text import page
 from flows.reporting.schema import (
     BestOf,
     CurvePoint,
@@ -69,8 +69,7 @@ def write_report(arm: RunTracker, results: RunResults) -> RunReport:
         for name, picture in figures.items():
             picture.write(folder / f"{name}.png")
         write_text(folder / "report.json", report.model_dump_json(indent=2))
-        write_text(folder / "report.md", to_markdown(report))
-        write_text(folder / "report.html", to_html(report, list(figures)))
+        page(report, list(figures)).write(folder, "report")
         picked(results.artifacts.history).to_parquet(folder / "acquisition.parquet", index=False)
         per_prompt(results, comparisons).to_parquet(folder / HELD_OUT, index=False)
         _log(arm, results, comparisons, folder)

@@ -1,9 +1,9 @@
-"""Render the report of a run for the terminal, as Markdown and as HTML."""
+"""Put the report of a run into words, for the terminal and for its page."""
 
-from html import escape
+from collections.abc import Sequence
 from math import exp, isfinite, isnan
 
-from flows.reporting.render import STYLE
+from flows.reporting.render import Facts, Notes, Page, Pictures, Table
 from flows.reporting.schema import BestOf, EvaluatorReport, GateReport, PolicyReport, RunReport, ScoreSpread
 from models.core.money import dollars
 from models.metrics.intervals import Interval
@@ -247,39 +247,23 @@ def warnings(report: RunReport) -> list[str]:
     return found
 
 
-def to_markdown(report: RunReport) -> str:
-    """Return the report as Markdown."""
-    lines = [f"# {report.name}", "", "| | |", "|---|---|"]
-    lines += [f"| {name.strip()} | {value} |" for name, value in headlines(report)]
-    lines += ["", *[f"> {warning}" for warning in warnings(report)], "", "## Held-out answers", ""]
-    lines += ["| prompt | M₁ | oracle | M₂ | oracle |", "|---|---|---|---|---|"]
-    for sample in report.samples:
-        prompt, before, after = (_cell(text) for text in (sample.prompt, sample.before, sample.after))
-        lines.append(
-            f"| {prompt} | {before} | {_number(sample.before_score)} | {after} | {_number(sample.after_score)} |"
-        )
-    lines += ["", "## Stages", "", "| stage | seconds | from cache |", "|---|---|---|"]
-    lines += [f"| {s.name} | {s.seconds:.1f} | {'yes' if s.cached else 'no'} |" for s in report.stages]
-    return "\n".join(lines) + "\n"
-
-
-def to_html(report: RunReport, figures: list[str]) -> str:
-    """Return the report as one HTML page; the figures lie beside it."""
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in headlines(report))
-    notes = "".join(f"<p class=note>{escape(warning)}</p>" for warning in warnings(report))
-    pictures = "".join(f'<img src="{name}.png" alt="{name}">' for name in figures)
-    samples = "".join(
-        f"<tr><td>{escape(s.prompt)}</td><td>{escape(s.before)}</td><td>{_number(s.before_score)}</td>"
-        f"<td>{escape(s.after)}</td><td>{_number(s.after_score)}</td></tr>"
-        for s in report.samples
+def page(report: RunReport, pictures: Sequence[str]) -> Page:
+    """Return the report's page; the pictures lie beside it, by name."""
+    answers = [
+        (each.prompt, each.before, _number(each.before_score), each.after, _number(each.after_score))
+        for each in report.samples
+    ]
+    stages = [(each.name, f"{each.seconds:.1f}", "yes" if each.cached else "no") for each in report.stages]
+    return Page(
+        report.name,
+        [
+            Facts(headlines(report)),
+            Notes(warnings(report)),
+            Pictures({f"{name}.png": name for name in pictures}),
+            Table(("prompt", "M₁", "oracle", "M₂", "oracle"), answers, heading="Held-out answers"),
+            Table(("stage", "seconds", "from cache"), stages, heading="Stages"),
+        ],
     )
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.name)} · Ninefold</title>
-<style>
-{STYLE}
-</style>
-<h1>{escape(report.name)}</h1><table>{rows}</table>{notes}<div>{pictures}</div><h2>Held-out answers</h2>
-<table><tr><th>prompt</th><th>M₁</th><th>oracle</th><th>M₂</th><th>oracle</th></tr>{samples}</table></html>
-"""
 
 
 def _number(value: float) -> str:
@@ -292,7 +276,3 @@ def _share(value: float) -> str:
 
 def _with_interval(found: Interval) -> str:
     return f"{_number(found.mean)} [{_number(found.low)}, {_number(found.high)}]"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

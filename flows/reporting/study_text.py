@@ -1,9 +1,8 @@
-"""Render a study of label efficiency for the terminal, as Markdown and as HTML."""
+"""Put a study of label efficiency into a table and sentences, for the terminal and its page."""
 
-from html import escape
 from typing import Any
 
-from flows.reporting.render import STYLE, html_table, markdown_table
+from flows.reporting.render import Notes, Page, Pictures, Table
 from models.core.money import MICRO, dollars
 
 _CONTROLS = ("random, length only", "random, shuffled labels")
@@ -41,33 +40,25 @@ def notes(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the study as Markdown."""
-    lines = [f"# {report['name']}", "", "![learning curves](curves.png)", ""]
-    lines += [markdown_table(_titles(report), _cells(report)), "", *[f"> {note}" for note in notes(report)], ""]
-    for arm in report["arms"]:
-        lines += [
-            f"## {arm['name']}",
-            "",
-            "| labels | cost | pair accuracy | similar length | Spearman |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {p['labels']} | {dollars(round(p['micro_usd']))} | {_with_interval(p['pair_accuracy'])} | "
-            f"{_with_interval(p['similar_length'])} | {_with_interval(p['spearman'])} |"
-            for p in arm["curve"]
-        ]
-        lines.append("")
-    return "\n".join(lines)
+def page(report: dict[str, Any]) -> Page:
+    """Return the study's page; the figure lies beside it."""
+    return Page(
+        report["name"],
+        [
+            Pictures({"curves.png": "learning curves"}, wide=True),
+            Table(_titles(report), _cells(report)),
+            Notes(notes(report)),
+            *(Table(_POINT, [_point(point) for point in arm["curve"]], heading=arm["name"]) for arm in report["arms"]),
+        ],
+    )
 
 
-def to_html(report: dict[str, Any]) -> str:
-    """Return the study as one HTML page; the figure lies beside it."""
-    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
-<style>{STYLE}</style><h1>{escape(report["name"])}</h1>{told}<img class=wide src="curves.png" alt="learning curves">
-{html_table(_titles(report), _cells(report))}</html>
-"""
+_POINT = ("labels", "cost", "pair accuracy", "similar length", "Spearman")
+
+
+def _point(point: dict[str, Any]) -> list[str]:
+    measured = [_with_interval(point[name]) for name in ("pair_accuracy", "similar_length", "spearman")]
+    return [str(point["labels"]), dollars(round(point["micro_usd"])), *measured]
 
 
 _TITLES = [

@@ -1,9 +1,8 @@
-"""Render a sweep's table of arms for the terminal, Markdown, HTML and Prefect's page."""
+"""Put a sweep's arms into a table, for the terminal, its page and Prefect's."""
 
-from html import escape
 from typing import Any
 
-from flows.reporting.render import STYLE, html_table, markdown_table
+from flows.reporting.render import Notes, Page, Table
 from models.core.money import MICRO, dollars
 
 _COLUMNS = ("arm", "seed", "queries", "dollars", "pair accuracy", "win rate", "gain", "KL", "state")
@@ -32,34 +31,16 @@ def notes(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """Return the sweep as Markdown."""
-    lines = [
-        f"# {report['name']}",
-        "",
-        markdown_table(*table(report)),
-        "",
-        *[f"> {note}" for note in notes(report)],
-        "",
-    ]
-    executed = ", ".join(f"{name} × {count}" for name, count in sorted(report["executed"].items()))
-    return "\n".join([*lines, f"Stages executed: {executed or 'none, all from the cache'}.", ""])
-
-
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Return the titles and the cells, one row per run."""
     return _COLUMNS, [_cells(row) for row in rows_of(report)]
 
 
-def to_html(report: dict[str, Any]) -> str:
-    """Return the sweep as one HTML page."""
-    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes(report))
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["name"])} · Ninefold</title>
-<style>
-{STYLE}
-</style>
-<h1>{escape(report["name"])}</h1>{html_table(*table(report))}{told}</html>
-"""
+def page(report: dict[str, Any]) -> Page:
+    """Return the sweep's page."""
+    executed = ", ".join(f"{name} × {count}" for name, count in sorted(report["executed"].items()))
+    told = f"Stages executed: {executed or 'none, all from the cache'}."
+    return Page(report["name"], [Table(*table(report)), Notes([*notes(report), told])])
 
 
 def _row(arm: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +67,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
             return "–"
         if name == "dollars":
             return dollars(round(value * MICRO))
-        return f"{value:.2f}" if isinstance(value, float) else " ".join(str(value).replace("|", "\\|").split())
+        return f"{value:.2f}" if isinstance(value, float) else " ".join(str(value).split())
 
     return [shown(name) for name in _COLUMNS]

@@ -10,7 +10,8 @@ import pytest
 
 from flows.config.experiment import Experiment
 from flows.planning.run import plan
-from flows.reporting.run_text import to_markdown, warnings
+from flows.reporting import run_text
+from flows.reporting.run_text import warnings
 from flows.reporting.schema import RunReport
 from flows.reporting.storage import report_folder
 from models.core.data import Label, Pair, Response, Score
@@ -158,7 +159,7 @@ def test_what_the_evaluator_leans_on_is_measured_and_said(tiny_settings: dict[st
         shift = {"mean": mean, "low": None, "high": None}
         return RunReport.model_validate({**report, "evaluator": {**evaluator, "format_shift": shift}})
 
-    assert "scores +0.30 standard deviations" in to_markdown(shifted(0.3))
+    assert "scores +0.30 standard deviations" in run_text.page(shifted(0.3), []).markdown()
     said = warnings(shifted(-1.2))
     assert any("leans on format: written as a list, the same text scores -1.20" in line for line in said)
 

@@ -13,7 +13,7 @@ from flows.config.presets import PRESETS
 from flows.config.sweep import Sweep, expand
 from flows.planning.sweep import plan_sweep
 from flows.reporting.storage import report_folder
-from flows.reporting.sweep_text import notes, rows_of, to_markdown
+from flows.reporting.sweep_text import notes, page, rows_of
 from flows.sweep import Incomplete, run_sweep
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
@@ -237,7 +237,7 @@ def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_ot
     assert report["micro_usd_paid"] == paid <= report["micro_usd"]
     folder = report_folder("small")
     assert json.loads((folder / "sweep.json").read_text())["name"] == "small"
-    assert "| random | 0 | 10 | $0.10 |" in to_markdown(report)
+    assert "| random | 0 | 10 | $0.10 |" in page(report).markdown()
     assert (folder / "sweep.csv").read_text().startswith("arm,seed,queries,dollars")
 
     with pytest.raises(Incomplete) as missing:

@@ -19,10 +19,10 @@ from tasks.engine.settings import settings
 
 # Seconds on two cores with bf16 instructions, measured with the packaged model and texts of about 22 tokens.
 # For other models and machines they are only proportions, and the plan says so.
-_SECONDS_PER_TRAINED_TEXT = 0.07
-_SECONDS_PER_GENERATED_TEXT = 0.055
-_SECONDS_PER_SCORED_TEXT = 0.02
-_START_SECONDS = 40.0
+_SECONDS_PER_TRAINED_TEXT = 0.065
+_SECONDS_PER_GENERATED_TEXT = 0.025
+_SECONDS_PER_SCORED_TEXT = 0.005
+_START_SECONDS = 15.0
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -227,15 +227,25 @@ def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
         )
 
 
+def views_of(x: Experiment) -> list[str]:
+    """Return the views in which every pool is embedded: what the strategy and the evaluator read, each once."""
+    views = () if x.feedback == "none" else (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
+    return [view for view in dict.fromkeys(views) if view is not None]
+
+
+def _in_views(views: list[str]) -> str:
+    return "" if len(views) == 1 else f" in {len(views)} views"
+
+
 def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
-    pairs = _pairs(x, pool, seed)
+    pairs, views = _pairs(x, pool, seed), views_of(x)
     rounds, epochs = (0 if x.feedback == "none" else x.iterations), x.dpo.epochs
     train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
     return (
         Step("start", "server, tracking, model", _START_SECONDS),
         Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
-        Step("embed", f"{tuples} tuples", rounds * tuples * score),
+        Step("embed", f"{tuples} tuples{_in_views(views)}", rounds * tuples * len(views) * score),
         Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.queries_oracle),
         Step("fit_evaluator, score", f"{x.evaluator.label()}", 2.0 * rounds),
         Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),

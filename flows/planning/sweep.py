@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.config.experiment import Experiment
 from flows.config.sweep import Expanded, Sweep, expand
-from flows.planning.run import Plan, plan
+from flows.planning.run import Plan, plan, views_of
 from models.core.errors import ConfigError
 from models.core.money import dollars
 from models.core.registry import digest_of
@@ -14,8 +14,8 @@ from models.core.registry import digest_of
 _SHOWN = 12
 
 
-def _until(*parts: Callable[[Experiment], Any]) -> Callable[[Experiment], str]:
-    return lambda x: digest_of([part(x) for part in parts])
+def _until(*parts: Callable[[Experiment], Any]) -> Callable[[Experiment], list[str]]:
+    return lambda x: [digest_of([part(x) for part in parts])]
 
 
 def _model(x: Experiment) -> object:
@@ -42,18 +42,24 @@ def _evaluator(x: Experiment) -> object:
     return [x.evaluator.digest(), x.labelling.shuffle_labels, x.labelling.pool, x.feedback]
 
 
-# Which choices a step depends on: arms that agree in all of them share it. The keys are those of flows/planning/run.py.
-_SHARED: dict[str, Callable[[Experiment], str]] = {
-    "start": lambda _: "",
+def _embedded(x: Experiment) -> list[str]:
+    """Return a key for each view of the pool that the strategy or the evaluator reads: none, one or two."""
+    pool = [_model(x), _pool(x), x.embedding.digest(), x.labelling.rubric.digest()]
+    return [digest_of([*pool, view]) for view in views_of(x)]
+
+
+# Which choices a step depends on, as keys: arms that agree in one share it. The steps are those of flows/planning/run.py.
+_SHARED: dict[str, Callable[[Experiment], list[str]]] = {
+    "start": lambda _: [""],
     "fine_tune": _until(_model),
     "generate": _until(_model, _pool),
-    "embed": _until(_model, _pool, lambda x: x.embedding.digest()),
+    "embed": _embedded,
     "acquire, annotate": _until(_model, _pool, lambda x: x.embedding.digest(), _picks),
     "fit_evaluator, score": _until(_model, _pool, lambda x: x.embedding.digest(), _picks, _evaluator),
-    "align": lambda x: (
-        f"{x.model_copy(update={'name': 'x', 'evaluation': None}).digest()} {x.intermediate_checkpoints}"
+    "align": _until(
+        lambda x: x.model_copy(update={"name": "x", "evaluation": None}).digest(), lambda x: x.intermediate_checkpoints
     ),
-    "evaluate": lambda x: x.model_copy(update={"name": "x"}).digest(),
+    "evaluate": _until(lambda x: x.model_copy(update={"name": "x"}).digest()),
 }
 
 
@@ -105,8 +111,9 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
             raise type(error)(f"sweep {sweep.name}, arm {arm.arm}: {error}") from error
     groups: dict[str, dict[str, Plan]] = {name: {} for name in _SHARED}
     for one in plans:
-        for name, key in _SHARED.items():
-            groups[name].setdefault(key(one.experiment), one)
+        for name, keys in _SHARED.items():
+            for key in keys(one.experiment):
+                groups[name].setdefault(key, one)
     bought, judged = groups["acquire, annotate"].values(), groups["evaluate"].values()
     micro_usd = sum(one.micro_usd for one in bought) + sum(one.evaluation_micro_usd for one in judged)
     if micro_usd > sweep.max_micro_usd:
@@ -129,4 +136,6 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
 
 
 def _step(one: Plan, name: str) -> float:
-    return sum(step.seconds for step in one.steps if step.stage == name)
+    """Return the seconds of one of the parts that a plan's step has."""
+    parts = max(len(_SHARED[name](one.experiment)), 1)
+    return sum(step.seconds for step in one.steps if step.stage == name) / parts

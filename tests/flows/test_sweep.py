@@ -145,7 +145,7 @@ def test_the_plan_counts_what_is_shared(sweep_settings: dict[str, Any]) -> None:
         "start": 1,
         "fine_tune": 2,
         "generate": 2,
-        "embed": 2,
+        "embed": 4,  # in two views: that of coreset_ift and that of the evaluator
         "acquire, annotate": 4,
         "fit_evaluator, score": 6,
         "align": 6,

@@ -26,7 +26,7 @@ from models.core.subprocesses import child_environment
 from tasks.engine.settings import settings
 
 HOST = "127.0.0.1"
-_MODULE = "flows.runtime.prefect_server"
+_MODULE = __spec__.name  # not __name__: it is a program of its own too
 _ENDING = 8.0  # seconds
 # One command needs its task runs recorded, and none of these.
 _UNUSED = {

@@ -67,7 +67,7 @@ def start(ports: Ports, deployments: Path) -> Servers:
     """Start everything in the background and return it when it is up; raise ChildProcessError with what it said if not."""
     settings().home.mkdir(parents=True, exist_ok=True)
     log = settings().home / "servers.log"
-    command = ["flows.cli.main", "up", "--mlflow-port", str(ports.mlflow), "--prefect-port", str(ports.prefect)]
+    command = ["ninefold", "up", "--mlflow-port", str(ports.mlflow), "--prefect-port", str(ports.prefect)]
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *command, "--deployments", str(deployments)],

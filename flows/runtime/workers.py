@@ -9,17 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psutil
-import sqlalchemy as sa
-from filelock import Timeout
 
 from models.core.errors import ConfigError
 from models.core.subprocesses import child_environment
-from tasks.engine.locks import AdvisoryLock, KeyLock, holding, stage_lock
+from models.ledger.sessions import Heartbeat, SessionLock
+from tasks.engine.locks import KeyLock, holding, stage_lock
 from tasks.engine.settings import settings
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ _FLOW, _DEPLOYMENT = "proxy-reward", "arm"
 _FOLDER = "NINEFOLD_WORKER_FOLDER"  # of a worker: where its runs look for the files that experiments name
 _ENGINE = "prefect.engine"
 _PATIENCE = 100.0  # seconds that runs have to end
-_PULSE = 5.0  # seconds
 
 
 def check_shared() -> None:
@@ -148,21 +145,14 @@ def heartbeat() -> Iterator[None]:
     if deployment.id is None:
         yield
         return
-    life, over = heartbeat_lock(flow_run.id), Event()
-    pulse = Thread(target=_beat, args=(life, over), name="living", daemon=True)
-    with holding(life):
-        pulse.start()
-        try:
+    lock = heartbeat_lock(flow_run.id)
+    if not isinstance(lock, SessionLock):  # a file's lock cannot be lost
+        with holding(lock):
             yield
-        finally:
-            over.set()
-            pulse.join()
-
-
-def _beat(life: KeyLock, over: Event) -> None:
-    """Take the lock again when the database has lost it, as when it was started anew."""
-    while not over.wait(_PULSE):
-        if isinstance(life, AdvisoryLock) and life.lost():
-            life.release()
-            with suppress(sa.exc.OperationalError, Timeout):  # it is not back yet
-                life.acquire(timeout=_PULSE)
+        return
+    kept = Heartbeat(lock)
+    kept.start()
+    try:
+        yield
+    finally:
+        kept.stop()

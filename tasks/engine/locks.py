@@ -2,23 +2,17 @@
 
 import asyncio
 import hashlib
-import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
-import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
 from models.core.errors import ConfigError
-from models.ledger.liveness import KEEPALIVE
+from models.ledger.sessions import SessionLock
 from tasks.engine.settings import settings
-
-_POLL_SECONDS = 0.2
 
 
 class KeyLock(Protocol):
@@ -41,52 +35,10 @@ def holding(lock: KeyLock) -> Iterator[None]:
         lock.release()
 
 
-class AdvisoryLock:
-    """A lock of a PostgreSQL session: the server frees it when the connection of its holder ends, however it ends."""
-
-    def __init__(self, url: str, key: str) -> None:
-        self._engine = _sessions(url)
-        self._number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], signed=True)
-        self._session: sa.Connection | None = None
-
-    def acquire(self, timeout: float) -> None:
-        """Take the lock in a session of its own; raise Timeout if it is not free within `timeout` seconds."""
-        session = self._engine.connect()
-        try:
-            for statement in KEEPALIVE:
-                session.exec_driver_sql(statement)
-            # asked again and again: to wait within a statement would hold a snapshot, and fall to a time limit of statements
-            self._try(session, math.inf if timeout < 0 else time.monotonic() + timeout)
-        except BaseException:
-            session.close()
-            raise
-        self._session = session
-
-    def release(self) -> None:
-        """Free the lock by ending its session."""
-        if self._session is not None:
-            with suppress(sa.exc.DBAPIError):  # it has ended already
-                self._session.close()
-            self._session = None
-
-    def lost(self) -> bool:
-        """Whether the session has ended by itself, as when the server was started anew; the lock is then free."""
-        try:
-            return self._session is None or self._session.scalar(sa.select(1)) != 1
-        except sa.exc.DBAPIError:
-            return True
-
-    def _try(self, session: sa.Connection, deadline: float) -> None:
-        while not session.scalar(sa.select(sa.func.pg_try_advisory_lock(self._number))):
-            if time.monotonic() >= deadline:
-                raise Timeout(str(self._number))
-            time.sleep(_POLL_SECONDS)
-
-
 def stage_lock(key: str) -> KeyLock:
     """Return the lock of a key: in the ledger's PostgreSQL where stages are shared with other machines, else a file's."""
     if settings().shares_stages:
-        return AdvisoryLock(settings().ledger_url, key)
+        return SessionLock(settings().ledger_url, key)
     return file_lock(settings().prefect_home / "locks", key)
 
 
@@ -94,11 +46,6 @@ def file_lock(folder: Path, key: str) -> KeyLock:
     """Return the lock of a key among the processes of this machine: `flock`, which ends with its holder."""
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.lock", thread_local=False)
-
-
-@lru_cache(maxsize=2)
-def _sessions(url: str) -> sa.Engine:
-    return sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
 
 
 class StageLocks:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from models.core.money import Amount
 from models.ledger import liveness as ledger_holders
+from models.ledger import sessions
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.entries import Answer, Reservation
 from models.ledger.ledger import Ledger
@@ -258,7 +259,7 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
         connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
     assert ledger.recover() == 0, "its process lives"
     monkeypatch.setattr(ledger_holders, "GRACE_SECONDS", 4.0)
-    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(sessions, "BEAT_SECONDS", 0.1)
     with ledger.engine.begin() as connection:  # as when the server is started anew
         others = (
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
@@ -277,7 +278,7 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
 def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
     new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_holders, "_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(sessions, "BEAT_SECONDS", 0.1)
     ledger, other = Ledger(url := new_database()), Ledger(url)
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)

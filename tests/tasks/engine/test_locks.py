@@ -11,14 +11,15 @@ from threading import Thread
 import pytest
 from filelock import Timeout
 
-from tasks.engine.locks import AdvisoryLock, KeyLock, StageLocks, file_lock
+from models.ledger.sessions import SessionLock
+from tasks.engine.locks import KeyLock, StageLocks, file_lock
 
 
 @pytest.fixture(params=["file", "postgresql"])
 def lock_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], KeyLock]:
     if request.param == "file":
         return partial(file_lock, tmp_path / "locks")
-    return partial(AdvisoryLock, request.getfixturevalue("new_database")())
+    return partial(SessionLock, request.getfixturevalue("new_database")())
 
 
 def _hold(lock_of: Callable[[str], KeyLock], started: str, seconds: float) -> None:

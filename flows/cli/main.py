@@ -252,7 +252,7 @@ def _tell(error: Exception) -> int:
     """Print an error of the user's making and return its exit status; raise any other again."""
     told = isinstance(error, (NinefoldError, OSError))
     usage = type(error).__module__.startswith(("click", "typer"))
-    # NINEFOLD_TRACEBACK is for whoever doubts that the mistake is theirs
+    # NINEFOLD_TRACEBACK shows where an error comes from that may be ours
     if not (told or usage) or os.environ.get("NINEFOLD_TRACEBACK"):
         raise error
     typer.echo(f"ninefold: {error.format_message() if hasattr(error, 'format_message') else error}", err=True)

@@ -162,4 +162,4 @@ def test_the_readme_s_python_runs(folder: Path, tiny_settings: dict[str, Any]) -
     done = finished("readme", environment=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "budget     at most 8 queries" in done.stdout
-    assert re.search(r"^0\.\d+ \[0\.\d+, [01]\.\d+\]$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^Interval\(mean=0\.\d+, low=0\.\d+, high=[01]\.\d+\)$", done.stdout, flags=re.MULTILINE)

@@ -1,8 +1,6 @@
-"""`ninefold init` writes an experiment that plans, whatever oracle is asked for, or writes nothing; `kinds` lists all."""
+"""`ninefold init` writes an experiment that plans, whatever oracle is asked for, or writes nothing."""
 
-import json
 import shlex
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,14 +74,3 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already: name a new folder"):
         init(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_kinds_are_listed_with_their_origin_and_fields() -> None:
-    shown = COMMAND.invoke(app, ["kinds", "acquisition"], catch_exceptions=False).output
-    assert "random_pairs" in shown
-    assert f"ninefold {version('ninefold')}" in shown
-    found = json.loads(COMMAND.invoke(app, ["kinds", "--json"], catch_exceptions=False).output)
-    assert {"acquisition", "oracles", "evaluators"} <= set(found)
-    assert {"kind", "from", "version", "fields"} == set(found["acquisition"][0])
-    with pytest.raises(ConfigError, match=r"no extension point 'strategies': there are acquisition"):
-        COMMAND.invoke(app, ["kinds", "strategies"], catch_exceptions=False)

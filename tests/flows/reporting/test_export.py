@@ -41,8 +41,8 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
 
     context = FitContext(run.artifacts.sft_policy.checkpoint(), run.experiment.labelling.rubric, evaluator, 0)
     responses = [Response(**{k: row[k if k != "text" else "response"] for k in Response.__slots__}) for row in scores]
-    assert run.artifacts["history"][0].features is not None
-    features = np.asarray(store().matrix(run.artifacts["history"][0].features))
+    assert run.artifacts.history[0].features is not None
+    features = np.asarray(store().matrix(run.artifacts.history[0].features))
     again = run.experiment.evaluator.predict(Examples(responses, features), context).mean(axis=0)
     np.testing.assert_allclose(again, scores["score"], rtol=1e-6)
 

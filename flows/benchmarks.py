@@ -80,21 +80,27 @@ def benchmarks(
         rows.append(run_reward_bench(known, reward_bench, batch_size))
     with writing(known.experiment.name) as folder:
         kept = folder / "benchmarks.json"
-        taken = {row["benchmark"]: row for row in (json.loads(kept.read_text()) if kept.exists() else [])}
+        taken = {row["benchmark"]: row for row in _taken(kept)}  # what was taken before stays beside it
         for stale in _stale({row["benchmark"] for row in rows}):
             taken.pop(stale, None)
-        taken |= {row["benchmark"]: finite(row) for row in rows}  # beside what was taken before
-        write_text(kept, json.dumps(list(taken.values()), indent=1))
+        taken |= {row["benchmark"]: row for row in rows}
+        write_text(kept, json.dumps([finite(row) for row in taken.values()], indent=1))
         write_text(folder / "benchmarks.md", markdown_table(COLUMNS, [cells(row) for row in taken.values()]) + "\n")
     open_experiment(EXPERIMENT)
     with mlflow.start_run(run_id=known.report.mlflow_run):
         for row in rows:
             name = f"benchmark.{row['benchmark'].replace(':', '-')}"
-            named = {f"{name}.m1": row["before"], f"{name}.m2": row["after"], f"{name}.gain": row["gain"]}
+            named = {f"{name}.m1": row["before"], f"{name}.m2": row["after"], f"{name}.gain": row["gain"].mean}
             log_metrics(named, step=known.report.queries)
         for file in ("benchmarks.json", "benchmarks.md"):
             mlflow.log_artifact(str(Path(folder, file)), "report")
     return rows
+
+
+def _taken(kept: Path) -> list[dict[str, Any]]:
+    """Return the rows of earlier evaluations."""
+    rows = json.loads(kept.read_text()) if kept.exists() else []
+    return [row | {"gain": Interval.of(row["gain"])} for row in rows]
 
 
 def _stale(new: set[str]) -> set[str]:
@@ -125,8 +131,7 @@ def _row(
         "left_out": len(first.keys() | second.keys()) - len(shared) + too_long,
         "before": float(old.mean()),
         "after": float(new.mean()),
-        "gain": gain.mean,
-        "gain_ci": [gain.low, gain.high],
+        "gain": gain,
     }
 
 
@@ -135,9 +140,7 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = {row["benchmark"] for row in rows}
     counted = _AVERAGED - ({RAW} if AT_EQUAL_LENGTH in names else set())
     rows = [row for row in rows if row["benchmark"] in counted]
-    gain = averaged(
-        [Interval(row["gain"], *row["gain_ci"]) for row in rows], [row["benchmark"].partition(":")[0] for row in rows]
-    )
+    gain = averaged([row["gain"] for row in rows], [row["benchmark"].partition(":")[0] for row in rows])
     return {
         "benchmark": AVERAGE,
         "metric": f"mean of {', '.join(row['benchmark'] for row in rows)}",
@@ -145,16 +148,15 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "left_out": sum(row["left_out"] for row in rows),
         "before": float(np.mean([row["before"] for row in rows])),
         "after": float(np.mean([row["after"] for row in rows])),
-        "gain": gain.mean,
-        "gain_ci": [gain.low, gain.high],
+        "gain": gain,
     }
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Return a row as people read it, under COLUMNS."""
-    low, high = row["gain_ci"]
-    interval = "" if low is None or math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"  # of one question
-    gain = f"{row['gain']:+.3f}{interval}"
+    mean, low, high = row["gain"]
+    interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"  # of one question
+    gain = f"{mean:+.3f}{interval}"
     left_out = f" ({row['left_out']} left out)" if row.get("left_out") else ""  # older rows do not say
     questions = f"{row['questions']}{left_out}"
     return (row["benchmark"], row["metric"], questions, f"{row['before']:.3f}", f"{row['after']:.3f}", gain)

@@ -9,14 +9,14 @@ from prefect import flow
 
 from flows.config.study import LabelEfficiency, StudyArm
 from flows.reporting.figures import learning_curves
-from flows.reporting.storage import write_text, writing
+from flows.reporting.storage import finite, write_text, writing
 from flows.reporting.study_text import page
 from flows.steps.stages import base_policy
 from flows.tracking.mlflow import study_run
 from models.core import progress
 from models.core.arrays import FloatArray
 from models.core.rubric import Rubric
-from models.metrics.intervals import Interval, clustered_mean, paired_difference
+from models.metrics.intervals import clustered_mean, paired_difference
 from models.metrics.learning_curves import area, saving
 from models.studies.recorded import Point
 from tasks.data.recorded_labels import Curve, Recorded, ViewRef, curve, load_recording
@@ -91,20 +91,18 @@ def _summary(arm: StudyArm, table: FloatArray, control: FloatArray, pairs: Float
     seeds = np.arange(len(table))
     return {
         "name": arm.name,
-        "area": _interval(clustered_mean(area(labels, ours), seeds))[0],
-        "area_gain": _interval(paired_difference(area(labels, ours), area(labels, random))),
-        "pairs_area_gain": _interval(
-            paired_difference(area(labels, ours), area(labels, _column(pairs, "pair_accuracy")))
-        ),
-        "similar_length_area_gain": _interval(paired_difference(*alike)),
-        "saved_labels": [_interval(found.labels) for found in saved],
-        "saved_micro_usd": [_interval(found.micro_usd) for found in saved],
+        "area": clustered_mean(area(labels, ours), seeds).mean,
+        "area_gain": paired_difference(area(labels, ours), area(labels, random)),
+        "pairs_area_gain": paired_difference(area(labels, ours), area(labels, _column(pairs, "pair_accuracy"))),
+        "similar_length_area_gain": paired_difference(*alike),
+        "saved_labels": [found.labels for found in saved],
+        "saved_micro_usd": [found.micro_usd for found in saved],
         "curve": [
             {
                 "labels": int(labels[place]),
                 "micro_usd": float(money[0][:, place].mean()),
                 **{
-                    name: _interval(clustered_mean(_column(table, name)[:, place], seeds))
+                    name: clustered_mean(_column(table, name)[:, place], seeds)
                     for name in ("pair_accuracy", "similar_length", "spearman", "calibration_error")
                 },
             }
@@ -118,14 +116,10 @@ def _targets(budgets: int) -> list[int]:
     return sorted({(budgets - 1) // 2, budgets - 2})
 
 
-def _interval(found: Interval) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in found]
-
-
 def _write(study: LabelEfficiency, report: dict[str, Any]) -> None:
     with writing(study.name) as folder:
         (folder / "curves.png").write_bytes(learning_curves(report))
-        write_text(folder / "report.json", json.dumps(report, indent=2, allow_nan=False))
+        write_text(folder / "report.json", json.dumps(finite(report), indent=2, allow_nan=False))
         page(report).write(folder, "report")
     params = {"evaluator": study.evaluator.label(), "seeds": study.seeds, "budget": study.budgets[-1]}
     study_run(study.name, report["arms"], params, folder)

@@ -11,7 +11,7 @@ from models.benchmarks.reward_bench import command, contrasts, version_of
 from models.core.data import QuestionResult
 from models.core.errors import ConfigError
 from models.core.registry import Frozen, digest_of
-from models.metrics.intervals import weighted_mean
+from models.metrics.intervals import Interval, weighted_mean
 from tasks.engine.settings import settings
 from tasks.engine.store import store
 from tasks.evaluation.reward_bench import Trained, reward_bench
@@ -68,6 +68,5 @@ def run_reward_bench(known: FinishedRun, ranking: RewardBenchConfig, batch_size:
         "truncated": int(found.facts["truncated"]),
         "before": _CHANCE,
         "after": accuracy.mean,
-        "gain": accuracy.mean - _CHANCE,
-        "gain_ci": [accuracy.low - _CHANCE, accuracy.high - _CHANCE],
+        "gain": Interval(*(value - _CHANCE for value in accuracy)),
     }

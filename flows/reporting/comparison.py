@@ -14,6 +14,7 @@ from models.core.errors import ConfigError
 from models.core.money import MICRO
 from models.metrics.comparison import Outcomes, difference, holm, mean_of, pareto, spread
 from models.metrics.crossed import independent_seeds
+from models.metrics.intervals import Interval
 
 BASELINE, BUDGET = "random", "labelling.queries"
 # name: what is summed over a prompt, and what it is divided by
@@ -49,8 +50,8 @@ def compare(name: str) -> dict[str, Any]:
         for test, adjusted in zip(tested, holm([test["p"] for test in tested]), strict=True):
             test["p_holm"] = adjusted
     for metric in METRICS:
-        known = [row for row in rows if np.isfinite(row[metric][0])]
-        front = pareto([row["micro_usd"] for row in known], [row[metric][0] for row in known])
+        known = [row for row in rows if np.isfinite(row[metric].mean)]
+        front = pareto([row["micro_usd"] for row in known], [row[metric].mean for row in known])
         for number, row in enumerate(known):
             row["pareto"][metric] = number in front
     missing = [arm["name"] for arm in sweep["arms"] if not arm["report"]]
@@ -106,7 +107,7 @@ def _row(series: str, budget: object, cells: Mapping[tuple[str, Any], Sequence[R
     }
     for metric in METRICS:
         mean, low, high, *_ = mean_of([run.outcomes[metric] for run in runs], [run.seeds for run in runs])
-        row[metric] = [mean, *_bounded(metric, low, high, least=0.0)]
+        row[metric] = Interval(mean, *_bounded(metric, low, high, least=0.0))
         row[f"{metric}_spread"] = spread({run.seeds: run.outcomes[metric].mean for run in runs})._asdict()
     baseline = _baseline(series, budget, cells)
     pairs = [(run, other) for run in runs for other in baseline if run.seeds == other.seeds]

@@ -103,7 +103,7 @@ def curves(report: dict[str, Any]) -> bytes:
         for axes, (title, of) in zip(line, budgets, strict=True):
             for number, arm in enumerate(arms):
                 points = sorted((row for row in report["rows"] if row["arm"] == arm), key=of)
-                points = [row for row in points if math.isfinite(row[metric][0])]
+                points = [row for row in points if math.isfinite(row[metric].mean)]
                 if not points:
                     continue
                 mean, low, high = zip(*(row[metric] for row in points), strict=True)
@@ -129,13 +129,13 @@ def fronts(report: dict[str, Any]) -> bytes:
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
-        rows = [row for row in report["rows"] if math.isfinite(row[metric][0])]
+        rows = [row for row in report["rows"] if math.isfinite(row[metric].mean)]
         for row in rows:
-            axes.plot(dollars_of(row), row[metric][0], "o", color="#d9730d" if row["pareto"][metric] else "#8a94a6")
+            axes.plot(dollars_of(row), row[metric].mean, "o", color="#d9730d" if row["pareto"][metric] else "#8a94a6")
             axes.annotate(
-                _told(row), (dollars_of(row), row[metric][0]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+                _told(row), (dollars_of(row), row[metric].mean), fontsize=6, xytext=(3, 3), textcoords="offset points"
             )
-        front = sorted((dollars_of(row), row[metric][0]) for row in rows if row["pareto"][metric])
+        front = sorted((dollars_of(row), row[metric].mean) for row in rows if row["pareto"][metric])
         if front:
             axes.step(*zip(*front, strict=True), where="post", color="#d9730d", lw=1)
         axes.set(xlabel="dollars", ylabel=_NAMES[metric])

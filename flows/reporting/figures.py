@@ -121,7 +121,7 @@ def learning_curves(report: dict[str, Any]) -> bytes:
     ):
         for number, arm in enumerate(report["arms"]):
             labels = [point["labels"] for point in arm["curve"]]
-            found = np.array([point[name] for point in arm["curve"]], dtype=np.float64)  # None becomes NaN, a gap
+            found = np.array([point[name] for point in arm["curve"]], dtype=np.float64)  # NaN is a gap
             mean, low, high = found.T
             control = arm["name"].startswith("random")
             colour = "black" if arm["name"] == "random" else _BEFORE if control else f"C{number % 10}"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from flows.reporting.schema import RunReport
 from models.core.cache import sha256_of
 from models.core.files import whole
+from models.metrics.intervals import Interval
 from tasks.engine.locks import holding, stage_lock
 from tasks.engine.settings import settings
 from tasks.engine.store import store
@@ -64,13 +65,15 @@ def with_file(file: str) -> list[str]:
 
 
 def finite(report: dict[str, Any]) -> dict[str, Any]:
-    """Return a report with None for NaN, which JSON has no word for."""
+    """Return a report as JSON holds it: with None for NaN, and intervals as objects."""
     return {name: _finite(entry) for name, entry in report.items()}
 
 
 def _finite(value: object) -> object:
     if isinstance(value, dict):
         return finite(value)
+    if isinstance(value, Interval):
+        return value.written()
     if isinstance(value, list):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

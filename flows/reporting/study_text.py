@@ -1,9 +1,11 @@
 """Put a study of label efficiency into a table and sentences, for the terminal and its page."""
 
+from math import isnan
 from typing import Any
 
 from flows.reporting.render import Notes, Page, Pictures, Table
 from models.core.money import MICRO, dollars
+from models.metrics.intervals import Interval
 
 _CONTROLS = ("random, length only", "random, shuffled labels")
 _BASELINES = {"random": "area_gain", "random_pairs": "pairs_area_gain"}
@@ -19,7 +21,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     arms = {arm["name"]: arm for arm in report["arms"]}
     last = {name: arm["curve"][-1] for name, arm in arms.items()}
     strategies = [arm for name, arm in arms.items() if name not in (*_BASELINES, *_CONTROLS)]
-    length, shuffled = (last[name]["pair_accuracy"][0] for name in _CONTROLS)
+    length, shuffled = (last[name]["pair_accuracy"].mean for name in _CONTROLS)
     targets = " and ".join(map(str, report["target_labels"]))
     found = [
         f"Savings are on the way to the pair accuracy that random selection reaches with {targets} labels: bounds where a "
@@ -33,7 +35,7 @@ def notes(report: dict[str, Any]) -> list[str]:
         "random may be that alone, and what they gain on random_pairs is their ranking."
     )
     for baseline, gain in _BASELINES.items():
-        no_better = [arm["name"] for arm in strategies if arm[gain][1] is None or arm[gain][1] <= 0]
+        no_better = [arm["name"] for arm in strategies if not arm[gain].low > 0]
         if no_better:
             reason = "the interval of the gain reaches zero"
             found.append(f"Not shown to beat {baseline} ({reason}): {', '.join(no_better)}.")
@@ -79,7 +81,7 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
     return [
         [
             arm["name"],
-            f"{_number(arm['curve'][0]['pair_accuracy'][0])} → {_number(arm['curve'][-1]['pair_accuracy'][0])}",
+            f"{_number(arm['curve'][0]['pair_accuracy'].mean)} → {_number(arm['curve'][-1]['pair_accuracy'].mean)}",
             _number(arm["area"]),
             *(["–"] * (3 + len(report["target_labels"])) if arm["name"] == "random" else _gains(arm)),
         ]
@@ -96,27 +98,27 @@ def _gains(arm: dict[str, Any]) -> list[str]:
     ]
 
 
-def _saved(labels: list[float], micro_usd: list[float]) -> str:
+def _saved(labels: Interval, micro_usd: Interval) -> str:
     count = "{:.0f} [{:.0f}, {:.0f}]".format(*labels)
     money, low, high = (f"{'−' if value < 0 else ''}${abs(value) / MICRO:.2f}" for value in micro_usd)
     return f"{count} labels, {money} [{low}, {high}]"
 
 
 def _line(arm: dict[str, Any]) -> str:
-    first, last = arm["curve"][0]["pair_accuracy"][0], arm["curve"][-1]["pair_accuracy"][0]
-    alike = arm["curve"][-1]["similar_length"][0]
+    first, last = arm["curve"][0]["pair_accuracy"].mean, arm["curve"][-1]["pair_accuracy"].mean
+    alike = arm["curve"][-1]["similar_length"].mean
     line = f"{_number(first)} → {_number(last)}, similar length {_number(alike)}"
     return line if arm["name"] == "random" else f"{line}; gain {_with_interval(arm['area_gain'], signed=True)}"
 
 
-def _number(value: float | None, *, signed: bool = False) -> str:
-    return "–" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+def _number(value: float, *, signed: bool = False) -> str:
+    return "–" if isnan(value) else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def _percent(value: float) -> str:
+    return "–" if isnan(value) else f"{value:.1%}"
 
 
-def _with_interval(found: list[float | None], *, signed: bool = False) -> str:
+def _with_interval(found: Interval, *, signed: bool = False) -> str:
     mean, low, high = (_number(value, signed=signed) for value in found)
     return f"{mean} [{low}, {high}]"

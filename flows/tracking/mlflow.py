@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.runtime.empty_databases import lay_mlflow_database
+from models.metrics.intervals import Interval
 from tasks.engine.locks import holding, stage_lock
 from tasks.engine.settings import settings
 from tasks.engine.store import Ref, store
@@ -44,11 +45,10 @@ def study_run(name: str, arms: list[dict[str, Any]], params: dict[str, Any], fol
         for arm in arms:
             with mlflow.start_run(run_name=arm["name"], nested=True):
                 mlflow.log_param("arm", arm["name"])
-                log_metrics({"area": arm["area"]} if arm["area"] is not None else {}, step=0)
+                log_metrics({"area": arm["area"]}, step=0)
                 for point in arm["curve"]:
-                    values = {key: found[0] for key, found in point.items() if isinstance(found, list)}
-                    known = {key: value for key, value in values.items() if value is not None}
-                    log_metrics(known | {"micro_usd": point["micro_usd"]}, step=point["labels"])
+                    means = {key: found.mean for key, found in point.items() if isinstance(found, Interval)}
+                    log_metrics(means | {"micro_usd": point["micro_usd"]}, step=point["labels"])
 
 
 def log_metrics(metrics: dict[str, float], *, step: int) -> None:

@@ -1,8 +1,8 @@
 """Confidence intervals clustered by prompt: bootstrap and jackknife."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import GetCoreSchemaHandler
@@ -28,18 +28,20 @@ class Interval(NamedTuple):
         numbers = core_schema.typed_dict_schema(
             {name: core_schema.typed_dict_field(number) for name in cls._fields}, extra_behavior="forbid"
         )
-        read = core_schema.no_info_after_validator_function(cls._read, numbers)
+        read = core_schema.no_info_after_validator_function(cls.of, numbers)
         return core_schema.json_or_python_schema(
             json_schema=read,
             python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), read]),
-            serialization=core_schema.plain_serializer_function_ser_schema(cls._written, return_schema=numbers),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.written, return_schema=numbers),
         )
 
     @classmethod
-    def _read(cls, numbers: dict[str, Any]) -> "Interval":
+    def of(cls, numbers: Mapping[str, float | None]) -> "Interval":
+        """Return the interval that JSON holds."""
         return cls(**{name: math.nan if value is None else value for name, value in numbers.items()})
 
-    def _written(self) -> dict[str, float | None]:
+    def written(self) -> dict[str, float | None]:
+        """Return the interval as JSON holds it."""
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
 

@@ -72,8 +72,8 @@ def test_its_command_finds_what_our_evaluator_says(rewarding: dict[str, Any], pa
     ]
     assert 0 < np.mean(sides[0] > sides[1]) < 1, "else nothing would be told apart"
     assert row["after"] == pytest.approx(float(np.mean(sides[0] > sides[1])))
-    assert row["gain"] == pytest.approx(row["after"] - 0.5)
-    assert row["gain_ci"][0] < row["gain"] < row["gain_ci"][1]
+    assert row["gain"].mean == pytest.approx(row["after"] - 0.5)
+    assert row["gain"].low < row["gain"].mean < row["gain"].high
     assert (row["questions"], row["truncated"]) == (len(PAIRS), 0)
     assert benchmarks("tiny", [], reward_bench=RewardBenchConfig(pairs=pairs)) == [row]
 

@@ -163,7 +163,7 @@ def test_crossed_seeds_count_as_the_fewer_of_the_two() -> None:
 def test_intervals_of_shares_stay_between_zero_and_one() -> None:
     kept("wide", {"random": ([{"a": 1.0, "b": 1.0}, {"a": -1.0, "b": -1.0}], {})})
     row, _ = row_of("wide", "random")
-    assert row["win_rate"] == [0.5, 0.0, 1.0]
+    assert row["win_rate"] == (0.5, 0.0, 1.0)
     assert row["gain"][1] < -1
 
 

@@ -6,6 +6,7 @@ of an experiment, for whoever chooses a run's parameters must not run code.
 
 import importlib
 import os
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 
@@ -27,8 +28,13 @@ def load_plugins() -> tuple[str, ...]:
 def origin(cls: type) -> str:
     """Return where a class comes from: the distribution of its package, or its module."""
     top = cls.__module__.partition(".")[0]
-    distributions = packages_distributions().get(top, [])
+    distributions = _distributions().get(top, [])
     return f"{distributions[0]} {version(distributions[0])}" if distributions else cls.__module__
+
+
+@cache  # it reads every installed file's name
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from flows.tracking.budget_audit import BudgetAudit
 from models.core.registry import Frozen
+from models.ledger.audit import BudgetAudit
 from models.metrics.intervals import Interval
 
 Number = Annotated[

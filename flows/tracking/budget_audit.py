@@ -2,26 +2,10 @@
 
 from flows.tracking.run import RunTracker
 from models.core.data import Label
-from models.core.registry import Frozen
+from models.ledger.audit import BudgetAudit
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
 from tasks.engine.store import store
-
-
-class BudgetAudit(Frozen):
-    """What an arm has spent, evaluation included, as each record has it: micro-dollars, real or virtual.
-
-    `ledger` is what its accounts were charged, and `paid` the part of it that was not owned already when they were opened;
-    `replies` is the sum over the labels it holds, `lost` what calls without a reply may have cost, `mlflow` what its
-    run says. They `agree` where ledger = replies + lost = MLflow.
-    """
-
-    ledger: int
-    paid: int
-    replies: int
-    lost: int
-    mlflow: int
-    agree: bool
 
 
 def audit_budget(arm: RunTracker) -> BudgetAudit:

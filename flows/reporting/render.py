@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +19,6 @@ class Facts:
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]
-    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Notes:
 
     kind: ClassVar[str] = "notes"
     lines: Sequence[str]
-    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class Pictures:
     kind: ClassVar[str] = "pictures"
     files: Mapping[str, str]
     wide: bool = False
-    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Page:
     """A page: its title, and its parts from top to bottom."""
 
     title: str
-    parts: Sequence[Facts | Table | Notes | Pictures] = field(default_factory=tuple)
+    parts: Sequence[Facts | Table | Notes | Pictures]
 
     def markdown(self) -> str:
         """Return the page as Markdown."""

@@ -7,12 +7,12 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from models.core.registry import Frozen
 from models.ledger.audit import BudgetAudit
-from models.metrics.intervals import Interval
+from models.metrics.intervals import Interval, json_number
 
 Number = Annotated[
     float,
     BeforeValidator(lambda value: math.nan if value is None else value),
-    PlainSerializer(lambda value: value if math.isfinite(value) else None, return_type=float | None, when_used="json"),
+    PlainSerializer(json_number, return_type=float | None, when_used="json"),
 ]
 """A number that may not be known: NaN, and null in JSON."""
 

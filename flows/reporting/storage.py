@@ -1,6 +1,5 @@
 """Store and find reports: a folder per name in the home, shared through the store where there is one."""
 
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from flows.reporting.schema import RunReport
 from models.core.cache import sha256_of
 from models.core.files import whole
-from models.metrics.intervals import Interval
+from models.metrics.intervals import Interval, json_number
 from tasks.engine.locks import holding, stage_lock
 from tasks.engine.settings import settings
 from tasks.engine.store import store
@@ -76,7 +75,7 @@ def _finite(value: object) -> object:
         return value.written()
     if isinstance(value, list):
         return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_number(value) if isinstance(value, float) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,11 +14,13 @@ ALLOWED = "NINEFOLD_FILES"  # of a worker: folders, separated as in PATH, in whi
 def check_path(name: str, path: Path) -> None:
     """Raise ConfigError if a file or folder that a parameter names lies outside of NINEFOLD_FILES, where that is set."""
     allowed = [Path(place).resolve() for place in os.environ.get(ALLOWED, "").split(os.pathsep) if place]
+    if not allowed:
+        return
     try:
         path = path.expanduser().resolve()
     except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a zero in it: no path
         return
-    if allowed and not any(path.is_relative_to(place) for place in allowed):
+    if not any(path.is_relative_to(place) for place in allowed):
         folders = os.pathsep.join(map(str, allowed))
         raise ConfigError(f"{name} names {path}, and experiments here may name only what lies in {folders} ({ALLOWED})")
 

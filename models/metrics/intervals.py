@@ -14,6 +14,11 @@ from models.metrics.crossed import crossed_mean
 _RESAMPLES = 4000
 
 
+def json_number(value: float) -> float | None:
+    """Return a number as JSON holds it: None for NaN and infinities, which JSON has no word for."""
+    return value if math.isfinite(value) else None
+
+
 class Interval(NamedTuple):
     """A mean and its 95 % interval; NaN where it is not known. As JSON: an object of three numbers, null for NaN."""
 
@@ -42,7 +47,7 @@ class Interval(NamedTuple):
 
     def written(self) -> dict[str, float | None]:
         """Return the interval as JSON holds it."""
-        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+        return {name: json_number(value) for name, value in self._asdict().items()}
 
 
 def paired_difference(ours: FloatArray, other: FloatArray) -> Interval:

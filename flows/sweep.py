@@ -15,7 +15,6 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from flows.config.experiment import Experiment
 from flows.config.loading import OrFile
 from flows.config.sweep import Sweep, SweepArm
-from flows.planning.sweep import plan_sweep
 from flows.proxy_reward import proxy_reward
 from flows.reporting.comparison import compare
 from flows.reporting.publish import CURVES, publish
@@ -24,6 +23,7 @@ from flows.reporting.storage import read_report, write_text, writing
 from flows.reporting.sweep_text import notes, page, rows_of
 from flows.runtime.dispatch import on_workers
 from flows.runtime.workers import check_shared
+from flows.sweep_plan import plan_sweep
 from flows.tracking.links import curves_page
 from flows.tracking.run import announce
 from models.core import progress

@@ -11,8 +11,8 @@ from flows.config.sweep import Sweep
 
 if TYPE_CHECKING:
     from flows.planning.run import Plan
-    from flows.planning.sweep import SweepPlan
     from flows.reporting.schema import RunReport
+    from flows.sweep_plan import SweepPlan
 
 C = TypeVar("C", Experiment, Sweep)
 
@@ -35,7 +35,7 @@ def plan(experiment: Experiment | Sweep) -> "Plan | SweepPlan":
 
     prepare_libraries()
     if isinstance(experiment, Sweep):
-        from flows.planning.sweep import plan_sweep
+        from flows.sweep_plan import plan_sweep
 
         return plan_sweep(experiment)
     from flows.planning.run import plan as plan_run

@@ -30,7 +30,7 @@ def sweep(
         check_shared()
     from flows.config.loading import load
     from flows.config.sweep import Sweep
-    from flows.planning.sweep import plan_sweep
+    from flows.sweep_plan import plan_sweep
 
     given = load(Sweep, file, overrides)
     for line in plan_sweep(given).lines():

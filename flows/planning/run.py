@@ -1,7 +1,9 @@
 """Plan a run: stages, queries, cost, time and memory; and every check that can fail before money is spent."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, dollars
 from models.metrics.selective import ANY_PAIR
-from models.oracles.base import approximate_tokens
+from models.oracles.base import Oracle, approximate_tokens
 from models.policies.resolve import PACKAGED, check_reference, tokenizer_at_hand
 from models.training.accelerate import IN_ONE, check_config
 from tasks.engine.ray_cluster import check_cluster
@@ -22,18 +24,31 @@ from tasks.engine.settings import settings
 _SECONDS_PER_TRAINED_TEXT = 0.065
 _SECONDS_PER_GENERATED_TEXT = 0.025
 _SECONDS_PER_SCORED_TEXT = 0.005
-_START_SECONDS = 15.0
+START_SECONDS = 15.0
 
 _CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage: what it works on, and a rough duration in seconds."""
+    """One or more stages: what they work on, and a rough duration in seconds."""
 
     stage: str
     work: str
     seconds: float
+
+    @property
+    def stages(self) -> list[str]:
+        """Return the stages by name."""
+        return self.stage.split(", ")
+
+
+class Judging(NamedTuple):
+    """What the evaluation asks of one oracle, and the price expected."""
+
+    oracle: Oracle
+    queries: int
+    micro_usd: int
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,19 @@ class Plan:
     pool_tuples: int
     queries: int
     asking: QueryCost
-    evaluation_queries: int
-    evaluation_micro_usd: int
+    judges: tuple[Judging, ...]
     pairs: int
     cluster: str = ""
+
+    @property
+    def evaluation_queries(self) -> int:
+        """Return the queries of the evaluation, at most."""
+        return sum(judge.queries for judge in self.judges)
+
+    @property
+    def evaluation_micro_usd(self) -> int:
+        """Return the price expected of the evaluation's queries."""
+        return sum(judge.micro_usd for judge in self.judges)
 
     @property
     def seconds(self) -> float:
@@ -166,20 +190,17 @@ def plan(experiment: Experiment) -> Plan:
     most = max_cost(x.labelling.oracle, prompts.pool, longest)
     if x.queries_oracle:
         check_caps(x, most)
-    compared = len(prompts.held_out) * x.evaluation.samples
-    judges = [
-        (x.evaluation_oracle, held_out),
-        *([(x.evaluation.pairwise_judge, compared)] if x.evaluation.pairwise_judge else []),
-    ]
-    evaluation_cost = sum(
-        queries * expected_of(judge, prompts.pool, usual, count or approximate_tokens).micro_usd
-        for judge, queries in judges
+    judges = _judges(
+        x,
+        held_out,
+        len(prompts.held_out) * x.evaluation.samples,
+        lambda oracle: expected_of(oracle, prompts.pool, usual, count or approximate_tokens).micro_usd,
     )
-    evaluation_queries = sum(queries for _, queries in judges)
-    if evaluation_cost > x.evaluation.max_micro_usd:
+    cost = sum(judge.micro_usd for judge in judges)
+    if cost > x.evaluation.max_micro_usd:
         raise ConfigError(
-            f"the evaluation asks {evaluation_queries} queries, {dollars(evaluation_cost)}, and evaluation.max_micro_usd "
-            f"allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
+            f"the evaluation asks {sum(judge.queries for judge in judges)} queries, {dollars(cost)}, and "
+            f"evaluation.max_micro_usd allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
         )
     return Plan(
         experiment=x,
@@ -189,11 +210,18 @@ def plan(experiment: Experiment) -> Plan:
         asking=estimate_query_cost(
             x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
         ),
-        evaluation_queries=evaluation_queries,
-        evaluation_micro_usd=evaluation_cost,
+        judges=judges,
         pairs=_pairs(x, len(prompts.pool), len(prompts.demonstrations)),
         cluster=cluster,
     )
+
+
+def _judges(x: Experiment, answers: int, compared: int, price: Callable[[Oracle], int]) -> tuple[Judging, ...]:
+    """Return what the evaluation asks of its oracles, at a price expected of one query."""
+    asked = [(x.evaluation_oracle, answers)]
+    if x.evaluation.pairwise_judge:
+        asked.append((x.evaluation.pairwise_judge, compared))
+    return tuple(Judging(oracle, queries, queries * price(oracle)) for oracle, queries in asked)
 
 
 def _pairs(x: Experiment, pool: int, seed: int) -> int:
@@ -242,7 +270,7 @@ def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> t
     rounds, epochs = (0 if x.feedback == "none" else x.iterations), x.dpo.epochs
     train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
     return (
-        Step("start", "server, tracking, model", _START_SECONDS),
+        Step("start", "server, tracking, model", START_SECONDS),
         Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
         Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples{_in_views(views)}", rounds * tuples * len(views) * score),

@@ -17,6 +17,7 @@ from models.oracles.base import Oracle
 from models.policies.resolve import locate
 from tasks.data.demonstrations import off_policy, self_play
 from tasks.data.prompts import PromptSets
+from tasks.engine import dry_run
 from tasks.engine.caching import StageResult
 from tasks.engine.store import Ref
 from tasks.evaluator.cross_fit import check_gate as check_gate_stage
@@ -156,7 +157,8 @@ def annotate(
         max_micro_usd=caps.micro_usd,
         max_tokens=caps.tokens,
     )
-    wait_for_people(lambda: enqueue_for_humans(request))
+    if dry_run.current() is None:
+        wait_for_people(lambda: enqueue_for_humans(request))
     return annotate_stage(request, concurrency=labelling.concurrency)
 
 

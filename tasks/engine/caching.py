@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.cache_policies import CachePolicy
@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from models.core import progress
 from models.core.errors import ConfigError
 from models.core.registry import Frozen, Plugin, digest_of
-from tasks.engine import durations
+from tasks.engine import dry_run, durations
+from tasks.engine.dry_run import DryRun
 from tasks.engine.locks import StageLocks
 from tasks.engine.results import result_options
 from tasks.engine.store import DamagedArtifact, Ref, store
@@ -188,7 +189,9 @@ class Stage(Generic[P, R]):
         return self.task.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the stage, or return its result from an earlier run with the same key."""
+        """Run the stage, or return its result from an earlier run with the same key; in a dry run, a stand-in for it."""
+        if (dry := dry_run.current()) is not None:
+            return self._note(dry, *args, **kwargs)
         started = time.monotonic()
         log.debug("▶ %s", self.name)
         with progress.heading(f"▶ {self.name}") if self.told else nullcontext():
@@ -220,10 +223,17 @@ class Stage(Generic[P, R]):
             result, cached = state.result(), False
         return result, cached
 
+    def _note(self, dry: DryRun, *args: P.args, **kwargs: P.kwargs) -> R:
+        returns = signature(self.task.fn).return_annotation
+        return cast("R", dry.call(self.name, self._key(*args, **kwargs), self._given(*args, **kwargs), returns))
+
     def _key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        return self.recipe.key(self.name, self._given(*args, **kwargs))
+
+    def _given(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         given = signature(self.task.fn).bind(*args, **kwargs)
         given.apply_defaults()
-        return self.recipe.key(self.name, given.arguments)
+        return given.arguments
 
 
 def stage(*, version: int, ignore: Sequence[str] = (), told: bool = True) -> Callable[[Callable[P, R]], Stage[P, R]]:

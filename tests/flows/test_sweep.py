@@ -11,10 +11,10 @@ import yaml
 from flows.config.loading import load
 from flows.config.presets import PRESETS
 from flows.config.sweep import Sweep, expand
-from flows.planning.sweep import plan_sweep
 from flows.reporting.storage import report_folder
 from flows.reporting.sweep_text import notes, page, rows_of
 from flows.sweep import Incomplete, run_sweep
+from flows.sweep_plan import plan_sweep
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
 from tests.flows.cli.test_main import ninefold
@@ -126,7 +126,7 @@ def test_the_same_experiment_under_two_names_is_one_arm(sweep_settings: dict[str
         ({"exclude": [{"seed": 0}, {"seed": 1}]}, "has no arm left"),
         (
             {"max_micro_usd": 1_000_000},
-            r"4 purchases at \$0.10 at most and 4 evaluations at \$0.48 at most come to \$2.32",
+            r"4 purchases, \$0.40 at most, and 6 evaluations of a policy's answers, \$1.44 at most, come to \$1.84",
         ),
     ],
 )
@@ -141,24 +141,31 @@ def test_what_is_wrong_is_named_before_anything_runs(
 def test_the_plan_counts_what_is_shared(sweep_settings: dict[str, Any]) -> None:
     control = {"shuffled": {"labelling.acquisition": {"kind": "random"}, "labelling.shuffle_labels": True}}
     planned = plan_sweep(sweep(sweep_settings, arms=control))
-    assert planned.shared == {
-        "start": 1,
-        "fine_tune": 2,
-        "generate": 2,
-        "embed": 4,  # in two views: that of coreset_ift and that of the evaluator
-        "acquire, annotate": 4,
-        "fit_evaluator, score": 6,
-        "align": 6,
-        "evaluate": 6,
-    }
+    assert len(planned.expanded.arms) == 6
+    distinct = {stage: found.distinct for stage, found in planned.stages.items()}
+    assert (distinct["load_prompts"], distinct["fine_tune"]) == (1, 2)
+    assert distinct["generate"] == 2 + 2 + 6, "the pool and M_1's answers of each seed, and M_2's of each arm"
+    assert distinct["acquire"] == 4, "a control asks what its arm asks"
+    assert distinct["annotate"] == 4 + 2 + 6
+    assert distinct["align"] == 6
+    # the pool in the views of coreset_ift and of the evaluator, held-out answers and their variants in the latter alone
+    assert distinct["embed"] == 2 * (2 + 2)
     assert planned.queries == 4 * 10
-    assert planned.micro_usd == 4 * 100_000 + 6 * 480_000
+    assert planned.micro_usd == 4 * 100_000 + (2 + 6) * 240_000
     assert planned.alone_micro_usd == 6 * 580_000
     assert planned.seconds < planned.alone_seconds
 
 
 def test_the_paper_s_arms_are_presets(home: Path, prefect_server: None, sweep_settings: dict[str, Any]) -> None:
-    report = run_sweep(sweep(sweep_settings, presets=list(PRESETS), seeds=[0]))
+    given = sweep(sweep_settings, presets=list(PRESETS), seeds=[0])
+    report = run_sweep(given)
+    planned = {stage: found.distinct for stage, found in plan_sweep(given).stages.items()}
+    executed = report["executed"]
+    assert planned.keys() == executed.keys(), "the plan is the algorithm, run dry"
+    chance = {stage for stage, count in planned.items() if count != executed[stage]}
+    # other pairs' scores, the same texts: two arms' M_2 may come out the same to the byte
+    assert chance <= {"generate", "likelihood", "assess_policy"}
+    assert all(planned[stage] - executed[stage] in range(1, 4) for stage in chance)
     assert [arm["failure"] for arm in report["arms"]] == [None] * len(PRESETS)
     found = {arm["arm"]: arm["report"] for arm in report["arms"]}
     queries = {name: arm["queries"] for name, arm in found.items()}
@@ -206,7 +213,7 @@ def test_the_shipped_sweep_is_valid() -> None:
     planned = plan_sweep(load(Sweep, ROOT / "deployments" / "sweeps" / "quickstart.yaml"))
     arms = {arm.arm for arm in planned.expanded.arms}
     assert arms == set(PRESETS) - {"entropy", "kto", "orpo"}
-    assert planned.shared["generate"] == 3
+    assert planned.stages["fine_tune"].distinct == 3
 
 
 def test_the_paper_s_own_sweep_is_a_valid_file() -> None:

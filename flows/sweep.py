@@ -29,9 +29,8 @@ from flows.tracking.run import announce
 from models.core import progress
 from models.core.errors import NinefoldError
 from models.core.money import dollars
-from models.ledger.ledger import Ledger
 from tasks.engine.caching import untold
-from tasks.engine.settings import settings
+from tasks.engine.ledgers import open_ledger
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ def executed(reports: Iterable[RunReport]) -> dict[str, int]:
 def _report(
     sweep: Sweep, arms: tuple[SweepArm, ...], reports: dict[str, RunReport], failures: dict[str, str]
 ) -> dict[str, Any]:
-    ledger = Ledger(settings().ledger_url)
+    ledger = open_ledger()
     accounts = {account for report in reports.values() for account in report.accounts}
     return {
         "name": sweep.name,

@@ -199,10 +199,9 @@ def labels_queue(
 
 def open_ledger() -> "Ledger":
     """Return this installation's ledger."""
-    from models.ledger.ledger import Ledger
-    from tasks.engine.settings import settings
+    from tasks.engine.ledgers import open_ledger as opened
 
-    return Ledger(settings().ledger_url)
+    return opened()
 
 
 def _status(status: str | None) -> Any:  # noqa: ANN401

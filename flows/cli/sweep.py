@@ -81,13 +81,13 @@ def prepare_shared() -> None:
     from flows.runtime.environment import prepare_libraries
 
     prepare_libraries()
-    from models.ledger.ledger import Ledger
+    from tasks.engine.ledgers import open_ledger
     from tasks.engine.settings import settings
     from tasks.engine.store import store
 
     store().make_root()
     typer.echo(f"store   {settings().store_url}")
-    Ledger(settings().ledger_url)
+    open_ledger()
     typer.echo(f"ledger  {settings().ledger_url.rpartition('@')[2]}")
 
 

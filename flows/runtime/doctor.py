@@ -14,6 +14,7 @@ from flows.runtime.prefect_server import of_commands
 from flows.runtime.servers import port_taken, servers
 from models.core.errors import ConfigError
 from models.core.external import load_plugins
+from models.ledger.journal import waiting_in
 from models.policies.resolve import PACKAGED, check_reference
 from tasks.engine.ray_cluster import check_cluster
 from tasks.engine.settings import settings
@@ -43,6 +44,7 @@ def examine() -> list[Finding]:
         _disk(settings().home),
         *_ports(),
         *_commands(),
+        *_journals(),
         *_sharing(),
         *_cluster(),
         busy(os.getloadavg()[0], os.cpu_count() or 1),
@@ -103,6 +105,17 @@ def _sharing() -> list[Finding]:
         f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database"
     )
     return [ledger, mlflow, *_old_places(what)]
+
+
+def _journals() -> list[Finding]:
+    """Whether something waits to be booked that the ledger could not take when it came."""
+    folder = settings().journal
+    waiting = [*waiting_in(folder), *sorted(folder.glob("*.unreadable"))]
+    if not waiting:
+        return []
+    named = ", ".join(file.name for file in waiting)
+    remedy = "the next run books it (an .unreadable file is for you to look at)"
+    return [Finding(f"{folder} holds nothing that the ledger lacks: {named}", False, remedy)]
 
 
 def _cluster() -> list[Finding]:

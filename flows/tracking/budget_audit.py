@@ -3,8 +3,7 @@
 from flows.tracking.run import RunTracker
 from models.core.data import Label
 from models.ledger.audit import BudgetAudit
-from models.ledger.ledger import Ledger
-from tasks.engine.settings import settings
+from tasks.engine.ledgers import open_ledger
 from tasks.engine.store import store
 
 
@@ -12,7 +11,7 @@ def audit_budget(arm: RunTracker) -> BudgetAudit:
     """Read every record of an arm's spending anew; its totals must have been logged to MLflow before."""
     import mlflow
 
-    ledger, bought = Ledger(settings().ledger_url), [*arm.purchases, *arm.measurements]
+    ledger, bought = open_ledger(), [*arm.purchases, *arm.measurements]
     spent = [ledger.spent(labels.account) for labels in bought]
     charged, lost = sum(account.micro_usd for account in spent), sum(account.lost_micro_usd for account in spent)
     replies = sum(label.micro_usd for labels in bought for label in store().rows(labels.ref, Label))

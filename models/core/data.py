@@ -17,7 +17,7 @@ SETTLED = get_args(LabelStatus)
 
 def text_hash(text: str) -> str:
     """Return the 32-digit hexadecimal SHA-256 prefix that identifies a text in ids and in the ledger."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,35 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
-ProcessId = tuple[int, float]
-_CLOCK_STEP = 60.0  # seconds; a process's start is computed from the wall clock, which may be stepped
+_TELLS_TICKS = Path("/proc/self/stat").exists()  # Linux
+_TICK = 0.5 / os.sysconf("SC_CLK_TCK")  # seconds
+ProcessId = tuple[int, float]  # number, and start as `start_of` tells it
+_CLOCK_STEP = 60.0  # seconds; where a process's start is computed from the wall clock, which may be stepped
 
 
 def current() -> ProcessId:
     """Return the process that asks."""
-    own = psutil.Process()
-    return own.pid, own.create_time()
+    return identified(psutil.Process())
+
+
+def identified(process: psutil.Process) -> ProcessId:
+    """Return what tells a process from any other of this boot. Raises psutil.Error if it is gone."""
+    return process.pid, start_of(process)
+
+
+def start_of(process: psutil.Process) -> float:
+    """Return when a process started: in seconds since the boot, whatever the wall clock says since, where that is known."""
+    if not _TELLS_TICKS:
+        return process.create_time()
+    try:
+        told = Path(f"/proc/{process.pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    return int(told.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(process_id: ProcessId) -> bool:
@@ -26,7 +44,7 @@ def alive_process(known: ProcessId) -> psutil.Process | None:
     """Return a known process if it is alive and the same."""
     try:
         process = psutil.Process(known[0])
-        same = abs(process.create_time() - known[1]) < _CLOCK_STEP
+        same = abs(start_of(process) - known[1]) < (_TICK if _TELLS_TICKS else _CLOCK_STEP)
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
@@ -40,7 +58,7 @@ def descendants(leaders: Iterable[int]) -> tuple[ProcessId, ...]:
             process = psutil.Process(leader)
             for one in (process, *process.children(recursive=True)):
                 with suppress(psutil.Error):
-                    found.add((one.pid, one.create_time()))
+                    found.add(identified(one))
     return tuple(sorted(found))
 
 

@@ -56,7 +56,7 @@ P = TypeVar("P", bound=Plugin)
 def digest_of(value: object) -> str:
     """Return a 16-digit hexadecimal digest of a JSON-like value, whatever the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def plugins_of(base: type[P]) -> list[type[P]]:

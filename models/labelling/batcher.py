@@ -1,28 +1,56 @@
-"""Batch concurrent ledger operations into one transaction at a time."""
+"""Batch concurrent ledger operations into one transaction at a time, and outlast a database that is away."""
 
 import asyncio
+import logging
+import time
+from contextlib import suppress
 from typing import TypeVar
 
-from models.ledger.entries import Answer, Order, Outcome, Settlement
+from models.core.errors import NinefoldError
+from models.ledger.database import is_away
+from models.ledger.entries import Answer, Closing, Loss, Order, Outcome, Release, Reservation, Settlement
+from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 _Waiting = list[tuple[Request, "asyncio.Future[Result]"]]
+_Closed = Answer | ValueError | None
+
+PATIENCE = 600.0  # seconds that a ledger may be away before its replies go to the journal
+_HURRY = 2.0  # seconds, once labelling has been stopped
+_PAUSE, _LONGEST_PAUSE = 0.2, 15.0
+_TELL = 30.0  # seconds between two lines about one absence
+
+
+class LedgerAway(NinefoldError):
+    """The ledger's database has not taken what was to be booked; it is kept in a journal."""
 
 
 class LedgerBatcher:
     """One account's way to the ledger, for coroutines of one event loop.
 
     While a transaction is under way, what is wanted meanwhile gathers and shares the next: the more calls are in flight,
-    the less each of them costs.
+    the less each of them costs. While the database is away, all wait for it, for `patience` seconds; then, or soon after
+    `stop` is set, what was to be booked goes to the `journal`, and the rest fails with LedgerAway.
     """
 
-    def __init__(self, ledger: Ledger, account: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        account: str,
+        *,
+        journal: Journal | None = None,
+        stop: asyncio.Event | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
         self.ledger = ledger
         self.account = account
+        self._journal, self._stop, self._patience = journal, stop or asyncio.Event(), patience
         self._orders: _Waiting[Order, Outcome] = []
-        self._replies: _Waiting[Settlement, Answer | ValueError] = []
+        self._closings: _Waiting[Closing, _Closed] = []
         self._at_work: asyncio.Task[None] | None = None
 
     async def reserve(self, order: Order) -> Outcome:
@@ -30,11 +58,19 @@ class LedgerBatcher:
         return await self._wait(self._orders, order)
 
     async def settle(self, reply: Settlement) -> Answer:
-        """Settle a reply; raises as `Ledger.settle`."""
-        answer = await self._wait(self._replies, reply)
-        if isinstance(answer, ValueError):
-            raise answer
-        return answer
+        """Settle a reply; raises as `Ledger.settle`, or LedgerAway."""
+        answer = await self._wait(self._closings, reply)
+        if isinstance(answer, Answer):
+            return answer
+        raise answer or TypeError("a settlement has no answer")
+
+    async def release(self, reservation: Reservation) -> None:
+        """Undo a reservation whose call has cost nothing. Raises LedgerAway."""
+        await self._wait(self._closings, Release(reservation))
+
+    async def lose(self, lost: Loss) -> None:
+        """Count a call as paid whose reply has never arrived. Raises LedgerAway."""
+        await self._wait(self._closings, lost)
 
     async def _wait(self, waiting: "_Waiting[Request, Result]", wanted: Request) -> Result:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -44,34 +80,88 @@ class LedgerBatcher:
         return await future
 
     async def _work(self) -> None:
-        while self._orders or self._replies:
+        while self._orders or self._closings:
             await asyncio.sleep(0)  # whoever is about to want something comes along
-            orders, replies = self._orders, self._replies
-            self._orders, self._replies = [], []
-            wanted = [reply for reply, _ in replies], [order for order, _ in orders]
+            orders, closings = self._orders, self._closings
+            self._orders, self._closings = [], []
             try:
-                settled, reserved = await self._exchange(*wanted)
+                closed, reserved = await self._outlast([c for c, _ in closings], [order for order, _ in orders])
+            except LedgerAway as away:
+                _fail(orders, away)
+                self._keep(closings, away)
             except Exception as error:
-                _fail(orders, error)
-                await self._settle_alone(replies)  # paid for: what was wrong with an order must not cost them
-                continue
-            _hand_out(replies, settled)
-            _hand_out(orders, reserved)
+                if len(orders) + len(closings) == 1:
+                    _fail(orders, error)
+                    _fail(closings, error)
+                else:  # what is wrong with one must not cost the others
+                    await self._each_alone(closings, orders)
+            else:
+                _hand_out(closings, closed)
+                _hand_out(orders, reserved)
 
-    async def _settle_alone(self, replies: "_Waiting[Settlement, Answer | ValueError]") -> None:
-        try:
-            settled, _ = await self._exchange([reply for reply, _ in replies], [])
-        except Exception as error:
-            _fail(replies, error)
-        else:
-            _hand_out(replies, settled)
+    async def _each_alone(self, closings: "_Waiting[Closing, _Closed]", orders: "_Waiting[Order, Outcome]") -> None:
+        for closing in closings:
+            try:
+                (closed,), _ = await self._outlast([closing[0]], [])
+                _hand_out([closing], [closed])
+            except LedgerAway as away:
+                self._keep([closing], away)
+            except Exception as error:
+                _fail([closing], error)
+        for order in orders:
+            try:
+                _, (reserved,) = await self._outlast([], [order[0]])
+                _hand_out([order], [reserved])
+            except Exception as error:
+                _fail([order], error)
 
-    async def _exchange(
-        self, replies: list[Settlement], orders: list[Order]
-    ) -> tuple[list[Answer | ValueError], list[Outcome]]:
+    async def _outlast(self, closings: list[Closing], orders: list[Order]) -> tuple[list[_Closed], list[Outcome]]:
+        """Return what `Ledger.exchange` does, tried again while the database is away. Raises LedgerAway in the end."""
+        began, told, pause = time.monotonic(), -_TELL, _PAUSE
+        while True:
+            try:
+                return await self._exchange(closings, orders)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                waited = time.monotonic() - began
+                left = (_HURRY if self._stop.is_set() else self._patience) - waited
+                why = " ".join(str(getattr(error, "orig", error)).split())
+                if left <= 0:
+                    raise LedgerAway(f"the ledger could not be reached for {waited:.0f} s: {why}") from error
+                if waited - told >= _TELL:
+                    log.warning(
+                        "the ledger cannot be reached (%s): %d calls wait to be booked, and nothing new is asked. It is "
+                        "tried for %.0f s more; then they are kept in a journal",
+                        *(why, len(closings) + len(self._closings), left),
+                    )
+                    told = waited
+                await self._pause(min(pause, left))
+                pause = min(pause * 2.0, _LONGEST_PAUSE)
+
+    async def _pause(self, seconds: float) -> None:
+        if self._stop.is_set():
+            await asyncio.sleep(min(seconds, _PAUSE))
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    def _keep(self, closings: "_Waiting[Closing, _Closed]", away: LedgerAway) -> None:
+        """Write down how calls have ended, and tell those who wait."""
+        for closing, future in closings:
+            told = away
+            if self._journal is not None:
+                try:
+                    self._journal.append(closing)
+                    told = LedgerAway(f"{away}. It is kept in {self._journal.file}, and the next start books it")
+                except OSError as error:
+                    log.error("%s takes no more (%s): this is not kept: %s", self._journal.file, error, closing)
+            future.set_exception(told)
+
+    async def _exchange(self, closings: list[Closing], orders: list[Order]) -> tuple[list[_Closed], list[Outcome]]:
         if self.ledger.embedded:  # a file: two threads that wait for each other's turn take longer than the transaction
-            return self.ledger.exchange(self.account, replies, orders)
-        return await asyncio.to_thread(self.ledger.exchange, self.account, replies, orders)
+            return self.ledger.exchange(self.account, closings, orders)
+        return await asyncio.to_thread(self.ledger.exchange, self.account, closings, orders)
 
 
 def _fail(waiting: "_Waiting[Request, Result]", error: BaseException) -> None:

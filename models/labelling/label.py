@@ -4,10 +4,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from models.core import progress
 from models.core.data import Label, LabelStatus, Response
@@ -15,12 +16,15 @@ from models.core.errors import NinefoldError
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
-from models.labelling.batcher import LedgerBatcher
+from models.labelling.batcher import PATIENCE, LedgerAway, LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import Breaker, pause_after
 from models.ledger.accounts import BudgetExhausted
-from models.ledger.entries import Answer, Order, Reservation, Settlement
+from models.ledger.database import is_away
+from models.ledger.entries import Answer, Loss, Order, Reservation, Settlement
+from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
+from models.ledger.liveness import described, labelling
 from models.ledger.tables import Question
 from models.oracles.base import (
     AnnotationTask,
@@ -35,6 +39,7 @@ from models.oracles.base import (
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_TELL_SECONDS = 30.0  # between two lines about one that waits for another
 _TRIES = 6
 
 
@@ -50,6 +55,7 @@ class LabellingSession:
     rubric: Rubric
     account: str
     replicate: str = ""
+    patience: float = PATIENCE  # seconds that the ledger's database may be away
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
@@ -69,11 +75,11 @@ class LabellingSession:
         """Return the query about a response, as the ledger knows it."""
         return Question(*self._asked_of, response.prompt, response.text)
 
-    def order(self, response: Response) -> Order:
-        """Return that query with the most it may cost."""
+    def order(self, response: Response, holder: str | None = None) -> Order:
+        """Return that query with the most it may cost, and who answers for it."""
         asked = response.prompt, response.text
         ceiling = Amount(self.oracle.max_cost(*asked), self.oracle.max_query_tokens(*asked))
-        return Order(self.question(response), ceiling, self.oracle.billed_on_failure)
+        return Order(self.question(response), ceiling, self.oracle.billed_on_failure, holder)
 
 
 class LabellingStopped(NinefoldError):
@@ -107,33 +113,30 @@ def label(
     whatever the number of workers. Raises LabellingStopped when the oracle raises; running again asks only for what is
     missing. Raises AnswersPending while people have not answered.
     """
-    session.ledger.open_account(
-        session.account, max_queries=max_queries, max_micro_usd=max_micro_usd, max_tokens=max_tokens
-    )
-    if recovered := session.ledger.recover():
-        log.warning("%d reservations of processes that died were given up", recovered)
-    asked = [session.order(response) for response in responses]
-    unique = {order.question.key: order for order in asked}  # what is asked twice is one query
-    orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
-    answers: list[Answer | BudgetExhausted] = []
-    left = Amount(max_micro_usd, max_tokens)
-    with progress.bar(
-        total=len(orders), desc="labelling", unit="query", disable=session.annotation_task is not None
-    ) as bar:
-        while covered := _covered(orders[len(answers) :], left):
-            wanted = orders[len(answers) : len(answers) + covered]
-            if session.annotation_task and (
-                waiting := Queue(session.ledger).post(
-                    session.account, wanted, session.annotation_task, session.oracle.query_type
-                )
-            ):
-                raise AnswersPending(waiting)
-            found = _ask_all(wanted, session, concurrency, bar, len(answers))
-            answers += found
-            if any(isinstance(answer, BudgetExhausted) for answer in found):
-                break
-            spent = total(Amount(a.micro_usd, a.tokens) for a in found if isinstance(a, Answer))
-            left = left.plus(spent.negative)
+    with _opened(session, Caps(max_queries, max_micro_usd, max_tokens), concurrency) as (holder, journal):
+        asked = [session.order(response, holder) for response in responses]
+        unique = {order.question.key: order for order in asked}  # what is asked twice is one query
+        orders, places = list(unique.values())[:max_queries], {key: place for place, key in enumerate(unique)}
+        answers: list[Answer | BudgetExhausted] = []
+        left = Amount(max_micro_usd, max_tokens)
+        with progress.bar(
+            total=len(orders), desc="labelling", unit="query", disable=session.annotation_task is not None
+        ) as bar:
+            asking = _Asking(session, concurrency, bar, journal)
+            while covered := _covered(orders[len(answers) :], left):
+                wanted = orders[len(answers) : len(answers) + covered]
+                if session.annotation_task and (
+                    waiting := Queue(session.ledger).post(
+                        session.account, wanted, session.annotation_task, session.oracle.query_type
+                    )
+                ):
+                    raise AnswersPending(waiting)
+                found = _ask_all(wanted, asking, len(answers))
+                answers += found
+                if any(isinstance(answer, BudgetExhausted) for answer in found):
+                    break
+                spent = total(Amount(a.micro_usd, a.tokens) for a in found if isinstance(a, Answer))
+                left = left.plus(spent.negative)
     if len(answers) < len(places):
         log.warning("the caps cover %d of %d queries: the rest is not asked", len(answers), len(places))
     unpaid = [a for a in answers if isinstance(a, BudgetExhausted)]
@@ -147,6 +150,41 @@ def label(
             labels.append(_label(response, answer, again=place in seen))
             seen.add(place)
     return labels
+
+
+class Caps(NamedTuple):
+    """The most that an account may be charged."""
+
+    queries: int
+    micro_usd: int
+    tokens: int
+
+
+@contextmanager
+def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator[tuple[str | None, Journal | None]]:
+    """Open the account, and yield who holds this labelling's reservations and where its replies go if all else fails.
+
+    What others have left behind is booked or given up first. Raises LedgerAway if the ledger cannot be reached now.
+    """
+    ledger, (queries, micro_usd, tokens) = session.ledger, caps
+    try:
+        ledger.open_account(session.account, max_queries=queries, max_micro_usd=micro_usd, max_tokens=tokens)
+        if recovered := ledger.recover():
+            log.warning("%d reservations of processes that died were given up", recovered)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise LedgerAway(f"the ledger cannot be reached, and nothing was asked: {error}") from error
+    if session.annotation_task:
+        yield None, None
+        return
+    journal = ledger.journal(in_flight=concurrency)
+    try:
+        with labelling() as holder:
+            yield holder, journal
+    finally:
+        if journal is not None:
+            journal.close()
 
 
 def _label(response: Response, answer: Answer, *, again: bool) -> Label:
@@ -170,17 +208,14 @@ def _covered(orders: Sequence[Order], left: Amount) -> int:
     return len(orders)
 
 
-def _ask_all(
-    orders: Sequence[Order], session: LabellingSession, concurrency: int, bar: progress.Bar, before: int
-) -> list[Answer | BudgetExhausted]:
-    asking = _Asking(session, concurrency, bar)
+def _ask_all(orders: Sequence[Order], asking: "_Asking", before: int) -> list[Answer | BudgetExhausted]:
     # on Ctrl-C what is in flight is settled, and what is queued is not asked
     outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
     if errors := [outcome for outcome in outcomes if isinstance(outcome, Exception) and outcome not in answers]:
         cause = next((e for e in errors if not isinstance(e, InterruptedError | QuestionRejected)), errors[0])
         raise LabellingStopped(
-            f"labelling stopped after {before + len(answers)} of {bar.total} queries: {cause}. "
+            f"labelling stopped after {before + len(answers)} of {asking.bar.total} queries: {cause}. "
             "The labels are kept; run again to go on from here"
         ) from cause
     return answers
@@ -189,10 +224,12 @@ def _ask_all(
 class _Asking:
     """Asks the oracle about many tuples at once."""
 
-    def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar) -> None:
+    def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar, journal: Journal | None) -> None:
         self.session = session
-        self.batcher = LedgerBatcher(session.ledger, session.account)
         self.breaker = Breaker()
+        self.batcher = LedgerBatcher(
+            *(session.ledger, session.account), journal=journal, stop=self.breaker.stop, patience=session.patience
+        )
         self.slots = asyncio.Semaphore(concurrency)
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
         self.ready = concurrency + max(concurrency // 4, 1)
@@ -243,19 +280,21 @@ class _Asking:
         reserved = await self._reserve(order)
         if isinstance(reserved, Answer):
             return reserved
-        ledger, question = self.session.ledger, order.question
         try:
-            verdict, seconds = await self._call(question)
+            verdict, seconds = await self._call(order.question)
         except (RetryableError, InterruptedError) as failure:
             if isinstance(failure, QuestionRejected) and failure.certain:
                 return await self._settle_refused(reserved, failure)
-            await asyncio.to_thread(ledger.release, reserved)
+            await self.batcher.release(reserved)
             raise
         except MaybeBilledError as lost:
-            await asyncio.to_thread(ledger.lose, reserved, most=lost.most)
+            await self.batcher.lose(Loss(reserved, lost.most))
             raise
         except BaseException:
-            await asyncio.to_thread(ledger.lose if order.billed_on_failure else ledger.release, reserved)
+            if order.billed_on_failure:
+                await self.batcher.lose(Loss(reserved))
+            else:
+                await self.batcher.release(reserved)
             raise
         found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
         status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
@@ -294,6 +333,7 @@ class _Asking:
             return verdict, time.monotonic() - started
 
     async def _reserve(self, order: Order) -> Reservation | Answer:
+        began = told = time.monotonic()
         while True:
             self._go_on()
             outcome = await self.batcher.reserve(order)
@@ -303,7 +343,25 @@ class _Asking:
                 raise outcome
             # another asks the same now, or holds the money that its call in flight may not need
             await asyncio.sleep(_POLL_SECONDS)
-            await asyncio.to_thread(self.session.ledger.recover)
+            try:
+                await asyncio.to_thread(self.session.ledger.recover)
+                if time.monotonic() - told >= _TELL_SECONDS:
+                    told = time.monotonic()
+                    await asyncio.to_thread(self._tell_of_waiting, order, told - began, money=outcome is not None)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+
+    def _tell_of_waiting(self, order: Order, seconds: float, *, money: bool) -> None:
+        """Log for whom a question waits."""
+        ledger = self.session.ledger
+        if money:
+            held = ledger.holders_of(self.session.account)
+            what = "the money that their calls in flight may not need"
+        else:
+            held, what = [ledger.holder_of(order.question)], "their answer to the same question"
+        whom = ", ".join(dict.fromkeys(described(holder) for holder in held if holder)) or "others"
+        log.warning("a question has waited %.0f s for %s: %s", seconds, whom, what)
 
     def _go_on(self) -> None:
         if self.breaker.stop.is_set():

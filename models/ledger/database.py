@@ -16,6 +16,14 @@ _MAKING_TABLES = 0x9F01D  # any number of our own
 _AGAIN = {"40P01", "40001"}  # PostgreSQL: given up to end a deadlock, or because it could not be put in an order
 _MAY_NOT = "42501"  # PostgreSQL: insufficient privilege
 _ATTEMPTS = 10
+# A server that cannot be reached, or is no longer there, is found out within a minute.
+_SOON = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+# PostgreSQL: connection, resources (a full disk, too many clients), an operator's doing, the system, a conflict; a replica
+_AWAY = ("08", "53", "57", "58", "40", "25006", "55P03")
+_SQLITE_AWAY = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL),
+}
 
 
 def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -32,6 +40,25 @@ def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
             if getattr(error.orig, "sqlstate", None) not in _AGAIN or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError
+
+
+def is_away(error: Exception) -> bool:
+    """Whether a database may take later what it has not taken now: it is away, full, or busy, and nothing else is wrong."""
+    if isinstance(error, sa.exc.TimeoutError | ConnectionError):
+        return True
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", -1) & 0xFF in _SQLITE_AWAY
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # the connection is gone, or was never made
+        return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+    return str(state).startswith(_AWAY)
+
+
+def folder_of(url: sa.URL, name: str) -> Path | None:
+    """Return a folder beside a database that is a file; None for any other."""
+    return Path(url.database).parent / name if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def there(url: str) -> bool:
@@ -58,7 +85,7 @@ def open_engine(url: str) -> Engine:
     """
     parsed = sa.make_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
-    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True)
+    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True, connect_args=_SOON)
     try:
         connection = engine.connect()
     except sa.exc.OperationalError as error:

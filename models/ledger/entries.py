@@ -8,14 +8,18 @@ from models.core.data import LabelStatus
 from models.core.errors import ConfigError
 from models.core.money import Amount, dollars
 from models.ledger.accounts import BudgetExhausted
-from models.ledger.tables import Question
+from models.ledger.tables import Question, storable
 
+LARGEST = 2**63  # of a column of numbers
 REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_at")
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 
 
 class Order(NamedTuple):
-    """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None."""
+    """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None.
+
+    What a holder of one labelling alone has reserved is its own when it asks again.
+    """
 
     question: Question
     ceiling: Amount
@@ -46,9 +50,25 @@ class Settlement(NamedTuple):
     def parameters(self, status: QueryStatus) -> dict[str, Any]:
         """Return what is written of it, as parameters of a statement: `query_id` and, for each of REPLIED, `new_…`."""
         score = self.score if self.status == "labelled" else None
-        values = (status, score, self.raw, self.tokens, self.micro_usd, self.seconds, time.time())
+        values = (status, score, storable(self.raw), self.tokens, self.micro_usd, self.seconds, time.time())
         named = {f"new_{name}": value for name, value in zip(REPLIED, values, strict=True)}
         return {"query_id": self.reservation.query_id, **named}
+
+
+class Release(NamedTuple):
+    """A call is known to have cost nothing."""
+
+    reservation: Reservation
+
+
+class Loss(NamedTuple):
+    """A reply has never arrived: it is paid for at `most`, or at what was reserved where that is not known."""
+
+    reservation: Reservation
+    most: Amount | None = None
+
+
+Closing = Settlement | Release | Loss
 
 
 class Answer(NamedTuple):
@@ -71,10 +91,10 @@ def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError 
     or one that is no whole number, is booked at what was reserved.
     """
     price = Amount(reply.micro_usd, reply.tokens)
-    if any(not isinstance(part, Integral) or isinstance(part, bool) or part < 0 for part in price):
+    if any(not isinstance(part, Integral) or isinstance(part, bool) or not 0 <= part < LARGEST for part in price):
         return reply._replace(micro_usd=charged.micro_usd, tokens=charged.tokens), ConfigError(
             f"oracle asked {price.micro_usd!r} micro-dollars and {price.tokens!r} tokens for a query, which are no whole "
-            f"numbers from 0 on: booked at the {dollars(charged.micro_usd)} reserved; the reply is kept"
+            f"numbers from 0 to 2^63: booked at the {dollars(charged.micro_usd)} reserved; the reply is kept"
         )
     reply = reply._replace(micro_usd=int(price.micro_usd), tokens=int(price.tokens))  # numpy's are not for databases
     if price.micro_usd <= charged.micro_usd and (price.tokens <= charged.tokens or not charged.tokens):

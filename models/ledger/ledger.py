@@ -5,8 +5,10 @@ A query is identified by (oracle fingerprint, criterion, prompt hash, response h
 price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction (`exchange`).
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -18,8 +20,23 @@ from models.core.money import NO_CAP, Amount
 from models.ledger import accounts, database, tables
 from models.ledger import liveness as holders
 from models.ledger.accounts import BudgetExhausted, Spent
-from models.ledger.entries import REPLIED, Answer, Order, Outcome, QueryStatus, Reservation, Settlement, checked
+from models.ledger.entries import (
+    REPLIED,
+    Answer,
+    Closing,
+    Loss,
+    Order,
+    Outcome,
+    QueryStatus,
+    Release,
+    Reservation,
+    Settlement,
+    checked,
+)
+from models.ledger.journal import Journal, journals
 from models.ledger.tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,9 +44,11 @@ T = TypeVar("T")
 class Ledger:
     """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, journal: Path | None = None) -> None:
+        """Open it. What its database does not take is kept in the folder `journal`: beside a SQLite file, if not said."""
         self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
+        self._journals = journal or database.folder_of(self.engine.url, "journal")
         self._presence = None if self.embedded else holders.Presence(self.engine.url, of=self)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
@@ -68,22 +87,23 @@ class Ledger:
         longer hold), or if the reservation was settled or released before.
         """
         reply = Settlement(reservation, status, score, raw, tokens, micro_usd, seconds)
-        (answer,), _ = self.exchange(reservation.account, [reply], [])
+        (answer,) = self.transact(lambda c: self.settle_within(c, reservation.account, [reply]))
         if isinstance(answer, ValueError):
             raise answer
         return answer
 
     def exchange(
-        self, account: str, replies: Sequence[Settlement], orders: Sequence[Order]
-    ) -> tuple[list[Answer | ValueError], list[Outcome]]:
-        """Settle replies, then reserve for orders of different questions, all in one transaction.
+        self, account: str, closings: Sequence[Closing], orders: Sequence[Order]
+    ) -> tuple[list[Answer | ValueError | None], list[Outcome]]:
+        """Book how calls have ended, then reserve for orders of different questions, all in one transaction.
 
-        Returns what `settle` and `reserve` would, errors included, in the given order.
+        Returns what `settle`, `release` or `lose`, and `reserve` would, errors included, in the given order. Done again
+        where nobody knows whether the database has kept it, it changes nothing.
         """
 
-        def work(connection: Connection) -> tuple[list[Answer | ValueError], list[Outcome]]:
-            settled = self.settle_within(connection, account, replies) if replies else []
-            return settled, self._reserve(connection, account, orders) if orders else []
+        def work(connection: Connection) -> tuple[list[Answer | ValueError | None], list[Outcome]]:
+            closed = self._close(connection, account, closings) if closings else []
+            return closed, self._reserve(connection, account, orders) if orders else []
 
         if orders and self._presence is not None:
             self._presence.hold()
@@ -107,6 +127,9 @@ class Ledger:
             asked.add(order.question.key)
             if row is None:
                 new.append(place)
+            elif row.status == "reserved" and row.holder == order.holder and row.account == account:
+                # of this very labelling, which has not heard that the database kept it
+                outcomes[place] = Reservation(row.id, account, row.micro_usd, row.tokens)
             elif row.status == "reserved":
                 outcomes[place] = None
             else:
@@ -164,6 +187,20 @@ class Ledger:
         accounts.charge(connection, account, kept, bought=True)
         return outcomes
 
+    def _close(
+        self, connection: Connection, account: str, closings: Sequence[Closing]
+    ) -> list[Answer | ValueError | None]:
+        replies = [closing for closing in closings if isinstance(closing, Settlement)]
+        answers = iter(self.settle_within(connection, account, replies) if replies else [])
+        closed: list[Answer | ValueError | None] = []
+        for closing in closings:
+            if isinstance(closing, Release):
+                self.void_within(connection, closing.reservation)
+            elif isinstance(closing, Loss):
+                self._lose(connection, closing)
+            closed.append(next(answers) if isinstance(closing, Settlement) else None)
+        return closed
+
     def settle_within(
         self, connection: Connection, account: str, replies: Sequence[Settlement]
     ) -> list[Answer | ValueError]:
@@ -174,7 +211,9 @@ class Ledger:
         for given in replies:
             query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
             if was is None or was.status not in ("reserved", "lost"):
-                answers.append(ConfigError(f"query {query_id} is not reserved: it was settled or released before"))
+                known = None if was is None else self._answered(connection, given)
+                gone = ConfigError(f"query {query_id} is not reserved: it was settled or released before")
+                answers.append(known or gone)
                 continue
             charged = Amount(was.micro_usd, was.tokens)
             (reply, wrong), status = checked(given, charged), given.status
@@ -191,6 +230,15 @@ class Ledger:
             accounts.adjust(connection, account, queries=0, by=saved)
         return answers
 
+    def _answered(self, connection: Connection, reply: Settlement) -> Answer | None:
+        """Return the answer if this very reply was booked before: nobody has heard of it, and it is booked again."""
+        mine = sa.select(QUERIES).where(QUERIES.c.id == reply.reservation.query_id)
+        row = connection.execute(mine).mappings().one()
+        again = reply.parameters(row["status"])
+        if any(row[name] != again[f"new_{name}"] for name in ("raw", "score", "seconds")):
+            return None
+        return Answer(reply.score, row["micro_usd"], row["tokens"], True, row["status"])
+
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
         self.transact(lambda c: self.void_within(c, reservation))
@@ -200,24 +248,58 @@ class Ledger:
 
         Paid at `most`, what it may have cost; at what was reserved where that is not known, or less.
         """
+        self.transact(lambda c: self._lose(c, Loss(reservation, most)))
+
+    def _lose(self, connection: Connection, lost: Loss) -> None:
+        reservation = lost.reservation
         reserved = Amount(reservation.micro_usd, reservation.tokens)
-        price = reserved if most is None else Amount(*map(min, most, reserved))
+        price = reserved if lost.most is None else Amount(*map(min, lost.most, reserved))
+        if self._mark_lost(connection, reservation.query_id) and price != reserved:
+            mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
+            connection.execute(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
+            accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
+            accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
 
-        def work(connection: Connection) -> None:
-            self._mark_lost(connection, reservation.query_id)
-            if price != reserved:
-                mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
-                connection.execute(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
-                accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
-                accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
+    def journal(self, *, in_flight: int) -> Journal | None:
+        """Open a journal for a labelling with so many calls in flight; None where no folder was named. Raises as Journal."""
+        return None if self._journals is None else Journal(self._journals, self._name, in_flight=in_flight)
 
-        self.transact(work)
+    def book_journals(self) -> int:
+        """Book what labellings that are over could not, and return how many calls it was."""
+        booked = 0
+        for kept in () if self._journals is None else journals(self._journals, self._name):
+            for closing in kept.closings:  # each by itself: one that cannot be booked must not keep the others
+                account = closing.reservation.account
+                (wrong,), _ = self.exchange(account, [closing], [])
+                if isinstance(wrong, ValueError):
+                    log.warning("%s of the journal %s: %s", type(closing).__name__, kept.file, wrong)
+            booked += len(kept.closings)
+            kept.remove()
+        return booked
+
+    @property
+    def _name(self) -> str:
+        """Return what tells this ledger's journals from those of another, the same in every process."""
+        url = self.engine.url
+        return str(Path(url.database).resolve()) if self.embedded and url.database else url.render_as_string()
+
+    def holders_of(self, account: str) -> list[str]:
+        """Return who asks at this moment on an account's money."""
+        flying = sa.select(QUERIES.c.holder).where(QUERIES.c.account == account, tables.RESERVED).distinct()
+        with self.engine.connect() as connection:
+            return list(connection.scalars(flying))
+
+    def holder_of(self, question: Question) -> str:
+        """Return who is asking a question at this moment; "" if nobody is."""
+        with self.engine.connect() as connection:
+            row = tables.live_rows(connection, [question]).get(question.key)
+        return row.holder if row is not None and row.status == "reserved" else ""
 
     def recover(self) -> int:
-        """Give up the reservations of dead processes and return how many there were.
+        """Give up the reservations of dead processes and labellings, and return how many there were.
 
-        One that may have been paid for keeps its charge (status lost); one by an oracle that charges nothing for
-        an undelivered answer is undone.
+        What journals hold is booked first. One that may have been paid for keeps its charge (status lost); one by an oracle
+        that charges nothing for an undelivered answer is undone.
         """
 
         def work(connection: Connection) -> int:
@@ -233,6 +315,8 @@ class Ledger:
                     )
             return len(dead)
 
+        if booked := self.book_journals():
+            log.warning("%d calls are booked that the ledger could not take when they ended", booked)
         return self.transact(work)
 
     def spent(self, account: str) -> Spent:
@@ -281,12 +365,10 @@ class Ledger:
             freed = Amount(-reservation.micro_usd, -reservation.tokens)
             accounts.adjust(connection, reservation.account, queries=-1, by=freed)
 
-    def _mark_lost(self, connection: Connection, query_id: int) -> None:
-        connection.execute(
-            sa.update(QUERIES)
-            .where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
-            .values(status="lost", settled_at=time.time())
-        )
+    def _mark_lost(self, connection: Connection, query_id: int) -> bool:
+        """Give a query up, and say whether it was reserved until now."""
+        reserved = sa.update(QUERIES).where(QUERIES.c.id == query_id, QUERIES.c.status == "reserved")
+        return connection.execute(reserved.values(status="lost", settled_at=time.time())).rowcount == 1
 
 
 _BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(

@@ -4,16 +4,18 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from uuid import uuid4
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from models.core.processes import is_alive
+from models.core.processes import is_alive, start_of
 from models.ledger.sessions import Heartbeat, SessionLock, number_of
 
 PEOPLE = "people"  # who answer in their own time: what they hold is never given up
@@ -30,7 +32,21 @@ def this_process() -> str:
 
 @cache  # a forked child has an id of its own
 def _holder(process: int) -> str:
-    return f"{_place()}{_WITH_SESSION}|{process}|{psutil.Process(process).create_time():.0f}"
+    return f"{_place()}{_WITH_SESSION}|{process}|{start_of(psutil.Process(process)):.2f}"
+
+
+_labelling: set[str] = set()  # holders of this process whose labelling goes on
+
+
+@contextmanager
+def labelling() -> Iterator[str]:
+    """Yield a holder that lives as long as the block: what it has not booked then is nobody's, though the process lives."""
+    holder = f"{this_process()}|{uuid4().hex[:8]}"
+    _labelling.add(holder)
+    try:
+        yield holder
+    finally:
+        _labelling.discard(holder)
 
 
 class Presence:
@@ -69,7 +85,7 @@ def absent(connection: Connection, holders: Iterable[str]) -> frozenset[str] | N
         " AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     numbers = set(connection.scalars(held))
-    return frozenset(holder for holder in elsewhere if number_of(f"holder {holder}") not in numbers)
+    return frozenset(holder for holder in elsewhere if number_of(f"holder {_process_of(holder)}") not in numbers)
 
 
 _missed: dict[str, float] = {}  # when this process first saw that a holder was absent
@@ -83,11 +99,26 @@ def alive(holder: str, reserved_at: float, away: frozenset[str] | None = None) -
     """
     if holder == PEOPLE:
         return True
-    marked, pid, started = holder.rsplit("|", 2)
+    if holder.startswith(f"{this_process()}|"):
+        return holder in _labelling
+    marked, pid, started = _process_of(holder).split("|")
     place, here = marked.removesuffix(_WITH_SESSION), _place()
     if place != here:
         return _lives_elsewhere(holder, reserved_at, away if place != marked else None)
     return is_alive((int(pid), float(started)))
+
+
+def described(holder: str) -> str:
+    """Return whom a holder is, for people."""
+    if holder == PEOPLE:
+        return "people, who have not answered yet"
+    place, pid, _ = _process_of(holder).split("|")
+    return f"process {pid} on {place.partition('/')[0]}"
+
+
+def _process_of(holder: str) -> str:
+    """Return a holder's process, without its labelling."""
+    return "|".join(holder.split("|")[:3])
 
 
 def _lives_elsewhere(holder: str, reserved_at: float, away: frozenset[str] | None) -> bool:

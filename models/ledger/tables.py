@@ -24,7 +24,7 @@ def _count(name: str, **options: Any) -> "sa.Column[int]":  # noqa: ANN401
 ACCOUNTS = sa.Table(
     "accounts",
     METADATA,
-    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
     sa.Column("max_queries", sa.BigInteger, nullable=False),
     sa.Column("max_micro_usd", sa.BigInteger, nullable=False),
     _count("queries", default=0),
@@ -37,8 +37,8 @@ QUERIES = sa.Table(
     "queries",
     METADATA,
     sa.Column("id", _NUMBER, primary_key=True, autoincrement=True),
-    sa.Column("oracle", sa.String(100), nullable=False),
-    sa.Column("criterion", sa.String(100), nullable=False),
+    sa.Column("oracle", sa.Text, nullable=False),
+    sa.Column("criterion", sa.Text, nullable=False),
     sa.Column("prompt_hash", sa.String(32), nullable=False),
     sa.Column("response_hash", sa.String(32), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
@@ -49,11 +49,12 @@ QUERIES = sa.Table(
     sa.Column("seconds", sa.Float),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
-    sa.Column("account", sa.String(200), nullable=False),
-    sa.Column("holder", sa.String(200)),
+    sa.Column("account", sa.Text, nullable=False),
+    sa.Column("holder", sa.Text),
     sa.Column("billed_on_failure", sa.Boolean, nullable=False),
     sa.Column("reserved_at", sa.Float, nullable=False),
     sa.Column("settled_at", sa.Float),
+    sqlite_autoincrement=True,  # a journal names a query by its number: no other may ever have it
 )
 
 _KEY = ("oracle", "criterion", "prompt_hash", "response_hash")
@@ -74,6 +75,13 @@ RESERVED = QUERIES.c.status == "reserved"
 sa.Index("reserved_queries", QUERIES.c.id, sqlite_where=RESERVED, postgresql_where=RESERVED)
 
 
+def storable(text: str) -> str:
+    """Return a text as every database takes it: halves of surrogate pairs and NUL as their escapes."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
 @dataclass(frozen=True)
 class Question:
     """One query: which oracle, by which criterion, about which tuple (x, y)."""
@@ -91,7 +99,7 @@ class Question:
     def columns(self) -> dict[str, str]:
         """Return the columns of this query's row that say what was asked."""
         named = dict(zip(_KEY, self.key, strict=True))
-        return {**named, "prompt": self.prompt, "response": self.response}
+        return {**named, "prompt": storable(self.prompt), "response": storable(self.response)}
 
 
 # PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back.
@@ -120,7 +128,7 @@ KEEPER = "ninefold_keeps"  # renamed with what it does, so that an earlier versi
 CHARGES = sa.Table(
     "charges",
     METADATA,
-    sa.Column("account", sa.String(200), primary_key=True),
+    sa.Column("account", sa.Text, primary_key=True),
     sa.Column("query_id", _NUMBER, primary_key=True),
     _count("micro_usd"),
     sa.Column("bought", sa.Boolean, nullable=False),
@@ -143,7 +151,7 @@ JUDGEMENTS = sa.Table(
     "judgements",
     METADATA,
     sa.Column("query_id", _NUMBER, primary_key=True),
-    sa.Column("annotator", sa.String(200), primary_key=True),
+    sa.Column("annotator", sa.Text, primary_key=True),
     sa.Column("place", sa.Integer, nullable=False),  # the order in which they came
     sa.Column("score", sa.Float),  # none where the annotator could not judge
     sa.Column("note", sa.Text, nullable=False),

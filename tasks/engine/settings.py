@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         return self.ledger or f"sqlite:///{self.home.absolute() / 'ledger.sqlite'}"
 
     @property
+    def journal(self) -> Path:
+        """Return the folder of what the ledger could not book while its database was away."""
+        return self.home.absolute() / "journal"
+
+    @property
     def mlflow_uri(self) -> str:
         """Return MLflow's tracking URI."""
         return self.mlflow or f"sqlite:///{self.home.absolute() / 'mlflow.sqlite'}"

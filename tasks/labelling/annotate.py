@@ -17,7 +17,7 @@ from models.metrics.agreement import rank_correlation
 from models.oracles.base import Oracle, canonical_pair, refused
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.devices import on_device
-from tasks.engine.settings import settings
+from tasks.engine.ledgers import open_ledger
 from tasks.engine.store import Ref, store
 
 
@@ -49,7 +49,7 @@ def enqueue_for_humans(request: AnnotationRequest) -> int:
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), Ledger(settings().ledger_url), concurrency=1)
+        _buy(request, _by_id(request), open_ledger(), concurrency=1)
     except AnswersPending as pending:
         return pending.questions
     return 0
@@ -61,7 +61,7 @@ def annotate(request: AnnotationRequest, *, concurrency: int) -> AnnotationResul
 
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
-    by_id, ledger = _by_id(request), Ledger(settings().ledger_url)
+    by_id, ledger = _by_id(request), open_ledger()
     with on_device() if request.oracle.uses_device else nullcontext():
         labels = _buy(request, by_id, ledger, concurrency=concurrency)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}

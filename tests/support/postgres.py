@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -18,8 +18,17 @@ from tests.support.processes import free_port
 class Postgres:
     """A running server: at its socket every role is believed, at its port on 127.0.0.1 it needs a password."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, port: int, control: Callable[..., None]) -> None:
+        self.folder, self.port, self._control = folder, port, control
+
+    def start(self) -> None:
+        settings = f"port={self.port} unix_socket_directories={self.folder} fsync=off max_connections=200"
+        options = " ".join(f"-c {setting}" for setting in f"listen_addresses=127.0.0.1 {settings}".split())
+        self._control("start", "--wait", "-o", options, "-l", str(self.folder / "log"))
+
+    def stop(self) -> None:
+        """End it at once, as when its machine fails: what is not committed is gone, and all are cut off."""
+        self._control("stop", "--mode=immediate")
 
     def url(self, database: str, *, role: str = "postgres", driver: str = "psycopg") -> str:
         """Return the SQLAlchemy URL of a database."""
@@ -65,14 +74,12 @@ def running() -> Iterator[Postgres]:
         command(
             "initdb", "--pgdata", str(data), "--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256"
         )
-        port = free_port()
-        settings = f"port={port} unix_socket_directories={folder} fsync=off max_connections=200"
-        options = " ".join(f"-c {setting}" for setting in f"listen_addresses=127.0.0.1 {settings}".split())
-        command("pg_ctl", "start", "--wait", "-D", str(data), "-o", options, "-l", str(folder / "log"))
+        server = Postgres(folder, free_port(), lambda what, *more: command("pg_ctl", what, "-D", str(data), *more))
+        server.start()
         try:
-            yield Postgres(folder, port)
+            yield server
         finally:
-            command("pg_ctl", "stop", "-D", str(data), "--mode=immediate")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

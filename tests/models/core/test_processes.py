@@ -53,3 +53,10 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     assert alive_process((pid, since)) == psutil.Process(os.getpid())
     assert alive_process((pid, since - 3600)) is None
     terminate([(pid, since - 3600)], [(pid, since - 3600)], patience=1)  # we are still here
+
+
+def test_a_clock_that_is_set_makes_nobody_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = current()
+    for step in (-3600.0, 90.0, 3600.0):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, by=step: 1e9 + by)
+        assert alive_process(known) is not None

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.core.money import Amount
+from models.core.processes import start_of
 from models.ledger.accounts import adjust
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import _place, alive
@@ -73,7 +74,7 @@ def test_several_may_open_a_new_ledger_at_once(ledger_url: str) -> None:
 
 def test_a_dead_process_that_nobody_has_reaped_holds_nothing() -> None:
     child = subprocess.Popen(["sleep", "60"])
-    holder = f"{_place()}|{child.pid}|{psutil.Process(child.pid).create_time():.0f}"
+    holder = f"{_place()}|{child.pid}|{start_of(psutil.Process(child.pid)):.2f}"
     assert alive(holder, time.time())
     child.kill()
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:

@@ -144,13 +144,13 @@ def test_a_real_price_above_the_ceiling_is_kept_and_buys_nothing_more(make_respo
     assert labels == []
 
 
-@pytest.mark.parametrize("price", [-5, 1.5, float("nan"), True, None, "3"])
+@pytest.mark.parametrize("price", [-5, 1.5, float("nan"), True, None, "3", 2**63])
 def test_an_oracle_of_ones_own_that_asks_no_price_is_booked_at_its_ceiling(ledger_url: str, price: Any) -> None:
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=1, max_micro_usd=100)
     reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=70, billed_on_failure=True, tokens=7)
     assert isinstance(reserved, Reservation)
-    with pytest.raises(ValueError, match=r"no whole numbers from 0 on: booked at the \$0.00007 reserved"):
+    with pytest.raises(ValueError, match=r"no whole numbers from 0 to 2\^63: booked at the \$0.00007 reserved"):
         ledger.settle(reserved, status="labelled", score=1.0, raw="said", tokens=3, micro_usd=price, seconds=0.1)
     assert ledger.spent("a")[:2] == (1, 70)
     assert [(row["status"], row["raw"], row["micro_usd"]) for row in ledger.rows()] == [("labelled", "said", 70)]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from models.acquisition.base import Acquisition
 from models.acquisition.pair_rules.base import PairRule
@@ -19,6 +19,7 @@ from models.evaluators.base import Evaluator
 from models.evaluators.generative import Generative
 from models.generators.base import Generator
 from models.generators.hf import Transformers
+from models.labelling.retry import PATIENCE
 from models.metrics.selective import ANY_PAIR, Gate
 from models.oracles.base import Oracle
 from models.policies.chat_template import Template
@@ -86,7 +87,14 @@ class Labelling(Frozen):
     rounds: PositiveInt = Field(
         1, description="Acquisition rounds in an iteration; the evaluator is fitted again after each."
     )
-    concurrency: PositiveInt = Field(4, description="Queries in flight at once. It does not change the result.")
+    concurrency: PositiveInt = Field(
+        4,
+        description="Most queries in flight at once; fewer while the server takes fewer. It does not change the result.",
+    )
+    patience: PositiveFloat = Field(
+        PATIENCE,
+        description="Seconds without an answer, of the oracle or the ledger, before labelling stops. It changes no result.",
+    )
     shuffle_labels: bool = Field(
         False, description="Whether labels are permuted before the evaluator is fitted: the control arm."
     )

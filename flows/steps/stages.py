@@ -159,7 +159,7 @@ def annotate(
     )
     if dry_run.current() is None:
         wait_for_people(lambda: enqueue_for_humans(request))
-    return annotate_stage(request, concurrency=labelling.concurrency)
+    return annotate_stage(request, concurrency=labelling.concurrency, patience=labelling.patience)
 
 
 def fit_evaluator(

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from models.core.errors import NinefoldError
+from models.labelling.retry import PATIENCE
 from models.ledger.database import is_away
 from models.ledger.entries import Answer, Closing, Loss, Order, Outcome, Release, Reservation, Settlement
 from models.ledger.journal import Journal
@@ -19,7 +20,6 @@ Result = TypeVar("Result")
 _Waiting = list[tuple[Request, "asyncio.Future[Result]"]]
 _Closed = Answer | ValueError | None
 
-PATIENCE = 600.0  # seconds that a ledger may be away before its replies go to the journal
 _HURRY = 2.0  # seconds, once labelling has been stopped
 _PAUSE, _LONGEST_PAUSE = 0.2, 15.0
 _TELL = 30.0  # seconds between two lines about one absence

@@ -16,9 +16,9 @@ from models.core.errors import NinefoldError
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
-from models.labelling.batcher import PATIENCE, LedgerAway, LedgerBatcher
+from models.labelling.batcher import LedgerAway, LedgerBatcher
 from models.labelling.human_queue import Queue
-from models.labelling.retry import Breaker, pause_after
+from models.labelling.retry import PATIENCE, Breaker, Flight, pause_after
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.database import is_away
 from models.ledger.entries import Answer, Loss, Order, Reservation, Settlement
@@ -31,6 +31,7 @@ from models.oracles.base import (
     MaybeBilledError,
     Oracle,
     QuestionRejected,
+    RateLimited,
     RequestRejected,
     RetryableError,
     Verdict,
@@ -55,7 +56,7 @@ class LabellingSession:
     rubric: Rubric
     account: str
     replicate: str = ""
-    patience: float = PATIENCE  # seconds that the ledger's database may be away
+    patience: float = PATIENCE  # seconds without an answer of the oracle, or of the ledger
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
@@ -226,11 +227,11 @@ class _Asking:
 
     def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar, journal: Journal | None) -> None:
         self.session = session
-        self.breaker = Breaker()
+        self.breaker = Breaker(session.patience)
         self.batcher = LedgerBatcher(
             *(session.ledger, session.account), journal=journal, stop=self.breaker.stop, patience=session.patience
         )
-        self.slots = asyncio.Semaphore(concurrency)
+        self.flight = Flight(concurrency, self.breaker.stop)
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
         self.ready = concurrency + max(concurrency // 4, 1)
         self.bar = bar
@@ -260,21 +261,34 @@ class _Asking:
         return outcomes
 
     async def _ask(self, order: Order) -> Answer:
-        for attempt in range(1, _TRIES + 1):
+        failures, answered = 0, self.breaker.answers
+        while True:
             try:
                 return await self._ask_once(order)
             except (RequestRejected, QuestionRejected):
                 raise
             except (RetryableError, MaybeBilledError) as failure:
-                if attempt == _TRIES or self.breaker.failed(failure):
-                    raise
+                if why := self.breaker.failed(failure):
+                    raise RequestRejected(why) from failure
+                if isinstance(failure, RateLimited):  # no fault of the question, and the slots wait
+                    continue
+                failures += 1
+                if failures >= _TRIES:
+                    self._give_up(failures, failure, others=self.breaker.answers - answered)
                 log.debug("asking again after %s", failure)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(
                         self.breaker.stop.wait(),
-                        pause_after(attempt, failure, seed=order.question.prompt + order.question.response),
+                        pause_after(failures, failure, seed=order.question.prompt + order.question.response),
                     )
-        raise AssertionError("unreachable")
+
+    def _give_up(self, failures: int, failure: Exception, *, others: int) -> None:
+        """Raise QuestionRejected where it is this question that fails; the failure, where going on would cost money."""
+        if others:
+            told = f"asked {failures} times, and failed each time while {others} others were answered: {failure}"
+            raise QuestionRejected(told, signature="", certain=True)
+        if isinstance(failure, MaybeBilledError):
+            raise failure
 
     async def _ask_once(self, order: Order) -> Answer:
         reserved = await self._reserve(order)
@@ -314,8 +328,7 @@ class _Asking:
 
     async def _call(self, question: Question) -> tuple[Verdict, float]:
         """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
-        async with self.slots:
-            self._go_on()
+        async with self.flight as began:
             STOP.set(self.breaker.stop)
             started = time.monotonic()
             try:
@@ -325,11 +338,15 @@ class _Asking:
                     self.breaker.stop.set()
                     raise RequestRejected(every) from None
                 raise
+            except RateLimited as failure:
+                self.flight.refused(began, failure)
+                raise
             except BaseException as error:
                 if isinstance(error, RequestRejected) or not isinstance(error, RetryableError | MaybeBilledError):
                     self.breaker.stop.set()
                 raise
             self.breaker.worked()
+            self.flight.answered()
             return verdict, time.monotonic() - started
 
     async def _reserve(self, order: Order) -> Reservation | Answer:

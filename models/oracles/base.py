@@ -68,6 +68,10 @@ class RetryableError(NinefoldError):
         self.retry_after = retry_after
 
 
+class RateLimited(RetryableError):
+    """The server takes no more for now (a rate limit, overload): nothing was billed, and fewer are asked at once."""
+
+
 class RequestRejected(RetryableError):
     """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops."""
 

@@ -1,11 +1,15 @@
 """Client of OpenAI-compatible chat servers: one call with rate limits, price and failure policy."""
 
+import asyncio
 import atexit
 import logging
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from email.utils import parsedate_to_datetime
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -19,6 +23,7 @@ from models.oracles.base import (
     CostEstimate,
     MaybeBilledError,
     QuestionRejected,
+    RateLimited,
     RequestRejected,
     RetryableError,
     TokenCounter,
@@ -144,7 +149,8 @@ class Endpoint(Frozen):
         body = {"model": self.model, "messages": list(messages), **options}
         try:
             # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
-            answer = await _client(self).post("/chat/completions", body=body, cast_to=object)
+            async with asyncio.timeout(self.timeout):  # of the whole call; the SDK's is of each part of it
+                answer = await _client(self).post("/chat/completions", body=body, cast_to=object)
             if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
                 raise self._meant(failure_of(None, answer), {}, messages)
             reply = reply_of(answer, self.prices, sent=most_tokens_sent(messages), written=self.max_tokens)
@@ -167,6 +173,10 @@ class Endpoint(Frozen):
         if isinstance(error, openai.APIStatusError):
             return self._meant(failure_of(error.status_code, error.body), error.response.headers, messages)
         said = self._without_key(str(getattr(error, "message", error)))
+        if isinstance(error, TimeoutError):
+            return MaybeBilledError(
+                f"no whole reply from {self.base_url} in {self.timeout:g} s", most=self.most(most_tokens_sent(messages))
+            )
         if isinstance(error, openai.APIConnectionError) and _never_sent(error):
             return RetryableError(f"no connection to {self.base_url}")
         if isinstance(error, openai.APIConnectionError):
@@ -183,9 +193,10 @@ class Endpoint(Frozen):
         """Return the error for what a server has said of a call."""
         means, status = meaning(failure), failure.status or "an error in its reply"
         said = self._without_key(failure.words)[:_SAID]
-        if means == "free":
+        if means in {"free", "busy"}:
             what = "rate limit" if status == 429 else f"server error {status}"
-            return RetryableError(what, retry_after=_retry_after(headers))
+            kind = RateLimited if means == "busy" else RetryableError
+            return kind(f"{what} of {self.base_url}: {said}", retry_after=_retry_after(headers))
         if means == "billed":
             told = f"{self.base_url} failed with {status}, and may have billed the call: {said}"
             return MaybeBilledError(told, most=self.most(most_tokens_sent(messages)))
@@ -223,6 +234,25 @@ def _never_sent(error: BaseException | None) -> bool:
     return error is not None
 
 
+_BYTES = 1 << 20  # of a reply, and so many more for each of its tokens, which may have twenty alternatives
+_BYTES_PER_TOKEN = 4096
+
+
+def _most_bytes(endpoint: Endpoint) -> int:
+    return _BYTES + endpoint.max_tokens * _BYTES_PER_TOKEN
+
+
+async def _read(response: Any, *, most: int) -> None:  # noqa: ANN401
+    """Read a reply as the client would, but no more of it than a reply may have; raise ValueError if it goes on."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise ValueError(f"the reply is longer than {most:,} bytes")
+    response._content = b"".join(parts)  # where `aread` keeps it
+
+
 def close_clients() -> None:
     """Close every connection; the next call opens new ones."""
     while _clients:
@@ -244,7 +274,9 @@ def _client(endpoint: Endpoint) -> "AsyncOpenAI":
             timeout=endpoint.timeout,
             max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back
             # half the time per call of the default; where a server sends us to has not been checked
-            http_client=openai.DefaultAioHttpClient(follow_redirects=False),
+            http_client=openai.DefaultAioHttpClient(
+                follow_redirects=False, event_hooks={"response": [partial(_read, most=_most_bytes(endpoint))]}
+            ),
         )
     return _clients[endpoint]
 
@@ -261,8 +293,14 @@ def _limiters(endpoint: Endpoint) -> tuple[Any, Any]:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the server asks to wait; None where it says nothing that can be read."""
-    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with suppress(KeyError, ValueError):  # absent, or a date
-            return max(float(headers[name]) * seconds, 0.0)
+    """Return the seconds that the server asks to wait, in either form of RFC 9110; None where it says nothing readable."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError, TypeError, OverflowError):
+            told = headers[name].strip()
+            try:
+                seconds = float(told) * unit
+            except ValueError:
+                seconds = parsedate_to_datetime(told).timestamp() - time.time()
+            if not math.isnan(seconds):
+                return max(seconds, 0.0)
     return None

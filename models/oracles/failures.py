@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-# free: nothing was done, ask again · billed: perhaps, ask again · question: this one will not be answered, and costs nothing
-# doubtful: the same, unless others are refused alike · oracle: no question will be answered
-Meaning = Literal["free", "billed", "question", "doubtful", "oracle"]
+# free: nothing was done, ask again · busy: the same, and it takes no more for now · billed: perhaps, ask again
+# question: this one will not be answered, and costs nothing · doubtful: the same, unless others are refused alike
+# oracle: no question will be answered
+Meaning = Literal["free", "busy", "billed", "question", "doubtful", "oracle"]
 
 _BUSY = {409, 425, 429, 500, 503, 529}
+_TAKES_NO_MORE = {429, 503, 529}
 _GATEWAYS = {408, 499, 502, 504, 520, 522, 524, 598, 599}  # a gateway that waits no longer: the model may have answered
 _ABOUT_TEXTS = {400, 413, 414, 422, 431}
 
@@ -69,7 +71,8 @@ def meaning(said: Failure) -> Meaning:
     | quota, credit or billing, at any status; 402                                 | oracle: stop                     |
     | 401, 403, 404, 405 and other 3xx, 4xx                                        | oracle: stop                     |
     | 403 or 451 of a content filter                                               | question: quarantined, goes on   |
-    | 429, 409, 425; 500, 503, 529 and other 5xx                                   | free: asked again                |
+    | 429, 503, 529; other 409, 425, 5xx in words of a rate limit or overload      | busy: fewer are asked, later     |
+    | 409, 425; 500 and other 5xx                                                  | free: asked again                |
     | 408, 499, 502, 504, 520, 522, 524, 598, 599: a gateway has waited            | billed, perhaps: asked again     |
     | 400, 413, 414, 422: code or words of a content filter, or code of the length | question: quarantined, goes on   |
     | 413, 414                                                                     | question: quarantined, goes on   |
@@ -85,8 +88,10 @@ def meaning(said: Failure) -> Meaning:
     busy = _RATE.search(words) if status is None else status in _BUSY or status >= 500
     if status == 402 or _QUOTA.search(words):
         return "oracle"
-    if status in _GATEWAYS or busy:
-        return "billed" if status in _GATEWAYS else "free"
+    if status in _GATEWAYS:
+        return "billed"
+    if busy:
+        return "busy" if status in _TAKES_NO_MORE or _RATE.search(words) else "free"
     if filtered or status in _ABOUT_TEXTS or status is None:
         return "question" if filtered else _about_a_text(said, named, words)
     return "oracle"

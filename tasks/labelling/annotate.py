@@ -12,6 +12,7 @@ from models.core.data import SETTLED, Label, Response, Selection
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
 from models.labelling.label import AnswersPending, LabellingSession, label
+from models.labelling.retry import PATIENCE
 from models.ledger.ledger import Ledger
 from models.metrics.agreement import rank_correlation
 from models.oracles.base import Oracle, canonical_pair, refused
@@ -49,21 +50,21 @@ def enqueue_for_humans(request: AnnotationRequest) -> int:
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), open_ledger(), concurrency=1)
+        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
-@stage(version=5, ignore=["concurrency"])
-def annotate(request: AnnotationRequest, *, concurrency: int) -> AnnotationResult:
+@stage(version=5, ignore=["concurrency", "patience"])
+def annotate(request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE) -> AnnotationResult:
     """Return the labels, within every cap.
 
     The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
     """
     by_id, ledger = _by_id(request), open_ledger()
     with on_device() if request.oracle.uses_device else nullcontext():
-        labels = _buy(request, by_id, ledger, concurrency=concurrency)
+        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
     facts |= request.oracle.diagnostics([row["raw"] for row in settled])
@@ -82,13 +83,15 @@ def _by_id(request: AnnotationRequest) -> dict[str, Response]:
     return {r.id: r for r in store().rows(request.responses, Response)}
 
 
-def _buy(request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, concurrency: int) -> list[Label]:
+def _buy(
+    request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, concurrency: int, patience: float
+) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label(
         [question for question, _ in questions],
-        LabellingSession(ledger, request.oracle, request.rubric, request.account),
+        LabellingSession(ledger, request.oracle, request.rubric, request.account, patience=patience),
         max_queries=request.max_queries,
         max_micro_usd=request.max_micro_usd,
         max_tokens=request.max_tokens,

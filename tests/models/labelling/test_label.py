@@ -48,7 +48,7 @@ def oracle(table: Path) -> Replay:
 
 
 def ask(responses: list[Any], ledger: Ledger, oracle: Oracle, **caps: Any) -> list[Any]:
-    session = LabellingSession(ledger, oracle, Rubric(), caps.pop("account", "a"))
+    session = LabellingSession(ledger, oracle, Rubric(), caps.pop("account", "a"), patience=caps.pop("patience", 60.0))
     return label(responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "concurrency": 3, **caps})
 
 
@@ -142,7 +142,7 @@ def test_an_unpaid_failure_is_asked_again_and_not_charged(responses: list[Any], 
 
 def test_an_oracle_that_always_fails_unpaid_costs_nothing(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
     with pytest.raises(LabellingStopped, match="nothing was billed"):
-        ask(responses, ledger, Noisy(inner=oracle, fail=1.0))
+        ask(responses, ledger, Noisy(inner=oracle, fail=1.0), patience=1.0)
     assert ledger.spent("a").queries == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.core.rubric import Rubric
 from models.labelling.label import LabellingStopped
 from models.ledger.ledger import Ledger
-from models.oracles.base import MaybeBilledError, QuestionRejected, RequestRejected, RetryableError, refused
+from models.oracles.base import MaybeBilledError, QuestionRejected, RateLimited, RequestRejected, refused
 from models.oracles.comparing import Comparing
 from models.oracles.failures import failure_of, meaning
 from tests.models.oracles.test_llm_judge import PRICE, ask, judge_at, key, pairs_at  # noqa: F401 - a fixture
@@ -37,12 +37,12 @@ LIMIT = error("Rate limit exceeded: free-models-per-day", 429)
 @pytest.mark.parametrize(
     ("status", "body", "means"),
     [
-        (429, error("slow down"), "free"),
+        (429, error("slow down"), "busy"),
         (429, error("You exceeded your current quota, please check your plan", "insufficient_quota"), "oracle"),
         (409, error("conflict"), "free"),
         (500, error("broken"), "free"),
-        (503, "busy", "free"),
-        (529, error("Overloaded", "overloaded_error"), "free"),
+        (503, "busy", "busy"),
+        (529, error("Overloaded", "overloaded_error"), "busy"),
         (502, "<html>Bad Gateway</html>", "billed"),
         (504, error("gateway timeout"), "billed"),
         (408, error("request timeout"), "billed"),
@@ -87,15 +87,15 @@ LIMIT = error("Rate limit exceeded: free-models-per-day", 429)
         (400, "plain words", "doubtful"),
         (400, {}, "doubtful"),
         (302, "", "oracle"),
-        (None, LIMIT, "free"),
-        (None, error("slow down", "rate_limit_exceeded"), "free"),
+        (None, LIMIT, "busy"),
+        (None, error("slow down", "rate_limit_exceeded"), "busy"),
         (None, error("Provider returned error", 502), "billed"),
         (None, error("Provider returned error"), "billed"),
         (None, error("No auth credentials found", 401), "oracle"),
         (None, error("flagged", "content_filter"), "question"),
         (None, error("Insufficient credits", "402"), "oracle"),
-        (None, error("busy", 503), "free"),
-        (None, {"error": "overloaded"}, "free"),
+        (None, error("busy", 503), "busy"),
+        (None, {"error": "overloaded"}, "busy"),
     ],
 )
 def test_what_a_server_says_has_one_meaning(status: int | None, body: Any, means: str) -> None:
@@ -115,7 +115,7 @@ def test_what_a_server_says_has_one_meaning(status: int | None, body: Any, means
 )
 def test_every_body_of_a_failure_has_a_meaning(status: int | None, body: Any) -> None:
     failure = failure_of(status, body)
-    assert meaning(failure) in {"free", "billed", "question", "doubtful", "oracle"}
+    assert meaning(failure) in {"free", "busy", "billed", "question", "doubtful", "oracle"}
     assert isinstance(failure.words, str)
 
 
@@ -222,7 +222,7 @@ def test_a_question_refused_after_its_first_sample_keeps_what_was_paid_for() -> 
 @pytest.mark.parametrize(
     ("says", "kind"),
     [
-        ((200, LIMIT), RetryableError),
+        ((200, LIMIT), RateLimited),
         ((200, error("Provider returned error", 502)), MaybeBilledError),
         ((504, "gateway timeout"), MaybeBilledError),
         ((200, FILTER), QuestionRejected),

@@ -346,7 +346,7 @@ class _Asking:
                     self.breaker.stop.set()
                 raise
             self.breaker.worked()
-            self.flight.answered()
+            self.flight.answered(began)
             return verdict, time.monotonic() - started
 
     async def _reserve(self, order: Order) -> Reservation | Answer:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 
 from models.core.randomness import stream
 from models.oracles.base import MaybeBilledError, QuestionRejected, RetryableError
@@ -17,7 +18,7 @@ _TELL = 30.0  # seconds between two lines about one silence
 _TOLD = 5.0  # seconds of waiting, from which a line tells of it
 _LOST_IN_A_ROW = 12  # calls, of all workers, that may each have been paid for: asking on would only lose money
 _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
-_LESS = 0.7  # of the calls in flight, after the server has taken no more
+_ROUNDS = 10.0  # of calls that go well, before one more is tried at once
 
 
 def pause_after(attempt: int, failure: Exception, *, seed: str) -> float:
@@ -33,15 +34,16 @@ def pause_after(attempt: int, failure: Exception, *, seed: str) -> float:
 class Flight:
     """Slots for calls, for `async with`: at most `most`, and as many as the server takes.
 
-    Additive increase, multiplicative decrease (Chiu and Jain 1989): an answer adds a part of a slot, a refusal takes
-    three in ten away, once for all calls that were under way. While the server has asked to wait, nobody asks.
+    A refusal leaves as many slots as there are calls that it has not met, and nobody asks before the time that the server
+    names. When that many have gone well for a while, one more is tried in each round, then two, then four.
     """
 
     def __init__(self, most: int, stop: asyncio.Event) -> None:
         self.limit = float(most)
         self._most, self._stop = float(most), stop
         self._flying = self._refusals = 0
-        self._not_before = self._cut = 0.0
+        self._not_before = self._cut = self._hold = 0.0
+        self._step, self._round, self._seconds = 1.0, 0.0, 0.0
         self._freed = asyncio.Event()
 
     async def __aenter__(self) -> float:
@@ -49,37 +51,45 @@ class Flight:
         while True:
             if self._stop.is_set():
                 raise InterruptedError("labelling was stopped before this query was asked")
-            wait = self._not_before - time.monotonic()
-            if wait <= 0.0 and self._flying < max(int(self.limit), 1):
+            now = time.monotonic()
+            if self._not_before <= now and self._flying < max(int(self.limit), 1):
                 self._flying += 1
-                return time.monotonic()
+                return now
             self._freed.clear()
-            try:
+            with suppress(TimeoutError):
+                wait = self._not_before - now
                 await asyncio.wait_for(self._freed.wait(), min(wait, _LOOK) if wait > 0.0 else _LOOK)
-            except TimeoutError:
-                continue
 
     async def __aexit__(self, *_: object) -> None:
         self._flying -= 1
         self._freed.set()
 
-    def answered(self) -> None:
-        """Note an answer: the server takes a little more."""
+    def answered(self, began: float) -> None:
+        """Note an answer to a call that `began` then: after enough of them the server may take more."""
+        now = time.monotonic()
         self._refusals = 0
-        self.limit = min(self.limit + 1.0 / self.limit, self._most)
+        self._seconds = now - began if self._seconds == 0.0 else 0.9 * self._seconds + 0.1 * (now - began)
+        if now < self._hold or self.limit >= self._most:
+            return
+        self.limit = min(self.limit + self._step / self.limit, self._most)
+        self._round += 1.0 / self.limit
+        if self._round >= 1.0:
+            self._step, self._round = 2.0 * self._step, 0.0
 
     def refused(self, began: float, failure: RetryableError) -> None:
         """Note that the server took no more, of a call that `began` then: fewer are asked at once, and later."""
         now = time.monotonic()
         if began > self._cut:
-            self.limit = max(self.limit * _LESS, 1.0)
             self._cut = now
             self._refusals += 1
+        self.limit = min(self.limit, max(self._flying - 1.0, 1.0))
+        self._step, self._round = 1.0, 0.0
         wait = pause_after(self._refusals, failure, seed="flight")
         if now + wait > self._not_before:
             if wait >= _TOLD and self._not_before < now:
-                log.warning("%s: nothing is asked for %.0f s, then %d at once", failure, wait, int(self.limit))
+                log.warning("%s: nothing is asked for %.0f s, then fewer at once", failure, wait)
             self._not_before = now + wait
+        self._hold = self._not_before + _ROUNDS * max(self._seconds, _LOOK)
 
 
 class Breaker:

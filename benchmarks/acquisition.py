@@ -220,8 +220,8 @@ def pair_rules(repeats: int) -> dict[str, float]:
             started = time.perf_counter()
             rule.propose(grid, rng)
             seconds.append(time.perf_counter() - started)
-        found[rule.label()] = statistics.median(seconds[1:])
-        print(f"20,000 prompts × 17 responses  {rule.label():12} {found[rule.label()]:.3f} s")
+        found[rule.kind_name()] = statistics.median(seconds[1:])
+        print(f"20,000 prompts × 17 responses  {rule.kind_name():12} {found[rule.kind_name()]:.3f} s")
     return found
 
 

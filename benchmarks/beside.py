@@ -40,7 +40,7 @@ def work(seconds: float) -> int:
     from models.policies.checkpoint import Checkpoint
     from models.policies.resolve import locate
 
-    model = Checkpoint(locate("smollm2-135m-instruct").source).load().model
+    model = Checkpoint(locate("smollm2-135m-instruct").source).load_copy().model
     rows = torch.randint(10, 1000, (64, 24))
     few = rows[:4]
 

@@ -44,7 +44,7 @@ def main() -> None:
     rubric = Rubric.model_validate({"name": given.rubric})
     shown = MovieReviews(demonstrations=given.rows).load().demonstrations
     questions = [rubric.render(d.prompt, d.response) for d in shown]
-    policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load()
+    policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load_copy()
     answers = [rubric.answer(level) for level in range(LEVELS)]
 
     def read() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

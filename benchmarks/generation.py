@@ -114,9 +114,9 @@ def measured(name: str, case: str, adapter: Path | None, prompts: int | None) ->
     pool = POOLS[name]
     source = locate(PACKAGED).source
     if name == "quickstart" and adapter is not None:
-        policy = Checkpoint(source, (adapter,), "bfloat16", "plain").load()
+        policy = Checkpoint(source, (adapter,), "bfloat16", "plain").load_copy()
     else:
-        policy = Checkpoint(source, (), "bfloat16", "chat").load()
+        policy = Checkpoint(source, (), "bfloat16", "chat").load_copy()
     texts = MovieReviews(pool=prompts or pool.prompts).load().pool
     with torch.inference_mode(case != "continuous"), torch.no_grad():
         try:
@@ -259,7 +259,7 @@ def train(folder: Path) -> None:
 
 def fine_tune(folder: Path) -> None:
     """Train the packaged model as the quickstart does."""
-    policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load()
+    policy = Checkpoint(locate(PACKAGED).source, (), "bfloat16", "plain").load_copy()
     recipe = SFT(learning_rate=2e-4, max_length=64)
     train_sft(policy, MovieReviews(demonstrations=320).load().demonstrations, recipe, folder=folder, seed=0)
 

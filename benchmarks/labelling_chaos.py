@@ -59,7 +59,7 @@ def questions(account: str, count: int) -> list[Response]:
 def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
     """Buy labels of every question, in a process of its own, until all are there or the money is spent."""
     from models.core.rubric import Rubric
-    from models.labelling.label import LabellingSession, LabellingStopped, label
+    from models.labelling.label import LabellingSession, LabellingStopped, label_responses
     from models.ledger.ledger import Ledger
     from models.oracles.chat_client import Endpoint
     from models.oracles.llm_judge import LLMJudge
@@ -71,7 +71,7 @@ def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
     while True:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # four progress bars at once
-                label(
+                label_responses(
                     questions(account, count), session, max_queries=10 * count, max_micro_usd=cap, concurrency=_WORKERS
                 )
         except LabellingStopped:

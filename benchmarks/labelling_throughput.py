@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from models.core.data import Response  # noqa: E402
 from models.core.money import Prices  # noqa: E402
 from models.core.rubric import Rubric  # noqa: E402
-from models.labelling.label import LabellingSession, label  # noqa: E402
+from models.labelling.label import LabellingSession, label_responses  # noqa: E402
 from models.ledger.entries import Reservation  # noqa: E402
 from models.ledger.ledger import Ledger  # noqa: E402
 from models.ledger.tables import Question  # noqa: E402
@@ -62,18 +62,18 @@ def ours(judge: LLMJudge, asked: list[Response], workers: int) -> tuple[float, f
     spent = 0.0
 
     class Timed(Ledger):
-        def exchange(self, *given: Any) -> Any:  # noqa: ANN401
+        def settle_and_reserve(self, *given: Any) -> Any:  # noqa: ANN401
             nonlocal spent
             started = time.perf_counter()
             try:
-                return super().exchange(*given)
+                return super().settle_and_reserve(*given)
             finally:
                 spent += time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         session = LabellingSession(Timed(f"sqlite:///{folder}/ledger.sqlite"), judge, Rubric(), "a")
         started = time.perf_counter()
-        labels = label(asked, session, max_queries=len(asked), max_micro_usd=10**12, concurrency=workers)
+        labels = label_responses(asked, session, max_queries=len(asked), max_micro_usd=10**12, concurrency=workers)
         seconds = time.perf_counter() - started
     if len(labels) != len(asked):
         raise RuntimeError(f"{len(labels)} labels of {len(asked)}")
@@ -91,7 +91,7 @@ async def bare(judge: LLMJudge, asked: list[Response], workers: int) -> float:
         async def work() -> None:
             for response in waiting:
                 question = Rubric().render(response.prompt, response.text)
-                messages = messages_of(question, structured=True, against_length=True)
+                messages = messages_of(question, structured_output=True, discourage_length_bias=True)
                 async with session.post(url, json={"model": "judge", "messages": messages}) as reply:
                     await reply.json()
 
@@ -109,7 +109,7 @@ async def sdk(judge: LLMJudge, asked: list[Response], workers: int) -> float:
         async def work() -> None:
             for response in waiting:
                 question = Rubric().render(response.prompt, response.text)
-                messages: Any = messages_of(question, structured=True, against_length=True)
+                messages: Any = messages_of(question, structured_output=True, discourage_length_bias=True)
                 await client.chat.completions.create(model="judge", messages=messages)
 
         await asyncio.gather(*(work() for _ in range(workers)))

@@ -48,7 +48,7 @@ def measure(stage: str, rows: int, tokens: int) -> None:
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
-    model = checkpoint.load()
+    model = checkpoint.load_copy()
     if stage == "train":
         text = "film story " * (tokens // 2 - 4)
         recipe = SFT(batch_size=rows, max_length=2 * tokens)

@@ -167,7 +167,7 @@ def our_job(path: Path) -> None:
         responses = load(job["questions"])
         # the server's port is another in every case, as its name is in the peer's
         endpoint = Endpoint(model="judge", base_url=job["url"], prices=Prices(input=1, output=1))
-        judge, count = LLMJudge(endpoint=endpoint, structured=False), len(job["questions"])
+        judge, count = LLMJudge(endpoint=endpoint, structured_output=False), len(job["questions"])
         purchase = AnnotationRequest(
             responses=responses,
             picks=None,

@@ -58,7 +58,7 @@ def main() -> None:
 
 def _ledger(given: argparse.Namespace) -> dict[str, Any]:
     """Measure a ledger on PostgreSQL while it is empty, fill it, and measure it again."""
-    from models.ledger.database import seconds_of
+    from models.ledger.database import recent_latencies
     from models.ledger.ledger import Ledger
 
     rows = given.rows
@@ -75,7 +75,7 @@ def _ledger(given: argparse.Namespace) -> dict[str, Any]:
                 for table in ("queries", "charges")
             ]
         url = ledger.engine.url.render_as_string(hide_password=False)
-        pace = {oracle: _seconds(lambda: seconds_of(url, oracle)) for oracle in ("judge", "a new one")}  # noqa: B023
+        pace = {oracle: _seconds(lambda: recent_latencies(url, oracle)) for oracle in ("judge", "a new one")}  # noqa: B023
     found = {
         "rows": rows,
         "empty": empty,
@@ -116,34 +116,34 @@ def _fill(engine: sa.Engine, rows: int) -> None:
 
 
 def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
-    """Return labels a second through `exchange`, new ones and owned ones, and the seconds of opening and recovering."""
+    """Return labels a second through `settle_and_reserve`, new and owned ones, and the seconds to open and to recover."""
     from models.core.money import Amount
-    from models.ledger.entries import Order, Reservation, Settlement
+    from models.ledger.entries import QueryRequest, QueryResult, Reservation
     from models.ledger.ledger import Ledger
     from models.ledger.tables import Question
 
-    def asked(batch: int) -> list[Order]:
+    def asked(batch: int) -> list[QueryRequest]:
         made = [Question("judge", account, f"prompt {batch} " * 12, f"response {n} " * 40) for n in range(_BATCH)]
-        return [Order(question, Amount(1_000, 1_000), True) for question in made]
+        return [QueryRequest(question, Amount(1_000, 1_000), True) for question in made]
 
     ledger.open_account(account, max_queries=10**9, max_micro_usd=10**12)
-    done: list[Settlement] = []
+    done: list[QueryResult] = []
     started = time.monotonic()
     for batch in range(_BATCHES):
-        _, outcomes = ledger.exchange(account, done, asked(batch))
+        _, outcomes = ledger.settle_and_reserve(account, done, asked(batch))
         assert all(isinstance(outcome, Reservation) for outcome in outcomes)  # noqa: S101
         done = [
-            Settlement(outcome, status="labelled", score=3.0, raw="Score: 3", tokens=600, micro_usd=150, seconds=0.8)
+            QueryResult(outcome, status="labelled", score=3.0, raw="Score: 3", tokens=600, micro_usd=150, seconds=0.8)
             for outcome in outcomes
             if isinstance(outcome, Reservation)
         ]
-    ledger.exchange(account, done, [])
+    ledger.settle_and_reserve(account, done, [])
     bought = time.monotonic() - started
     again = f"{account}, again"
     ledger.open_account(again, max_queries=10**9, max_micro_usd=10**12)
     started = time.monotonic()
     for batch in range(_BATCHES):
-        ledger.exchange(again, [], asked(batch))
+        ledger.settle_and_reserve(again, [], asked(batch))
     owned = time.monotonic() - started
     calls = _BATCH * _BATCHES
     opened = _seconds(lambda: Ledger(str(ledger.engine.url.render_as_string(hide_password=False))))
@@ -151,7 +151,7 @@ def _rates(ledger: Any, account: str) -> dict[str, float]:  # noqa: ANN401
         "labels": calls / bought,
         "owned": calls / owned,
         "open": opened,
-        "recover": _seconds(ledger.recover),
+        "recover": _seconds(ledger.release_stale),
         "spent": _seconds(lambda: ledger.spent(account)),
     }
 

@@ -39,7 +39,7 @@ from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.dpo import DPO, reference_logprob, train_dpo
 from models.training.sft import SFT, train_sft
-from models.training.trainer import arguments
+from models.training.trainer import trainer_kwargs
 
 PATCHED = (dpo, sft, reward_head)  # where a training takes its arguments and its kernels from
 TRL_DECIDES = ("activation_checkpointing", "bf16", "dataloader_pin_memory")
@@ -62,7 +62,7 @@ def main() -> None:
         facts = trained(kind, way, start, shown)
         seconds[kind, way].append(facts["train_runtime"])
         losses[kind, way] = facts["train_loss"]
-    tokens = counted(start.load(), shown)
+    tokens = counted(start.load_copy(), shown)
     found: dict[str, Any] = {}
     for kind in KINDS:
         speed = {way: tokens[kind] / statistics.median(seconds[kind, way]) for way in WAYS}
@@ -94,19 +94,19 @@ def as_it_comes(trainer: Any) -> None:  # noqa: ANN401
 
 def defaults(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
     """Return the arguments without those that TRL has a default for and the recipe says nothing of."""
-    return {name: value for name, value in arguments(schedule, seed, rows).items() if name not in TRL_DECIDES}
+    return {name: value for name, value in trainer_kwargs(schedule, seed, rows).items() if name not in TRL_DECIDES}
 
 
 def _sft(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[str, float]:
-    return train_sft(start.load(), shown, SFT(), folder=folder, seed=0)
+    return train_sft(start.load_copy(), shown, SFT(), folder=folder, seed=0)
 
 
 def _dpo(start: Checkpoint, shown: list[Demonstration], folder: Path) -> dict[str, float]:
-    model, pairs, started = start.shared(), pairs_of(shown), time.monotonic()
+    model, pairs, started = start.load_cached(), pairs_of(shown), time.monotonic()
     ours = vars(dpo)["use_cpu_kernels"] is use_cpu_kernels
     reference = reference_logprob(model, pairs) if ours else np.zeros((len(pairs), 2), np.float32)
     took = time.monotonic() - started
-    facts = train_dpo(start.load(), pairs, reference, DPO(), folder=folder, seed=0)
+    facts = train_dpo(start.load_copy(), pairs, reference, DPO(), folder=folder, seed=0)
     return facts | {"train_runtime": facts["train_runtime"] + took}
 
 

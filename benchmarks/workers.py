@@ -101,7 +101,7 @@ def _write(folder: Path, judge: str, queries: int) -> None:
     endpoint = {
         "model": "judge",
         "base_url": judge,
-        "key_env": "JUDGE_KEY",
+        "api_key_env": "JUDGE_KEY",
         "prices": {"input": 1_000_000, "output": 2_000_000},
     }
     train = {"learning_rate": 3e-3, "batch_size": 8, "max_length": 64, "lora": {"r": 4, "alpha": 8}}

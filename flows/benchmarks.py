@@ -73,7 +73,7 @@ def benchmarks(
     for task in tasks:
         identity = task.identity()
         before, after = (benchmark(policy, task, identity=identity, batch_size=batch_size) for policy in policies)
-        rows.append(_row(task.label(), before, after) | {"limit": task.limit})
+        rows.append(_row(task.kind_name(), before, after) | {"limit": task.limit})
     if average:
         rows.append(_average(rows))
     if reward_bench is not None:

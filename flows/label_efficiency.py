@@ -121,5 +121,5 @@ def _write(study: LabelEfficiency, report: dict[str, Any]) -> None:
         (folder / "curves.png").write_bytes(learning_curves(report))
         write_text(folder / "report.json", json.dumps(finite(report), indent=2, allow_nan=False))
         page(report).write(folder, "report")
-    params = {"evaluator": study.evaluator.label(), "seeds": study.seeds, "budget": study.budgets[-1]}
+    params = {"evaluator": study.evaluator.kind_name(), "seeds": study.seeds, "budget": study.budgets[-1]}
     study_run(study.name, report["arms"], params, folder)

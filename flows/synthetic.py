@@ -15,9 +15,9 @@ from models.acquisition.ensemble_variance import EnsembleVariance
 from models.acquisition.hybrid import Hybrid
 from models.acquisition.margin import Margin
 from models.acquisition.max_herding import MaxHerding
+from models.acquisition.random import Random
+from models.acquisition.random_pairs import RandomPairs
 from models.acquisition.typiclust import TypiClust
-from models.acquisition.uniform import Uniform
-from models.acquisition.uniform_pairs import UniformPairs
 from models.core import progress
 from models.core.arrays import FloatArray
 from models.evaluators.linear import Linear
@@ -28,8 +28,8 @@ from models.studies.synthetic import REGIMES, world
 
 BUDGETS = (24, 48, 96, 192)
 STRATEGIES: dict[str, Acquisition] = {
-    "random": Uniform(),
-    "random_pairs": UniformPairs(),
+    "random": Random(),
+    "random_pairs": RandomPairs(),
     "coreset_eft": CoresetEFT(),
     "typiclust": TypiClust(),
     "max_herding": MaxHerding(),

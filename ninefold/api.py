@@ -92,9 +92,9 @@ def export(name: str, folder: str | PathLike[str]) -> list[Path]:
 
     Raises ConfigError if there is no such run, or the folder holds anything.
     """
-    from flows.runtime.environment import prepare
+    from flows.runtime.environment import configure_process
 
-    prepare()
+    configure_process()
     from flows.reporting.export import export as write
     from flows.reporting.export import load_finished_run
 

@@ -10,9 +10,9 @@ from playwright.sync_api import Page
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from flows.runtime.environment import prepare
+from flows.runtime.environment import configure_process
 
-prepare()
+configure_process()
 
 from prefect import get_client  # noqa: E402
 from prefect.client.schemas.filters import FlowRunFilter  # noqa: E402

@@ -84,7 +84,7 @@ def tiny_checkpoint(tiny_model_path: Path) -> Checkpoint:
 
 @pytest.fixture
 def tiny_model(tiny_checkpoint: Checkpoint) -> LanguageModel:
-    return tiny_checkpoint.load()
+    return tiny_checkpoint.load_copy()
 
 
 @pytest.fixture(scope="session")

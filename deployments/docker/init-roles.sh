@@ -1,7 +1,7 @@
 #!/bin/sh
 # The databases and who may do what in them; run once by PostgreSQL's image, or by hand as a superuser:
 #   LEDGER_PASSWORD=… LEDGER_OWNER_PASSWORD=… PREFECT_PASSWORD=… MLFLOW_PASSWORD=… sh deployments/docker/init-roles.sh
-# ledger_owner makes and changes the ledger's tables (`ninefold prepare`); ledger, the workers' role, reads and writes rows, and
+# ledger_owner makes and changes the ledger's tables (`ninefold init-storage`); ledger, the workers' role, reads and writes rows, and
 # can neither change a table nor delete anything that has been asked. Prefect and MLflow own their databases and see no other.
 set -eu
 quoted() { printf "'%s'" "$(printf %s "$1" | sed "s/'/''/g")"; }

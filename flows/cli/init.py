@@ -57,18 +57,18 @@ evaluation:
   max_micro_usd: {max_micro_usd}
 """
 _SIMULATED = """\
-    kind: comparing                     # SIMULATED: it likes enthusiasm, whatever the rubric says. `ninefold init --judge`
+    kind: pairwise_from_scores          # SIMULATED: it likes enthusiasm, whatever the rubric says. `ninefold init --judge`
     inner: {kind: gold, micro_usd: 0}   # or `--people` write a real one"""
 _JUDGE = """\
     kind: {kind}                     # an LLM judge
     endpoint:
       model: {model}
       base_url: {url}
-      key_env: {key}            # the environment variable that holds the key
+      api_key_env: {key}            # the environment variable that holds the key
       prices: {{input: {input}, output: {output}}}   # micro-dollars per million tokens"""
 _PEOPLE = """\
     kind: human                         # `ninefold labels export --queue` or Label Studio show people the pairs
-    asks: better
+    task: pairwise
     micro_usd: 0                        # for one judgement"""
 _POINTWISE = {
     "simulated": "  oracle: {kind: gold, micro_usd: 0}   # SIMULATED\n",
@@ -81,7 +81,7 @@ def init(
     *,
     judge: Annotated[str, typer.Option(metavar="MODEL", help="An LLM judge, as its server calls it.")] = "",
     base_url: Annotated[str, typer.Option(help="Its OpenAI-compatible server.")] = "https://api.openai.com/v1",
-    key_env: Annotated[str, typer.Option(help="The environment variable that holds its key.")] = "OPENAI_API_KEY",
+    api_key_env: Annotated[str, typer.Option(help="The environment variable that holds its key.")] = "OPENAI_API_KEY",
     prices: Annotated[
         str, typer.Option(metavar="IN,OUT", help="Its dollars per million input and output tokens; 0,0 if it is free.")
     ] = "",
@@ -101,7 +101,7 @@ def init(
     if judge and people:
         raise ConfigError("--judge and --people are two oracles: choose one")
     name = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-") or "mine"
-    text = _written(name, judge, base_url, key_env, prices, people=people)
+    text = _written(name, judge, base_url, api_key_env, prices, people=people)
     validated(Experiment, yaml.safe_load(text), str(folder))
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(text, encoding="utf-8")
@@ -119,7 +119,7 @@ def init(
     typer.echo(f"next        edit the files, then: ninefold run {shlex.quote(str(folder / 'experiment.yaml'))}")
 
 
-def _written(name: str, judge: str, base_url: str, key_env: str, prices: str, *, people: bool) -> str:
+def _written(name: str, judge: str, base_url: str, api_key_env: str, prices: str, *, people: bool) -> str:
     """Return the experiment file's text; raise ConfigError if the prices cannot be read or are missing."""
     from models.core.errors import ConfigError
 
@@ -134,11 +134,11 @@ def _written(name: str, judge: str, base_url: str, key_env: str, prices: str, *,
                 f"--prices {prices!r} must be the judge's dollars per million input and output tokens, such as 0.15,0.60, "
                 "or 0,0 if it is free: a budget in dollars is kept by them"
             )
-        quoted = {"model": json.dumps(judge), "url": json.dumps(base_url), "key": json.dumps(key_env)}
+        quoted = {"model": json.dumps(judge), "url": json.dumps(base_url), "key": json.dumps(api_key_env)}
         server = quoted | {"input": each[0], "output": each[1]}
         scores = _JUDGE.format(kind="llm_judge", **server)
         return _EXPERIMENT.format(
-            **given, oracle=_JUDGE.format(kind="llm_pairs", **server), evaluation=f"  oracle:\n{scores}\n"
+            **given, oracle=_JUDGE.format(kind="llm_pairwise_judge", **server), evaluation=f"  oracle:\n{scores}\n"
         )
     kind = "people" if people else "simulated"
     return _EXPERIMENT.format(**given, oracle=_PEOPLE if people else _SIMULATED, evaluation=_POINTWISE[kind])

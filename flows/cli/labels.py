@@ -119,7 +119,7 @@ def labels_import(
         _import_judgements(file, lines)
         return
     labels = bought_labels(file, lines)
-    taken = open_ledger().adopt([(label.question, label.answer) for label in labels])
+    taken = open_ledger().import_labels([(label.question, label.answer) for label in labels])
     typer.echo(f"{taken} labels taken over, {len(labels) - taken} were known already")
     _resume()
 
@@ -146,11 +146,11 @@ def _import_judgements(source: object, lines: "list[Line]") -> None:
 
 def _resume() -> None:
     """Let the runs that wait go on; no Prefect server is started where there has been none."""
-    from flows.runtime.environment import prepare, prepare_flows
+    from flows.runtime.environment import configure_process, prepare_flows
     from flows.runtime.prefect_server import admitted
     from tasks.engine.settings import settings
 
-    prepare()
+    configure_process()
     embedded = os.environ.get("PREFECT_HOME") == str(settings().prefect_home) and "PREFECT_API_URL" not in os.environ
     if embedded and not (settings().prefect_home / "prefect.db").exists():
         return

@@ -30,7 +30,7 @@ app.add_typer(labels.app, name="labels")
 app.add_typer(study.app, name="bench")
 app.command("sweep", epilog="Example: `ninefold sweep deployments/sweeps/quickstart.yaml --plan`")(sweep.sweep)
 app.command("worker", epilog="Example: `ninefold worker --name lab-3`")(sweep.worker)
-app.command("prepare", epilog="Example: `NINEFOLD_SETTINGS=owner.env ninefold prepare`")(sweep.prepare_shared)
+app.command("init-storage", epilog="Example: `NINEFOLD_SETTINGS=owner.env ninefold init-storage`")(sweep.init_storage)
 app.command("compare", epilog="Example: `ninefold compare quickstart-sweep`")(sweep.compare)
 app.command("init", epilog="Example: `ninefold init mine --judge gpt-4o-mini --prices 0.15,0.60`")(init.init)
 app.command("kinds", epilog="Example: `ninefold kinds acquisition`")(kinds.kinds)
@@ -115,11 +115,11 @@ def report(
 ) -> None:
     """Show the report of the last finished run of an experiment."""
     from flows.reporting.run_text import headlines, warnings
-    from flows.reporting.storage import read_report, report_folder, with_file
+    from flows.reporting.storage import read_report, report_folder, reports_with
 
     found = read_report(name)
     if found is None:
-        known = with_file("report.json")
+        known = reports_with("report.json")
         if name in known:
             raise UserError(f"report {name!r} is a study's, or of another version: {report_folder(name)} has its pages")
         raise UserError(f"no report {name!r}: there are {', '.join(known) or 'none yet; run an experiment first'}")
@@ -140,9 +140,9 @@ def export(
     ] = "",
 ) -> None:
     """Write a finished run's preference data, evaluator and policy as folders that datasets and transformers load."""
-    from flows.runtime.environment import prepare
+    from flows.runtime.environment import configure_process
 
-    prepare()
+    configure_process()
     from flows.reporting import export as exporting
 
     run = exporting.load_finished_run(name)
@@ -187,9 +187,9 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is up; it stays up.")] = False,
 ) -> None:
     """Serve the Prefect and MLflow pages on 127.0.0.1, with the project's deployments and a worker that runs them."""
-    from flows.runtime.environment import prepare
+    from flows.runtime.environment import configure_process
 
-    prepare()
+    configure_process()
     from flows.runtime.servers import Ports, servers, start
     from flows.runtime.supervisor import serve
     from tasks.engine.settings import settings

@@ -82,7 +82,7 @@ def _check(
     session = LabellingSession(open_ledger(), labelling.oracle, labelling.rubric, "check")
     rows = sample_of(list(session.ledger.rows(status="labelled")), session, sample)
     if not rows:
-        raise UserError(f"the ledger holds no label of {labelling.oracle.label()!r}: run the experiment first")
+        raise UserError(f"the ledger holds no label of {labelling.oracle.kind_name()!r}: run the experiment first")
     asked = [(row["prompt"], row["response"]) for row in rows]
     price = times * sum(labelling.oracle.estimate(*each, approximate_tokens).micro_usd for each in asked)
     typer.echo(

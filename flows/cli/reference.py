@@ -126,7 +126,7 @@ def _type(annotation: object) -> str:
 
 def _default(value: object) -> str:
     if isinstance(value, Plugin):
-        return f"`{value.label()}`"
+        return f"`{value.kind_name()}`"
     if isinstance(value, Frozen):
         changed = value.model_dump(exclude_defaults=True)
         return ", ".join(f"`{name}: {entry}`" for name, entry in changed.items()) or "its defaults"

@@ -1,4 +1,4 @@
-"""`ninefold sweep | worker | compare | prepare`: run sweeps, here or on workers, and compare their arms."""
+"""`ninefold sweep | worker | compare | init-storage`: run sweeps, here or on workers, and compare their arms."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,15 +68,15 @@ def worker(
 
     Keys of oracles and of the store are this machine's own: export them first. Files that experiments name are found here.
     """
-    from flows.runtime.environment import prepare
+    from flows.runtime.environment import configure_process
 
-    prepare()
+    configure_process()
     from flows.runtime.workers import work
 
     raise typer.Exit(work(name, runs, health_port))
 
 
-def prepare_shared() -> None:
+def init_storage() -> None:
     """Make what machines share, where it is missing: the bucket, and the ledger's tables, by a role that owns them."""
     from flows.runtime.environment import prepare_libraries
 
@@ -93,9 +93,9 @@ def prepare_shared() -> None:
 
 def compare(name: Annotated[str, typer.Argument(help="The sweep's name.")]) -> None:
     """Hold a sweep's arms against random: intervals, paired tests, learning curves, Pareto fronts, variance by seed."""
-    from flows.runtime.environment import prepare
+    from flows.runtime.environment import configure_process
 
-    prepare()
+    configure_process()
     from flows.reporting.comparison import compare as compared
     from flows.reporting.comparison_text import notes, table
     from flows.reporting.publish import publish

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from models.acquisition.base import Acquisition
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.pairwise import PairAcquisition
-from models.acquisition.uniform import Uniform
+from models.acquisition.random import Random
 from models.core.allowlist import FolderOrName
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, MicroUsd
@@ -70,7 +70,7 @@ class PolicyConfig(Frozen):
 class Labelling(Frozen):
     """What to ask, whom, how often, and what it may cost. Every cap is hard."""
 
-    acquisition: Annotated[Acquisition, OneOf()] = Uniform()
+    acquisition: Annotated[Acquisition, OneOf()] = Random()
     oracle: Annotated[Oracle, OneOf()]
     rubric: Rubric = Rubric()
     pool: Literal["on_policy", "off_policy", "balanced_off_policy"] = Field(
@@ -125,8 +125,8 @@ class Evaluation(Frozen):
     def _pairwise_judge_compares(self) -> "Evaluation":
         if self.pairwise_judge is not None and self.pairwise_judge.query_type != "pairwise":
             raise ConfigError(
-                f"evaluation.pairwise_judge compares two answers, and {self.pairwise_judge.label()!r} scores single ones: "
-                "use a pairwise oracle, such as llm_pairs, or leave it out"
+                f"evaluation.pairwise_judge compares two answers, and {self.pairwise_judge.kind_name()!r} scores single "
+                "ones: use a pairwise oracle, such as llm_pairwise_judge, or leave it out"
             )
         return self
 
@@ -194,7 +194,7 @@ class Experiment(Frozen):
         feedback, labelling = self.feedback, self.labelling
         if feedback == "none":
             return "sft"
-        named = [{"policy": "self_reward", "demonstrations": "spin"}.get(feedback, labelling.acquisition.label())]
+        named = [{"policy": "self_reward", "demonstrations": "spin"}.get(feedback, labelling.acquisition.kind_name())]
         named += [labelling.pool] * (labelling.pool != "on_policy")
         named += ["direct"] * (feedback == "oracle") + ["shuffled"] * labelling.shuffle_labels
         named += [self.dpo.algorithm] * (self.dpo.algorithm != "dpo")
@@ -202,27 +202,28 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _pairs_where_pairs_are_asked(self) -> "Experiment":
-        oracle, strategy = self.labelling.oracle.label(), self.labelling.acquisition
+        oracle, strategy = self.labelling.oracle.kind_name(), self.labelling.acquisition
         if self.evaluation_oracle.query_type == "pairwise":
             raise ConfigError(
-                f"the evaluation needs a pointwise oracle, and {self.evaluation_oracle.label()!r} compares: set "
+                f"the evaluation needs a pointwise oracle, and {self.evaluation_oracle.kind_name()!r} compares: set "
                 "evaluation.oracle"
             )
         if self.labelling.oracle.query_type == "pointwise":
             if self.feedback == "proxy" and not self.evaluator.supports_pointwise:
                 raise ConfigError(
-                    f"{oracle!r} scores single answers, and evaluator {self.evaluator.label()!r} learns from comparisons: "
-                    "use a pairwise oracle, such as comparing or llm_pairs, or the evaluator generative"
+                    f"{oracle!r} scores single answers, and evaluator {self.evaluator.kind_name()!r} learns from "
+                    "comparisons: use a pairwise oracle, such as pairwise_from_scores or llm_pairwise_judge, or the "
+                    "evaluator generative"
                 )
             return self
         if not isinstance(strategy, PairAcquisition):
             raise ConfigError(
-                f"{oracle!r} compares pairs, and acquisition {strategy.label()!r} picks tuples: use a strategy over pairs, "
-                "such as random_pairs or bald"
+                f"{oracle!r} compares pairs, and acquisition {strategy.kind_name()!r} picks tuples: use a strategy over "
+                "pairs, such as random_pairs or bald"
             )
         if not self.evaluator.supports_pairwise:
             raise ConfigError(
-                f"{oracle!r} compares pairs, and evaluator {self.evaluator.label()!r} learns from scores: use linear, "
+                f"{oracle!r} compares pairs, and evaluator {self.evaluator.kind_name()!r} learns from scores: use linear, "
                 "generative_pairs, or reward_head with loss bradley_terry"
             )
         return self
@@ -242,7 +243,7 @@ class Experiment(Frozen):
             raise ConfigError("generation.samples must be at least 2: a preference needs two responses to a prompt")
         if self.labelling.acquisition.needs.scores and rounds == 1:
             raise ConfigError(
-                f"acquisition {self.labelling.acquisition.label()!r} ranks by an evaluator, and with one "
+                f"acquisition {self.labelling.acquisition.kind_name()!r} ranks by an evaluator, and with one "
                 "round there is none when it picks: set labelling.rounds to 2 or more"
             )
         return self
@@ -252,7 +253,7 @@ class Experiment(Frozen):
         if self.evaluator.uses_eft_examples and not self.prompts.has_eft_examples:
             raise ConfigError(
                 f"evaluator.eft_examples={getattr(self.evaluator, 'eft_examples', True)} mixes in examples that "
-                f"prompts {self.prompts.label()!r} do not have: set prompts.eft_examples"
+                f"prompts {self.prompts.kind_name()!r} do not have: set prompts.eft_examples"
             )
         return self
 
@@ -280,14 +281,14 @@ class Experiment(Frozen):
             )
         if feedback == "policy" and not self.evaluator.supports_zero_shot:
             raise ConfigError(
-                f"feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.label()!r} does not: "
+                f"feedback=policy needs an evaluator that judges zero-shot, and {self.evaluator.kind_name()!r} does not: "
                 "set evaluator.kind to generative"
             )
         if feedback != "proxy" and labelling.shuffle_labels:
             raise ConfigError(f"feedback={feedback} trains no evaluator: labelling.shuffle_labels shuffles nothing")
         if feedback == "oracle" and labelling.acquisition.needs.scores:
             raise ConfigError(
-                f"feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.label()!r} ranks by one: "
+                f"feedback=oracle trains no evaluator, and acquisition {labelling.acquisition.kind_name()!r} ranks by one: "
                 "use random or random_pairs"
             )
         if labelling.pool != "on_policy" and (feedback != "proxy" or labelling.oracle.query_type == "pairwise"):

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from flows.config.experiment import PolicyConfig
 from models.acquisition.base import Acquisition
-from models.acquisition.uniform import Uniform
-from models.acquisition.uniform_pairs import UniformPairs
+from models.acquisition.random import Random
+from models.acquisition.random_pairs import RandomPairs
 from models.core.errors import ConfigError
 from models.core.registry import Frozen, OneOf
 from models.embeddings.base import Embedding, View
@@ -62,11 +62,11 @@ class LabelEfficiency(Frozen):
         for strategy in self.strategies:
             if strategy.needs.logprob:
                 raise ConfigError(
-                    f"strategies: {strategy.label()!r} needs log-probabilities of the policy that wrote the responses, "
+                    f"strategies: {strategy.kind_name()!r} needs log-probabilities of the policy that wrote the responses, "
                     "which a table of labels does not hold: remove it"
                 )
         if self.evaluator.feature_view is None:
-            raise ConfigError(f"evaluator {self.evaluator.label()!r} must learn from frozen features: use linear")
+            raise ConfigError(f"evaluator {self.evaluator.kind_name()!r} must learn from frozen features: use linear")
         if self.embedding.needs_policy and self.policy is None:
             raise ConfigError("embedding.kind policy needs a policy whose hidden states it takes: set policy.model")
         return self
@@ -77,18 +77,18 @@ class LabelEfficiency(Frozen):
         A strategy over pairs buys both answers of a prompt and random single ones, which alone makes a difference:
         random_pairs is what its ranking must beat.
         """
-        controls: tuple[Acquisition, ...] = (Uniform(), UniformPairs())
-        arms = [StudyArm(control.label(), control, self.evaluator) for control in controls]
+        controls: tuple[Acquisition, ...] = (Random(), RandomPairs())
+        arms = [StudyArm(control.kind_name(), control, self.evaluator) for control in controls]
         for strategy in self.strategies:
             if strategy in controls:
                 continue
             names = {arm.name for arm in arms}
-            name = strategy.label()
+            name = strategy.kind_name()
             arms.append(
                 StudyArm(name if name not in names else f"{name}-{strategy.digest()[:4]}", strategy, self.evaluator)
             )
-        arms.append(StudyArm("random, length only", Uniform(), Length()))
-        arms.append(StudyArm("random, shuffled labels", Uniform(), self.evaluator, shuffle=True))
+        arms.append(StudyArm("random, length only", Random(), Length()))
+        arms.append(StudyArm("random, shuffled labels", Random(), self.evaluator, shuffle=True))
         return arms
 
     def views(self) -> list[View]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from flows.steps import stages as steps
-from flows.steps.results import Agreement, Point, RunArtifacts, RunResults
+from flows.steps.results import EvaluatorAgreement, PolicyPoint, RunArtifacts, RunResults
 from flows.tracking.run import RunTracker
 from tasks.engine.caching import StageResult
 from tasks.engine.store import Ref
@@ -28,7 +28,7 @@ class _Answers(NamedTuple):
 
 def assess(arm: RunTracker, artifacts: RunArtifacts) -> RunResults:
     """Return what is found of the rounds' evaluator and of M_2 against M_1."""
-    x, evaluator = arm.experiment, artifacts.evaluator
+    config, evaluator = arm.experiment, artifacts.evaluator
     before, after = (_answers(arm, artifacts, policy) for policy in (artifacts.sft_policy, artifacts.policy))
     verdicts = _compared(arm, before, after)
     outcome = assess_policy(
@@ -46,19 +46,19 @@ def assess(arm: RunTracker, artifacts: RunArtifacts) -> RunResults:
     return replace(
         found,
         agreement=_assess_evaluator(arm, evaluator, artifacts, before),
-        best_of=_assess_best_of(arm, evaluator, artifacts, before) if x.evaluation.best_of else None,
+        best_of=_assess_best_of(arm, evaluator, artifacts, before) if config.evaluation.best_of else None,
         curve=_assess_curve(arm, evaluator, artifacts, [before, after]) if artifacts.checkpoints else (),
     )
 
 
 def _answers(arm: RunTracker, artifacts: RunArtifacts, policy: Policy) -> _Answers:
     """Sample with the same random numbers for every policy: what differs is the policy."""
-    x = arm.experiment
+    config = arm.experiment
     responses = generate_sharded(
         policy,
         artifacts.prompts.held_out,
-        x.generation,
-        samples=x.evaluation.samples,
+        config.generation,
+        samples=config.evaluation.samples,
         seed=steps.seed(arm, 0, "evaluate"),
     ).ref
     labels = arm.measure(steps.annotate(arm, responses, None, arm.evaluation_left)).ref
@@ -108,7 +108,9 @@ def _features(arm: RunTracker, artifacts: RunArtifacts, responses: Ref) -> Ref |
     return steps.view_of(arm, responses, arm.experiment.evaluator.feature_view, artifacts.sft_policy)
 
 
-def _assess_evaluator(arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, before: _Answers) -> Agreement:
+def _assess_evaluator(
+    arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, before: _Answers
+) -> EvaluatorAgreement:
     """Hold the evaluator against the oracle, beside one trained on shuffled labels where there are labels."""
     sft_policy, features, control = artifacts.sft_policy, _features(arm, artifacts, before.responses), None
     proxy = steps.score(arm, evaluator.ref, before.responses, features, sft_policy)
@@ -123,17 +125,17 @@ def _assess_evaluator(arm: RunTracker, evaluator: StageResult, artifacts: RunArt
     listed = _scored(arm, evaluator, artifacts, varied) if varied.rows else None
     facts |= assess_biases(before.responses, before.labels, proxy, listed)
     place = {name: value for name, value in proxy.facts.items() if name == "position_bias"}
-    return Agreement(proxy.ref, facts | place)
+    return EvaluatorAgreement(proxy.ref, facts | place)
 
 
 def _assess_best_of(
     arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, before: _Answers
 ) -> dict[str, float]:
     """Return how the best of several answers of M_1, as the evaluator sees it, does against M_1: no policy is trained."""
-    x, count = arm.experiment, arm.experiment.evaluation.best_of
+    config, count = arm.experiment, arm.experiment.evaluation.best_of
     seed = steps.seed(arm, 0, "best of")  # other answers than those it is held against
     drawn = generate_sharded(
-        artifacts.sft_policy, artifacts.prompts.held_out, x.generation, samples=count, seed=seed
+        artifacts.sft_policy, artifacts.prompts.held_out, config.generation, samples=count, seed=seed
     ).ref
     best = best_of(drawn, _scored(arm, evaluator, artifacts, drawn).ref).ref
     labels = arm.measure(steps.annotate(arm, best, None, arm.evaluation_left))
@@ -142,13 +144,13 @@ def _assess_best_of(
 
 def _assess_curve(
     arm: RunTracker, evaluator: StageResult, artifacts: RunArtifacts, ends: list[_Answers]
-) -> tuple[Point, ...]:
+) -> tuple[PolicyPoint, ...]:
     """Return what oracle and evaluator say of the policies from M_1 on to M_2."""
     passed = [ends[0], *(_answers(arm, artifacts, policy) for policy in artifacts.checkpoints), ends[1]]
     last, kept = arm.experiment.iterations, len(artifacts.checkpoints)  # those on the way are the last round's
     shares = [0.0, *((last - 1 + number / (kept + 1)) / last for number in range(1, kept + 1)), 1.0]
     return tuple(
-        Point(
+        PolicyPoint(
             share,
             assess_point(
                 at.responses,

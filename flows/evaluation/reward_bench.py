@@ -33,8 +33,8 @@ class RewardBenchConfig(Frozen):
             )
         if not known.experiment.evaluator.exports_classifier:
             raise ConfigError(
-                f"RewardBench's command takes sequence classifiers, and evaluator {known.experiment.evaluator.label()!r} is "
-                "none: use reward_head"
+                f"RewardBench's command takes sequence classifiers, and evaluator "
+                f"{known.experiment.evaluator.kind_name()!r} is none: use reward_head"
             )
         version_of(command(settings().rewardbench))
         contrasts(self.pairs)
@@ -43,14 +43,14 @@ class RewardBenchConfig(Frozen):
 def run_reward_bench(known: FinishedRun, ranking: RewardBenchConfig, batch_size: int) -> dict[str, Any]:
     """Return the row of the evaluator's accuracy, chance in the place of M_1."""
     assert known.artifacts.evaluator is not None  # noqa: S101 - `check` has seen to it
-    x, artifacts = known.experiment, known.artifacts
+    config, artifacts = known.experiment, known.artifacts
     program = command(settings().rewardbench)
     found = reward_bench(
         Trained(
-            evaluator=x.evaluator,
+            evaluator=config.evaluator,
             evaluator_ref=known.artifacts.evaluator.ref,
             policy=artifacts.sft_policy,
-            rubric=x.labelling.rubric,
+            rubric=config.labelling.rubric,
         ),
         ranking.pairs,
         content=digest_of(contrasts(ranking.pairs)),

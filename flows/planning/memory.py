@@ -29,14 +29,14 @@ class Need(NamedTuple):
     work: str
 
 
-def memory_lines(x: Experiment) -> list[str]:
+def memory_lines(config: Experiment) -> list[str]:
     """Return the plan's line of memory, and one for each stage that may find no room."""
-    folder = folder_at_hand(x.policy.model)
+    folder = folder_at_hand(config.policy.model)
     if folder is None:
         return ["memory     not known before the model is here; it is fetched when the run starts"]
     if (shape := shape_of(folder)) is None:
         return ["memory     not known: the model's files do not say its sizes"]
-    room, found = _room(), needs(x, shape)
+    room, found = _room(), needs(config, shape)
     said = ", ".join(f"{need.stage} {_gb(need.bytes)}" for need in found)
     return [
         f"memory     at most {said}; {room.whose} has {_gb(room.bytes)}",
@@ -48,24 +48,24 @@ def memory_lines(x: Experiment) -> list[str]:
     ]
 
 
-def needs(x: Experiment, shape: Shape) -> list[Need]:
+def needs(config: Experiment, shape: Shape) -> list[Need]:
     """Return what generating and each training take: of one process, where accelerate starts several."""
-    generation, dtype = x.generation, x.policy.dtype
-    tokens = x.policy.max_prompt_tokens + generation.max_new_tokens
+    generation, dtype = config.generation, config.policy.dtype
+    tokens = config.policy.max_prompt_tokens + generation.max_new_tokens
     found: list[Need] = []
     if isinstance(generation, Transformers):  # other engines take what they are given, and fit into it
         sampled = generating(shape, dtype, rows=generation.batch_size, tokens=tokens)
         found.append(Need("generate", sampled, f"{generation.batch_size} texts of {tokens} tokens at once"))
-    schedules: list[tuple[str, TrainingConfig, int]] = [("fine_tune", x.policy.sft, 1)]
-    judge = getattr(x.evaluator, "training", None)
+    schedules: list[tuple[str, TrainingConfig, int]] = [("fine_tune", config.policy.sft, 1)]
+    judge = getattr(config.evaluator, "training", None)
     if isinstance(judge, TrainingConfig):
-        pairs = getattr(x.evaluator, "loss", "") == "bradley_terry"
+        pairs = getattr(config.evaluator, "loss", "") == "bradley_terry"
         schedules.append(("fit_evaluator", judge, _PER_PAIR if pairs else 1))
-    if x.feedback != "none":
-        schedules.append(("align", x.dpo, _PER_PAIR))
-    launched = {"fine_tune", *(["align"] if x.dpo.algorithm not in IN_ONE else [])}
-    config, alone = settings().accelerate, (1, "NO")
-    several = alone if config is None else check_config(config)
+    if config.feedback != "none":
+        schedules.append(("align", config.dpo, _PER_PAIR))
+    launched = {"fine_tune", *(["align"] if config.dpo.algorithm not in IN_ONE else [])}
+    spread_by, alone = settings().accelerate, (1, "NO")
+    several = alone if spread_by is None else check_config(spread_by)
     for stage, schedule, texts in schedules:
         processes, spread = several if stage in launched else alone
         rows = schedule.batch_size * texts // processes

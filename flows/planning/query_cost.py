@@ -9,7 +9,7 @@ from flows.config.experiment import Experiment
 from models.core.data import Prompt
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, Amount
-from models.ledger.database import seconds_of
+from models.ledger.database import recent_latencies
 from models.oracles.base import CostEstimate, Oracle, TokenCounter, canonical_pair
 from tasks.engine.settings import settings
 
@@ -36,16 +36,16 @@ class QueryCost:
     timed_by: str
 
 
-def check_caps(x: Experiment, most: Amount) -> None:
+def check_caps(config: Experiment, most: Amount) -> None:
     """Raise ConfigError if a cap does not pay for one query, or is on what this oracle does not count."""
-    caps = x.labelling
+    caps = config.labelling
     if most.micro_usd > caps.max_micro_usd:
         raise ConfigError(
             f"labelling.max_micro_usd={caps.max_micro_usd} does not pay for one query at {most.micro_usd}: raise it"
         )
     if caps.max_tokens != NO_CAP and not most.tokens:
         raise ConfigError(
-            f"labelling.max_tokens={caps.max_tokens}, and oracle {caps.oracle.label()!r} is not billed by the token: "
+            f"labelling.max_tokens={caps.max_tokens}, and oracle {caps.oracle.kind_name()!r} is not billed by the token: "
             "leave it out"
         )
     if most.tokens > caps.max_tokens:
@@ -78,10 +78,10 @@ def max_cost(oracle: Oracle, pool: list[Prompt], length: int) -> Amount:
 
 
 def estimate_query_cost(
-    x: Experiment, least: CostEstimate, usual: CostEstimate, most: Amount, counted_by: str
+    config: Experiment, least: CostEstimate, usual: CostEstimate, most: Amount, counted_by: str
 ) -> QueryCost:
     """Return what the queries take of the budget, given what one takes at least, usually and at most."""
-    caps, known = x.labelling, seconds_of(settings().ledger_url, x.labelling.oracle.fingerprint())
+    caps, known = config.labelling, recent_latencies(settings().ledger_url, config.labelling.oracle.fingerprint())
     seconds = Range(usual.seconds / 2, usual.seconds, 3 * usual.seconds)
     timed_by = "a call's time is assumed"
     if len(known) >= _ENOUGH_TIMES:

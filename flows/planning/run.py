@@ -89,14 +89,15 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Return the plan as lines of text."""
-        x, oracle = self.experiment, self.experiment.labelling.oracle
+        config, oracle = self.experiment, self.experiment.labelling.oracle
         simulated = " (simulated)" if oracle.simulated else ""
         unit = "comparison of two responses" if oracle.query_type == "pairwise" else "response"
         return [
-            f"experiment {x.name}: {x.labelling.acquisition.label()} × {oracle.label()} × "
-            f"{x.evaluator.label()}, selection seed {x.seeds.selection}, training seed {x.seeds.training}",
+            f"experiment {config.name}: {config.labelling.acquisition.kind_name()} × {oracle.kind_name()} × "
+            f"{config.evaluator.kind_name()}, selection seed {config.seeds.selection}, "
+            f"training seed {config.seeds.training}",
             f"oracle     {oracle.description}{simulated}; a query is one {unit}",
-            f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(x.labelling.max_micro_usd)}; "
+            f"budget     at most {self.queries} queries{self._token_cap()} and {dollars(config.labelling.max_micro_usd)}; "
             f"expected {dollars(self.micro_usd)}{self._range()}",
             *self._asking(),
             *self._gate(),
@@ -104,11 +105,11 @@ class Plan:
             f"{dollars(self.evaluation_micro_usd)}: they measure and train nothing",
             self._pairs(),
             *self._shards(),
-            *memory_lines(x),
+            *memory_lines(config),
         ]
 
     def _shards(self) -> list[str]:
-        size = settings().shard
+        size = settings().shard_size
         if not self.cluster and self.pool_tuples <= size:
             return []
         count = math.ceil(self.pool_tuples / size)
@@ -167,97 +168,106 @@ def plan(experiment: Experiment) -> Plan:
 
     Raises ConfigError or FileNotFoundError naming the value, the rule and the remedy.
     """
-    x = experiment
-    check_reference(x.policy.model)
-    x.embedding.check()
-    x.labelling.oracle.check()
-    x.evaluation_oracle.check()
-    if config := settings().accelerate:
-        check_config(config, x.policy.sft, *([x.dpo] if x.dpo.algorithm not in IN_ONE else []))
-    cluster = check_cluster(x.generation.gpus, x.generation.check)
+    config = experiment
+    check_reference(config.policy.model)
+    config.embedding.check()
+    config.labelling.oracle.check()
+    config.evaluation_oracle.check()
+    if spread_by := settings().accelerate:
+        check_config(spread_by, config.policy.sft, *([config.dpo] if config.dpo.algorithm not in IN_ONE else []))
+    cluster = check_cluster(config.generation.gpus, config.generation.check)
     if not cluster:  # else it is there that texts are generated
-        x.generation.check()
-    if x.evaluation.pairwise_judge:
-        x.evaluation.pairwise_judge.check()
-    prompts = x.prompts.load()
-    tuples = len(prompts.pool) * x.generation.samples
-    _check_queries(x, len(prompts.pool), len(prompts.demonstrations))
-    held_out = x.answers(len(prompts.held_out))
-    longest = _CHARACTERS_PER_TOKEN * x.generation.max_new_tokens
+        config.generation.check()
+    if config.evaluation.pairwise_judge:
+        config.evaluation.pairwise_judge.check()
+    prompts = config.prompts.load()
+    tuples = len(prompts.pool) * config.generation.samples
+    _check_queries(config, len(prompts.pool), len(prompts.demonstrations))
+    held_out = config.answers(len(prompts.held_out))
+    longest = _CHARACTERS_PER_TOKEN * config.generation.max_new_tokens
     usual = int(np.mean([len(d.response) for d in prompts.demonstrations])) if prompts.demonstrations else longest // 2
-    count = tokenizer_at_hand(x.policy.model)
-    least, each = (expected_of(x.labelling.oracle, prompts.pool, n, count or approximate_tokens) for n in (0, usual))
-    most = max_cost(x.labelling.oracle, prompts.pool, longest)
-    if x.queries_oracle:
-        check_caps(x, most)
+    count = tokenizer_at_hand(config.policy.model)
+    least, each = (
+        expected_of(config.labelling.oracle, prompts.pool, n, count or approximate_tokens) for n in (0, usual)
+    )
+    most = max_cost(config.labelling.oracle, prompts.pool, longest)
+    if config.queries_oracle:
+        check_caps(config, most)
     judges = _judges(
-        x,
+        config,
         held_out,
-        len(prompts.held_out) * x.evaluation.samples,
+        len(prompts.held_out) * config.evaluation.samples,
         lambda oracle: expected_of(oracle, prompts.pool, usual, count or approximate_tokens).micro_usd,
     )
     cost = sum(judge.micro_usd for judge in judges)
-    if cost > x.evaluation.max_micro_usd:
+    if cost > config.evaluation.max_micro_usd:
         raise ConfigError(
             f"the evaluation asks {sum(judge.queries for judge in judges)} queries, {dollars(cost)}, and "
-            f"evaluation.max_micro_usd allows {dollars(x.evaluation.max_micro_usd)}: raise it or lower evaluation.samples"
+            f"evaluation.max_micro_usd allows {dollars(config.evaluation.max_micro_usd)}: raise it or lower "
+            "evaluation.samples"
         )
     return Plan(
-        experiment=x,
-        steps=_steps(x, len(prompts.demonstrations), len(prompts.pool), tuples, held_out),
+        experiment=config,
+        steps=_steps(config, len(prompts.demonstrations), len(prompts.pool), tuples, held_out),
         pool_tuples=tuples,
-        queries=x.labelling.queries,
+        queries=config.labelling.queries,
         asking=estimate_query_cost(
-            x, least, each, most, f"with {x.policy.model}'s tokenizer" if count else "at four bytes to a token"
+            config,
+            least,
+            each,
+            most,
+            f"with {config.policy.model}'s tokenizer" if count else "at four bytes to a token",
         ),
         judges=judges,
-        pairs=_pairs(x, len(prompts.pool), len(prompts.demonstrations)),
+        pairs=_pairs(config, len(prompts.pool), len(prompts.demonstrations)),
         cluster=cluster,
     )
 
 
-def _judges(x: Experiment, answers: int, compared: int, price: Callable[[Oracle], int]) -> tuple[Judging, ...]:
+def _judges(config: Experiment, answers: int, compared: int, price: Callable[[Oracle], int]) -> tuple[Judging, ...]:
     """Return what the evaluation asks of its oracles, at a price expected of one query."""
-    asked = [(x.evaluation_oracle, answers)]
-    if x.evaluation.pairwise_judge:
-        asked.append((x.evaluation.pairwise_judge, compared))
+    asked = [(config.evaluation_oracle, answers)]
+    if config.evaluation.pairwise_judge:
+        asked.append((config.evaluation.pairwise_judge, compared))
     return tuple(Judging(oracle, queries, queries * price(oracle)) for oracle, queries in asked)
 
 
-def _pairs(x: Experiment, pool: int, seed: int) -> int:
+def _pairs(config: Experiment, pool: int, seed: int) -> int:
     """Return how many preference pairs there may be: one per prompt, and from the oracle alone one per two answers."""
-    per_query = 1 if x.labelling.oracle.query_type == "pairwise" else 2
-    most = {"none": 0, "demonstrations": seed, "oracle": min(pool, x.labelling.queries // per_query)}
-    return most.get(x.feedback, pool)
+    per_query = 1 if config.labelling.oracle.query_type == "pairwise" else 2
+    most = {"none": 0, "demonstrations": seed, "oracle": min(pool, config.labelling.queries // per_query)}
+    return most.get(config.feedback, pool)
 
 
-def _check_queries(x: Experiment, prompts: int, seed: int) -> None:
+def _check_queries(config: Experiment, prompts: int, seed: int) -> None:
     """Raise ConfigError if there is not enough to ask about."""
-    samples, query_type = x.generation.samples, x.labelling.oracle.query_type
-    if not seed and (x.labelling.pool != "on_policy" or x.feedback == "demonstrations"):
+    samples, query_type = config.generation.samples, config.labelling.oracle.query_type
+    if not seed and (config.labelling.pool != "on_policy" or config.feedback == "demonstrations"):
         raise ConfigError(
-            f"labelling.pool={x.labelling.pool} with feedback={x.feedback} needs the seed's own answers, and the "
+            f"labelling.pool={config.labelling.pool} with feedback={config.feedback} needs the seed's own answers, and the "
             "seed is empty: give prompts.demonstrations"
         )
-    if x.labelling.pool != "on_policy":
-        if x.labelling.queries - x.gate.relabel_queries > seed:
+    if config.labelling.pool != "on_policy":
+        if config.labelling.queries - config.gate.relabel_queries > seed:
             raise ConfigError(
-                f"labelling.queries={x.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, or "
-                "set labelling.pool to on_policy"
+                f"labelling.queries={config.labelling.queries} passes the seed of {seed} answers: lower labelling.queries, "
+                "or set labelling.pool to on_policy"
             )
         return
-    most = prompts * x.iterations * (samples // 2 if query_type == "pairwise" else samples)
-    if x.labelling.queries > most:
+    most = prompts * config.iterations * (samples // 2 if query_type == "pairwise" else samples)
+    if config.labelling.queries > most:
         kind = "disjoint pairs" if query_type == "pairwise" else "tuples"
         raise ConfigError(
-            f"labelling.queries={x.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
-            f"{x.iterations} iterations = {most} {kind}: lower labelling.queries or add prompts"
+            f"labelling.queries={config.labelling.queries} passes the pool of {prompts} prompts × {samples} responses × "
+            f"{config.iterations} iterations = {most} {kind}: lower labelling.queries or add prompts"
         )
 
 
-def views_of(x: Experiment) -> list[str]:
+def views_of(config: Experiment) -> list[str]:
     """Return the views in which every pool is embedded: what the strategy and the evaluator read, each once."""
-    views = () if x.feedback == "none" else (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
+    views = (
+        () if config.feedback == "none" else (config.labelling.acquisition.needs.view, config.evaluator.feature_view)
+    )
     return [view for view in dict.fromkeys(views) if view is not None]
 
 
@@ -265,17 +275,21 @@ def _in_views(views: list[str]) -> str:
     return "" if len(views) == 1 else f" in {len(views)} views"
 
 
-def _steps(x: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
-    pairs, views = _pairs(x, pool, seed), views_of(x)
-    rounds, epochs = (0 if x.feedback == "none" else x.iterations), x.dpo.epochs
+def _steps(config: Experiment, seed: int, pool: int, tuples: int, held_out: int) -> tuple[Step, ...]:
+    pairs, views = _pairs(config, pool, seed), views_of(config)
+    rounds, epochs = (0 if config.feedback == "none" else config.iterations), config.dpo.epochs
     train, generate, score = _SECONDS_PER_TRAINED_TEXT, _SECONDS_PER_GENERATED_TEXT, _SECONDS_PER_SCORED_TEXT
     return (
         Step("start", "server, tracking, model", START_SECONDS),
-        Step("fine_tune", f"{seed} demonstrations", seed * x.policy.sft.epochs * train),
-        Step("generate", f"{pool} prompts × {x.generation.samples}", rounds * tuples * generate),
+        Step("fine_tune", f"{seed} demonstrations", seed * config.policy.sft.epochs * train),
+        Step("generate", f"{pool} prompts × {config.generation.samples}", rounds * tuples * generate),
         Step("embed", f"{tuples} tuples{_in_views(views)}", rounds * tuples * len(views) * score),
-        Step("acquire, annotate", f"{x.labelling.queries} queries of {tuples * rounds} tuples", 2.0 * x.queries_oracle),
-        Step("fit_evaluator, score", f"{x.evaluator.label()}", 2.0 * rounds),
+        Step(
+            "acquire, annotate",
+            f"{config.labelling.queries} queries of {tuples * rounds} tuples",
+            2.0 * config.queries_oracle,
+        ),
+        Step("fit_evaluator, score", f"{config.evaluator.kind_name()}", 2.0 * rounds),
         Step("align", f"about {pairs} pairs", rounds * pairs * 2 * (epochs * train + score)),
         Step("evaluate", f"{held_out} held-out responses", held_out * (generate + 2 * score)),
     )

@@ -26,7 +26,7 @@ _COLUMNS = {
 }
 
 
-def dataset_card(x: Experiment, report: RunReport, rows: dict[str, int]) -> str:
+def dataset_card(config: Experiment, report: RunReport, rows: dict[str, int]) -> str:
     """Return the dataset's card; its head makes the tables loadable by name."""
     from huggingface_hub import DatasetCardData
 
@@ -38,33 +38,41 @@ def dataset_card(x: Experiment, report: RunReport, rows: dict[str, int]) -> str:
         ],
     )
     tables = [f"- **{name}** ({count:,} rows): {_COLUMNS[name]}" for name, count in rows.items()]
-    return _card(data, f"{x.name}: preference data", ["## Tables", "", *tables, "", *_bought(x, report)], x, report)
+    return _card(
+        data,
+        f"{config.name}: preference data",
+        ["## Tables", "", *tables, "", *_bought(config, report)],
+        config,
+        report,
+    )
 
 
-def evaluator_card(x: Experiment, report: RunReport) -> str:
+def evaluator_card(config: Experiment, report: RunReport) -> str:
     """Return the card of the evaluator (proxy reward model)."""
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(tags=["reward-model", "ninefold", x.evaluator.label()], base_model=_hub_id(x))
-    view = f", on features of view `{x.evaluator.feature_view}`" if x.evaluator.feature_view else ""
+    data = ModelCardData(tags=["reward-model", "ninefold", config.evaluator.kind_name()], base_model=_hub_id(config))
+    view = f", on features of view `{config.evaluator.feature_view}`" if config.evaluator.feature_view else ""
     use = [
         "## Use",
         "",
-        f"A `{x.evaluator.label()}` evaluator of Ninefold{view}; `evaluator.json` holds its settings. "
+        f"A `{config.evaluator.kind_name()}` evaluator of Ninefold{view}; `evaluator.json` holds its settings. "
         "It labels responses like those it was trained on: prompts of the same kind, written by the policy below. It is no "
         "general judge of quality, and optimising a policy against it far beyond the KL of this run exploits its errors.",
         "",
     ]
-    return _card(data, f"{x.name}: evaluator", [*use, *_agreement(report), *_bought(x, report)], x, report)
+    return _card(
+        data, f"{config.name}: evaluator", [*use, *_agreement(report), *_bought(config, report)], config, report
+    )
 
 
-def policy_card(x: Experiment, report: RunReport, trained: Sequence[str]) -> str:
+def policy_card(config: Experiment, report: RunReport, trained: Sequence[str]) -> str:
     """Return the card of the policy, which was `trained` in these ways, in order."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         tags=["ninefold", *dict.fromkeys(name.lower() for name in trained)],
-        base_model=_hub_id(x),
+        base_model=_hub_id(config),
         library_name="transformers",
         pipeline_tag="text-generation",
     )
@@ -75,10 +83,10 @@ def policy_card(x: Experiment, report: RunReport, trained: Sequence[str]) -> str
     lines = [
         "## Use",
         "",
-        f"`{x.policy.model}` after {' and '.join(trained)} ({_how(x)}); prompts are rendered by template "
-        f"`{x.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, the "
-        f"policy before {trained[-1]}, on the held-out prompts of one task by one judge; nothing is known of its safety or "
-        "of other tasks.",
+        f"`{config.policy.model}` after {' and '.join(trained)} ({_how(config)}); prompts are rendered by template "
+        f"`{config.policy.template}`. Made to be compared with other arms of the same experiment. It was held against M_1, "
+        f"the policy before {trained[-1]}, on the held-out prompts of one task by one judge; nothing is known of its "
+        "safety or of other tasks.",
         "",
         "## Evaluation",
         "",
@@ -87,36 +95,41 @@ def policy_card(x: Experiment, report: RunReport, trained: Sequence[str]) -> str
         f"- KL to M_1: {found.kl:.2f} nats per answer",
         "",
     ]
-    return _card(data, f"{x.name}: policy", [*lines, *_agreement(report), *_bought(x, report)], x, report)
+    return _card(
+        data, f"{config.name}: policy", [*lines, *_agreement(report), *_bought(config, report)], config, report
+    )
 
 
-def _how(x: Experiment) -> str:
+def _how(config: Experiment) -> str:
     whole = [
-        name for name, schedule in (("SFT", x.policy.sft), (x.dpo.algorithm.upper(), x.dpo)) if schedule.lora is None
+        name
+        for name, schedule in (("SFT", config.policy.sft), (config.dpo.algorithm.upper(), config.dpo))
+        if schedule.lora is None
     ]
     return "LoRA, merged" if not whole else f"{' and '.join(whole)} on every weight"
 
 
-def _card(data: "CardData", title: str, lines: Sequence[str], x: Experiment, report: RunReport) -> str:
+def _card(data: "CardData", title: str, lines: Sequence[str], config: Experiment, report: RunReport) -> str:
     lineage = [
         "## Lineage",
         "",
         f"- experiment `{report.name}`, arm `{report.arm}`, MLflow run `{report.mlflow_run}`; selection seed "
         f"{report.selection_seed}, training seed {report.training_seed}",
-        f"- base model `{x.policy.model}` ({report.artifacts['policy']['weights']})",
-        f"- prompts: `{x.prompts.label()}`. {x.prompts.terms}",
-        f"- method: {_PAPER}; strategy `{report.strategy}`, evaluator `{x.evaluator.label()}`, β = {x.dpo.beta}",
+        f"- base model `{config.policy.model}` ({report.artifacts['policy']['weights']})",
+        f"- prompts: `{config.prompts.kind_name()}`. {config.prompts.terms}",
+        f"- method: {_PAPER}; strategy `{report.strategy}`, evaluator `{config.evaluator.kind_name()}`, "
+        f"β = {config.dpo.beta}",
         "",
     ]
     return "\n".join(["---", data.to_yaml(), "---", "", f"# {title}", "", *lines, *lineage])
 
 
-def _bought(x: Experiment, report: RunReport) -> list[str]:
+def _bought(config: Experiment, report: RunReport) -> list[str]:
     oracle = report.oracle + (", **simulated**" if report.oracle_simulated else "")
     return [
         "## Budget",
         "",
-        f"- oracle: {oracle}; criterion `{x.labelling.rubric.name}`",
+        f"- oracle: {oracle}; criterion `{config.labelling.rubric.name}`",
         f"- {report.queries} queries, {dollars(report.micro_usd)}; {report.proxy_pairs} pairs by the evaluator, "
         f"{report.oracle_pairs} by the oracle",
         *(["- **the labels were shuffled: a control, not to be used**"] if report.labels_shuffled else []),
@@ -140,10 +153,10 @@ def _shown(found: Interval) -> str:
     return "not known" if isnan(found.mean) else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _hub_id(x: Experiment) -> str | None:
+def _hub_id(config: Experiment) -> str | None:
     """Return the base model as the hub knows it; none for a packaged model or a folder."""
-    local = x.policy.model == PACKAGED or Path(x.policy.model).expanduser().is_dir()
-    return None if local else x.policy.model.partition("@")[0]
+    local = config.policy.model == PACKAGED or Path(config.policy.model).expanduser().is_dir()
+    return None if local else config.policy.model.partition("@")[0]
 
 
 def _size(rows: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flows.reporting.storage import fetched, with_file
+from flows.reporting.storage import fetched, reports_with
 from flows.steps.results import HELD_OUT
 from models.core.errors import ConfigError
 from models.core.money import MICRO
@@ -75,7 +75,7 @@ def series_of(arm: Mapping[str, Any]) -> str:
 def _sweep(name: str) -> dict[str, Any]:
     path = fetched(name) / "sweep.json"
     if not path.is_file():
-        known = ", ".join(with_file(path.name)) or "none yet; run `ninefold sweep` first"
+        known = ", ".join(reports_with(path.name)) or "none yet; run `ninefold sweep` first"
         raise ConfigError(f"no sweep {name!r}: there are {known}")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -90,7 +90,9 @@ def check_push(experiment: Experiment) -> None:
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     if not experiment.prompts.redistributable:
-        raise ConfigError(f"prompts.kind={experiment.prompts.label()} may not be pushed: {experiment.prompts.terms}")
+        raise ConfigError(
+            f"prompts.kind={experiment.prompts.kind_name()} may not be pushed: {experiment.prompts.terms}"
+        )
     try:
         HfApi().whoami()
     except LocalTokenNotFoundError as error:
@@ -120,7 +122,7 @@ def _evaluator(run: FinishedRun, trained: Ref, folder: Path) -> None:
 
 def _policy(run: FinishedRun, folder: Path) -> None:
     artifacts = run.artifacts
-    model = artifacts.policy.checkpoint().shared()
+    model = artifacts.policy.checkpoint().load_cached()
     model.model.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     before = len(artifacts.sft_policy.adapters)

@@ -24,7 +24,7 @@ from flows.reporting.schema import (
     StageRun,
 )
 from flows.reporting.storage import report_in, write_text, writing
-from flows.steps.results import HELD_OUT, Agreement, RunResults, both_scored, pairs_of, per_prompt, picked
+from flows.steps.results import HELD_OUT, EvaluatorAgreement, RunResults, both_scored, pairs_of, per_prompt, picked
 from flows.tracking.budget_audit import audit_budget
 from flows.tracking.mlflow import log_dataset, log_metrics, register
 from flows.tracking.run import RunTracker
@@ -77,26 +77,26 @@ def write_report(arm: RunTracker, results: RunResults) -> RunReport:
 
 
 def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison], proxy: FloatArray) -> RunReport:
-    x, labels = arm.experiment, labels_of(results.artifacts.history)
+    config, labels = arm.experiment, labels_of(results.artifacts.history)
     pairs = Counter(p.provenance for p in pairs_of(results))
     now = time.monotonic() - arm.started
     return RunReport(
-        name=x.name,
-        arm=x.digest(),
-        inputs=x.prompts.digest_inputs(),
+        name=config.name,
+        arm=config.digest(),
+        inputs=config.prompts.digest_inputs(),
         mlflow_run=arm.run_id,
         accounts=tuple(sorted({bought.account for bought in [*arm.purchases, *arm.measurements]})),
-        strategy=x.strategy,
-        feedback=x.feedback,
-        labels_shuffled=x.labelling.shuffle_labels,
-        oracle=x.labelling.oracle.description,
-        oracle_simulated=x.labelling.oracle.simulated,
-        query_type=x.labelling.oracle.query_type,
-        evaluation_oracle=x.evaluation_oracle.description,
-        evaluation_oracle_simulated=x.evaluation_oracle.simulated,
-        pairwise_judge=_pairwise_judge(x, results),
-        selection_seed=x.seeds.selection,
-        training_seed=x.seeds.training,
+        strategy=config.strategy,
+        feedback=config.feedback,
+        labels_shuffled=config.labelling.shuffle_labels,
+        oracle=config.labelling.oracle.description,
+        oracle_simulated=config.labelling.oracle.simulated,
+        query_type=config.labelling.oracle.query_type,
+        evaluation_oracle=config.evaluation_oracle.description,
+        evaluation_oracle_simulated=config.evaluation_oracle.simulated,
+        pairwise_judge=_pairwise_judge(config, results),
+        selection_seed=config.seeds.selection,
+        training_seed=config.seeds.training,
         queries=arm.queries,
         queries_bought=arm.total("bought_queries"),
         micro_usd=arm.total("micro_usd"),
@@ -117,10 +117,10 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
         prompts_over_long=tuple(results.artifacts.prompts.over_long),
         gate=_gate(arm, results.artifacts.gate),
         scores=_score_spread(arm.facts.get("score"), proxy),
-        evaluator=_evaluator(x, results.agreement),
+        evaluator=_evaluator(config, results.agreement),
         best_of=_best_of(results.best_of),
         curve=tuple(CurvePoint(share=point.share, **point.facts) for point in results.curve),
-        policy=_policy(x, results.outcome.facts),
+        policy=_policy(config, results.outcome.facts),
         budget_audit=audit_budget(arm),
         artifacts=results.artifacts.record(),
         stages=tuple(StageRun(name=run.name, cached=run.cached, seconds=run.seconds) for run in arm.stages),
@@ -135,8 +135,8 @@ def _interval(facts: dict[str, float], name: str, *, mean: str = "") -> Interval
     return Interval(*(facts.get(f"{name}{end}", math.nan) for end in (mean, "_low", "_high")))
 
 
-def _pairwise_judge(x: Experiment, results: RunResults) -> PairwiseJudge | None:
-    judge = x.evaluation.pairwise_judge
+def _pairwise_judge(config: Experiment, results: RunResults) -> PairwiseJudge | None:
+    judge = config.evaluation.pairwise_judge
     if judge is None:
         return None
     return PairwiseJudge(
@@ -171,12 +171,12 @@ def _score_spread(facts: dict[str, float] | None, proxy: FloatArray) -> ScoreSpr
     return ScoreSpread(**shares, counts=tuple(counts.tolist()), edges=tuple(edges.tolist()))
 
 
-def _evaluator(x: Experiment, agreement: Agreement | None) -> EvaluatorReport | None:
+def _evaluator(config: Experiment, agreement: EvaluatorAgreement | None) -> EvaluatorReport | None:
     if agreement is None:
         return None
     facts = agreement.facts
     return EvaluatorReport(
-        kind=x.evaluator.label(),
+        kind=config.evaluator.kind_name(),
         calibration_error=facts["calibration_error"],
         pair_accuracy=_interval(facts, "pair_accuracy"),
         similar_length=_interval(facts, "similar_length", mean="_mean"),
@@ -200,10 +200,10 @@ def _best_of(facts: dict[str, float] | None) -> BestOf | None:
     )
 
 
-def _policy(x: Experiment, facts: dict[str, float]) -> PolicyReport:
+def _policy(config: Experiment, facts: dict[str, float]) -> PolicyReport:
     intervals = {name: _interval(facts, name) for name in ("win_rate", "lc_win_rate", "oracle_gain")}
     known = {name: value for name, value in facts.items() if name in PolicyReport.model_fields}
-    return PolicyReport.model_validate({"model": x.policy.model, **known, **intervals})
+    return PolicyReport.model_validate({"model": config.policy.model, **known, **intervals})
 
 
 def _log_metrics(report: RunReport, results: RunResults, *, known: set[str]) -> None:

@@ -55,7 +55,7 @@ def report_in(folder: Path) -> RunReport | None:
         return None
 
 
-def with_file(file: str) -> list[str]:
+def reports_with(file: str) -> list[str]:
     """Return the names of the reports that hold a file, sorted."""
     if not settings().shares_store:
         return sorted(found.parent.name for found in report_folder("x").parent.glob(f"*/{file}"))

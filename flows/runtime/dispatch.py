@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 _POLL = 2.0  # seconds
 _GRACE = 20.0  # seconds that a run may be called running while its process does not hold its lock
-_CLAIMED = 300.0  # seconds that a worker may take to start what it has taken
-_LONELY = 60.0  # seconds between reminders that nobody works
+_CLAIM_TIMEOUT = 300.0  # seconds that a worker may take to start what it has taken
+_IDLE_WARNING_SECONDS = 60.0  # seconds between reminders that nobody works
 _ATTEMPTS = 3
-_GOING = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
+_ACTIVE_STATES = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED")
 _STOPPED = "the sweep was stopped"
 
 
-class Outcome(NamedTuple):
+class ArmOutcome(NamedTuple):
     """What became of an arm: "" if it finished, else why not."""
 
     experiment: Experiment
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class _Handed:
+class _Dispatched:
     """An arm that some worker has, or will have."""
 
     experiment: Experiment
@@ -50,7 +50,7 @@ class _Handed:
     told: str = ""
 
 
-def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[Outcome]:
+def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[ArmOutcome]:
     """Yield what became of each arm, as they end; runs of the same arm that are under way are joined.
 
     An arm whose process died is handed out again, at most twice. On Ctrl-C arms that nobody has taken are taken back;
@@ -58,12 +58,12 @@ def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[Outcom
     """
     with get_client(sync_client=True) as client:
         deployment = arms_deployment(client)
-        handed: list[_Handed] = []
+        handed: list[_Dispatched] = []
         try:
             for experiment in experiments:
-                handed.append(_Handed(experiment, *_joined_or_handed_out(client, deployment, experiment, sweep)))
+                handed.append(_Dispatched(experiment, *_join_or_submit(client, deployment, experiment, sweep)))
             log.info("%d arms for the workers of pool %s", len(handed), POOL)
-            yield from _conduct(client, deployment, handed, sweep)
+            yield from _poll(client, deployment, handed, sweep)
         except (KeyboardInterrupt, GeneratorExit):
             for arm in handed:
                 if arm.mine and _state(client.read_flow_run(arm.run.id)) == "SCHEDULED":
@@ -71,7 +71,7 @@ def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[Outcom
             raise
 
 
-def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed], sweep: str) -> Iterator[Outcome]:
+def _poll(client: SyncPrefectClient, deployment: UUID, handed: list[_Dispatched], sweep: str) -> Iterator[ArmOutcome]:
     left, reminded = list(handed), time.monotonic()
     while left:
         runs = {run.id: run for run in _read(client, {"id": {"any_": [arm.run.id for arm in left]}})}
@@ -82,18 +82,22 @@ def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed],
                 end = Cancelled if _state(arm.run) == "CANCELLING" else Crashed
                 client.set_flow_run_state(arm.run.id, end(message=died))  # refused if it has ended meanwhile
                 continue  # what it says now is seen in the next round
-            if _state(arm.run) == "CRASHED" or _said(arm.run) == _STOPPED:  # by another who had joined it
-                died = _said(arm.run)
+            if _state(arm.run) == "CRASHED" or _message(arm.run) == _STOPPED:  # by another who had joined it
+                died = _message(arm.run)
             if (outcome := _outcome(arm, died)) is not None:
                 left.remove(arm)
                 yield outcome
             elif died:
                 log.warning("%s: %s; it is handed out again", arm.experiment.name, died)
-                arm.run, arm.mine = _joined_or_handed_out(client, deployment, arm.experiment, sweep)
+                arm.run, arm.mine = _join_or_submit(client, deployment, arm.experiment, sweep)
                 arm.attempts, arm.suspect_since = arm.attempts + 1, None
-            _tell(arm)
+            _log_state(arm)
         states = {_state(arm.run) for arm in left}
-        if time.monotonic() - reminded > _LONELY and "SCHEDULED" in states and not states & {"PENDING", "RUNNING"}:
+        if (
+            time.monotonic() - reminded > _IDLE_WARNING_SECONDS
+            and "SCHEDULED" in states
+            and not states & {"PENDING", "RUNNING"}
+        ):
             reminded = time.monotonic()
             log.warning(
                 "nobody works on the %d arms left: `ninefold worker` on any machine that shares them", len(left)
@@ -102,19 +106,19 @@ def _conduct(client: SyncPrefectClient, deployment: UUID, handed: list[_Handed],
             time.sleep(_POLL)
 
 
-def _outcome(arm: _Handed, died: str) -> Outcome | None:
+def _outcome(arm: _Dispatched, died: str) -> ArmOutcome | None:
     """Return what became of an arm; None while it is under way, or is to be handed out again."""
-    state, x = _state(arm.run), arm.experiment
+    state, config = _state(arm.run), arm.experiment
     if state == "COMPLETED":
-        return Outcome(x, "")
+        return ArmOutcome(config, "")
     if state in ("FAILED", "CANCELLED") and not died:
-        return Outcome(x, f"{state.lower()} on a worker: {_said(arm.run)}")
+        return ArmOutcome(config, f"{state.lower()} on a worker: {_message(arm.run)}")
     if died and arm.attempts == _ATTEMPTS:
-        return Outcome(x, f"handed out {_ATTEMPTS} times, and at last: {died}")
+        return ArmOutcome(config, f"handed out {_ATTEMPTS} times, and at last: {died}")
     return None
 
 
-def _died(arm: _Handed) -> str:
+def _died(arm: _Dispatched) -> str:
     """Return how an arm's process is known to have died without a word; "" if it is not."""
     state, now = _state(arm.run), time.monotonic()
     # Kubernetes says that it still looks for a place, or fetches the image
@@ -125,7 +129,7 @@ def _died(arm: _Handed) -> str:
         return ""
     if arm.suspect_since is None:
         arm.suspect_since = now
-    patience = _CLAIMED if state == "PENDING" else _GRACE
+    patience = _CLAIM_TIMEOUT if state == "PENDING" else _GRACE
     if now - arm.suspect_since < patience:
         return ""
     return "the worker that took it has not started it" if state == "PENDING" else "the process that ran it has died"
@@ -141,7 +145,7 @@ def _lives(run: UUID) -> bool:
     return False
 
 
-def _tell(arm: _Handed) -> None:
+def _log_state(arm: _Dispatched) -> None:
     state = _state(arm.run)
     if state != arm.told and state in ("RUNNING", "PAUSED"):
         log.info("%s: %s", arm.experiment.name, "a worker runs it" if state == "RUNNING" else "waits for people")
@@ -152,7 +156,7 @@ def _state(run: FlowRun) -> str:
     return "SCHEDULED" if run.state is None else str(run.state.type.value)
 
 
-def _said(run: FlowRun) -> str:
+def _message(run: FlowRun) -> str:
     return (run.state.message if run.state is not None else None) or "see the run in the Prefect pages"
 
 
@@ -160,12 +164,12 @@ def _tag(experiment: Experiment) -> str:
     return f"arm:{experiment.digest()}"
 
 
-def _joined_or_handed_out(
+def _join_or_submit(
     client: SyncPrefectClient, deployment: UUID, experiment: Experiment, sweep: str
 ) -> tuple[FlowRun, bool]:
     """Return the run of an arm that is under way, or a new one, and whether it is new; two conductors make only one."""
     with holding(stage_lock(_tag(experiment))):
-        going = {"any_": list(_GOING)}
+        going = {"any_": list(_ACTIVE_STATES)}
         found = _read(
             client,
             {
@@ -174,10 +178,10 @@ def _joined_or_handed_out(
                 "tags": {"all_": [_tag(experiment)]},
             },
         )
-        return (found[0], False) if found else (_hand_out(deployment, experiment, sweep), True)
+        return (found[0], False) if found else (_resolve(deployment, experiment, sweep), True)
 
 
-def _hand_out(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
+def _resolve(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
     run: FlowRun = run_deployment(  # type: ignore[assignment]  # a coroutine where the caller is one
         deployment,
         parameters={"experiment": experiment.model_dump(mode="json"), "sweep": sweep},

@@ -120,12 +120,12 @@ def _journals() -> list[Finding]:
 
 def _cluster() -> list[Finding]:
     """Whether the Ray cluster that is named is there, and its nodes see what this machine sees."""
-    if settings().ray is None:
+    if settings().ray_address is None:
         return []
     try:
         return [Finding(f"shards are computed {check_cluster(gpus=1)}", True)]
     except ValueError as error:
-        return [Finding(f"a Ray cluster answers at {settings().ray}", False, str(error))]
+        return [Finding(f"a Ray cluster answers at {settings().ray_address}", False, str(error))]
 
 
 def _old_places(what: str) -> list[Finding]:

@@ -26,7 +26,7 @@ class _Page(logging.Handler):
             self.handleError(record)
 
 
-def prepare() -> None:
+def configure_process() -> None:
     """Point Prefect at this project's home, unless the user has chosen a server or a profile of their own.
 
     Nothing is started, and nothing written. Whoever runs flows, or asks Prefect, calls `prepare_flows` instead.
@@ -61,7 +61,7 @@ def prepare() -> None:
 
 def prepare_flows() -> None:
     """`prepare`, and start this command's Prefect server where there is none; `prefect_server.admitted` lets it answer."""
-    prepare()
+    configure_process()
     if "PREFECT_API_URL" in os.environ:
         return
     home = settings().prefect_home

@@ -11,6 +11,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -154,6 +155,8 @@ def of_commands(home: Path) -> list[Command]:
 def _serve(home: Path, descriptor: int) -> None:
     """Serve on a socket that listens already, from the first byte on stdin until its end."""
     os.environ["PREFECT_HOME"] = str(home)
+    # it is made when the command is admitted, and Prefect would have it before
+    warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
     gc.disable()  # an import leaves no garbage, and is a tenth faster without a look for it
     import uvicorn
     from prefect.server.api import server as prefect_api

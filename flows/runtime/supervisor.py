@@ -69,11 +69,11 @@ class _Keeper:
         try:
             self._record(runs_page=runs_page(self.up.mlflow_port))
             yield from self._start(deployments)
-            there = self._family()
+            there = self._descendants()
             while all(child.poll() is None for child in self.children):
                 self._record(children=there)
                 time.sleep(1.0)
-                there = self._family()  # what a child that ends has started is known from the time before
+                there = self._descendants()  # what a child that ends has started is known from the time before
             raise ChildProcessError("a server has stopped by itself, see above: `ninefold doctor` may know why")
         except KeyboardInterrupt:
             yield "stopping"
@@ -82,18 +82,18 @@ class _Keeper:
                 signal.signal(impatient, signal.SIG_IGN)
             with suppress(OSError):  # the home may be gone, or the disk full: what runs must end
                 self._record(ready=False)
-            terminate([k for k in self.up.children if k[0] in self._leaders()], self.up.children, patience=STOPPING)
+            terminate([k for k in self.up.children if k[0] in self._children()], self.up.children, patience=STOPPING)
             for child in self.children:
                 kill_group(child.pid)
                 child.wait()
             record_file().unlink(missing_ok=True)
 
-    def _leaders(self) -> list[int]:
+    def _children(self) -> list[int]:
         return [child.pid for child in self.children]
 
-    def _family(self) -> tuple[ProcessId, ...]:
+    def _descendants(self) -> tuple[ProcessId, ...]:
         """Return the servers and all that they have started: a run of the worker's has a session of its own."""
-        return descendants(self._leaders())
+        return descendants(self._children())
 
     def _record(self, **changed: Any) -> None:  # noqa: ANN401
         """Write what is up where other processes look, whole or not at all."""
@@ -131,7 +131,7 @@ class _Keeper:
         command = [sys.executable, "-m", *module]
         child = subprocess.Popen(command, env=child_environment(environment), start_new_session=True)
         self.children.append(child)
-        self._record(children=self._family())
+        self._record(children=self._descendants())
         return child
 
 

@@ -42,14 +42,14 @@ class RunArtifacts(Frozen):
         return self.model_dump(mode="json", exclude=facts)
 
 
-class Agreement(NamedTuple):
+class EvaluatorAgreement(NamedTuple):
     """The evaluator's scores of M_1's held-out answers, and how they agree with the oracle's."""
 
     scores: Ref
     facts: dict[str, float]
 
 
-class Point(NamedTuple):
+class PolicyPoint(NamedTuple):
     """A policy on the way from M_1 to M_2: the share of the training done, and what is said of its held-out answers."""
 
     share: float
@@ -67,11 +67,11 @@ class RunResults:
     artifacts: RunArtifacts
     held_out: Ref
     held_out_labels: Ref
-    agreement: Agreement | None
+    agreement: EvaluatorAgreement | None
     outcome: StageResult
     order_consistency: float = float("nan")
     best_of: dict[str, float] | None = None
-    curve: tuple[Point, ...] = ()
+    curve: tuple[PolicyPoint, ...] = ()
 
 
 def picked(history: tuple[Batch, ...]) -> pd.DataFrame:

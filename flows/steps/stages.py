@@ -5,8 +5,8 @@ from typing import NamedTuple
 from flows.config.experiment import PolicyConfig
 from flows.steps.human import wait_for_people
 from flows.tracking.run import RunTracker
-from models.acquisition.uniform import Uniform
-from models.acquisition.uniform_pairs import UniformPairs
+from models.acquisition.random import Random
+from models.acquisition.random_pairs import RandomPairs
 from models.core.money import Amount
 from models.core.randomness import seed_of
 from models.core.registry import digest_of
@@ -39,7 +39,7 @@ from tasks.policy.logprobs import likelihood
 from tasks.policy.policy_ref import Policy
 
 
-class Pool(NamedTuple):
+class QueryPool(NamedTuple):
     """An iteration's responses, their vectors in the strategy's view and in the evaluator's, and log π_ref of each."""
 
     responses: Ref
@@ -85,19 +85,21 @@ def view_of(arm: RunTracker, responses: Ref, view: View | None, sft_policy: Poli
     return embed_sharded(responses, embedding, view=view, rubric=arm.experiment.labelling.rubric, policy=policy)
 
 
-def pool_of(arm: RunTracker, responses: Ref, sft_policy: Policy, previous_policy: Policy) -> Pool:
+def pool_of(arm: RunTracker, responses: Ref, sft_policy: Policy, previous_policy: Policy) -> QueryPool:
     """Return what there is to ask about; `before` is the policy before its last training."""
-    x, log_reference = arm.experiment, None
+    config, log_reference = arm.experiment, None
     strategy, evaluator = (
         view_of(arm, responses, view, sft_policy)
-        for view in (x.labelling.acquisition.needs.view, x.evaluator.feature_view)
+        for view in (config.labelling.acquisition.needs.view, config.evaluator.feature_view)
     )
-    if x.labelling.acquisition.needs.reference:
-        log_reference = likelihood(responses, previous_policy, max_new_tokens=x.generation.max_new_tokens).ref
-    return Pool(responses, strategy, evaluator, log_reference)
+    if config.labelling.acquisition.needs.reference:
+        log_reference = likelihood(responses, previous_policy, max_new_tokens=config.generation.max_new_tokens).ref
+    return QueryPool(responses, strategy, evaluator, log_reference)
 
 
-def queried_pool(arm: RunTracker, pool: Pool, prompts: PromptSets, sft_policy: Policy, previous_policy: Policy) -> Pool:
+def queried_pool(
+    arm: RunTracker, pool: QueryPool, prompts: PromptSets, sft_policy: Policy, previous_policy: Policy
+) -> QueryPool:
     """Return the pool that the oracle is asked about: the policy's responses, or the demonstrations' own answers."""
     if arm.experiment.labelling.pool == "on_policy":
         return pool
@@ -106,7 +108,7 @@ def queried_pool(arm: RunTracker, pool: Pool, prompts: PromptSets, sft_policy: P
 
 def acquire(
     arm: RunTracker,
-    pool: Pool,
+    pool: QueryPool,
     evaluator: StageResult | None,
     *,
     sft_policy: Policy,
@@ -119,7 +121,7 @@ def acquire(
     compare = labelling.oracle.query_type == "pairwise"
     if strategy.needs.scores and evaluator is None:
         # a strategy that ranks by an evaluator starts from a uniform batch while there is none
-        strategy = UniformPairs() if compare else Uniform()
+        strategy = RandomPairs() if compare else Random()
     elif strategy.needs.scores and evaluator is not None:
         members = score(arm, evaluator.ref, pool.responses, pool.features, sft_policy).members
     return acquire_stage(
@@ -172,12 +174,12 @@ def fit_evaluator(
     shuffle: bool = False,
 ) -> StageResult:
     """Return an evaluator trained on the history; by labels that say nothing, with `shuffle`."""
-    x = arm.experiment
+    config = arm.experiment
     trained = fit_evaluator_stage(
-        x.evaluator,
+        config.evaluator,
         history,
         policy=sft_policy,
-        rubric=x.labelling.rubric,
+        rubric=config.labelling.rubric,
         options=_fit_options(arm, iteration, shuffle=shuffle),
         eft_examples=_eft_examples(arm, prompts),
     )
@@ -190,19 +192,19 @@ def check_gate(
     """Return the gate's decision; None where no label was bought. Raises AtChance if the evaluator is not to be believed."""
     if not history:
         return None
-    x = arm.experiment
+    config = arm.experiment
     left_out = cross_fit(
-        x.evaluator,
+        config.evaluator,
         history,
         policy=sft_policy,
-        rubric=x.labelling.rubric,
+        rubric=config.labelling.rubric,
         options=_fit_options(arm, iteration),
-        folds=x.gate.folds,
+        folds=config.gate.folds,
         eft_examples=_eft_examples(arm, prompts),
     )
-    decision = check_gate_stage(left_out.ref, x.gate)
+    decision = check_gate_stage(left_out.ref, config.gate)
     arm.decide(decision)
-    control, stops = x.labelling.shuffle_labels, x.gate.on_failure == "stop"
+    control, stops = config.labelling.shuffle_labels, config.gate.on_failure == "stop"
     if decision.verdict == "no better than chance" and stops and not control:  # a control is to be seen to the end
         raise AtChance(
             f"{decision.sentence} Nothing was labelled by it. Buy more labels, use another evaluator, or set "
@@ -275,9 +277,9 @@ def build_pairs(
 
 def align(arm: RunTracker, policy: Policy, pairs: Ref, held: Ref | None, iteration: int) -> Aligned:
     """Return the policy's next adapter, trained on the pairs; in the last iteration with its intermediate checkpoints."""
-    x = arm.experiment
-    along = x.intermediate_checkpoints if iteration == x.iterations else 0
-    return align_stage(policy, pairs, held, x.dpo, seed=seed(arm, iteration, "align"), along=along)
+    config = arm.experiment
+    along = config.intermediate_checkpoints if iteration == config.iterations else 0
+    return align_stage(policy, pairs, held, config.dpo, seed=seed(arm, iteration, "align"), along=along)
 
 
 def seed(arm: RunTracker, iteration: int, stage: str) -> int:

@@ -97,14 +97,16 @@ class RunTracker:
 
     def quota(self, round_number: int) -> int:
         """Return the queries of one acquisition round: the budget in equal parts, the first ones larger."""
-        x = self.experiment
-        share, rest = divmod(x.labelling.queries - x.gate.relabel_queries, x.iterations * x.labelling.rounds)
+        config = self.experiment
+        share, rest = divmod(
+            config.labelling.queries - config.gate.relabel_queries, config.iterations * config.labelling.rounds
+        )
         return share + int(round_number < rest)
 
     def relabel_quota(self, iteration: int) -> int:
         """Return the queries kept until this iteration for uncertain pairs, less those spent on them."""
-        x = self.experiment
-        return x.gate.relabel_queries * iteration // x.iterations - self.relabelled
+        config = self.experiment
+        return config.gate.relabel_queries * iteration // config.iterations - self.relabelled
 
     @property
     def queries(self) -> int:
@@ -182,8 +184,8 @@ def flat_params(experiment: Experiment) -> dict[str, Any]:
         "budget": experiment.labelling.queries,
         "selection_seed": experiment.seeds.selection,
         "training_seed": experiment.seeds.training,
-        "evaluator": experiment.evaluator.label(),
-        "oracle": experiment.labelling.oracle.label(),
+        "evaluator": experiment.evaluator.kind_name(),
+        "oracle": experiment.labelling.oracle.kind_name(),
         "model": experiment.policy.model,
         "iterations": experiment.iterations,
         "beta": experiment.dpo.beta,

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat
 from typing_extensions import override
 
 from models.acquisition.base import Acquisition, Needs, Pool, SelectedRows
-from models.acquisition.uniform import Uniform
+from models.acquisition.random import Random
 from models.core.registry import OneOf
 
 
@@ -19,7 +19,7 @@ class CostAware(Acquisition):
     """
 
     kind: Literal["cost_aware"] = "cost_aware"
-    utility_of: Annotated[Acquisition, OneOf(late=True)] = Uniform()
+    utility_of: Annotated[Acquisition, OneOf(late=True)] = Random()
     gamma: NonNegativeFloat = Field(1.0, description="γ: utility is divided by cost to this power; 0 ignores cost.")
 
     @property

@@ -27,7 +27,7 @@ class Hybrid(Acquisition):
     def _one_view(self) -> "Hybrid":
         if self.uncertainty.needs.view not in (None, _VIEW):
             raise ConfigError(
-                f"hybrid covers the {_VIEW} view and {self.uncertainty.label()!r} works in the "
+                f"hybrid covers the {_VIEW} view and {self.uncertainty.kind_name()!r} works in the "
                 f"{self.uncertainty.needs.view} view: choose another uncertainty"
             )
         return self

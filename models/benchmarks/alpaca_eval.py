@@ -34,7 +34,7 @@ _CALL = {"model_name", "max_tokens", "temperature", "logprobs", "top_logprobs"}
 Completion = Mapping[str, Any]
 
 
-class Answer(NamedTuple):
+class ReferenceAnswer(NamedTuple):
     """An instruction and the reference's answer to it."""
 
     instruction: str
@@ -75,16 +75,16 @@ def difficulties_file() -> Path:
     return hub.file(_HUB, _DIFFICULTIES)
 
 
-def answers(path: Path) -> list[Answer]:
+def answers(path: Path) -> list[ReferenceAnswer]:
     """Read a reference: a JSON list of objects with `instruction` and `output`. raise ConfigError naming what is wrong."""
     return list(_answers(path, remembered_sha256(path)))
 
 
 @lru_cache(maxsize=4)
-def _answers(path: Path, _sha256: str) -> tuple[Answer, ...]:
+def _answers(path: Path, _sha256: str) -> tuple[ReferenceAnswer, ...]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        found = tuple(Answer(row["instruction"], row["output"]) for row in rows)
+        found = tuple(ReferenceAnswer(row["instruction"], row["output"]) for row in rows)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"reference {path} must be a JSON list of objects with instruction and output: {error}"

@@ -41,7 +41,7 @@ class Task(Frozen):
         shots = None if found["shots"] is None else int(found["shots"])
         return cls(name=found["name"], shots=shots, limit=limit, folder=folder)
 
-    def label(self) -> str:
+    def kind_name(self) -> str:
         """Return the name, and the shots if they are given."""
         return self.name if self.shots is None else f"{self.name}:{self.shots}"
 
@@ -100,7 +100,7 @@ def grade(policy: LanguageModel, task: Task, *, batch_size: int) -> list[Questio
             rows.append(QuestionResult(name, int(sample["doc_id"]), metric, float(score)))
     bad = [row for row in rows if not math.isfinite(row.score)]
     if not rows or bad:
-        raise ConfigError(f"benchmark {task.label()} gave {len(rows)} grades, {len(bad)} of them no number")
+        raise ConfigError(f"benchmark {task.kind_name()} gave {len(rows)} grades, {len(bad)} of them no number")
     return rows
 
 

@@ -45,7 +45,7 @@ class Plugin(Frozen):
     # identity where the plugin is an oracle.
     version: ClassVar[int] = 1
 
-    def label(self) -> str:
+    def kind_name(self) -> str:
         """Return the kind, for people."""
         return str(getattr(self, "kind", type(self).__name__))
 

@@ -34,12 +34,12 @@ class Generative(Judge):
     supports_zero_shot: ClassVar[bool] = True
 
     kind: Literal["generative"] = "generative"
-    read: Literal["expected", "sampled"] = Field(
+    scoring: Literal["expected", "sampled"] = Field(
         "expected",
         description="How a score is read: its expected value over the score's token, or the mean of sampled judgements.",
     )
-    judgements: PositiveInt = Field(
-        3, description="Number of judgements sampled for each response, with `read: sampled`."
+    num_samples: PositiveInt = Field(
+        3, description="Number of judgements sampled for each response, with `scoring: sampled`."
     )
     eft_examples: Literal["none", "raw", "balanced"] = Field(
         "none",
@@ -56,7 +56,7 @@ class Generative(Judge):
         check_trainable(scores)
         levels = levels_of(scores)
         values = {int(level): float(scores[levels == level].mean()) for level in np.unique(levels)}
-        remarks = tuples.remarks if self.read == "sampled" and tuples.remarks else [""] * len(scores)
+        remarks = tuples.remarks if self.scoring == "sampled" and tuples.remarks else [""] * len(scores)
         examples = [
             Demonstration(context.rubric.render(r.prompt, r.text), context.rubric.answer(int(level), remark))
             for r, level, remark in zip(tuples.responses, levels, remarks, strict=True)
@@ -78,11 +78,16 @@ class Generative(Judge):
         saved = json.loads((context.folder / _LEVELS).read_text())
         values = {int(level): float(value) for level, value in saved["values"].items()}
         prompts = [context.rubric.render(r.prompt, r.text) for r in tuples.responses]
-        if self.read == "expected":
-            return np.stack([self._expected(judge.load(), prompts, values, context) for judge in self._judges(context)])
+        if self.scoring == "expected":
+            return np.stack(
+                [self._expected(judge.load_copy(), prompts, values, context) for judge in self._judges(context)]
+            )
         generator = Transformers(max_new_tokens=saved["answer_tokens"], batch_size=self.batch_size)
         members = np.stack(
-            [self._sampled(judge.load(), prompts, values, generator, context.seed) for judge in self._judges(context)]
+            [
+                self._sampled(judge.load_copy(), prompts, values, generator, context.seed)
+                for judge in self._judges(context)
+            ]
         )
         # what one member could not say, the others say for it; NaN where none could
         return np.where(np.isfinite(members), members, _mean_of_parsed(members, axis=0))
@@ -99,10 +104,10 @@ class Generative(Judge):
     ) -> FloatArray:
         # numbered by its own text, a judgement is the same whatever else is judged
         asked = [Prompt.of(text) for text in prompts]
-        judgements = generator.sample_from(judge, asked, samples=self.judgements, seed=seed, what="judging")
+        judgements = generator.sample_from(judge, asked, samples=self.num_samples, seed=seed, what="judging")
         levels = [parse_score(judgement.text) for judgement in judgements]
         scores = np.array([values.get(level, np.nan) if level is not None else np.nan for level in levels])
-        return _mean_of_parsed(scores.reshape(len(prompts), self.judgements), axis=1)
+        return _mean_of_parsed(scores.reshape(len(prompts), self.num_samples), axis=1)
 
     def _seed_examples(self, context: FitContext, levels: int) -> list[Demonstration]:
         """Return the EFT examples in as many levels as the labels have, which give the levels their value."""

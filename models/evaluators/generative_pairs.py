@@ -9,7 +9,7 @@ from models.core.arrays import FloatArray, IntArray
 from models.core.data import Demonstration
 from models.evaluators.base import Examples, FitContext, check_decided
 from models.evaluators.judge import Judge
-from models.metrics.agreement import numbered, within_prompt_pairs
+from models.metrics.agreement import group_ids, within_prompt_pairs
 from models.policies.choice_scoring import choice_logprob
 
 _FIRST, _SECOND = "Better: A", "Better: B"
@@ -65,7 +65,9 @@ class GenerativePairs(Judge):
         found = []
         for judge in self._judges(context):
             answers = [_FIRST, _SECOND]
-            logprob = choice_logprob(judge.load(), questions, answers, batch_size=self.batch_size, what="comparing")
+            logprob = choice_logprob(
+                judge.load_copy(), questions, answers, batch_size=self.batch_size, what="pairwise_from_scores"
+            )
             logit = logprob[:, 0] - logprob[:, 1]
             found += [np.bincount(first, logit, len(rows)) / count, np.bincount(second, -logit, len(rows)) / count]
         return np.array(found)
@@ -83,5 +85,5 @@ class GenerativePairs(Judge):
 
 def _prompts(tuples: Examples) -> tuple[IntArray, FloatArray]:
     """Return each response's prompt by number, and how many responses that prompt has."""
-    prompt = numbered([r.prompt_id for r in tuples.responses])
+    prompt = group_ids([r.prompt_id for r in tuples.responses])
     return prompt, np.bincount(prompt)[prompt].astype(np.float64)

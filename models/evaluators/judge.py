@@ -27,7 +27,7 @@ class Judge(Evaluator):
     """
 
     training: SFT = SFT(learning_rate=3e-4, epochs=4.0)
-    start: Literal["policy", "base"] = Field(
+    init_from: Literal["policy", "base"] = Field(
         "policy", description="What is trained to judge: M_1, or the base model M_0."
     )
     ensemble: PositiveInt = Field(1, description="Members of the ensemble, each of which judges every text.")
@@ -68,7 +68,7 @@ class Judge(Evaluator):
         self, examples: Sequence[Demonstration], context: FitContext, number: int, folder: Path
     ) -> dict[str, float]:
         seed = seed_of(context.seed, number, "judge")
-        return train_sft(self._untaught(context).load(), examples, self.training, folder=folder, seed=seed)
+        return train_sft(self._untaught(context).load_copy(), examples, self.training, folder=folder, seed=seed)
 
     def _judges(self, context: FitContext) -> list[Checkpoint]:
         """Return the members, to be loaded one at a time; the policy itself if nothing was trained."""
@@ -79,4 +79,4 @@ class Judge(Evaluator):
         return [replace(start, adapters=(*start.adapters, member)) for member in members]
 
     def _untaught(self, context: FitContext) -> Checkpoint:
-        return context.policy if self.start == "policy" else replace(context.policy, adapters=())
+        return context.policy if self.init_from == "policy" else replace(context.policy, adapters=())

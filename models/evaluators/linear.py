@@ -12,7 +12,7 @@ from models.embeddings.base import View
 from models.evaluators.base import Evaluator, Examples, FitContext, check_decided, check_trainable
 from models.evaluators.mixed_ridge import choose_penalty, restore, solve, within
 from models.evaluators.text_features import length, style
-from models.metrics.agreement import numbered, within_prompt_pairs
+from models.metrics.agreement import group_ids, within_prompt_pairs
 from models.metrics.calibration import temperature, temperature_of
 
 _WEIGHTS = "linear.safetensors"
@@ -50,7 +50,7 @@ class Linear(Evaluator):
     kind: Literal["linear"] = "linear"
     loss: Literal["ridge", "bradley_terry"] = Field("ridge", description="The loss that is minimised.")
     ensemble: PositiveInt = Field(16, description="Members of the ensemble.")
-    strength: PositiveFloat = Field(1.0, description="Factor on the penalties that are tried.")
+    l2_scale: PositiveFloat = Field(1.0, description="Factor on the penalties that are tried.")
     prompt_effect: NonNegativeFloat = Field(
         10.0, description="Variance of a prompt's own level, as a multiple of the noise's; 0 leaves it out."
     )
@@ -130,7 +130,7 @@ class Linear(Evaluator):
         # The penalty is chosen by the exact error on what is left out, once, then shared by the members. Rows that share
         # their prompt's mean are left out together.
         apart = prompt if self.prompt_effect else np.arange(len(scores))
-        chosen = choose_penalty(x, y, apart, self.strength * _ALPHAS)
+        chosen = choose_penalty(x, y, apart, self.l2_scale * _ALPHAS)
         told = restore(np.stack([chosen.left_out, y], axis=1), prompt, self.prompt_effect)
         heads = np.stack([solve(x, y, weight, chosen.alpha) for weight in weights])
         heads[:, -1] *= _FREE
@@ -160,7 +160,7 @@ class Linear(Evaluator):
         """Return the heads of comparisons: logistic regression, or least squares with whole prompts left out."""
         if self.loss == "bradley_terry":
             return self._logistic(differences, preference, weights), {"temperature": 1.0}
-        chosen = choose_penalty(differences, preference, prompt, self.strength * _ALPHAS)
+        chosen = choose_penalty(differences, preference, prompt, self.l2_scale * _ALPHAS)
         heads = np.stack([solve(differences, preference, weight, chosen.alpha) for weight in weights])
         facts = {"alpha": chosen.alpha, "temperature": temperature_of(chosen.left_out, preference)}
         return np.concatenate([heads, np.zeros((len(heads), 1))], axis=1), facts
@@ -178,7 +178,7 @@ class Linear(Evaluator):
         rows, outcome = np.tile(turn[:, None] * differences, (2, 1)), np.repeat([True, False], len(won))
         share = np.concatenate([won, 1.0 - won])
         kept = share > 0
-        model = LogisticRegression(C=1.0 / self.strength, fit_intercept=False, max_iter=1000)
+        model = LogisticRegression(C=1.0 / self.l2_scale, fit_intercept=False, max_iter=1000)
         heads = [
             model.fit(rows[kept], outcome[kept], sample_weight=(np.tile(weight, 2) * share)[kept]).coef_[0]
             for weight in weights
@@ -187,7 +187,7 @@ class Linear(Evaluator):
 
 
 def _numbered(tuples: Examples) -> IntArray:
-    return numbered([r.prompt_id for r in tuples.responses])
+    return group_ids([r.prompt_id for r in tuples.responses])
 
 
 def _save(

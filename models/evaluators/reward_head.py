@@ -14,14 +14,14 @@ from models.core.errors import ConfigError
 from models.evaluators.base import Evaluator, Examples, FitContext, check_decided, check_trainable
 from models.evaluators.laplace import draw_heads, of_comparisons, of_texts
 from models.evaluators.ordinal import levels_of
-from models.metrics.agreement import numbered
+from models.metrics.agreement import group_ids
 from models.metrics.calibration import temperature
 from models.policies.language_model import LanguageModel
 from models.training.classifier import save_classifier
 from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
 from models.training.reward_losses import Loss, information, ordinal_head, proportional_odds, squared_error
-from models.training.trainer import arguments, fitting, metrics_of, run, save_adapter
+from models.training.trainer import fits_max_length, metrics_of, save_adapter, train_with_progress, trainer_kwargs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -81,7 +81,7 @@ class RewardHead(Evaluator):
     @override
     def fit(self, tuples: Examples, scores: FloatArray, context: FitContext) -> dict[str, float]:
         check_trainable(scores)
-        policy, rng = context.policy.load(), np.random.default_rng(context.seed)
+        policy, rng = context.policy.load_copy(), np.random.default_rng(context.seed)
         fits = self._fitting(policy, tuples.responses)
         level, spread = float(scores.mean()), float(scores.std())
         standard = (scores - level) / spread
@@ -98,7 +98,7 @@ class RewardHead(Evaluator):
         self, first: Examples, second: Examples, preference: FloatArray, context: FitContext
     ) -> dict[str, float]:
         check_decided(preference)
-        policy, count = context.policy.load(), len(preference)
+        policy, count = context.policy.load_copy(), len(preference)
         responses = [*first.responses, *second.responses]
         fits = self._fitting(policy, responses)
         decided = np.flatnonzero(fits[:count] & fits[count:] & (preference != 0))
@@ -127,7 +127,7 @@ class RewardHead(Evaluator):
 
     def _fitting(self, policy: LanguageModel, responses: Sequence[Response]) -> BoolArray:
         texts = [(r.prompt, r.text) for r in responses]
-        return np.array(fitting(policy.renderer, texts, self.training.max_length, "reward head"))
+        return np.array(fits_max_length(policy.renderer, texts, self.training.max_length, "reward head"))
 
     def _compare(
         self, policy: LanguageModel, responses: Sequence[Response], drawn: _Comparisons, context: FitContext
@@ -144,7 +144,7 @@ class RewardHead(Evaluator):
         trainer = RewardTrainer(
             model=_with_head(policy, context.seed),
             args=RewardConfig(
-                **arguments(self.training, context.seed, len(rows)),
+                **trainer_kwargs(self.training, context.seed, len(rows)),
                 center_rewards_coefficient=self.center_rewards_coefficient or None,
             ),
             train_dataset=Dataset.from_list(rows),
@@ -189,7 +189,7 @@ class RewardHead(Evaluator):
             model = get_peft_model(start, self.training.peft("SEQ_CLS"))
         trainer = Trainer(
             model=model,
-            args=RewardConfig(**arguments(self.training, context.seed, len(labels)), remove_unused_columns=False),
+            args=RewardConfig(**trainer_kwargs(self.training, context.seed, len(labels)), remove_unused_columns=False),
             train_dataset=Dataset.from_list(
                 [{"input_ids": i, "labels": y} for i, y in zip(texts, labels, strict=True)]
             ),
@@ -200,7 +200,7 @@ class RewardHead(Evaluator):
         states = _states(trainer.model, policy, tuples.responses, self.batch_size)
         head, between = _head(trainer.model)
         told = information(self.loss, states @ head, standard, between)
-        prompt = numbered([r.prompt_id for r in tuples.responses])
+        prompt = group_ids([r.prompt_id for r in tuples.responses])
         rng = np.random.default_rng(context.seed)
         # of labels that it was trained on, so the evaluator looks surer than it is: the gate's calibration knows better
         known = temperature(states @ head, standard, prompt, rng)
@@ -214,7 +214,7 @@ class RewardHead(Evaluator):
     @staticmethod
     def _train(trainer: "Trainer", context: FitContext) -> None:
         use_cpu_kernels(trainer)
-        run(trainer)
+        train_with_progress(trainer)
         trainer.model.eval()
         save_adapter(trainer.model, context.folder / _ADAPTER)
 
@@ -248,7 +248,7 @@ def _trained(context: FitContext) -> tuple[Any, LanguageModel, dict[str, Any]]:
     from peft import PeftModel
     from safetensors.numpy import load_file
 
-    policy, saved = context.policy.load(), load_file(context.folder / _HEADS)
+    policy, saved = context.policy.load_copy(), load_file(context.folder / _HEADS)
     start = _with_head(policy, context.seed, int(saved["thresholds"]))
     return PeftModel.from_pretrained(start, context.folder / _ADAPTER, use_safetensors=True).eval(), policy, saved
 

@@ -14,7 +14,7 @@ from models.core.data import HeldOutPrediction, Response, ScoredExample
 from models.core.registry import Frozen
 from models.evaluators.base import Evaluator, Examples, FitContext
 from models.evaluators.ordinal import balanced
-from models.metrics.agreement import numbered
+from models.metrics.agreement import group_ids
 
 
 class FitOptions(Frozen):
@@ -145,7 +145,7 @@ def cross_fit(
     Nor on EFT examples of its prompt. The prompts are cut into at most `folds` parts of one size, at random from the
     options' seed. A part without which nothing can be trained is left out. `context.folder` is not touched.
     """
-    prompt = numbered([r.prompt_id for r in data.queried()])
+    prompt = group_ids([r.prompt_id for r in data.queried()])
     count = int(prompt.max(initial=-1)) + 1
     fold = (np.random.default_rng([options.seed, folds]).permutation(count) % min(folds, max(count, 1)))[prompt]
     found: list[HeldOutPrediction] = []

@@ -24,7 +24,7 @@ class Transformers(Generator):
     def sample(
         self, policy: Checkpoint, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str
     ) -> list[Response]:
-        return self.sample_from(policy.shared(), prompts, samples=samples, seed=seed, what=what)
+        return self.sample_from(policy.load_cached(), prompts, samples=samples, seed=seed, what=what)
 
     def sample_from(
         self, policy: LanguageModel, prompts: Sequence[Prompt], *, samples: int, seed: int, what: str

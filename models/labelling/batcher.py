@@ -9,7 +9,16 @@ from typing import TypeVar
 from models.core.errors import NinefoldError
 from models.labelling.retry import PATIENCE
 from models.ledger.database import is_away
-from models.ledger.entries import Answer, Closing, Loss, Order, Outcome, Release, Reservation, Settlement
+from models.ledger.entries import (
+    Answer,
+    Closing,
+    Loss,
+    QueryRequest,
+    QueryResult,
+    Release,
+    Reservation,
+    ReservationResult,
+)
 from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
 
@@ -49,15 +58,15 @@ class LedgerBatcher:
         self.ledger = ledger
         self.account = account
         self._journal, self._stop, self._patience = journal, stop or asyncio.Event(), patience
-        self._orders: _Waiting[Order, Outcome] = []
+        self._orders: _Waiting[QueryRequest, ReservationResult] = []
         self._closings: _Waiting[Closing, _Closed] = []
         self._at_work: asyncio.Task[None] | None = None
 
-    async def reserve(self, order: Order) -> Outcome:
+    async def reserve(self, order: QueryRequest) -> ReservationResult:
         """Return what `Ledger.reserve` would, BudgetExhausted as a value."""
         return await self._wait(self._orders, order)
 
-    async def settle(self, reply: Settlement) -> Answer:
+    async def settle(self, reply: QueryResult) -> Answer:
         """Settle a reply; raises as `Ledger.settle`, or LedgerAway."""
         answer = await self._wait(self._closings, reply)
         if isinstance(answer, Answer):
@@ -68,7 +77,7 @@ class LedgerBatcher:
         """Undo a reservation whose call has cost nothing. Raises LedgerAway."""
         await self._wait(self._closings, Release(reservation))
 
-    async def lose(self, lost: Loss) -> None:
+    async def mark_lost(self, lost: Loss) -> None:
         """Count a call as paid whose reply has never arrived. Raises LedgerAway."""
         await self._wait(self._closings, lost)
 
@@ -87,36 +96,40 @@ class LedgerBatcher:
             try:
                 closed, reserved = await self._outlast([c for c, _ in closings], [order for order, _ in orders])
             except LedgerAway as away:
-                _fail(orders, away)
+                _reject(orders, away)
                 self._keep(closings, away)
             except Exception as error:
                 if len(orders) + len(closings) == 1:
-                    _fail(orders, error)
-                    _fail(closings, error)
+                    _reject(orders, error)
+                    _reject(closings, error)
                 else:  # what is wrong with one must not cost the others
                     await self._each_alone(closings, orders)
             else:
-                _hand_out(closings, closed)
-                _hand_out(orders, reserved)
+                _resolve(closings, closed)
+                _resolve(orders, reserved)
 
-    async def _each_alone(self, closings: "_Waiting[Closing, _Closed]", orders: "_Waiting[Order, Outcome]") -> None:
+    async def _each_alone(
+        self, closings: "_Waiting[Closing, _Closed]", orders: "_Waiting[QueryRequest, ReservationResult]"
+    ) -> None:
         for closing in closings:
             try:
                 (closed,), _ = await self._outlast([closing[0]], [])
-                _hand_out([closing], [closed])
+                _resolve([closing], [closed])
             except LedgerAway as away:
                 self._keep([closing], away)
             except Exception as error:
-                _fail([closing], error)
+                _reject([closing], error)
         for order in orders:
             try:
                 _, (reserved,) = await self._outlast([], [order[0]])
-                _hand_out([order], [reserved])
+                _resolve([order], [reserved])
             except Exception as error:
-                _fail([order], error)
+                _reject([order], error)
 
-    async def _outlast(self, closings: list[Closing], orders: list[Order]) -> tuple[list[_Closed], list[Outcome]]:
-        """Return what `Ledger.exchange` does, tried again while the database is away. Raises LedgerAway in the end."""
+    async def _outlast(
+        self, closings: list[Closing], orders: list[QueryRequest]
+    ) -> tuple[list[_Closed], list[ReservationResult]]:
+        """Return what `Ledger.settle_and_reserve` does, repeated while the database is away. Raises LedgerAway at last."""
         began, told, pause = time.monotonic(), -_TELL, _PAUSE
         while True:
             try:
@@ -158,17 +171,19 @@ class LedgerBatcher:
                     log.error("%s takes no more (%s): this is not kept: %s", self._journal.file, error, closing)
             future.set_exception(told)
 
-    async def _exchange(self, closings: list[Closing], orders: list[Order]) -> tuple[list[_Closed], list[Outcome]]:
+    async def _exchange(
+        self, closings: list[Closing], orders: list[QueryRequest]
+    ) -> tuple[list[_Closed], list[ReservationResult]]:
         if self.ledger.embedded:  # a file: two threads that wait for each other's turn take longer than the transaction
-            return self.ledger.exchange(self.account, closings, orders)
-        return await asyncio.to_thread(self.ledger.exchange, self.account, closings, orders)
+            return self.ledger.settle_and_reserve(self.account, closings, orders)
+        return await asyncio.to_thread(self.ledger.settle_and_reserve, self.account, closings, orders)
 
 
-def _fail(waiting: "_Waiting[Request, Result]", error: BaseException) -> None:
+def _reject(waiting: "_Waiting[Request, Result]", error: BaseException) -> None:
     for _, future in waiting:
         future.set_exception(error)
 
 
-def _hand_out(waiting: "_Waiting[Request, Result]", results: list[Result]) -> None:
+def _resolve(waiting: "_Waiting[Request, Result]", results: list[Result]) -> None:
     for (_, future), result in zip(waiting, results, strict=True):
         future.set_result(result)

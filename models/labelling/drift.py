@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.data import Response, text_hash, usable_scores
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.metrics.agreement import rank_correlation
 from models.metrics.intervals import Interval, clustered_mean
 
@@ -45,7 +45,9 @@ def ask_again(
     """
     again = session.for_replicate("drift", replicate)
     questions = [Response.recorded(str(number), row["prompt"], row["response"]) for number, row in enumerate(sample)]
-    labels = label(questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency)
+    labels = label_responses(
+        questions, again, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency
+    )
     new = usable_scores(labels)
     rows = [number for number, question in enumerate(questions) if question.id in new]
     old_scores = np.array([float(sample[number]["score"]) for number in rows])

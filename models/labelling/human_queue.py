@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.core.rubric import LEVELS
-from models.ledger.entries import Order, Reservation, Settlement
+from models.ledger.entries import QueryRequest, QueryResult, Reservation
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import PEOPLE
 from models.ledger.tables import ITEMS, JUDGEMENTS, QUERIES, insert_into, live_rows
@@ -60,7 +60,7 @@ class Item:
         return adjudicate([judgement.score for judgement in self.judgements.values()], self.wanted)
 
 
-class Recorded(NamedTuple):
+class RecordedJudgement(NamedTuple):
     """What became of judgements: new, known, changed, or no longer asked for; and how many items they have settled."""
 
     new: int
@@ -91,9 +91,9 @@ class Queue:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def post(self, account: str, orders: Sequence[Order], terms: AnnotationTask, query_type: str) -> int:
+    def post(self, account: str, orders: Sequence[QueryRequest], terms: AnnotationTask, query_type: str) -> int:
         """Ask what is not asked yet, and return how many of the questions are open, whoever has asked them."""
-        self.ledger.exchange(account, [], [order._replace(holder=PEOPLE) for order in orders])
+        self.ledger.settle_and_reserve(account, [], [order._replace(holder=PEOPLE) for order in orders])
         told = {
             "query_type": query_type,
             "guide": terms.guide,
@@ -115,13 +115,13 @@ class Queue:
         """Return the open questions, oldest first."""
         return self.ledger.transact(lambda connection: list(self._items(connection).values()))
 
-    def record(self, judgements: Sequence[Judgement]) -> Recorded:
+    def record(self, judgements: Sequence[Judgement]) -> RecordedJudgement:
         """Take judgements, all or none, and settle every item that they decide.
 
         An annotator's second judgement of an open item replaces the first. Those of settled items change nothing.
         """
 
-        def work(connection: Connection) -> Recorded:
+        def work(connection: Connection) -> RecordedJudgement:
             counts: Counter[str] = Counter()
             items = self._items(connection)
             settled: dict[int, Item] = {}
@@ -139,7 +139,7 @@ class Queue:
                     if item.verdict is not None:
                         settled[item.id] = item
             self._settle(connection, list(settled.values()))
-            return Recorded(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
+            return RecordedJudgement(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
 
         return self.ledger.transact(work)
 
@@ -155,7 +155,7 @@ class Queue:
             self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged])
             for item in items:
                 if not item.judgements:
-                    self.ledger.void_within(connection, item.reservation)
+                    self.ledger.cancel_within(connection, item.reservation)
             return len(items) - len(judged), len(judged)
 
         return self.ledger.transact(work)
@@ -202,7 +202,7 @@ class Queue:
             verdict = item.verdict
             score = math.nan if verdict is None else verdict
             given = item.judgements.values()
-            reply = Settlement(
+            reply = QueryResult(
                 item.reservation,
                 status="labelled" if math.isfinite(score) else "quarantined",
                 score=score,

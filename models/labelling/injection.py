@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.core.data import Response, usable_scores
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.metrics.intervals import Interval, clustered_mean
 from models.oracles.base import canonical_pair
 
@@ -79,7 +79,9 @@ def attack(
         _attack(number, row, names[number % len(names)], session.oracle.query_type) for number, row in enumerate(sample)
     ]
     questions = [asked.question for one in attacks for asked in (one.harmless, one.injected)]
-    labels = label(questions, session, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency)
+    labels = label_responses(
+        questions, session, max_queries=len(questions), max_micro_usd=max_micro_usd, concurrency=concurrency
+    )
     scores = usable_scores(labels)
     both = [one for one in attacks if {one.injected.question.id, one.harmless.question.id} <= scores.keys()]
 

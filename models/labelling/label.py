@@ -18,10 +18,10 @@ from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
 from models.labelling.batcher import LedgerAway, LedgerBatcher
 from models.labelling.human_queue import Queue
-from models.labelling.retry import PATIENCE, Breaker, Flight, pause_after
+from models.labelling.retry import PATIENCE, CircuitBreaker, Flight, backoff_seconds
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.database import is_away
-from models.ledger.entries import Answer, Loss, Order, Reservation, Settlement
+from models.ledger.entries import Answer, Loss, QueryRequest, QueryResult, Reservation
 from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import described, labelling
@@ -76,11 +76,11 @@ class LabellingSession:
         """Return the query about a response, as the ledger knows it."""
         return Question(*self._asked_of, response.prompt, response.text)
 
-    def order(self, response: Response, holder: str | None = None) -> Order:
+    def order(self, response: Response, holder: str | None = None) -> QueryRequest:
         """Return that query with the most it may cost, and who answers for it."""
         asked = response.prompt, response.text
         ceiling = Amount(self.oracle.max_cost(*asked), self.oracle.max_query_tokens(*asked))
-        return Order(self.question(response), ceiling, self.oracle.billed_on_failure, holder)
+        return QueryRequest(self.question(response), ceiling, self.oracle.billed_on_failure, holder)
 
 
 class LabellingStopped(NinefoldError):
@@ -98,7 +98,7 @@ class AnswersPending(LabellingStopped):
         self.questions = questions
 
 
-def label(
+def label_responses(
     responses: Sequence[Response],
     session: LabellingSession,
     *,
@@ -170,7 +170,7 @@ def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator
     ledger, (queries, micro_usd, tokens) = session.ledger, caps
     try:
         ledger.open_account(session.account, max_queries=queries, max_micro_usd=micro_usd, max_tokens=tokens)
-        if recovered := ledger.recover():
+        if recovered := ledger.release_stale():
             log.warning("%d reservations of processes that died were given up", recovered)
     except Exception as error:
         if not is_away(error):
@@ -200,7 +200,7 @@ def _label(response: Response, answer: Answer, *, again: bool) -> Label:
     )
 
 
-def _covered(orders: Sequence[Order], left: Amount) -> int:
+def _covered(orders: Sequence[QueryRequest], left: Amount) -> int:
     """Return how many of the orders, from the first on, can certainly be paid for."""
     for count, order in enumerate(orders):
         left = left.plus(order.ceiling.negative)
@@ -209,7 +209,7 @@ def _covered(orders: Sequence[Order], left: Amount) -> int:
     return len(orders)
 
 
-def _ask_all(orders: Sequence[Order], asking: "_Asking", before: int) -> list[Answer | BudgetExhausted]:
+def _ask_all(orders: Sequence[QueryRequest], asking: "_Asking", before: int) -> list[Answer | BudgetExhausted]:
     # on Ctrl-C what is in flight is settled, and what is queued is not asked
     outcomes = run(asking.all(orders), on_interrupt=asking.breaker.stop.set)
     answers = [outcome for outcome in outcomes if isinstance(outcome, Answer | BudgetExhausted)]
@@ -227,7 +227,7 @@ class _Asking:
 
     def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar, journal: Journal | None) -> None:
         self.session = session
-        self.breaker = Breaker(session.patience)
+        self.breaker = CircuitBreaker(session.patience)
         self.batcher = LedgerBatcher(
             *(session.ledger, session.account), journal=journal, stop=self.breaker.stop, patience=session.patience
         )
@@ -236,7 +236,7 @@ class _Asking:
         self.ready = concurrency + max(concurrency // 4, 1)
         self.bar = bar
 
-    async def all(self, orders: Sequence[Order]) -> list[Answer | Exception | None]:
+    async def all(self, orders: Sequence[QueryRequest]) -> list[Answer | Exception | None]:
         """Return what came of each order; None for those that were not asked because another has failed."""
         outcomes: list[Answer | Exception | None] = [None] * len(orders)
         waiting = iter(enumerate(orders))
@@ -260,7 +260,7 @@ class _Asking:
                 outcomes[place] = await self._quarantine(orders[place], refusal)
         return outcomes
 
-    async def _ask(self, order: Order) -> Answer:
+    async def _ask(self, order: QueryRequest) -> Answer:
         failures, answered = 0, self.breaker.answers
         while True:
             try:
@@ -268,7 +268,7 @@ class _Asking:
             except (RequestRejected, QuestionRejected):
                 raise
             except (RetryableError, MaybeBilledError) as failure:
-                if why := self.breaker.failed(failure):
+                if why := self.breaker.record_failure(failure):
                     raise RequestRejected(why) from failure
                 if isinstance(failure, RateLimited):  # no fault of the question, and the slots wait
                     continue
@@ -279,7 +279,7 @@ class _Asking:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(
                         self.breaker.stop.wait(),
-                        pause_after(failures, failure, seed=order.question.prompt + order.question.response),
+                        backoff_seconds(failures, failure, seed=order.question.prompt + order.question.response),
                     )
 
     def _give_up(self, failures: int, failure: Exception, *, others: int) -> None:
@@ -290,7 +290,7 @@ class _Asking:
         if isinstance(failure, MaybeBilledError):
             raise failure
 
-    async def _ask_once(self, order: Order) -> Answer:
+    async def _ask_once(self, order: QueryRequest) -> Answer:
         reserved = await self._reserve(order)
         if isinstance(reserved, Answer):
             return reserved
@@ -302,19 +302,19 @@ class _Asking:
             await self.batcher.release(reserved)
             raise
         except MaybeBilledError as lost:
-            await self.batcher.lose(Loss(reserved, lost.most))
+            await self.batcher.mark_lost(Loss(reserved, lost.most))
             raise
         except BaseException:
             if order.billed_on_failure:
-                await self.batcher.lose(Loss(reserved))
+                await self.batcher.mark_lost(Loss(reserved))
             else:
                 await self.batcher.release(reserved)
             raise
         found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
         status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
-        return await self.batcher.settle(Settlement(reserved, status, *found))
+        return await self.batcher.settle(QueryResult(reserved, status, *found))
 
-    async def _quarantine(self, order: Order, refusal: QuestionRejected) -> Answer | Exception:
+    async def _quarantine(self, order: QueryRequest, refusal: QuestionRejected) -> Answer | Exception:
         """Return the quarantined label of a question that was refused while others were answered."""
         try:
             held = await self._reserve(order)
@@ -324,7 +324,7 @@ class _Asking:
 
     async def _settle_refused(self, reserved: Reservation, refusal: QuestionRejected) -> Answer:
         log.warning("a question is quarantined, and costs nothing: %s", refusal)
-        return await self.batcher.settle(Settlement(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
+        return await self.batcher.settle(QueryResult(reserved, "quarantined", math.nan, refusal.raw, 0, 0, 0.0))
 
     async def _call(self, question: Question) -> tuple[Verdict, float]:
         """Return the verdict and the seconds it took; what will not pass stops the others before the slot is free."""
@@ -345,11 +345,11 @@ class _Asking:
                 if isinstance(error, RequestRejected) or not isinstance(error, RetryableError | MaybeBilledError):
                     self.breaker.stop.set()
                 raise
-            self.breaker.worked()
+            self.breaker.record_success()
             self.flight.answered(began)
             return verdict, time.monotonic() - started
 
-    async def _reserve(self, order: Order) -> Reservation | Answer:
+    async def _reserve(self, order: QueryRequest) -> Reservation | Answer:
         began = told = time.monotonic()
         while True:
             self._go_on()
@@ -361,7 +361,7 @@ class _Asking:
             # another asks the same now, or holds the money that its call in flight may not need
             await asyncio.sleep(_POLL_SECONDS)
             try:
-                await asyncio.to_thread(self.session.ledger.recover)
+                await asyncio.to_thread(self.session.ledger.release_stale)
                 if time.monotonic() - told >= _TELL_SECONDS:
                     told = time.monotonic()
                     await asyncio.to_thread(self._tell_of_waiting, order, told - began, money=outcome is not None)
@@ -369,7 +369,7 @@ class _Asking:
                 if not is_away(error):
                     raise
 
-    def _tell_of_waiting(self, order: Order, seconds: float, *, money: bool) -> None:
+    def _tell_of_waiting(self, order: QueryRequest, seconds: float, *, money: bool) -> None:
         """Log for whom a question waits."""
         ledger = self.session.ledger
         if money:

@@ -21,7 +21,7 @@ _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
 _ROUNDS = 10.0  # of calls that go well, before one more is tried at once
 
 
-def pause_after(attempt: int, failure: Exception, *, seed: str) -> float:
+def backoff_seconds(attempt: int, failure: Exception, *, seed: str) -> float:
     """Return the seconds to wait: what the server asks, else twice as long each time; up to half as much again by chance.
 
     Never longer than a minute, whatever is asked: to look again sooner costs nothing.
@@ -84,7 +84,7 @@ class Flight:
             self._refusals += 1
         self.limit = min(self.limit, max(self._flying - 1.0, 1.0))
         self._step, self._round = 1.0, 0.0
-        wait = pause_after(self._refusals, failure, seed="flight")
+        wait = backoff_seconds(self._refusals, failure, seed="flight")
         if now + wait > self._not_before:
             if wait >= _TOLD and self._not_before < now:
                 log.warning("%s: nothing is asked for %.0f s, then fewer at once", failure, wait)
@@ -92,7 +92,7 @@ class Flight:
         self._hold = self._not_before + _ROUNDS * max(self._seconds, _LOOK)
 
 
-class Breaker:
+class CircuitBreaker:
     """Stops labelling when nothing is answered for too long, or many questions are refused alike, whoever asks."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
@@ -103,7 +103,7 @@ class Breaker:
         self._lost = 0
         self._refused = Counter[str]()
 
-    def worked(self) -> None:
+    def record_success(self) -> None:
         """Note an answer."""
         self.answers += 1
         self._since = self._told = time.monotonic()
@@ -119,7 +119,7 @@ class Breaker:
             return ""
         return f"{_REFUSED_ALIKE} different questions in a row were refused alike, and none was answered: {refusal}"
 
-    def failed(self, failure: Exception) -> str:
+    def record_failure(self, failure: Exception) -> str:
         """Note a failure; return why labelling stops if it is one too many, "" otherwise."""
         now = time.monotonic()
         silent = now - self._since

@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from models.core.errors import NinefoldError
 from models.core.money import Amount, dollars, total
-from models.ledger.tables import ACCOUNTS, CHARGES, QUERIES, Prepared, insert_into
+from models.ledger.tables import ACCOUNTS, CHARGES, QUERIES, CompiledStatement, insert_into
 
 
 class BudgetExhausted(NinefoldError):
@@ -34,10 +34,10 @@ class Spent(NamedTuple):
 _COUNTED = ("queries", "micro_usd", "tokens")
 _MORE = {name: ACCOUNTS.c[name] + sa.bindparam(f"more_{name}", type_=sa.BigInteger) for name in _COUNTED}
 _MINE = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == sa.bindparam("account")).values(_MORE)
-_ADJUST = Prepared(_MINE)
-_TAKE = Prepared(_MINE.where(*(_MORE[name] <= ACCOUNTS.c[f"max_{name}"] for name in _COUNTED)))
-_CHARGE = Prepared(sa.insert(CHARGES))
-_RECHARGE = Prepared(
+_ADJUST = CompiledStatement(_MINE)
+_TAKE = CompiledStatement(_MINE.where(*(_MORE[name] <= ACCOUNTS.c[f"max_{name}"] for name in _COUNTED)))
+_CHARGE = CompiledStatement(sa.insert(CHARGES))
+_RECHARGE = CompiledStatement(
     sa.update(CHARGES)
     .where(CHARGES.c.account == sa.bindparam("by"), CHARGES.c.query_id == sa.bindparam("of"))
     .values(micro_usd=sa.bindparam("price"), tokens=sa.bindparam("used"))

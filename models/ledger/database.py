@@ -8,7 +8,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from models.ledger.tables import KEEPER, KEEPING, LIVE, METADATA, QUERIES
+from models.ledger.tables import LIVE, METADATA, NO_DELETE_TRIGGER_SQL, QUERIES, TRIGGER_NAME
 
 T = TypeVar("T")
 
@@ -61,15 +61,15 @@ def folder_of(url: sa.URL, name: str) -> Path | None:
     return Path(url.database).parent / name if url.get_backend_name() == "sqlite" and url.database else None
 
 
-def there(url: str) -> bool:
+def database_exists(url: str) -> bool:
     """Whether there is a database at a URL, as far as can be told without making one."""
     parsed = sa.make_url(url)
     return parsed.get_backend_name() != "sqlite" or bool(parsed.database and Path(parsed.database).exists())
 
 
-def seconds_of(url: str, oracle: str, *, last: int = 1000) -> list[float]:
+def recent_latencies(url: str, oracle: str, *, last: int = 1000) -> list[float]:
     """Return the seconds that an oracle's last answers took, by its fingerprint; none where there is no ledger yet."""
-    if not there(url):
+    if not database_exists(url):
         return []
     # of live rows, whose index tells at once that an oracle has none
     took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds > 0)  # 0: refused
@@ -107,7 +107,7 @@ def open_engine(url: str) -> Engine:
             raise
         raise PermissionError(
             f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables or is of an earlier version, and "
-            f"{parsed.username} may not change that: `ninefold prepare` with NINEFOLD_LEDGER of the role that owns it"
+            f"{parsed.username} may not change that: `ninefold init-storage` with NINEFOLD_LEDGER of the role that owns it"
         ) from error
     return engine
 
@@ -124,8 +124,8 @@ def _bring_up_to_date(connection: Connection) -> None:
             index.create(connection, checkfirst=True)
     if connection.dialect.name == "postgresql":
         known = sa.text("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'queries'::regclass AND tgname = :name")
-        if not connection.scalar(known, {"name": KEEPER}):
-            connection.execute(sa.text(KEEPING))
+        if not connection.scalar(known, {"name": TRIGGER_NAME}):
+            connection.execute(sa.text(NO_DELETE_TRIGGER_SQL))
 
 
 def _sqlite(url: sa.URL) -> Engine:

@@ -15,7 +15,7 @@ REPLIED = ("status", "score", "raw", "tokens", "micro_usd", "seconds", "settled_
 QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 
 
-class Order(NamedTuple):
+class QueryRequest(NamedTuple):
     """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None.
 
     What a holder of one labelling alone has reserved is its own when it asks again.
@@ -36,7 +36,7 @@ class Reservation(NamedTuple):
     tokens: int = 0
 
 
-class Settlement(NamedTuple):
+class QueryResult(NamedTuple):
     """What a call has brought, and its real price."""
 
     reservation: Reservation
@@ -68,7 +68,7 @@ class Loss(NamedTuple):
     most: Amount | None = None
 
 
-Closing = Settlement | Release | Loss
+Closing = QueryResult | Release | Loss
 
 
 class Answer(NamedTuple):
@@ -81,10 +81,10 @@ class Answer(NamedTuple):
     status: LabelStatus
 
 
-Outcome = Reservation | Answer | BudgetExhausted | None
+ReservationResult = Reservation | Answer | BudgetExhausted | None
 
 
-def checked(reply: Settlement, charged: Amount) -> tuple[Settlement, ValueError | None]:
+def checked(reply: QueryResult, charged: Amount) -> tuple[QueryResult, ValueError | None]:
     """Return a settlement at a price that can be booked, and the error of an oracle that asks what cannot be, or too much.
 
     A price above what was reserved is booked: the caps no longer hold, and the account buys nothing more. A negative one,

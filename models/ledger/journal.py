@@ -7,19 +7,20 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from models.core.errors import ConfigError
 from models.core.money import Amount
-from models.ledger.entries import Closing, Loss, Release, Reservation, Settlement
+from models.ledger.entries import Closing, Loss, QueryResult, Release, Reservation
 
 log = logging.getLogger(__name__)
 
 _PER_REPLY = 1 << 16  # bytes set aside for each call in flight: a reply of 4,000 tokens has about 16,000
 _LEAST, _MOST = 1 << 18, 1 << 26
-_KINDS: dict[str, type[Closing]] = {"settle": Settlement, "release": Release, "lose": Loss}
+_KINDS: dict[str, type[Closing]] = {"settle": QueryResult, "release": Release, "lose": Loss}
 
 
 class Kept(NamedTuple):
@@ -61,7 +62,7 @@ class Journal:
 
     def append(self, closing: Closing) -> None:
         """Keep how a call has ended; it is on the disk when this returns."""
-        line = json.dumps(_entry(closing), default=_plain).encode() + b"\n"
+        line = json.dumps(_entry(closing), default=methodcaller("item")).encode() + b"\n"  # numpy's numbers
         written = os.pwrite(self._descriptor, line, self._end)
         if written != len(line):
             raise OSError(f"{self.file} took {written} of {len(line)} bytes")
@@ -111,11 +112,6 @@ def _read(file: Path, written: bytes) -> Kept:
 def _entry(closing: Closing) -> dict[str, Any]:
     kind = next(name for name, of in _KINDS.items() if isinstance(closing, of))
     return {"what": kind, **closing._asdict()}
-
-
-def _plain(number: Any) -> Any:  # noqa: ANN401
-    """Return numpy's number as Python's."""
-    return number.item()
 
 
 def _closing(entry: dict[str, Any]) -> Closing:

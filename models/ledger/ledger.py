@@ -2,7 +2,8 @@
 
 An account is a budget: reservations are charged to it before the call, so that its caps hold under any number of processes.
 A query is identified by (oracle fingerprint, criterion, prompt hash, response hash); whoever asks it again is charged its
-price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction (`exchange`).
+price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction
+(`settle_and_reserve`).
 """
 
 import logging
@@ -25,12 +26,12 @@ from models.ledger.entries import (
     Answer,
     Closing,
     Loss,
-    Order,
-    Outcome,
+    QueryRequest,
+    QueryResult,
     QueryStatus,
     Release,
     Reservation,
-    Settlement,
+    ReservationResult,
     checked,
 )
 from models.ledger.journal import Journal, journals
@@ -49,7 +50,7 @@ class Ledger:
         self.engine = database.open_engine(url)
         self.embedded = self.engine.dialect.name == "sqlite"
         self._journals = journal or database.folder_of(self.engine.url, "journal")
-        self._presence = None if self.embedded else holders.Presence(self.engine.url, of=self)
+        self._presence = None if self.embedded else holders.SessionHeartbeat(self.engine.url, of=self)
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
@@ -64,7 +65,9 @@ class Ledger:
         None means that another is asking the same question now: try again shortly. Raises BudgetExhausted, having charged
         nothing, when a cap would be passed.
         """
-        _, (outcome,) = self.exchange(account, [], [Order(question, Amount(ceiling, tokens), billed_on_failure)])
+        _, (outcome,) = self.settle_and_reserve(
+            account, [], [QueryRequest(question, Amount(ceiling, tokens), billed_on_failure)]
+        )
         if isinstance(outcome, BudgetExhausted):
             raise outcome
         return outcome
@@ -86,22 +89,22 @@ class Ledger:
         row owns the label. Raises ConfigError, with the reply kept, if the price passes the reserved ceiling (the caps no
         longer hold), or if the reservation was settled or released before.
         """
-        reply = Settlement(reservation, status, score, raw, tokens, micro_usd, seconds)
+        reply = QueryResult(reservation, status, score, raw, tokens, micro_usd, seconds)
         (answer,) = self.transact(lambda c: self.settle_within(c, reservation.account, [reply]))
         if isinstance(answer, ValueError):
             raise answer
         return answer
 
-    def exchange(
-        self, account: str, closings: Sequence[Closing], orders: Sequence[Order]
-    ) -> tuple[list[Answer | ValueError | None], list[Outcome]]:
+    def settle_and_reserve(
+        self, account: str, closings: Sequence[Closing], orders: Sequence[QueryRequest]
+    ) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
         """Book how calls have ended, then reserve for orders of different questions, all in one transaction.
 
         Returns what `settle`, `release` or `lose`, and `reserve` would, errors included, in the given order. Done again
         where nobody knows whether the database has kept it, it changes nothing.
         """
 
-        def work(connection: Connection) -> tuple[list[Answer | ValueError | None], list[Outcome]]:
+        def work(connection: Connection) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
             closed = self._close(connection, account, closings) if closings else []
             return closed, self._reserve(connection, account, orders) if orders else []
 
@@ -110,12 +113,12 @@ class Ledger:
         return self.transact(work)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
-        """Return what `work` returns within one transaction; see `ledger_engine.transact`."""
+        """Return what `work` returns within one transaction; see `database.transact`."""
         return database.transact(self.engine, work)
 
-    def _reserve(self, connection: Connection, account: str, orders: Sequence[Order]) -> list[Outcome]:
+    def _reserve(self, connection: Connection, account: str, orders: Sequence[QueryRequest]) -> list[ReservationResult]:
         found = tables.live_rows(connection, [order.question for order in orders])
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, ReservationResult] = {}
         new: list[int] = []
         owned: dict[int, Any] = {}
         asked: set[tables.Key] = set()
@@ -142,7 +145,7 @@ class Ledger:
             outcomes[place] = accounts.exhausted(connection, account, orders[place].ceiling)
         return [outcomes[place] for place in range(len(orders))]
 
-    def _own(self, connection: Connection, account: str, rows: Mapping[int, Any]) -> dict[int, Outcome]:
+    def _own(self, connection: Connection, account: str, rows: Mapping[int, Any]) -> dict[int, ReservationResult]:
         """Charge an account for labels that are owned already, where it has not been charged for them, and return them."""
         charged = accounts.charged_for(connection, account, [row.id for row in rows.values()])
         fresh = {place: row for place, row in rows.items() if row.id not in charged}
@@ -150,13 +153,15 @@ class Ledger:
         affords = accounts.afford(connection, account, list(prices.values()))
         paid = [place for place, affordable in zip(fresh, affords, strict=True) if affordable]
         accounts.charge(connection, account, [(fresh[p].id, prices[p]) for p in paid], bought=False)
-        answers: dict[int, Outcome] = {
+        answers: dict[int, ReservationResult] = {
             place: Answer(row.score, row.micro_usd, row.tokens, charged.get(row.id, False), row.status)
             for place, row in rows.items()
         }
         return answers | {p: accounts.exhausted(connection, account, prices[p]) for p in fresh if p not in paid}
 
-    def _insert(self, connection: Connection, account: str, orders: Mapping[int, Order]) -> dict[int, Outcome]:
+    def _insert(
+        self, connection: Connection, account: str, orders: Mapping[int, QueryRequest]
+    ) -> dict[int, ReservationResult]:
         """Write the reservations of orders that the account has been charged for."""
         if not orders:
             return {}
@@ -175,7 +180,7 @@ class Ledger:
             for order in orders.values()
         ]
         ids = tables.insert_new(connection, rows)
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, ReservationResult] = {}
         for place, order in orders.items():
             query_id = ids.get(order.question.key)
             if query_id is None:  # PostgreSQL: another first asker was faster between our look and our insert
@@ -190,19 +195,19 @@ class Ledger:
     def _close(
         self, connection: Connection, account: str, closings: Sequence[Closing]
     ) -> list[Answer | ValueError | None]:
-        replies = [closing for closing in closings if isinstance(closing, Settlement)]
+        replies = [closing for closing in closings if isinstance(closing, QueryResult)]
         answers = iter(self.settle_within(connection, account, replies) if replies else [])
         closed: list[Answer | ValueError | None] = []
         for closing in closings:
             if isinstance(closing, Release):
-                self.void_within(connection, closing.reservation)
+                self.cancel_within(connection, closing.reservation)
             elif isinstance(closing, Loss):
                 self._lose(connection, closing)
-            closed.append(next(answers) if isinstance(closing, Settlement) else None)
+            closed.append(next(answers) if isinstance(closing, QueryResult) else None)
         return closed
 
     def settle_within(
-        self, connection: Connection, account: str, replies: Sequence[Settlement]
+        self, connection: Connection, account: str, replies: Sequence[QueryResult]
     ) -> list[Answer | ValueError]:
         """Settle replies of one account within a transaction of the caller's."""
         ids = [reply.reservation.query_id for reply in replies]
@@ -217,7 +222,7 @@ class Ledger:
                 continue
             charged = Amount(was.micro_usd, was.tokens)
             (reply, wrong), status = checked(given, charged), given.status
-            if was.status == "lost" and not tables.revive(connection, query_id):
+            if was.status == "lost" and not tables.reactivate(connection, query_id):
                 status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
             price = Amount(reply.micro_usd, reply.tokens)
             rows.append(reply.parameters(status))
@@ -230,7 +235,7 @@ class Ledger:
             accounts.adjust(connection, account, queries=0, by=saved)
         return answers
 
-    def _answered(self, connection: Connection, reply: Settlement) -> Answer | None:
+    def _answered(self, connection: Connection, reply: QueryResult) -> Answer | None:
         """Return the answer if this very reply was booked before: nobody has heard of it, and it is booked again."""
         mine = sa.select(QUERIES).where(QUERIES.c.id == reply.reservation.query_id)
         row = connection.execute(mine).mappings().one()
@@ -241,9 +246,9 @@ class Ledger:
 
     def release(self, reservation: Reservation) -> None:
         """Undo a reservation whose call is known to have cost nothing."""
-        self.transact(lambda c: self.void_within(c, reservation))
+        self.transact(lambda c: self.cancel_within(c, reservation))
 
-    def lose(self, reservation: Reservation, *, most: Amount | None = None) -> None:
+    def mark_lost(self, reservation: Reservation, *, most: Amount | None = None) -> None:
         """Count a call whose reply never arrived as paid; the question may be asked again.
 
         Paid at `most`, what it may have cost; at what was reserved where that is not known, or less.
@@ -270,7 +275,7 @@ class Ledger:
         for kept in () if self._journals is None else journals(self._journals, self._name):
             for closing in kept.closings:  # each by itself: one that cannot be booked must not keep the others
                 account = closing.reservation.account
-                (wrong,), _ = self.exchange(account, [closing], [])
+                (wrong,), _ = self.settle_and_reserve(account, [closing], [])
                 if isinstance(wrong, ValueError):
                     log.warning("%s of the journal %s: %s", type(closing).__name__, kept.file, wrong)
             booked += len(kept.closings)
@@ -295,7 +300,7 @@ class Ledger:
             row = tables.live_rows(connection, [question]).get(question.key)
         return row.holder if row is not None and row.status == "reserved" else ""
 
-    def recover(self) -> int:
+    def release_stale(self) -> int:
         """Give up the reservations of dead processes and labellings, and return how many there were.
 
         What journals hold is booked first. One that may have been paid for keeps its charge (status lost); one by an oracle
@@ -304,13 +309,13 @@ class Ledger:
 
         def work(connection: Connection) -> int:
             reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
-            away = holders.absent(connection, (row["holder"] for row in reserved))
+            away = holders.dead_holders(connection, (row["holder"] for row in reserved))
             dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away)]
             for row in dead:
                 if row["billed_on_failure"]:
                     self._mark_lost(connection, row["id"])
                 else:
-                    self.void_within(
+                    self.cancel_within(
                         connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
                     )
             return len(dead)
@@ -334,7 +339,7 @@ class Ledger:
         with self.engine.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
-    def adopt(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
+    def import_labels(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
         """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
 
         With each question come its status, score, raw, tokens and micro_usd. People who were asked need not answer any
@@ -346,13 +351,13 @@ class Ledger:
         def work(connection: Connection) -> int:
             for row in tables.live_rows(connection, [question for question, _ in labels]).values():
                 if row.status == "reserved" and row.holder == holders.PEOPLE:
-                    self.void_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
+                    self.cancel_within(connection, Reservation(row.id, row.account, row.micro_usd, row.tokens))
             rows = [{**question.columns(), **values, **kept} for question, values in labels]
             return len(tables.insert_new(connection, rows)) if rows else 0
 
         return self.transact(work)
 
-    def void_within(self, connection: Connection, reservation: Reservation) -> None:
+    def cancel_within(self, connection: Connection, reservation: Reservation) -> None:
         """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before."""
         deleted = connection.execute(
             sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
@@ -374,7 +379,7 @@ class Ledger:
 _BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
     QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
 )
-_SETTLE = tables.Prepared(
+_SETTLE = tables.CompiledStatement(
     sa.update(QUERIES)
     .where(QUERIES.c.id == sa.bindparam("query_id"))
     .values({name: sa.bindparam(f"new_{name}") for name in REPLIED})

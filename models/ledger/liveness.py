@@ -49,7 +49,7 @@ def labelling() -> Iterator[str]:
         _labelling.discard(holder)
 
 
-class Presence:
+class SessionHeartbeat:
     """Shared lock in the ledger's PostgreSQL that says that this process lives; it ends with the ledger that it is `of`."""
 
     def __init__(self, url: sa.URL, *, of: object) -> None:
@@ -72,7 +72,7 @@ class Presence:
                 self._heartbeat.stop()
 
 
-def absent(connection: Connection, holders: Iterable[str]) -> frozenset[str] | None:
+def dead_holders(connection: Connection, holders: Iterable[str]) -> frozenset[str] | None:
     """Return which of the holders elsewhere have no session in the database; None where there are none (SQLite)."""
     if connection.dialect.name != "postgresql":
         return None
@@ -88,7 +88,7 @@ def absent(connection: Connection, holders: Iterable[str]) -> frozenset[str] | N
     return frozenset(holder for holder in elsewhere if number_of(f"holder {_process_of(holder)}") not in numbers)
 
 
-_missed: dict[str, float] = {}  # when this process first saw that a holder was absent
+_first_absent: dict[str, float] = {}  # when this process first saw that a holder was absent
 
 
 def alive(holder: str, reserved_at: float, away: frozenset[str] | None = None) -> bool:
@@ -127,9 +127,9 @@ def _lives_elsewhere(holder: str, reserved_at: float, away: frozenset[str] | Non
         rebooted = host == socket.gethostname() and boot != _place().split("/", 2)[1]
         return not rebooted and time.time() - reserved_at < LEASE_SECONDS
     if holder not in away:
-        _missed.pop(holder, None)
+        _first_absent.pop(holder, None)
         return True
-    return time.monotonic() - _missed.setdefault(holder, time.monotonic()) < GRACE_SECONDS
+    return time.monotonic() - _first_absent.setdefault(holder, time.monotonic()) < GRACE_SECONDS
 
 
 def _place() -> str:

@@ -103,7 +103,7 @@ class Question:
 
 
 # PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back.
-KEEPING = """
+NO_DELETE_TRIGGER_SQL = """
     CREATE OR REPLACE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF TG_OP = 'UPDATE' THEN
             IF OLD.status IN ('labelled', 'quarantined') AND NEW.status <> OLD.status THEN
@@ -123,7 +123,7 @@ KEEPING = """
     CREATE TRIGGER ninefold_keeps BEFORE DELETE OR UPDATE OF status, settled_at ON queries
         FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
 """
-KEEPER = "ninefold_keeps"  # renamed with what it does, so that an earlier version's is seen and replaced
+TRIGGER_NAME = "ninefold_keeps"  # renamed with what it does, so that an earlier version's is seen and replaced
 
 CHARGES = sa.Table(
     "charges",
@@ -195,7 +195,7 @@ def _insert_new(dialect: str) -> Any:  # noqa: ANN401
     return insert_into(QUERIES, dialect).on_conflict_do_nothing().returning(*KEY_AND_ID)
 
 
-def revive(connection: Connection, query_id: int) -> bool:
+def reactivate(connection: Connection, query_id: int) -> bool:
     """Make a given-up query (status lost) live again; false if its question was asked again meanwhile."""
     again = sa.update(QUERIES).where(QUERIES.c.id == query_id).values(status="reserved")
     try:
@@ -206,7 +206,7 @@ def revive(connection: Connection, query_id: int) -> bool:
     return True
 
 
-class Prepared:
+class CompiledStatement:
     """A statement put into words once for each database: to word one takes longer than to execute it.
 
     Its parameters are all given, by name, and plain: numbers, texts, truth values, None.

@@ -28,7 +28,7 @@ class Agreement(NamedTuple):
     tuples: int
 
 
-def numbered(names: Sequence[str]) -> IntArray:
+def group_ids(names: Sequence[str]) -> IntArray:
     """Return N names, such as those of prompts, as numbers from 0 in the order of the alphabet, shape (N,)."""
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 

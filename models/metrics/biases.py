@@ -33,7 +33,7 @@ def format_shift(plain: FloatArray, formatted: FloatArray, spread: float) -> Int
     return clustered_mean((formatted - plain) / spread, np.arange(len(plain)))
 
 
-def is_plain(text: str) -> bool:
+def is_unformatted(text: str) -> bool:
     """Whether a text is no list and has no headings or code."""
     return _FORMATTED.search(text) is None
 

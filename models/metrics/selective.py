@@ -15,11 +15,11 @@ from models.core.arrays import FloatArray, IntArray
 from models.core.data import HeldOutPrediction
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
-from models.metrics.agreement import agrees, calibration_error, coverage_risk, numbered, untied_pairs
+from models.metrics.agreement import agrees, calibration_error, coverage_risk, group_ids, untied_pairs
 from models.metrics.calibration import Calibration, Method, cross_calibrated
 from models.metrics.intervals import jackknife_mean
 
-Verdict = Literal["better than chance", "no better than chance", "not measured"]
+GateVerdict = Literal["better than chance", "no better than chance", "not measured"]
 
 ANY_PAIR = 0.5  # the least probability that a pair can have: this threshold leaves out none
 _LEAST_PROMPTS = 12  # below, an interval over prompts means nothing
@@ -76,7 +76,7 @@ class Decision(Frozen):
     same for other thresholds, surest pairs first. NaN where nothing could be measured.
     """
 
-    verdict: Verdict
+    verdict: GateVerdict
     agreement: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -161,7 +161,7 @@ def evidence_of(rows: Sequence[HeldOutPrediction]) -> Evidence:
     also asks which prompt is answered better.
     """
     rows = [row for row in rows if math.isfinite(row.proxy)]
-    prompt = numbered([row.prompt_id for row in rows])
+    prompt = group_ids([row.prompt_id for row in rows])
     fold = np.array([row.fold for row in rows], dtype=np.int64)
     proxy, oracle = (np.array([getattr(row, name) for row in rows], dtype=np.float64) for name in ("proxy", "oracle"))
     if any(row.against for row in rows):

@@ -179,7 +179,7 @@ class Oracle(Plugin):
 
     def fingerprint(self) -> str:
         """Return the identity under which labels are owned: same fingerprint, same answer to the same question."""
-        return f"{self.label()}-{digest_of([self.version, *self.identity()])}"
+        return f"{self.kind_name()}-{digest_of([self.version, *self.identity()])}"
 
     def identity(self) -> list[Any]:
         """Return what the answer depends on; the default is every field."""
@@ -192,7 +192,7 @@ class Oracle(Plugin):
 class PairOracle(Oracle):
     """An oracle that says which of two responses is better. Concrete ones implement `compare` and `pair_ceiling`.
 
-    To the ledger and the desk a pair is one question whose response is `pair_text`, so that asking it the other way round is
+    To the ledger a pair is one question whose response is its `canonical_pair`, so that asking it the other way round is
     asking it again. Whoever imports labels of such an oracle gives the score of the first text of the two.
     """
 

@@ -6,11 +6,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
@@ -58,15 +58,15 @@ def most_tokens_sent(messages: Sequence[Message]) -> int:
 
 
 class Endpoint(Frozen):
-    """A model behind a server. The key is read from the environment variable `key_env` and goes nowhere else."""
+    """A model behind a server. The key is read from the environment variable `api_key_env` and goes nowhere else."""
 
     execution_fields: ClassVar[frozenset[str]] = frozenset(
-        {"key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
+        {"api_key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
     )
 
     model: str = Field(description="Name of the model, as the server calls it.")
     base_url: str = Field("https://api.openai.com/v1", description="URL of the OpenAI-compatible server.")
-    key_env: str = Field(
+    api_key_env: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key."
     )
     prices: Prices
@@ -84,11 +84,11 @@ class Endpoint(Frozen):
             raise ConfigError("base_url must start with http:// or https:// and name a host")
         if parts.username or parts.password or parts.query:
             raise ConfigError(
-                "base_url must hold no user, password or query: set the key in the environment variable key_env"
+                "base_url must hold no user, password or query: set the key in the environment variable api_key_env"
             )
         return url
 
-    @field_validator("key_env")
+    @field_validator("api_key_env")
     @classmethod
     def _of_an_oracle(cls, name: str) -> str:
         return check_key_name(name)
@@ -115,9 +115,9 @@ class Endpoint(Frozen):
     def check(self) -> None:
         """Raise ConfigError if there is no key, or the server is where none may be, before anything is bought."""
         check_address(self.base_url)
-        if not os.environ.get(self.key_env):
+        if not os.environ.get(self.api_key_env):
             raise ConfigError(
-                f"environment variable {self.key_env} is not set: export the key of {self.base_url} in it"
+                f"environment variable {self.api_key_env} is not set: export the key of {self.base_url} in it"
             )
 
     async def complete(
@@ -149,8 +149,9 @@ class Endpoint(Frozen):
         body = {"model": self.model, "messages": list(messages), **options}
         try:
             # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
+            client = _client(self)
             async with asyncio.timeout(self.timeout):  # of the whole call; the SDK's is of each part of it
-                answer = await _client(self).post("/chat/completions", body=body, cast_to=object)
+                answer = await client.post("/chat/completions", body=body, cast_to=object)
             if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
                 raise self._meant(failure_of(None, answer), {}, messages)
             reply = reply_of(answer, self.prices, sent=most_tokens_sent(messages), written=self.max_tokens)
@@ -206,7 +207,7 @@ class Endpoint(Frozen):
         return QuestionRejected(told, signature=failure.signature, certain=means == "question")
 
     def _without_key(self, said: str) -> str:
-        return said.replace(os.environ[self.key_env], f"${self.key_env}")
+        return said.replace(os.environ[self.api_key_env], f"${self.api_key_env}")
 
     async def _wait(self, tokens: int) -> None:
         """Return when the limits allow a call of at most so many tokens; raise InterruptedError if labelling stops."""
@@ -242,7 +243,13 @@ def _most_bytes(endpoint: Endpoint) -> int:
     return _BYTES + endpoint.max_tokens * _BYTES_PER_TOKEN
 
 
-async def _read(response: Any, *, most: int) -> None:  # noqa: ANN401
+class _Response(Protocol):
+    _content: bytes
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
+
+
+async def _read(response: _Response, *, most: int) -> None:
     """Read a reply as the client would, but no more of it than a reply may have; raise ValueError if it goes on."""
     parts, size = [], 0
     async for part in response.aiter_bytes():
@@ -269,7 +276,7 @@ def _client(endpoint: Endpoint) -> "AsyncOpenAI":
 
     if endpoint not in _clients:
         _clients[endpoint] = openai.AsyncOpenAI(
-            api_key=os.environ[endpoint.key_env],
+            api_key=os.environ[endpoint.api_key_env],
             base_url=endpoint.base_url,
             timeout=endpoint.timeout,
             max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back

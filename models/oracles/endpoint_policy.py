@@ -20,8 +20,8 @@ def check_key_name(name: str) -> str:
     """Return the name of the variable that holds an oracle's key; raise ConfigError if it holds what is not for oracles."""
     if _OTHERS.match(name) or not name.endswith(("_KEY", "_TOKEN")):
         raise ConfigError(
-            f"key_env={name} is no oracle's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none of "
-            "the store's, the databases' or the servers' own"
+            f"api_key_env={name} is no oracle's: it is sent to base_url, so its name must end in _KEY or _TOKEN and be none "
+            "of the store's, the databases' or the servers' own"
         )
     return name
 

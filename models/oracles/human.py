@@ -24,17 +24,17 @@ class Human(Oracle):
     billed_on_failure: ClassVar[bool] = False
 
     kind: Literal["human"] = "human"
-    asks: Literal["score", "better"] = Field(
-        "score", description="What people are asked: a score of one response, or which of two is better."
+    task: Literal["pointwise", "pairwise"] = Field(
+        "pointwise", description="What people are asked: a score of one response, or which of two is better."
     )
     annotators: PositiveInt = Field(1, description="People who judge each item.")
     micro_usd: MicroUsd = Field(description="Micro-dollars for one person's judgement of one item.")
-    panel: str = Field("", description="Who the people are: labels of another panel are other labels.")
+    annotator_pool: str = Field("", description="Who the people are: labels of another pool are other labels.")
 
     @property
     @override
     def query_type(self) -> Literal["pointwise", "pairwise"]:
-        return "pointwise" if self.asks == "score" else "pairwise"
+        return self.task
 
     @override
     def annotation_task(self, rubric: Rubric) -> AnnotationTask | None:
@@ -62,4 +62,4 @@ class Human(Oracle):
 
     @override
     def identity(self) -> list[Any]:
-        return [self.panel, self.asks, self.annotators]
+        return [self.annotator_pool, self.task, self.annotators]

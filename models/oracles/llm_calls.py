@@ -39,15 +39,15 @@ class Frame(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def frame_of(question: str, *, structured: bool, against_length: bool) -> Frame:
+def frame_of(question: str, *, structured_output: bool, discourage_length_bias: bool) -> Frame:
     """Return the frame of a question without its texts."""
-    messages = messages_of(question, structured=structured, against_length=against_length)
+    messages = messages_of(question, structured_output=structured_output, discourage_length_bias=discourage_length_bias)
     return Frame(most_tokens_sent(messages), digest_of(messages))
 
 
-def messages_of(question: str, *, structured: bool, against_length: bool) -> list[Message]:
+def messages_of(question: str, *, structured_output: bool, discourage_length_bias: bool) -> list[Message]:
     """Return what a judge is sent: how to answer, and the question."""
-    told = [QUOTED, *([NO_LENGTH] * against_length), *([JSON_FIRST] * structured)]
+    told = [QUOTED, *([NO_LENGTH] * discourage_length_bias), *([JSON_FIRST] * structured_output)]
     return [{"role": "system", "content": "\n".join(told)}, {"role": "user", "content": question}]
 
 

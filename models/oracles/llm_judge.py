@@ -61,17 +61,17 @@ class LLMJudge(Oracle):
 
     kind: Literal["llm_judge"] = "llm_judge"
     endpoint: Endpoint
-    structured: bool = Field(
+    structured_output: bool = Field(
         True, description="Whether JSON is asked for; set it to false for servers without json_schema."
     )
-    read: Literal["stated", "expected"] = Field(
+    scoring: Literal["stated", "expected"] = Field(
         "stated", description="How a score is read: as stated, or expected over the probabilities of its token."
     )
     samples: PositiveInt = Field(1, description="Judgements whose mean is the score.")
     attempts: PositiveInt = Field(
         2, description="Calls for each judgement until one can be read; then the query is quarantined."
     )
-    against_length: bool = Field(True, description="Whether the judge is told that length is no merit.")
+    discourage_length_bias: bool = Field(True, description="Whether the judge is told that length is no merit.")
 
     @override
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
@@ -86,8 +86,8 @@ class LLMJudge(Oracle):
                 messages,
                 self._read,
                 seeds=range(sample * self.attempts, (sample + 1) * self.attempts),
-                schema=_SCHEMA if self.structured else None,
-                top_logprobs=_ALTERNATIVES if self.read == "expected" else 0,
+                schema=_SCHEMA if self.structured_output else None,
+                top_logprobs=_ALTERNATIVES if self.scoring == "expected" else 0,
             )
             for sample in range(self.samples)
         ]
@@ -121,7 +121,7 @@ class LLMJudge(Oracle):
         for record in records_of([raw]):
             for value, text in zip(record["said"], record["texts"], strict=False):
                 if value is not None:
-                    told = stated_field(text, "justification") if self.structured else SCORE_LINE.sub("", text)
+                    told = stated_field(text, "justification") if self.structured_output else SCORE_LINE.sub("", text)
                     return " ".join(told.split()) if isinstance(told, str) else ""
         return ""
 
@@ -135,25 +135,31 @@ class LLMJudge(Oracle):
 
     def _messages(self, prompt: str, response: str, rubric: Rubric) -> list[Message]:
         return messages_of(
-            rubric.render(prompt, response), structured=self.structured, against_length=self.against_length
+            rubric.render(prompt, response),
+            structured_output=self.structured_output,
+            discourage_length_bias=self.discourage_length_bias,
         )
 
     def _frame(self, rubric: Rubric) -> "Frame":
-        return frame_of(rubric.render("", ""), structured=self.structured, against_length=self.against_length)
+        return frame_of(
+            rubric.render("", ""),
+            structured_output=self.structured_output,
+            discourage_length_bias=self.discourage_length_bias,
+        )
 
     def _most_sent(self, prompt: str, response: str) -> int:
         return max(self._frame(rubric).tokens for rubric in Rubric.every()) + most_tokens(prompt + response)
 
     def _read(self, reply: Reply) -> float | None:
-        stated = stated_score(reply.text, structured=self.structured)
-        if stated is None or self.read == "stated":
+        stated = stated_score(reply.text, structured_output=self.structured_output)
+        if stated is None or self.scoring == "stated":
             return None if stated is None else float(stated.score)
         return expected_score(reply, stated.place)
 
 
-def stated_score(text: str, *, structured: bool) -> Stated | None:
+def stated_score(text: str, *, structured_output: bool) -> Stated | None:
     """Return the one score that a judgement states; None if there is none, several, or one out of range."""
-    if not structured:
+    if not structured_output:
         score = parse_score(text)
         found = [match for match in SCORE_LINE.finditer(text) if int(match[1]) == score]
         return Stated(score, found[-1].start(1)) if score is not None else None

@@ -87,4 +87,4 @@ class Noisy(Oracle):
     def check(self) -> None:
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
-            raise ConfigError(f"noisy calls its inner oracle, and {self.inner.label()!r} answers through a queue")
+            raise ConfigError(f"noisy calls its inner oracle, and {self.inner.kind_name()!r} answers through a queue")

@@ -28,7 +28,7 @@ class Checkpoint:
     template: Template = "chat"
     weights: str = ""
 
-    def shared(self) -> LanguageModel:
+    def load_cached(self) -> LanguageModel:
         """Return the model to read from, as it was loaded before if it was: loading takes seconds.
 
         Of small models several stay loaded, as many as the cache has room for; of a large one only the last.
@@ -40,7 +40,7 @@ class Checkpoint:
         CACHE.models[self] = found
         return found
 
-    def load(self) -> LanguageModel:
+    def load_copy(self) -> LanguageModel:
         """Return the model for the caller alone to train: a copy, or where two are too many all that are `shared` go."""
         if 2 * self._bytes() <= CACHE.room:
             kept = CACHE.models.get(self)
@@ -54,7 +54,7 @@ class Checkpoint:
         """Return the renderer of its tokenizer, without loading its weights."""
         return Renderer(self.load_tokenizer(), self.template)
 
-    def for_others_to_place(self) -> LanguageModel:
+    def load_on_cpu(self) -> LanguageModel:
         """Return the model on the processor, for a trainer to spread over devices."""
         return self._loaded(on_gpu=False, attend=attention(self.dtype))
 

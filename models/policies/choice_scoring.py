@@ -12,7 +12,7 @@ import numpy as np
 from models.core.arrays import FloatArray
 from models.core.errors import ConfigError
 from models.policies.language_model import LanguageModel
-from models.policies.lm_head import is_plain
+from models.policies.lm_head import has_plain_head
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def _logits(policy: LanguageModel, given: dict[str, Any], tokens: "torch.Tensor"
     """Return the logits of tokens, (rows, A), as the last one's successors."""
     import torch
 
-    if is_plain(policy.model):
+    if has_plain_head(policy.model):
         states = policy.model.base_model(**given).last_hidden_state[:, -1].float()
         weight = policy.model.get_output_embeddings().weight[tokens].float()
         return torch.einsum("nd,nad->na", states, weight)
@@ -118,6 +118,6 @@ def _undecided(policy: LanguageModel, prompt: str, answers: Sequence[str]) -> tu
     if len(set(decisive)) < len(answers):
         raise ConfigError(
             f"this tokenizer does not tell the answers {list(answers)} apart by one token: use another evaluator, "
-            "or read: sampled"
+            "or scoring: sampled"
         )
     return encoded[0][:shared], decisive

@@ -12,7 +12,7 @@ from models.core.arrays import Float32Array, FloatArray, IntArray
 from models.core.data import Response
 from models.core.errors import ConfigError
 from models.policies.chat_template import Encoded, Renderer, Template
-from models.policies.lm_head import is_plain
+from models.policies.lm_head import has_plain_head
 from models.policies.lm_head import logprob as head_logprob
 from models.policies.recorded import recorded
 
@@ -101,7 +101,7 @@ class LanguageModel:
         import torch
 
         before, tokens = asked[:, 1:], ids[asked]
-        if is_plain(self.model):
+        if has_plain_head(self.model):
             states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[
                 :, :-1
             ]

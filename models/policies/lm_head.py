@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     is_likeliest: Any
 
 
-def is_plain(model: "PreTrainedModel") -> bool:
+def has_plain_head(model: "PreTrainedModel") -> bool:
     """Whether a model's logits are a linear layer, without a bias, of its last hidden states."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     transformed = any(value and _TRANSFORMS.search(name) for name, value in config.to_dict().items())

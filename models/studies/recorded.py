@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.acquisition.base import Acquisition, Pool
-from models.acquisition.uniform import Uniform
+from models.acquisition.random import Random
 from models.core.arrays import BoolArray, Float32Array, FloatArray, IntArray
 from models.core.data import Response
 from models.core.randomness import seed_of, stream
@@ -119,7 +119,7 @@ def learning_curve(
     members: FloatArray | None = None
     points = []
     for turn, budget in enumerate(budgets):
-        wanted = Uniform() if strategy.needs.scores and members is None else strategy
+        wanted = Random() if strategy.needs.scores and members is None else strategy
         state = _pool(pool, wanted, known, members)
         picks = wanted.select(state, budget - int(known.sum()), stream(seed, turn, "acquire"))
         row_of = {response_id: row for row, response_id in enumerate(state.ids)}

@@ -54,13 +54,20 @@ def train(
     it, is filled up with the first ones. Raises ConfigError if a batch has no equal parts, and RuntimeError if they fail.
     """
     if config is None or training.by in IN_ONE:
-        return _train(start.load(), training, folder, along)
+        return _train(start.load_copy(), training, folder, along)
     processes, spread = check_config(config, training.recipe)
     CACHE.release()
     with tempfile.TemporaryDirectory(prefix="ninefold-training-") as scratch:
         place = Path(scratch)
         _write(start, training, folder, along, place)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(config),
+            *_free_port(config),
+        ]
         with watched([*command, "-m", "models.training.accelerate", str(place)]) as launcher:
             code = launcher.wait()
         if code:
@@ -73,6 +80,14 @@ def train(
                 "models over GPUs alone"
             )
         return facts
+
+
+def _free_port(config: Path) -> list[str]:
+    """Return what lets accelerate look for a port of its own, where the file names none: others may train beside us."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    named = getattr(load_config_from_file(str(config)), "main_process_port", None)
+    return [] if named is not None else ["--main_process_port", "0"]
 
 
 def check_config(config: Path, *schedules: TrainingConfig) -> tuple[int, str]:
@@ -159,7 +174,7 @@ def main(place: Path) -> None:
     )
     start = Checkpoint(adapters=tuple(map(Path, spec["adapters"])), **spec["checkpoint"])
     folder, *along = map(Path, spec["folders"])
-    facts = _train(start.for_others_to_place(), training, folder, along)
+    facts = _train(start.load_on_cpu(), training, folder, along)
     if os.environ.get("RANK", "0") == "0":
         from accelerate.state import AcceleratorState
 

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
-from models.policies.lm_head import is_plain, scored
+from models.policies.lm_head import has_plain_head, scored
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def use_cpu_kernels(trainer: "Trainer") -> None:
         if _is_plain_adapter(layer):
             layer.forward = types.MethodType(_adapted(layer.forward), layer)
     model.base_model.forward = _attending(model.base_model.forward)
-    if is_plain(model) and not model.get_output_embeddings().weight.requires_grad:
+    if has_plain_head(model) and not model.get_output_embeddings().weight.requires_grad:
         model.forward = types.MethodType(_scoring(model.forward), model)
 
 

@@ -15,7 +15,14 @@ from models.policies.language_model import LanguageModel
 from models.policies.recorded import recorded
 from models.training.config import TrainingConfig
 from models.training.cpu_kernels import use_cpu_kernels
-from models.training.trainer import arguments, fitting, metrics_of, run, save_trained, to_train
+from models.training.trainer import (
+    fits_max_length,
+    metrics_of,
+    save_trained,
+    to_train,
+    train_with_progress,
+    trainer_kwargs,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +95,7 @@ def train_dpo(
             return dataset
 
     # without adapters the trainer would load a model for reference, unless it is to compute the columns itself
-    given = arguments(recipe, seed, len(rows)) | {"precompute_ref_log_probs": recipe.lora is None}
+    given = trainer_kwargs(recipe, seed, len(rows)) | {"precompute_ref_log_probs": recipe.lora is None}
     trainer = Trainer(
         model=to_train(policy.model, recipe),
         args=DPOConfig(beta=recipe.beta, **given),
@@ -118,7 +125,7 @@ def train_on_pairs(
 ) -> dict[str, float]:
     """Train, save what has changed in `folder`, and return the last metrics and how many of the pairs were kept."""
     use_cpu_kernels(trainer)
-    run(trainer, along)
+    train_with_progress(trainer, along)
     save_trained(trainer, folder)
     names = ["train_loss", "rewards/accuracies", "rewards/margins", *metrics, "train_runtime"]
     return {"pairs": float(kept), "too_long": float(pairs - kept)} | metrics_of(trainer.state.log_history, names)
@@ -131,7 +138,7 @@ def fitting_pairs(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> 
 
 def _fits(policy: LanguageModel, pairs: Sequence[Pair], recipe: DPO) -> list[bool]:
     longer = [(p.prompt, _longer(policy.renderer, p)) for p in pairs]
-    return fitting(policy.renderer, longer, recipe.max_length, recipe.algorithm.upper())
+    return fits_max_length(policy.renderer, longer, recipe.max_length, recipe.algorithm.upper())
 
 
 def _longer(renderer: Renderer, pair: Pair) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from models.core.data import Pair
 from models.policies.language_model import LanguageModel
 from models.training.dpo import DPO, fitting_pairs, train_on_pairs
-from models.training.trainer import arguments, to_train
+from models.training.trainer import to_train, trainer_kwargs
 
 
 def train_kto(
@@ -30,7 +30,7 @@ def train_kto(
             rows.append(policy.renderer.row(pair.prompt, completion=text) | {"label": desirable})
     trainer = KTOTrainer(
         model=to_train(policy.model, recipe),
-        args=KTOConfig(beta=recipe.beta, **arguments(recipe, seed, len(rows))),
+        args=KTOConfig(beta=recipe.beta, **trainer_kwargs(recipe, seed, len(rows))),
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=recipe.peft("CAUSAL_LM"),

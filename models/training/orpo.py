@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from models.core.data import Pair
 from models.policies.language_model import LanguageModel
 from models.training.dpo import DPO, fitting_pairs, train_on_pairs
-from models.training.trainer import arguments, to_train
+from models.training.trainer import to_train, trainer_kwargs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ def train_orpo(
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     kept = fitting_pairs(policy, pairs, recipe)
-    given = arguments(recipe, seed, len(kept))
+    given = trainer_kwargs(recipe, seed, len(kept))
     given["gradient_checkpointing"] = given.pop("activation_checkpointing")  # its own name for it
     trainer = ORPOTrainer(
         model=to_train(policy.model, recipe),

@@ -26,7 +26,7 @@ CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 log = logging.getLogger(__name__)
 
 
-def arguments(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
+def trainer_kwargs(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
     """Return the arguments common to SFTConfig, DPOConfig and RewardConfig; nothing is written by the trainer."""
     import torch
 
@@ -54,7 +54,7 @@ def arguments(schedule: TrainingConfig, seed: int, rows: int) -> dict[str, Any]:
     }
 
 
-def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: int, what: str) -> list[bool]:
+def fits_max_length(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: int, what: str) -> list[bool]:
     """Return which (prompt, response) texts fit into `max_length` tokens; warn of the others, by number and first texts.
 
     Left to themselves the trainers cut them or leave them out, in silence.
@@ -71,7 +71,7 @@ def fitting(renderer: Renderer, texts: Sequence[tuple[str, str]], max_length: in
     return fits
 
 
-def run(trainer: "Trainer", along: Sequence[Path] = ()) -> None:
+def train_with_progress(trainer: "Trainer", along: Sequence[Path] = ()) -> None:
     """Train under a bar of steps; save the adapter as it is at equal distances on the way, one in each folder of `along`."""
     from transformers import PrinterCallback, TrainerCallback
 

@@ -12,7 +12,7 @@ from models.core.registry import Frozen
 from models.embeddings.base import View
 from models.evaluators.base import Evaluator
 from models.generators.base import response_id
-from models.metrics.agreement import numbered
+from models.metrics.agreement import group_ids
 from models.oracles.replay import Replay
 from models.studies.recorded import Point, Recording, learning_curve
 from tasks.engine.caching import stage
@@ -79,7 +79,7 @@ def curve(
     """Return the agreement with the oracle after each budget; a seed fixes the split, the first batch and every draw."""
     tuples = store().rows(recorded.responses, Response)
     labels = store().rows(recorded.labels, Label)
-    prompt = numbered([r.prompt_id for r in tuples])
+    prompt = group_ids([r.prompt_id for r in tuples])
     recording = Recording(
         responses=tuples,
         prompt=prompt,

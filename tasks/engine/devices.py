@@ -9,12 +9,12 @@ from tasks.engine.settings import settings
 
 @contextmanager
 def on_device() -> Iterator[None]:
-    """Hold a slot of the limit that NINEFOLD_DEVICE names, waiting for one to be free; nothing without it.
+    """Hold a slot of the limit that NINEFOLD_DEVICE_LIMIT names, waiting for one to be free; nothing without it.
 
     Whoever dies gives up its slot when its lease ends, after five minutes at most. Raises ConfigError if Prefect's server
     knows no such limit.
     """
-    name = settings().device
+    name = settings().device_limit
     with ExitStack() as held:
         if name is not None:
             from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
@@ -27,7 +27,7 @@ def on_device() -> Iterator[None]:
                 if error.__cause__ is not None:  # the server did not answer, or not so
                     raise
                 raise ConfigError(
-                    f"NINEFOLD_DEVICE={name}: Prefect's server has no concurrency limit of this name: prefect gcl create "
-                    f"{name} --limit 1"
+                    f"NINEFOLD_DEVICE_LIMIT={name}: Prefect's server has no concurrency limit of this name: prefect gcl "
+                    f"create {name} --limit 1"
                 ) from error
         yield

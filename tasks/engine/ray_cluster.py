@@ -33,7 +33,7 @@ def run_remote(work: "partial[R]", *, gpus: int = 1) -> R:
     `gpus` are those that it takes of a cluster that has any. A node that is lost is replaced by another, an OSError (the
     store, the network) is tried again there; other errors are raised here as they are.
     """
-    if settings().ray is not None:
+    if settings().ray_address is not None:
         done: R = _cluster().run(work, gpus)
         return done
     with on_device():
@@ -42,7 +42,7 @@ def run_remote(work: "partial[R]", *, gpus: int = 1) -> R:
 
 def max_parallel() -> int:
     """Return how many shards to ask for at once: one here, and on a cluster some more than it has room for now."""
-    return 1 if settings().ray is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)  # nodes may join
+    return 1 if settings().ray_address is None else min(_MOST_AT_ONCE, _cluster().slots() + 2)  # nodes may join
 
 
 def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
@@ -51,7 +51,7 @@ def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
     Raises ConfigError if the settings name one that is not there, whose nodes do not see what this process sees, none of
     which has as many GPUs as a shard of generation takes, or one of which has and fails the check.
     """
-    if settings().ray is None:
+    if settings().ray_address is None:
         return ""
     _cluster().check_room(gpus)
     if check is not None:
@@ -61,7 +61,7 @@ def check_cluster(gpus: int, check: Callable[[], None] | None = None) -> str:
 
 def cancel_all() -> None:
     """Give up all that is under way on the cluster; whoever waits for it is told."""
-    if settings().ray is not None:
+    if settings().ray_address is not None:
         _cluster().leave()
         _connected.cache_clear()
 
@@ -81,11 +81,11 @@ class _Cluster:
     def __init__(self, address: str) -> None:
         if "://" in address:
             raise ConfigError(
-                f"NINEFOLD_RAY={address}: Ray's client is not used here: make this machine a node of the cluster (ray start "
-                "--address=HOST:PORT, with --num-cpus=0 if it is to lend nothing), and name HOST:PORT"
+                f"NINEFOLD_RAY_ADDRESS={address}: Ray's client is not used here: make this machine a node of the cluster "
+                "(ray start --address=HOST:PORT, with --num-cpus=0 if it is to lend nothing), and name HOST:PORT"
             )
         if find_spec("ray") is None:
-            raise ConfigError(f"NINEFOLD_RAY={address} needs Ray: pip install 'ninefold[ray]', on every node")
+            raise ConfigError(f"NINEFOLD_RAY_ADDRESS={address} needs Ray: pip install 'ninefold[ray]', on every node")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # once let go of, no other cluster is started in its place
         import ray
@@ -97,7 +97,8 @@ class _Cluster:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"NINEFOLD_RAY={address}: no Ray cluster answers there ({error}): start one (ray start --head) or unset it"
+                f"NINEFOLD_RAY_ADDRESS={address}: no Ray cluster answers there ({error}): start one (ray start --head) or "
+                "unset it"
             ) from error
         # a process keeps its model for the next shard; not on a GPU, which others may be given meanwhile
         self._call = ray.remote(max_calls=1 if self._gpus() else 0)(_call)
@@ -129,7 +130,7 @@ class _Cluster:
     def described(self) -> str:
         """Return how large the cluster is."""
         nodes = sum(bool(node["Alive"]) for node in self._ray.nodes())
-        return f"on the Ray cluster at {settings().ray}: {nodes} nodes, room for {self.slots()} at once"
+        return f"on the Ray cluster at {settings().ray_address}: {nodes} nodes, room for {self.slots()} at once"
 
     def leave(self) -> None:
         """Take back all that is under way; whoever waits for it is told, and nothing more is begun."""
@@ -157,7 +158,7 @@ class _Cluster:
         if not self.slots(gpus):
             share = self._share(gpus)
             raise ConfigError(
-                f"no node of the Ray cluster at {settings().ray} has the {share['num_cpus']} processors and "
+                f"no node of the Ray cluster at {settings().ray_address} has the {share['num_cpus']} processors and "
                 f"{share['num_gpus']} GPUs that a shard takes: lower NINEFOLD_RAY_CPUS or tensor_parallel, or add one"
             )
 
@@ -209,7 +210,9 @@ class _Cluster:
         try:
             answers: list[R] = self._ray.get(asked, timeout=_PROBE_SECONDS)
         except self._ray.exceptions.RayError as error:
-            raise ConfigError(f"NINEFOLD_RAY={settings().ray}: a node cannot work for this project: {error}") from error
+            raise ConfigError(
+                f"NINEFOLD_RAY_ADDRESS={settings().ray_address}: a node cannot work for this project: {error}"
+            ) from error
         return answers
 
 
@@ -262,7 +265,7 @@ def _connected(address: str) -> _Cluster:
 
 
 def _cluster() -> _Cluster:
-    address = settings().ray
+    address = settings().ray_address
     if address is None:
-        raise ConfigError("no Ray cluster is set: NINEFOLD_RAY=auto or HOST:PORT")
+        raise ConfigError("no Ray cluster is set: NINEFOLD_RAY_ADDRESS=auto or HOST:PORT")
     return _connected(address)

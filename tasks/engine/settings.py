@@ -29,12 +29,14 @@ class Settings(BaseSettings):
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")
     accelerate: Path | None = Field(None, description="accelerate configuration by which policies are trained")
-    device: str | None = Field(None, description="Prefect concurrency limit of which computing stages hold a slot")
-    ray: str | None = Field(
+    device_limit: str | None = Field(
+        None, description="Prefect concurrency limit of which computing stages hold a slot"
+    )
+    ray_address: str | None = Field(
         None, description="address of a Ray cluster that generates, embeds and scores: auto, HOST:PORT"
     )
     ray_cpus: PositiveInt = Field(1, description="processors of a node that one shard takes")
-    shard: PositiveInt = Field(
+    shard_size: PositiveInt = Field(
         2048, description="responses that are generated, embedded or scored at once, and then kept"
     )
     log: Literal["debug", "info", "warning"] = Field("info", description="least grave of the lines on the terminal")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from models.core.data import Label, Response, Score, usable_scores
-from models.metrics.agreement import numbered
-from models.metrics.biases import as_list, format_shift, is_plain, longer_preferred
+from models.metrics.agreement import group_ids
+from models.metrics.biases import as_list, format_shift, is_unformatted, longer_preferred
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
 from tasks.evaluator.score import Scored
@@ -17,7 +17,7 @@ _LIST = " as a list"  # ends the id of a response that is written so
 @stage(version=3)
 def reformat(responses: Ref) -> StageResult:
     """Return one response to each prompt, and the same one written as a list; none where all are formatted already."""
-    rows = [r for r in store().rows(responses, Response) if is_plain(r.text)]
+    rows = [r for r in store().rows(responses, Response) if is_unformatted(r.text)]
     plain = list({r.prompt_id: r for r in reversed(rows)}.values())
     listed = [replace(r, id=r.id + _LIST, sample=-1 - r.sample, text=as_list(r.text)) for r in plain]
     return StageResult(
@@ -38,7 +38,7 @@ def assess_biases(responses: Ref, labels: Ref, scores: Scored, reformatted: Scor
     )
     rows = [r for r in store().rows(responses, Response) if r.id in proxy and r.id in oracle]
     length = np.array([float(len(r.text)) for r in rows])
-    prompt = numbered([r.prompt_id for r in rows])
+    prompt = group_ids([r.prompt_id for r in rows])
     facts: dict[str, float] = {}
     for whose, known in (("", proxy), ("_by_oracle", oracle)):
         found = longer_preferred(np.array([known[r.id] for r in rows]), length, prompt)

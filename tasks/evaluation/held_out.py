@@ -8,7 +8,7 @@ import numpy as np
 from models.core.data import Comparison, Label, Response, Score, Selection, usable_comparisons, usable_scores
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
-from models.metrics.agreement import SIMILAR_LENGTH, agreement, centred, numbered, pair_outcomes, rank_correlation
+from models.metrics.agreement import SIMILAR_LENGTH, agreement, centred, group_ids, pair_outcomes, rank_correlation
 from models.metrics.calibration import Calibration
 from models.metrics.diversity import apart, distinct_bigrams
 from models.metrics.intervals import clustered_mean
@@ -44,7 +44,7 @@ def assess_evaluator(
         temperature = given.facts["temperature"]
         proxy = {s.response_id: s.score / temperature for s in store().rows(given.ref, Score)}
         rows = [r for r in asked if r.id in proxy and r.id in oracle]
-        prompt = numbered([r.prompt_id for r in rows])
+        prompt = group_ids([r.prompt_id for r in rows])
         compared = (
             np.array([oracle[r.id] for r in rows]),
             np.array([proxy[r.id] for r in rows]),
@@ -164,7 +164,7 @@ def _win_share(
 def _outcome(comparisons: list[Comparison]) -> dict[str, float]:
     old = np.array([c.before_score for c in comparisons])
     new = np.array([c.after_score for c in comparisons])
-    prompt = numbered([c.prompt_id for c in comparisons])
+    prompt = group_ids([c.prompt_id for c in comparisons])
     won, longer_by = (
         np.array([c.won for c in comparisons]),
         np.array([float(len(c.after) - len(c.before)) for c in comparisons]),
@@ -205,6 +205,6 @@ def _diversity(first: list[Response], second: list[Response]) -> dict[str, float
     facts: dict[str, float] = {}
     for when, rows in (("before", first), ("after", second)):
         texts = [r.text for r in rows]
-        facts[f"diversity_{when}"] = apart(texts, numbered([r.prompt_id for r in rows])).mean
+        facts[f"diversity_{when}"] = apart(texts, group_ids([r.prompt_id for r in rows])).mean
         facts[f"distinct_2_{when}"] = distinct_bigrams(texts, words)
     return facts

@@ -13,7 +13,7 @@ from tasks.policy.policy_ref import Policy
 def benchmark(policy: Policy, task: Task, *, identity: str, batch_size: int) -> StageResult:
     """Return Graded rows: what the policy gets for each question of the task, whose `identity` is in the cache key."""
     del identity
-    rows = grade(policy.checkpoint().load(), task, batch_size=batch_size)
+    rows = grade(policy.checkpoint().load_copy(), task, batch_size=batch_size)
     mean = sum(row.score for row in rows) / len(rows)
     return StageResult(
         ref=store().write_rows("grades", rows, QuestionResult), facts={"mean": mean, "questions": float(len(rows))}

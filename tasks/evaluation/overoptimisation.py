@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.core.data import Label, Response, Score, usable_scores
-from models.metrics.agreement import numbered, win_rate
+from models.metrics.agreement import group_ids, win_rate
 from models.metrics.intervals import clustered_mean
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
@@ -35,7 +35,7 @@ def assess_best_of(before: Ref, best: Ref, *, before_labels: Ref, best_labels: R
         (chosen[r.prompt_id], r) for r in store().rows(before, Response) if r.prompt_id in chosen and r.id in scores
     ]
     new, old = (np.array([scores[pair[side].id] for pair in pairs]) for side in (0, 1))
-    prompt = numbered([r.prompt_id for r, _ in pairs])
+    prompt = group_ids([r.prompt_id for r, _ in pairs])
     facts = {"best_of": float(count), "best_of_kl": float(np.log(count) - (count - 1) / count)}
     for name, values in (("win_rate", win_rate(new, old)), ("gain", new - old)):
         found = clustered_mean(values, prompt)

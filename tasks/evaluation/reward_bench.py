@@ -46,7 +46,7 @@ def reward_bench(
     given, checkpoint = contrasts(pairs), trained.policy.checkpoint()
     context = FitContext(checkpoint, trained.rubric, store().folder(trained.evaluator_ref), seed=0)
     weighs = weights(program, given)  # a subset that it does not know is refused before hours of scoring
-    model = checkpoint.shared()
+    model = checkpoint.load_cached()
     longest = int(getattr(model.model.config.get_text_config(), "max_position_embeddings", _LONGEST))
     lengths = np.array(
         [len(model.renderer.encode(p.prompt, text).ids) for p in given for text in (p.chosen, p.rejected)]

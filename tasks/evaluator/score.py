@@ -10,7 +10,7 @@ from models.core.data import Response, Score
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
 from models.evaluators.base import Evaluator, Examples, FitContext
-from models.metrics.agreement import concentration, numbered
+from models.metrics.agreement import concentration, group_ids
 from tasks.engine.caching import stage
 from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
@@ -44,7 +44,7 @@ def score_sharded(
 
     if features is not None:
         return of(responses)
-    made = map_shards(of, responses, rows=settings().shard, what="scoring")
+    made = map_shards(of, responses, rows=settings().shard_size, what="scoring")
     if len(made) == 1:
         return made[0]
     scores, members = (
@@ -106,7 +106,7 @@ def _facts(
     evaluator: Evaluator, rows: Sequence[Response], scores: Sequence[Score], members: FloatArray, temperature: float
 ) -> dict[str, float]:
     parsed, found = np.isfinite(members.mean(axis=0)), np.array([one.score for one in scores])
-    prompt = numbered([r.prompt_id for r in rows])
+    prompt = group_ids([r.prompt_id for r in rows])
     return {
         "scored": float(len(scores)),
         "unparsed": float(len(rows) - len(scores)),

@@ -11,7 +11,7 @@ from models.core.arrays import BoolArray
 from models.core.data import Label, Response, Selection
 from models.core.errors import ConfigError
 from models.core.randomness import stream
-from models.metrics.agreement import numbered
+from models.metrics.agreement import group_ids
 from models.oracles.base import Oracle
 from tasks.engine.caching import StageResult, stage
 from tasks.engine.store import Ref, store
@@ -52,7 +52,7 @@ def acquire(
     elif isinstance(strategy, PairAcquisition):
         picks = strategy.select_pairs(pool, budget, rng)
     else:
-        raise ConfigError(f"acquisition {strategy.label()!r} picks tuples, and this oracle is pairwise")
+        raise ConfigError(f"acquisition {strategy.kind_name()!r} picks tuples, and this oracle is pairwise")
     facts = {"picks": float(len(picks)), "pool": float(len(pool.ids))}
     return StageResult(ref=store().write_rows("picks", picks, Selection), facts=facts)
 
@@ -81,7 +81,7 @@ def _pool(
     for row, response in enumerate(responses):
         repeated[row] = (response.prompt_id, response.text) in seen
         seen.add((response.prompt_id, response.text))
-    prompt = numbered([r.prompt_id for r in responses])
+    prompt = group_ids([r.prompt_id for r in responses])
     scores = store().matrix(members).astype(np.float64) if members is not None else None
     unparsed: BoolArray = np.zeros(len(responses), dtype=bool)
     if scores is not None:

@@ -11,7 +11,7 @@ from pydantic import InstanceOf
 from models.core.data import SETTLED, Label, Response, Selection
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.labelling.label import AnswersPending, LabellingSession, label
+from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.retry import PATIENCE
 from models.ledger.ledger import Ledger
 from models.metrics.agreement import rank_correlation
@@ -89,7 +89,7 @@ def _buy(
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
-    labels = label(
+    labels = label_responses(
         [question for question, _ in questions],
         LabellingSession(ledger, request.oracle, request.rubric, request.account, patience=patience),
         max_queries=request.max_queries,

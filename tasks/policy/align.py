@@ -22,7 +22,7 @@ def reference(policy: Policy, pairs: Ref, sampled: Ref) -> StageResult:
     """
     rows, own = store().rows(pairs, Pair), store().rows(sampled, Response)
     with store().new_matrix("reference", (len(rows), 2)) as matrix:
-        matrix.values[:] = reference_logprob(policy.checkpoint().shared(), rows, own)
+        matrix.values[:] = reference_logprob(policy.checkpoint().load_cached(), rows, own)
     return StageResult(ref=matrix.ref)
 
 

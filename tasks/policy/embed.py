@@ -24,7 +24,7 @@ def embed_sharded(responses: Ref, embedding: Embedding, *, view: View, rubric: R
     def of(shard: Ref) -> Ref:
         return embed(shard, embedding, view=view, encoder=encoder, rubric=rubric, policy=policy).ref
 
-    made = map_shards(of, responses, rows=settings().shard, what="embedding")
+    made = map_shards(of, responses, rows=settings().shard_size, what="embedding")
     return made[0] if len(made) == 1 else join_matrices(tuple(made), axis=0).ref
 
 
@@ -43,7 +43,7 @@ def embed(
 def _embed(responses: Ref, embedding: Embedding, *, view: View, rubric: Rubric, policy: Policy | None) -> StageResult:
     texts = texts_of(view, store().rows(responses, Response), rubric)
     distinct = list(dict.fromkeys(texts))
-    model = policy.checkpoint().shared() if policy is not None else None
+    model = policy.checkpoint().load_cached() if policy is not None else None
     return StageResult(ref=_write(texts, distinct, embedding.shards(distinct, model)))
 
 

@@ -21,7 +21,7 @@ def generate_sharded(policy: Policy, prompts: Ref, generator: Generator, *, samp
     def of(shard: Ref) -> StageResult:
         return generate(policy, shard, generator, samples=samples, seed=seed)
 
-    rows = max(1, settings().shard // samples)
+    rows = max(1, settings().shard_size // samples)
     return joined(map_shards(of, prompts, rows=rows, what="generating"), summed="responses")
 
 

@@ -45,7 +45,7 @@ class Policy(Frozen):
         """
         texts, ended = [(r.prompt, r.text) for r in responses], [r.tokens < max_new_tokens for r in responses]
         sampled = responses if own else ()
-        return self.checkpoint().shared().likelihood(texts, ended=ended, sampled=sampled, what=what)
+        return self.checkpoint().load_cached().likelihood(texts, ended=ended, sampled=sampled, what=what)
 
     def checkpoint(self) -> Checkpoint:
         """Return where the policy lies on this machine; raise ConfigError if the base model is no longer the same."""

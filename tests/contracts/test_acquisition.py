@@ -20,7 +20,7 @@ from models.acquisition.margin import Margin
 from models.acquisition.pair_rules.base import PairRule
 from models.acquisition.predictive_entropy import PredictiveEntropy
 from models.acquisition.pref_entropy import PrefEntropy
-from models.acquisition.uniform import Uniform
+from models.acquisition.random import Random
 from models.core.arrays import Float32Array
 from models.core.registry import plugins_of
 from ninefold.testing import check_acquisition, make_pool
@@ -28,7 +28,7 @@ from ninefold.testing import check_acquisition, make_pool
 RULES: list[PairRule] = [rule() for rule in plugins_of(PairRule)]
 STRATEGIES: list[Acquisition] = [
     *[kind() for kind in plugins_of(Acquisition)],
-    Uniform(stratified=True),
+    Random(stratified=True),
     PredictiveEntropy(per_token=True),
     DOptimal(weight="bernoulli"),
     Hybrid(uncertainty=PredictiveEntropy()),

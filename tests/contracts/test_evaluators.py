@@ -122,7 +122,7 @@ def test_a_score_does_not_depend_on_the_batch_the_company_or_the_padding(
         settings = json.loads((source / "tokenizer_config.json").read_text())
         (source / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": side}))
         padded = replace(context, policy=replace(context.policy, source=str(source)))
-        assert padded.policy.load().tokenizer.padding_side == side
+        assert padded.policy.load_copy().tokenizer.padding_side == side
         np.testing.assert_allclose(evaluator.predict(unseen, padded), whole, atol=2e-4)
 
 
@@ -182,10 +182,10 @@ def test_an_evaluator_of_shuffled_labels_knows_nothing(context: FitContext) -> N
 
 def test_sampled_judgements_are_parsed_and_the_unparsable_are_left_out(context: FitContext) -> None:
     shown, scores = world(24, seed=0)
-    trained = Generative(training=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA), read="sampled")
+    trained = Generative(training=SFT(learning_rate=5e-3, epochs=30, batch_size=8, lora=LORA), scoring="sampled")
     trained.fit(shown, scores, context)
     assert np.isfinite(trained.predict(shown, context)).any()
-    untrained = Generative(training=SFT(learning_rate=1e-9, epochs=1, lora=LORA), read="sampled", judgements=1)
+    untrained = Generative(training=SFT(learning_rate=1e-9, epochs=1, lora=LORA), scoring="sampled", num_samples=1)
     untrained.fit(shown, scores, context)
     assert np.isnan(untrained.predict(shown, context)).all(), "word salad holds no score line"
 
@@ -204,7 +204,7 @@ def test_the_reward_head_is_read_where_training_read_it(context: FitContext, pad
 
     from models.evaluators.reward_head import _head, _states, _with_head
 
-    policy = context.policy.load()
+    policy = context.policy.load_copy()
     policy.tokenizer.pad_token = pad
     model = _with_head(policy, 0).eval()
 

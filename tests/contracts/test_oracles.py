@@ -14,12 +14,12 @@ from models.oracles import gold
 from models.oracles.alpaca_eval import AlpacaEval
 from models.oracles.base import Oracle, PairOracle, RetryableError, Verdict, canonical_pair
 from models.oracles.chat_client import Endpoint
-from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
 from models.oracles.human import Human
 from models.oracles.llm_judge import LLMJudge
-from models.oracles.llm_pairs import LLMPairs
+from models.oracles.llm_pairwise_judge import LLMPairwiseJudge
 from models.oracles.noisy import Noisy
+from models.oracles.pairwise_from_scores import PairwiseFromScores
 from models.oracles.replay import Replay
 from models.oracles.reward_model import RewardModel
 from models.sources.movie_reviews import MovieReviews, snippets
@@ -46,9 +46,9 @@ def oracles(folder: Path, url: str = "http://127.0.0.1:1/v1") -> list[Oracle]:
         Gold(),
         replay,
         Noisy(inner=replay, label_noise=0.5),
-        Comparing(inner=Gold(), temperature=0.5),
+        PairwiseFromScores(inner=Gold(), temperature=0.5),
         LLMJudge(endpoint=model),
-        LLMPairs(endpoint=model),
+        LLMPairwiseJudge(endpoint=model),
         AlpacaEval(endpoint=model, reference=reference(folder)),
     ]
 
@@ -145,7 +145,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_the_same_question_either_way_round() -> None:
-    oracle, asked = Comparing(inner=Gold(micro_usd=7)), Rubric()
+    oracle, asked = PairwiseFromScores(inner=Gold(micro_usd=7)), Rubric()
     text, sign = canonical_pair("a mess", "a delight")
     assert (text, -sign) == canonical_pair("a delight", "a mess")
     assert oracle.compare("the film is", "a delight", "a mess", asked).score == 1
@@ -158,7 +158,7 @@ def test_a_comparison_is_the_same_question_either_way_round() -> None:
 
 def test_a_soft_comparison_is_bradley_terry() -> None:
     scores = [Gold().judge("the film is", text, Rubric()).score for text in ("a delight", "a mess")]
-    found = Comparing(inner=Gold(), temperature=2.0).compare("the film is", "a delight", "a mess", Rubric())
+    found = PairwiseFromScores(inner=Gold(), temperature=2.0).compare("the film is", "a delight", "a mess", Rubric())
     assert (1 + found.score) / 2 == pytest.approx(1 / (1 + np.exp(-(scores[0] - scores[1]) / 2.0)))
 
 
@@ -171,7 +171,7 @@ def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> 
                 raise RetryableError("refused")
             return super().judge(prompt, response, rubric)
 
-    oracle = Comparing.model_construct(inner=Second(), temperature=0.0)
+    oracle = PairwiseFromScores.model_construct(inner=Second(), temperature=0.0)
     with pytest.raises(RuntimeError, match="scored and paid for, the other failed: refused"):
         oracle.compare("the film is", "a delight", "a mess", Rubric())
     with pytest.raises(RetryableError):
@@ -179,8 +179,8 @@ def test_a_failure_after_the_first_score_was_paid_for_is_not_called_unpaid() -> 
 
 
 def test_comparing_wants_a_pointwise_oracle() -> None:
-    twice = Comparing(inner=Comparing(inner=Gold()))
+    twice = PairwiseFromScores(inner=PairwiseFromScores(inner=Gold()))
     assert isinstance(twice.inner, PairOracle)
-    with pytest.raises(ValueError, match="needs a pointwise oracle, and 'comparing' compares already"):
+    with pytest.raises(ValueError, match="needs a pointwise oracle, and 'pairwise_from_scores' compares already"):
         twice.check()
-    assert Noisy(inner=Comparing(inner=Gold())).query_type == "pairwise"
+    assert Noisy(inner=PairwiseFromScores(inner=Gold())).query_type == "pairwise"

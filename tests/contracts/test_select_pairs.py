@@ -9,7 +9,7 @@ import pytest
 
 from models.acquisition.base import Acquisition, Pool
 from models.acquisition.pairwise import PairAcquisition
-from models.acquisition.uniform_pairs import UniformPairs
+from models.acquisition.random_pairs import RandomPairs
 from models.core.registry import plugins_of
 
 RNG = np.random.default_rng
@@ -58,7 +58,7 @@ def test_random_pairs_are_uniform_over_prompts_and_pairs() -> None:
     pool = make_pool(4, 3)
     count: Counter[frozenset[str]] = Counter()
     for seed in range(1200):
-        (pick,) = UniformPairs().select_pairs(pool, 1, RNG(seed))
+        (pick,) = RandomPairs().select_pairs(pool, 1, RNG(seed))
         count[frozenset((pick.response_id, pick.against))] += 1
     assert len(count) == 12
     assert min(count.values()) > 60

@@ -31,7 +31,7 @@ def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge)
     endpoint = {
         "model": "judge",
         "base_url": server.url,
-        "key_env": "NINEFOLD_TEST_KEY",
+        "api_key_env": "NINEFOLD_TEST_KEY",
         "prices": prices,
         "timeout": 5.0,
     }

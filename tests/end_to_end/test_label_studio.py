@@ -17,7 +17,7 @@ import pytest
 from models.core.cache import once
 from models.core.rubric import Rubric
 from models.labelling.human_queue import Queue
-from models.labelling.label import AnswersPending, LabellingSession, label
+from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.label_studio import KEY, LabelStudio
 from models.ledger.ledger import Ledger
 from models.oracles.human import Human
@@ -119,7 +119,7 @@ def posted(home: Path) -> Ledger:
 
 def ask(ledger: Ledger) -> Any:
     session = LabellingSession(ledger, PEOPLE, Rubric(), "a")
-    return label(
+    return label_responses(
         [response(n, text=f'is <b>"{n}" & more') for n in range(4)], session, max_queries=4, max_micro_usd=10**6
     )
 

@@ -109,7 +109,7 @@ def test_a_judge_that_compares_runs_in_the_same_flow(tiny_settings: dict[str, An
     report = run(
         given,
         evaluator={"kind": "generative_pairs", "training": schedule},
-        labelling__oracle={"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
+        labelling__oracle={"kind": "pairwise_from_scores", "inner": {"kind": "gold", "micro_usd": 5_000}},
         labelling__acquisition={"kind": "random_pairs"},
     )
     assert report["proxy_pairs"] > 9
@@ -207,7 +207,9 @@ def test_the_way_to_the_policy_and_the_best_of_several_are_measured_on_request(t
 
 def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     by_score = run(tiny_settings)
-    compared = run(tiny_settings, evaluation__pairwise_judge={"kind": "comparing", "inner": {"kind": "gold"}})
+    compared = run(
+        tiny_settings, evaluation__pairwise_judge={"kind": "pairwise_from_scores", "inner": {"kind": "gold"}}
+    )
     for name in ("win_rate", "lc_win_rate", "tie_rate", "oracle_gain"):
         assert compared["policy"][name] == by_score["policy"][name], "one oracle, asked in two ways"
     assert 48 < compared["evaluation_queries"] <= 48 + 24
@@ -216,7 +218,7 @@ def test_a_pairwise_oracle_decides_who_wins(tiny_settings: dict[str, Any], monke
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     with LoopbackJudge() as server:
         endpoint = {"model": "judge", "base_url": server.url, "prices": {"input": 1, "output": 1}}
-        judged = run(tiny_settings, evaluation__pairwise_judge={"kind": "llm_pairs", "endpoint": endpoint})
+        judged = run(tiny_settings, evaluation__pairwise_judge={"kind": "llm_pairwise_judge", "endpoint": endpoint})
     assert 0 <= judged["policy"]["win_rate"]["mean"] <= 1
     assert judged["pairwise_judge"] == {
         "oracle": "a language model comparing two responses in both orders",

@@ -111,7 +111,7 @@ def machine(
 
     def start(home: Path, **more: str) -> "Command | subprocess.Popen[bytes]":
         environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
-        environment |= {"NINEFOLD_SHARD": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
+        environment |= {"NINEFOLD_SHARD_SIZE": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
         environment |= {"PYTHONPATH": str(site)}
         home.mkdir()
         command = ["flows.cli.main", "run", str(tmp_path / "tiny.yaml")]
@@ -126,7 +126,7 @@ def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
     assert machine(tmp_path / "alone").wait(300) == 0, (tmp_path / "alone/log").read_text()[-4000:]
     shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver", "PYTHONPATH": str(tmp_path / "site")}
     with cluster(tmp_path, [shared, shared]) as (address, nodes):
-        run = machine(tmp_path / "driver", NINEFOLD_RAY=address)
+        run = machine(tmp_path / "driver", NINEFOLD_RAY_ADDRESS=address)
         log = tmp_path / "driver/log"
         try:
             until(lambda: works(nodes[1]) or run.poll() is not None, log=log, seconds=120)
@@ -165,8 +165,8 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
     place = without_prefect() | {"NINEFOLD_STORE": settings().store_url, "NINEFOLD_VLLM": str(command)}
     monkeypatch.delenv("NINEFOLD_VLLM")
     with cluster(tmp_path, [place, place], gpus=1) as (address, nodes):
-        monkeypatch.setenv("NINEFOLD_RAY", address)
-        monkeypatch.setenv("NINEFOLD_SHARD", "8")  # of four prompts
+        monkeypatch.setenv("NINEFOLD_RAY_ADDRESS", address)
+        monkeypatch.setenv("NINEFOLD_SHARD_SIZE", "8")  # of four prompts
         settings.cache_clear()
 
         def serves() -> bool:
@@ -204,18 +204,20 @@ def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(
     machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
     with cluster(tmp_path, [without_prefect() | {"NINEFOLD_STORE": f"{s3}/another"}]) as (address, _):
-        refused = machine(tmp_path / "driver", NINEFOLD_RAY=address)
+        refused = machine(tmp_path / "driver", NINEFOLD_RAY_ADDRESS=address)
         assert refused.wait(120) == 2
     said = (tmp_path / "driver/log").read_text()
     assert f"keeps its artifacts in {s3}/another" in " ".join(said.split())
     assert not (tmp_path / "driver/ledger.sqlite").exists()
-    gone = ninefold("doctor", home=tmp_path / "later", environment=without_prefect() | {"NINEFOLD_RAY": address})
+    gone = ninefold(
+        "doctor", home=tmp_path / "later", environment=without_prefect() | {"NINEFOLD_RAY_ADDRESS": address}
+    )
     assert gone.returncode == 1
     assert "no Ray cluster answers there" in " ".join(gone.stdout.split())
 
 
 def test_the_client_of_ray_is_refused_with_what_to_do_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NINEFOLD_RAY", "ray://10.0.0.1:10001")
+    monkeypatch.setenv("NINEFOLD_RAY_ADDRESS", "ray://10.0.0.1:10001")
     settings.cache_clear()
     with pytest.raises(ValueError, match="Ray's client is not used here: make this machine a node"):
         check_cluster(1)

@@ -25,7 +25,7 @@ def test_a_content_filter_at_a_few_questions_leaves_a_report_of_the_others(
     about = {"the bad film is": "no", "the dull": "no"}  # one that is held out; ten of the pool's forty
     with LoopbackJudge(about=about, says={"no": (400, FILTERED)}) as server:
         prices = {"input": 1_000_000, "output": 2_000_000}
-        endpoint = {"model": "judge", "base_url": server.url, "key_env": "NINEFOLD_TEST_KEY", "prices": prices}
+        endpoint = {"model": "judge", "base_url": server.url, "api_key_env": "NINEFOLD_TEST_KEY", "prices": prices}
         judge = {"kind": "llm_judge", "endpoint": endpoint}
         given = {
             "labelling__oracle": judge,

@@ -48,7 +48,7 @@ def judged(tmp_path: Path, tiny_settings: dict[str, Any], server: LoopbackJudge)
     endpoint = {
         "model": "judge",
         "base_url": server.url,
-        "key_env": "NINEFOLD_TEST_KEY",
+        "api_key_env": "NINEFOLD_TEST_KEY",
         "prices": {"input": 1_000_000, "output": 2_000_000},
     }
     tiny_settings["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}

@@ -149,7 +149,7 @@ class LoopbackJudge:
             return stream
         return web.Response(body=reply, content_type="application/json")
 
-    def _text(self, asked: str, structured: bool, fault: str | None) -> str:
+    def _text(self, asked: str, structured_output: bool, fault: str | None) -> str:
         wrong = fault == "out_of_range"
         if "\n\nResponse B: " in asked:
             name: str = "better"
@@ -157,7 +157,7 @@ class LoopbackJudge:
         else:
             name, verdict = "score", 9 if wrong else right_score(asked.rsplit("\n\nResponse: ", 1)[-1])
         said = {"justification": "by the rule", name: verdict}
-        return json.dumps(said) if structured else f"By the rule.\n{name.title()}: {verdict}"
+        return json.dumps(said) if structured_output else f"By the rule.\n{name.title()}: {verdict}"
 
     def _reply(self, body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         asked = body["messages"][-1]["content"]

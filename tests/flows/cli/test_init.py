@@ -23,9 +23,13 @@ def init(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("options", "kind", "evaluation"),
     [
-        ((), "comparing", "gold"),
+        ((), "pairwise_from_scores", "gold"),
         (("--people",), "human", "human"),
-        (("--judge", "some: judge #2", "--prices", "0.15,0.6", "--base-url", "https://h/v1"), "llm_pairs", "llm_judge"),
+        (
+            ("--judge", "some: judge #2", "--prices", "0.15,0.6", "--base-url", "https://h/v1"),
+            "llm_pairwise_judge",
+            "llm_judge",
+        ),
     ],
 )
 def test_what_it_writes_is_an_experiment_whose_plan_it_shows(
@@ -42,11 +46,11 @@ def test_what_it_writes_is_an_experiment_whose_plan_it_shows(
 
 
 def test_a_judges_own_prices_model_and_server_are_in_the_file(tmp_path: Path) -> None:
-    judge = ("--judge", "a: b", "--prices", "0.15,0.6", "--base-url", "https://h/v1", "--key-env", "MY_KEY")
+    judge = ("--judge", "a: b", "--prices", "0.15,0.6", "--base-url", "https://h/v1", "--api-key-env", "MY_KEY")
     assert "to do       environment variable MY_KEY is not set" in init(str(tmp_path / "x"), *judge)
     oracle = load(Experiment, tmp_path / "x" / "experiment.yaml").labelling.oracle.model_dump()
     endpoint = oracle["endpoint"]
-    assert (endpoint["model"], endpoint["base_url"], endpoint["key_env"]) == ("a: b", "https://h/v1", "MY_KEY")
+    assert (endpoint["model"], endpoint["base_url"], endpoint["api_key_env"]) == ("a: b", "https://h/v1", "MY_KEY")
     assert (endpoint["prices"]["input"], endpoint["prices"]["output"]) == (150_000, 600_000)
 
 
@@ -57,7 +61,7 @@ def test_a_judges_own_prices_model_and_server_are_in_the_file(tmp_path: Path) ->
         (("--judge", "m", "--prices", "inf,1"), "--prices 'inf,1' must be"),
         (("--judge", "m", "--prices", "-1,1"), "--prices '-1,1' must be"),
         (("--judge", "m", "--prices", "1,1", "--people"), "two oracles"),
-        (("--judge", "m", "--prices", "1,1", "--key-env", "AWS_SECRET"), "key_env=AWS_SECRET is no oracle's"),
+        (("--judge", "m", "--prices", "1,1", "--api-key-env", "AWS_SECRET"), "api_key_env=AWS_SECRET is no oracle's"),
         (("--judge", "m", "--prices", "1,1", "--base-url", "ftp://h"), "base_url"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_plan_spends_and_writes_nothing(tmp_path: Path, tiny_file: Path) -> 
 def test_labels_move_between_ledgers(tmp_path: Path) -> None:
     first = Ledger(f"sqlite:///{tmp_path / 'a' / 'ledger.sqlite'}")
     bought = {"status": "labelled", "raw": "é", "tokens": 1, "micro_usd": 5}
-    first.adopt(
+    first.import_labels(
         [
             (Question("judge", "c", f"p{number}", 'r "quoted", with\nlines'), bought | {"score": number / 3})
             for number in range(3)

@@ -72,7 +72,7 @@ def test_a_bad_experiment_is_refused_with_the_remedy(tiny_file: Path, home: Path
 
 
 def test_an_override_of_a_kind_starts_from_that_kinds_defaults(tiny_file: Path) -> None:
-    experiment = load(Experiment, tiny_file, ["evaluator.kind=generative", "evaluator.judgements=2", "dpo.beta=0.3"])
+    experiment = load(Experiment, tiny_file, ["evaluator.kind=generative", "evaluator.num_samples=2", "dpo.beta=0.3"])
     assert experiment.evaluator.model_dump()["kind"] == "generative"
     assert experiment.dpo.beta == 0.3
 
@@ -120,11 +120,11 @@ def test_the_experiment_survives_the_round_trip_through_json(tiny_settings: dict
     assert Experiment.model_validate(yaml.safe_load(yaml.safe_dump(experiment.model_dump(mode="json")))) == experiment
 
 
-def test_no_configuration_exposes_more_than_ten_fields() -> None:
+def test_no_configuration_exposes_more_than_a_dozen_fields() -> None:
     unvisited: list[Any] = [Experiment]
     while unvisited:
         model = unvisited.pop()
-        assert len(model.model_fields) <= (13 if model is Experiment else 10), model  # its sections
+        assert len(model.model_fields) <= (13 if model is Experiment else 12), model  # its sections
         unvisited += [f.annotation for f in model.model_fields.values() if hasattr(f.annotation, "model_fields")]
 
 

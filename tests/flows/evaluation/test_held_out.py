@@ -54,7 +54,7 @@ class Lab:
 
     def scored(self, policy: Policy, rows: list[Response]) -> Likelihood:
         ended = [r.tokens < self.x.generation.max_new_tokens for r in rows]
-        return policy.checkpoint().shared().likelihood([(r.prompt, r.text) for r in rows], ended=ended)
+        return policy.checkpoint().load_cached().likelihood([(r.prompt, r.text) for r in rows], ended=ended)
 
     def kl(self, policy: Policy) -> float:
         rows = self.answers(policy)
@@ -102,7 +102,7 @@ def test_the_figures_are_those_of_scoring_and_each_model_reads_each_text_once(
         second: lab.to_read(new, own=True),
         half: lab.to_read(between, own=True),
     }
-    assert counted == Counter({weights_of(p.checkpoint().shared()): n for p, n in expected_reads.items()})
+    assert counted == Counter({weights_of(p.checkpoint().load_cached()): n for p, n in expected_reads.items()})
 
 
 def referred(policy: Policy, pairs: list[Pair], pool: dict[tuple[str, str], Response]) -> int:
@@ -123,7 +123,7 @@ def test_what_was_scored_for_one_arm_is_not_scored_for_the_next(
 ) -> None:
     report = run(tiny_settings)
     lab = Lab(tiny_settings, report)
-    base = weights_of(lab.artifacts.sft_policy.base.checkpoint().shared())
+    base = weights_of(lab.artifacts.sft_policy.base.checkpoint().load_cached())
     read.clear()
     report = run(tiny_settings, dpo__beta=0.5)
     assert executed(report)["likelihood"] == 3

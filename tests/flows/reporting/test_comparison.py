@@ -179,8 +179,8 @@ def test_intervals_of_shares_stay_between_zero_and_one() -> None:
     ],
 )
 def test_an_equal_budget_is_queries_and_money(changes: dict[str, int], differs: list[str]) -> None:
-    kept("money", {"random": (GAINS, {}), "comparing": (GAINS, changes)})
-    row, told = row_of("money", "comparing")
+    kept("money", {"random": (GAINS, {}), "pairwise_from_scores": (GAINS, changes)})
+    row, told = row_of("money", "pairwise_from_scores")
     assert row["unequal"] == differs
     assert row["equal_budget"] == (not differs)
     assert np.isfinite(row["against_random"]["gain"]["p_holm"]) == (not differs)

@@ -47,7 +47,7 @@ def test_dataset_evaluator_and_policy_load_with_what_people_use(tiny_settings: d
     np.testing.assert_allclose(again, scores["score"], rtol=1e-6)
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    ours = run.artifacts.policy.checkpoint().load()
+    ours = run.artifacts.policy.checkpoint().load_copy()
     ids = torch.tensor([tokenizer("the film is")["input_ids"]])
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, ours.model(ids).logits)

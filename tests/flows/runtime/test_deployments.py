@@ -255,7 +255,7 @@ def bought(lab: Lab) -> list[Any]:
 def judged(lab: Lab, judge: LoopbackJudge, seed: int = 0) -> dict[str, Any]:
     experiment: dict[str, Any] = yaml.safe_load((lab.folder / "tiny.yaml").read_text())
     prices = {"input": 1_000_000, "output": 2_000_000, "cached": 500_000}
-    endpoint = {"model": "judge", "base_url": judge.url, "key_env": "NINEFOLD_TEST_KEY", "prices": prices}
+    endpoint = {"model": "judge", "base_url": judge.url, "api_key_env": "NINEFOLD_TEST_KEY", "prices": prices}
     experiment["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 200_000}
     experiment["labelling"]["acquisition"] = {"kind": "random"}
     return experiment | {"name": "judged", "seeds": {"training": 7 + seed}}

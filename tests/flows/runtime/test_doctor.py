@@ -26,5 +26,5 @@ def test_what_waits_to_be_booked_is_named(own_home: Path) -> None:
     assert not waits.ok
     assert f"{own_home / 'journal'} holds nothing that the ledger lacks: {journal.file.name}" == waits.what
     assert "the next run books it" in waits.remedy
-    ledger.recover()
+    ledger.release_stale()
     assert not [found for found in examine() if "the ledger lacks" in found.what]

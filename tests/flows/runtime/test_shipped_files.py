@@ -61,7 +61,7 @@ def compose() -> dict[str, Any]:
 def test_every_service_is_watched_limited_and_kept_to_this_machine(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}, name
-        assert name == "prepare" or service["healthcheck"]["test"][0] == "CMD", name
+        assert name == "init-storage" or service["healthcheck"]["test"][0] == "CMD", name
         ports = service.get("ports", [])
         assert name == "proxy" or all(port.startswith("127.0.0.1:") for port in ports), name
         assert not service["image"].endswith(":latest"), name
@@ -154,14 +154,14 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
     host.postgres.script(DEPLOYMENTS / "docker" / "init-roles.sh", SECRETS)
     worker = host.environment("worker")["NINEFOLD_LEDGER"]
     with pytest.raises(
-        PermissionError, match="lacks tables or is .*, and ledger may not change that: `ninefold prepare`"
+        PermissionError, match="lacks tables or is .*, and ledger may not change that: `ninefold init-storage`"
     ):
         Ledger(worker)
-    assert "store   s3://ninefold/store" in host.run("prepare")
-    host.run("prepare")  # again, after an update
+    assert "store   s3://ninefold/store" in host.run("init-storage")
+    host.run("init-storage")  # again, after an update
 
     with LoopbackJudge(key=KEY) as judge, ExitStack() as up:
-        endpoint = {"model": "judge", "base_url": judge.url, "key_env": "OPENAI_API_KEY"}
+        endpoint = {"model": "judge", "base_url": judge.url, "api_key_env": "OPENAI_API_KEY"}
         endpoint |= {"prices": {"input": 1_000_000, "output": 2_000_000}}
         host.services["worker"]["environment"]["NINEFOLD_ENDPOINTS"] = judge.url
         tiny_settings["policy"]["model"] = str(shutil.copytree(tiny_settings["policy"]["model"], tmp_path / "model"))

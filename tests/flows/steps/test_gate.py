@@ -96,7 +96,7 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
     oracle: dict[str, Any] = {"kind": "gold", "micro_usd": 10_000}
     extra: dict[str, Any] = {}
     if compares:
-        extra = {"oracle": {"kind": "comparing", "inner": oracle}, "acquisition": {"kind": "random_pairs"}}
+        extra = {"oracle": {"kind": "pairwise_from_scores", "inner": oracle}, "acquisition": {"kind": "random_pairs"}}
         extra |= {"queries": 36, "max_micro_usd": 1_000_000}
         tiny_settings["evaluation"] = {**tiny_settings["evaluation"], "oracle": oracle}
     gate = {"on_failure": "continue", "min_confidence": 0.95}

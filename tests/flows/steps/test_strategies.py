@@ -49,7 +49,7 @@ def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -
     """A strategy that queries the oracle directly: pairs are asked, learned from, and become pairs of DPO."""
     labelling = {
         **tiny_settings["labelling"],
-        "oracle": {"kind": "comparing", "inner": {"kind": "gold", "micro_usd": 5_000}},
+        "oracle": {"kind": "pairwise_from_scores", "inner": {"kind": "gold", "micro_usd": 5_000}},
         "acquisition": {"kind": "bald", "pairs": {"kind": "dts"}},
         "rounds": 2,
     }
@@ -76,7 +76,7 @@ def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -
     again = proxy_reward(Experiment.model_validate(shuffled))
     assert again.queries == 10
     assert again.oracle_pairs == 0, "a control of shuffled labels trains on no pair of the oracle's"
-    owned = [row for row in Ledger(settings().ledger_url).rows() if row["oracle"].startswith("comparing")]
+    owned = [row for row in Ledger(settings().ledger_url).rows() if row["oracle"].startswith("pairwise_from_scores")]
     assert len(owned) == 10 + again.queries_bought < 20, "pairs asked about before are not bought again"
 
 
@@ -89,7 +89,7 @@ def test_what_a_pairwise_oracle_cannot_do_is_said_at_once(tiny_settings: dict[st
             plan(Experiment.model_validate(given))
         return str(error.value)
 
-    compares = {"oracle": {"kind": "comparing", "inner": {"kind": "gold"}}}
+    compares = {"oracle": {"kind": "pairwise_from_scores", "inner": {"kind": "gold"}}}
     evaluation: dict[str, Any] = {}
     evaluator: dict[str, Any] = {"kind": "linear"}
     assert "'comparing' compares: set evaluation.oracle" in refused(**compares)

@@ -14,8 +14,8 @@ from models.acquisition.hybrid import Hybrid
 from models.acquisition.max_herding import MaxHerding
 from models.acquisition.neighbours import clusters, nearest, neighbour_distances
 from models.acquisition.predictive_entropy import PredictiveEntropy
+from models.acquisition.random import Random
 from models.acquisition.typiclust import TypiClust
-from models.acquisition.uniform import Uniform
 from models.core.arrays import FloatArray, IntArray
 
 RNG = np.random.default_rng
@@ -160,9 +160,9 @@ def test_a_negative_price_is_refused_by_name() -> None:
 def test_views_that_do_not_match_the_pool_are_refused() -> None:
     pool = pool_of(np.zeros((3, 1)))
     with pytest.raises(ValueError, match="vectors has 2 rows for 3 tuples: the views do not match"):
-        Uniform().select(replace(pool, vectors=np.zeros((2, 1), dtype=np.float32)), 1, RNG(0))
+        Random().select(replace(pool, vectors=np.zeros((2, 1), dtype=np.float32)), 1, RNG(0))
     with pytest.raises(ValueError, match="scores has shape"):
-        Uniform().select(replace(pool, scores=np.zeros((2, 4))), 1, RNG(0))
+        Random().select(replace(pool, scores=np.zeros((2, 4))), 1, RNG(0))
 
 
 def test_neighbours_and_clusters_are_those_of_the_definition() -> None:

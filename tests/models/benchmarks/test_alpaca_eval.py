@@ -16,7 +16,7 @@ from models.benchmarks.alpaca_eval import ANNOTATOR, Annotation, answers, length
 from models.core.data import Response
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.ledger.ledger import Ledger
 from models.oracles.alpaca_eval import AlpacaEval
 from models.oracles.base import RetryableError
@@ -90,9 +90,9 @@ def test_the_desk_buys_each_judgement_once(reference: Path, tmp_path: Path) -> N
     with LoopbackJudge(faults={"rate_limit": 0.2, "drop": 0.1}) as server:
         judge = judge_at(server, reference)
         caps = {"max_queries": 100, "max_micro_usd": 10_000_000, "concurrency": 4}
-        labels = label(rows, LabellingSession(ledger, judge, Rubric(), "a"), **caps)
+        labels = label_responses(rows, LabellingSession(ledger, judge, Rubric(), "a"), **caps)
         calls = len(server.log)
-        assert label(rows, LabellingSession(ledger, judge, Rubric(), "b"), **caps) is not None
+        assert label_responses(rows, LabellingSession(ledger, judge, Rubric(), "b"), **caps) is not None
         assert len(server.log) == calls, "the second time they come from the ledger"
     for entry, row in zip(labels, rows, strict=True):
         worth = right_score(row.text)

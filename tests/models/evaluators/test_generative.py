@@ -133,12 +133,12 @@ def test_dropout_needs_something_to_drop() -> None:
 
 
 def test_a_judge_may_start_from_the_base_model(context: FitContext) -> None:
-    policy = context.policy.load()
+    policy = context.policy.load_copy()
     folder = context.folder / "m1"
     train_sft(policy, [Demonstration("the film is", "warm and witty")] * 8, SCHEDULE, folder=folder, seed=0)
     tuned = replace(context, policy=replace(context.policy, adapters=(folder,)))
     shown, _ = world(6, seed=0)
-    init_zero_shot = {start: Generative(start=start) for start in ("policy", "base")}
+    init_zero_shot = {start: Generative(init_from=start) for start in ("policy", "base")}
     scores = {}
     for start, evaluator in init_zero_shot.items():
         evaluator.init_zero_shot(tuned)
@@ -217,7 +217,7 @@ def test_the_gate_is_not_told_by_the_seed_what_it_asks(context: FitContext) -> N
 
 def test_an_answer_may_be_as_long_as_the_longest_that_was_taught(context: FitContext) -> None:
     shown, scores = world(4, seed=0)
-    evaluator = Generative(read="sampled", training=SCHEDULE.model_copy(update={"epochs": 1}))
+    evaluator = Generative(scoring="sampled", training=SCHEDULE.model_copy(update={"epochs": 1}))
     for words, least in ((3, 128), (200, 202)):
         told = replace(shown, remarks=["warm " * words] * 4)
         evaluator.fit(told, scores, context)
@@ -228,7 +228,7 @@ def test_what_one_member_could_not_say_the_others_say_for_it(
     context: FitContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, scores = world(3, seed=0)
-    evaluator = Generative(read="sampled", ensemble=2, training=SCHEDULE.model_copy(update={"epochs": 1}))
+    evaluator = Generative(scoring="sampled", ensemble=2, training=SCHEDULE.model_copy(update={"epochs": 1}))
     evaluator.fit(shown, scores, context)
     said = iter([np.array([1.0, np.nan, np.nan]), np.array([2.0, 4.0, np.nan])])
     monkeypatch.setattr(Generative, "_sampled", lambda *_: next(said))
@@ -259,9 +259,9 @@ def test_the_seed_alone_teaches_a_policy_that_judges_itself(context: FitContext)
 def test_the_justification_is_taught_where_it_is_to_be_sampled(context: FitContext) -> None:
     shown, scores = world(32, seed=0)
     told = replace(shown, remarks=["superb charm" if score > 0 else "dull mess" for score in scores])
-    evaluator = Generative(read="sampled", training=SCHEDULE.model_copy(update={"epochs": 30}))
+    evaluator = Generative(scoring="sampled", training=SCHEDULE.model_copy(update={"epochs": 30}))
     evaluator.fit(told, scores, context)
-    policy = evaluator._judges(context)[0].load()
+    policy = evaluator._judges(context)[0].load_copy()
     questions = [context.rubric.render(r.prompt, r.text) for r in shown.responses]
     remarked = [
         context.rubric.answer(0, "superb charm"),

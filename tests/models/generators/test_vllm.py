@@ -56,7 +56,9 @@ def servers() -> list[psutil.Process]:
 @pytest.mark.usefixtures("command")
 def test_responses_are_the_merged_policys_and_the_same_for_a_seed(policy: Checkpoint, tmp_path: Path) -> None:
     recipe = SFT(learning_rate=2e-2, epochs=8.0, batch_size=2, max_length=64)
-    train_sft(policy.load(), [Demonstration("the film is", "dull and boring")] * 4, recipe, folder=tmp_path, seed=0)
+    train_sft(
+        policy.load_copy(), [Demonstration("the film is", "dull and boring")] * 4, recipe, folder=tmp_path, seed=0
+    )
     trained = replace(policy, adapters=(tmp_path,))
     generator = VLLM(temperature=1.0, max_new_tokens=8)
 
@@ -70,7 +72,7 @@ def test_responses_are_the_merged_policys_and_the_same_for_a_seed(policy: Checkp
     assert [row[2] for row in sample(2)] != [row[2] for row in first]
     ended = [tokens < 8 for _, _, _, tokens, _ in first]
     texts = [(p.text, row[2]) for p, row in zip([p for p in PROMPTS for _ in range(2)], first, strict=True)]
-    here = trained.load().likelihood(texts, ended=ended)
+    here = trained.load_copy().likelihood(texts, ended=ended)
     for (_, _, _, tokens, logprob), known, count in zip(first, here.logprob, here.tokens, strict=True):
         if tokens == count:  # else the text is written in other tokens than it was drawn in
             assert logprob == pytest.approx(known, abs=0.02)

@@ -7,7 +7,7 @@ import pytest
 
 from models.core.rubric import Rubric
 from models.labelling.drift import ask_again, sample_of
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.ledger.ledger import Ledger
 from models.oracles.base import Oracle, Verdict
 
@@ -30,7 +30,7 @@ class Judge(Oracle):
 @pytest.fixture
 def session(tmp_path: Path, make_response: Any) -> LabellingSession:
     session = LabellingSession(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), Judge(), Rubric(), "a")
-    label([make_response(n) for n in range(30)], session, max_queries=30, max_micro_usd=10_000)
+    label_responses([make_response(n) for n in range(30)], session, max_queries=30, max_micro_usd=10_000)
     return session
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models.core.data import Label
 from models.core.rubric import Rubric
 from models.labelling.human_queue import Judgement, Queue, adjudicate
-from models.labelling.label import AnswersPending, LabellingSession, label
+from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.label_files import read_lines, write_rows
 from models.labelling.queue_files import judgements, queue_rows
 from models.ledger.entries import Reservation
@@ -40,7 +40,7 @@ def ask(
     ledger: Ledger, number: int = 3, people: Human = PEOPLE, account: str = "a", money: int = 10_000
 ) -> list[Label]:
     session = LabellingSession(ledger, people, Rubric(), account)
-    return label([response(n) for n in range(number)], session, max_queries=number, max_micro_usd=money)
+    return label_responses([response(n) for n in range(number)], session, max_queries=number, max_micro_usd=money)
 
 
 def open_items(ledger: Ledger, **asked: Any) -> list[int]:
@@ -102,7 +102,7 @@ def test_questions_are_posted_once_and_charged_at_their_ceiling(ledger: Ledger) 
     numbers = open_items(ledger)
     assert open_items(ledger) == numbers, "a run that comes again asks nothing anew"
     assert ledger.spent("a").micro_usd == 3 * 300
-    assert ledger.recover() == 0, "nobody gives up what people hold"
+    assert ledger.release_stale() == 0, "nobody gives up what people hold"
     assert open_items(ledger, account="b") == numbers, "another run waits for the same answers"
     assert ledger.spent("b").queries == 0
 
@@ -166,7 +166,7 @@ def test_after_a_withdrawal_nothing_of_the_old_questions_is_left(ledger: Ledger)
     open_items(ledger)
     assert Queue(ledger).withdraw() == (3, 0)
     assert ledger.spent("a")[:2] == (0, 0)
-    many = Human(annotators=3, micro_usd=500, panel="others")
+    many = Human(annotators=3, micro_usd=500, annotator_pool="others")
     open_items(ledger, people=many, account="b")
     assert {(item.wanted, item.micro_usd_each) for item in Queue(ledger).items()} == {(3, 500)}
     Queue(ledger).withdraw()
@@ -180,24 +180,24 @@ def test_an_imported_label_takes_its_question_off_the_queue(ledger: Ledger) -> N
     _, *rest = open_items(ledger)
     session = LabellingSession(ledger, PEOPLE, Rubric(), "a")
     owned = {"status": "labelled", "score": 5.0, "raw": "", "tokens": 0, "micro_usd": 7}
-    assert ledger.adopt([(session.question(response(0)), owned)]) == 1
+    assert ledger.import_labels([(session.question(response(0)), owned)]) == 1
     assert {item.id for item in Queue(ledger).items()} == set(rest)
     assert ledger.spent("a").queries == 2
 
 
 def test_people_compare_pairs(tmp_path: Path) -> None:
-    ledger, people = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}"), Human(asks="better", micro_usd=5)
+    ledger, people = Ledger(f"sqlite:///{tmp_path / 'l.sqlite'}"), Human(task="pairwise", micro_usd=5)
     session = LabellingSession(ledger, people, Rubric(), "a")
     pair = response(1, text=json.dumps(["a better one", "one"]))
     with pytest.raises(AnswersPending):
-        label([pair], session, max_queries=1, max_micro_usd=100)
+        label_responses([pair], session, max_queries=1, max_micro_usd=100)
     rows, columns = queue_rows(Queue(ledger).items(), "ada")
     assert (rows[0]["response"], rows[0]["response_b"]) == ("a better one", "one")
     assert "Which response is better?" in rows[0]["guide"]
     write_rows(tmp_path / "q.jsonl", [{**row, "score": "B"} for row in rows], columns)
     lines = read_lines(tmp_path / "q.jsonl")
     Queue(ledger).record(judgements(tmp_path / "q.jsonl", lines, {i.id: i for i in Queue(ledger).items()}))
-    assert label([pair], session, max_queries=1, max_micro_usd=100)[0].score == -1
+    assert label_responses([pair], session, max_queries=1, max_micro_usd=100)[0].score == -1
 
 
 def test_an_oracle_that_is_called_cannot_wrap_people() -> None:
@@ -209,5 +209,7 @@ def test_an_oracle_that_is_called_cannot_wrap_people() -> None:
 
 def test_another_panel_gives_other_labels_and_another_price_does_not() -> None:
     assert Human(micro_usd=1).fingerprint() == Human(micro_usd=2).fingerprint()
-    assert len({Human(micro_usd=1, panel=p, annotators=n).fingerprint() for p in ("", "x") for n in (1, 2)}) == 4
+    assert (
+        len({Human(micro_usd=1, annotator_pool=p, annotators=n).fingerprint() for p in ("", "x") for n in (1, 2)}) == 4
+    )
     assert np.isnan(Human(micro_usd=1).diagnostics(["by a model"])["krippendorff_alpha"])

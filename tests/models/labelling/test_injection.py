@@ -10,12 +10,12 @@ from models.core.money import Prices
 from models.core.rubric import Rubric
 from models.labelling.drift import sample_of
 from models.labelling.injection import HARMLESS, INJECTIONS, attack
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.ledger.ledger import Ledger
 from models.oracles.base import Oracle, Verdict, canonical_pair
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge
-from models.oracles.llm_pairs import LLMPairs
+from models.oracles.llm_pairwise_judge import LLMPairwiseJudge
 from tests.conftest import response
 from tests.support.fake_judge import LoopbackJudge
 
@@ -36,7 +36,7 @@ class Steadfast(Oracle):
 def bought(tmp_path: Path, oracle: Oracle, texts: list[str]) -> LabellingSession:
     session = LabellingSession(Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"), oracle, Rubric(), "a")
     questions = [response(number, text=text) for number, text in enumerate(texts)]
-    label(questions, session, max_queries=len(texts), max_micro_usd=10**9)
+    label_responses(questions, session, max_queries=len(texts), max_micro_usd=10**9)
     return session
 
 
@@ -87,7 +87,7 @@ def test_a_judge_that_reads_the_last_digit_obeys(tmp_path: Path, monkeypatch: py
 
 def test_of_a_pair_the_loser_is_injected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LoopbackJudge() as server:
-        judge = LLMPairs(endpoint=endpoint(server, monkeypatch))
+        judge = LLMPairwiseJudge(endpoint=endpoint(server, monkeypatch))
         session = bought(tmp_path, judge, [canonical_pair(f"good {n} 4", f"bad {n} 1")[0] for n in range(6)])
         server.log.clear()
         found = attacked(session, 6)

@@ -12,13 +12,13 @@ from models.core.event_loop import run
 from models.core.money import Amount
 from models.core.rubric import Rubric
 from models.labelling.batcher import LedgerBatcher
-from models.labelling.label import LabellingSession, LabellingStopped, label
-from models.ledger.entries import Order, Reservation, Settlement
+from models.labelling.label import LabellingSession, LabellingStopped, label_responses
+from models.ledger.entries import QueryRequest, QueryResult, Reservation
 from models.ledger.ledger import Ledger
 from models.ledger.tables import Question
 from models.oracles.base import MaybeBilledError, Oracle, RetryableError, Verdict
-from models.oracles.comparing import Comparing
 from models.oracles.noisy import Noisy
+from models.oracles.pairwise_from_scores import PairwiseFromScores
 from models.oracles.replay import Replay
 
 CENT = 10_000
@@ -49,7 +49,9 @@ def oracle(table: Path) -> Replay:
 
 def ask(responses: list[Any], ledger: Ledger, oracle: Oracle, **caps: Any) -> list[Any]:
     session = LabellingSession(ledger, oracle, Rubric(), caps.pop("account", "a"), patience=caps.pop("patience", 60.0))
-    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "concurrency": 3, **caps})
+    return label_responses(
+        responses, session, **{"max_queries": 100, "max_micro_usd": 100 * CENT, "concurrency": 3, **caps}
+    )
 
 
 def test_labels_come_back_in_order_with_their_prices(responses: list[Any], ledger: Ledger, oracle: Replay) -> None:
@@ -166,14 +168,14 @@ def test_an_order_that_fails_costs_no_reply_that_was_paid_for(ledger: Ledger, mo
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     reserved = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
-    reply = Settlement(reserved, "labelled", 1.0, "raw", 1, CENT, 0.1)
+    reply = QueryResult(reserved, "labelled", 1.0, "raw", 1, CENT, 0.1)
 
     def broken(*_: object) -> None:
         raise OSError("the disk is full")
 
     async def both() -> list[Any]:
         batcher = LedgerBatcher(ledger, "a")
-        order = Order(Question("o", "c", "p", "other"), Amount(CENT, 0), True)
+        order = QueryRequest(Question("o", "c", "p", "other"), Amount(CENT, 0), True)
         found = await asyncio.gather(batcher.settle(reply), batcher.reserve(order), return_exceptions=True)
         monkeypatch.undo()
         return [*found, await batcher.reserve(order)]
@@ -201,5 +203,5 @@ class _LosesTheSecond(Oracle):
 
 def test_of_a_comparison_whose_second_half_is_lost_both_halves_are_counted() -> None:
     with pytest.raises(MaybeBilledError) as lost:
-        Comparing(inner=_LosesTheSecond()).compare("x", "first", "second", Rubric())
+        PairwiseFromScores(inner=_LosesTheSecond()).compare("x", "first", "second", Rubric())
     assert lost.value.most == Amount(650, 65)

@@ -19,9 +19,9 @@ from models.core.errors import ConfigError
 from models.core.rubric import Rubric
 from models.labelling import batcher
 from models.labelling import label as labelling
-from models.labelling.label import LabellingSession, LabellingStopped, label
+from models.labelling.label import LabellingSession, LabellingStopped, label_responses
 from models.ledger.database import is_away
-from models.ledger.entries import Reservation, Settlement
+from models.ledger.entries import QueryResult, Reservation
 from models.ledger.journal import journals
 from models.ledger.ledger import Ledger
 from models.ledger.tables import Question, storable
@@ -71,7 +71,7 @@ def own_postgres() -> Iterator[Postgres]:
 
 def ask(responses: list[Any], ledger: Ledger, oracle: Oracle | None = None, **session: Any) -> list[Any]:
     at = LabellingSession(ledger, oracle or Slow(), Rubric(), "a", **session)
-    return label(responses, at, max_queries=100, max_micro_usd=100 * CENT, concurrency=8)
+    return label_responses(responses, at, max_queries=100, max_micro_usd=100 * CENT, concurrency=8)
 
 
 def in_background(responses: list[Any], ledger: Ledger, **session: Any) -> "Future[list[Any]]":
@@ -146,7 +146,7 @@ def test_a_full_disk_loses_nothing(responses: list[Any], tmp_path: Path) -> None
     with pytest.raises(LabellingStopped, match="database or disk is full"):
         buying.result(60)
     kept = [closing for one in journals(tmp_path / "journal", ledger._name) for closing in one.closings]
-    assert sum(isinstance(closing, Settlement) for closing in kept) > 0
+    assert sum(isinstance(closing, QueryResult) for closing in kept) > 0
     most["pages"] = 2**30
     assert len(ask(responses, ledger, Slow(raw=raw))) == 24, "in the same process, which knows its own orphans"
     assert_that_nothing_was_bought_twice(ledger, 24)
@@ -182,7 +182,7 @@ def test_ctrl_c_while_the_ledger_is_away_keeps_the_replies_and_ends_soon(
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(labelling, "_Asking", noted)
-        buying = pool.submit(label, responses, at, max_queries=100, max_micro_usd=100 * CENT, concurrency=8)
+        buying = pool.submit(label_responses, responses, at, max_queries=100, max_micro_usd=100 * CENT, concurrency=8)
         wait(lambda: len(asked) >= 8)
         own_postgres.stop()
         time.sleep(1.0)
@@ -200,12 +200,12 @@ def _journal_and_die(url: str, folder: Path) -> None:
     ledger = Ledger(url, journal=folder)
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     with labelling.labelling() as holder:
-        order = labelling.Order(Question("o", "c", "p", "r"), labelling.Amount(CENT, 9), True, holder)
-        _, (held,) = ledger.exchange("a", [], [order])
+        order = labelling.QueryRequest(Question("o", "c", "p", "r"), labelling.Amount(CENT, 9), True, holder)
+        _, (held,) = ledger.settle_and_reserve("a", [], [order])
     assert isinstance(held, Reservation)
     journal = ledger.journal(in_flight=1)
     assert journal is not None
-    journal.append(Settlement(held, "labelled", 2.5, "Score: 2.5", 7, 4321, 0.5))
+    journal.append(QueryResult(held, "labelled", 2.5, "Score: 2.5", 7, 4321, 0.5))
     import os
     import signal
 
@@ -218,7 +218,7 @@ def test_a_journal_outlives_its_process(ledger_url: str, tmp_path: Path) -> None
     dies.join(60)
     ledger = Ledger(ledger_url, journal=tmp_path / "j")
     assert [row["status"] for row in ledger.rows()] == ["reserved"]
-    assert ledger.recover() == 0, "its reply is booked, and nothing is given up"
+    assert ledger.release_stale() == 0, "its reply is booked, and nothing is given up"
     (row,) = ledger.rows()
     assert (row["status"], row["score"], row["micro_usd"]) == ("labelled", 2.5, 4321)
     assert ledger.book_journals() == 0, "once"
@@ -229,7 +229,7 @@ def test_a_line_cut_off_is_left_and_one_that_is_none_keeps_the_file(ledger_url: 
     journal = ledger.journal(in_flight=1)
     assert journal is not None
     assert journal.file.stat().st_size == 1 << 18, "its room is taken before anything is asked"
-    journal.append(Settlement(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
+    journal.append(QueryResult(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
     journal.close()
     whole = journal.file.read_bytes().rstrip(b"\0")
     journal.file.write_bytes(whole + whole[:20])
@@ -243,7 +243,7 @@ def test_the_journal_of_a_living_labelling_is_its_own(ledger_url: str, tmp_path:
     ledger, other = (Ledger(ledger_url, journal=tmp_path / "j") for _ in range(2))
     journal = ledger.journal(in_flight=1)
     assert journal is not None
-    journal.append(Settlement(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
+    journal.append(QueryResult(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
     assert other.book_journals() == 0
     journal.close()
     assert other.book_journals() == 1
@@ -276,13 +276,13 @@ def test_a_process_knows_what_its_own_labellings_have_left(ledger_url: str, tmp_
     ledger = Ledger(ledger_url, journal=tmp_path / "j")
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     with labelling.labelling() as holder:
-        order = labelling.Order(Question("o", "c", "p", "r"), labelling.Amount(CENT, 9), True, holder)
-        _, (held,) = ledger.exchange("a", [], [order])
-        assert ledger.recover() == 0, "it goes on"
-        _, (again,) = ledger.exchange("a", [], [order])
+        order = labelling.QueryRequest(Question("o", "c", "p", "r"), labelling.Amount(CENT, 9), True, holder)
+        _, (held,) = ledger.settle_and_reserve("a", [], [order])
+        assert ledger.release_stale() == 0, "it goes on"
+        _, (again,) = ledger.settle_and_reserve("a", [], [order])
         assert again == held, "asked again by the same, who has not heard"
         assert ledger.spent("a").queries == 1
-    assert ledger.recover() == 1
+    assert ledger.release_stale() == 1
     assert [row["status"] for row in ledger.rows()] == ["lost"]
 
 
@@ -291,11 +291,11 @@ def test_a_reply_that_is_booked_again_changes_nothing(ledger_url: str) -> None:
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     held = ledger.reserve("a", Question("o", "c", "p", "r"), ceiling=CENT, billed_on_failure=True)
     assert isinstance(held, Reservation)
-    reply = Settlement(held, "labelled", 2.0, "raw\0", 1, 7, 0.25)
-    first, _ = ledger.exchange("a", [reply], [])
-    again, _ = ledger.exchange("a", [reply], [])
+    reply = QueryResult(held, "labelled", 2.0, "raw\0", 1, 7, 0.25)
+    first, _ = ledger.settle_and_reserve("a", [reply], [])
+    again, _ = ledger.settle_and_reserve("a", [reply], [])
     assert first == again
-    other, _ = ledger.exchange("a", [reply._replace(raw="another")], [])
+    other, _ = ledger.settle_and_reserve("a", [reply._replace(raw="another")], [])
     assert isinstance(other[0], ConfigError)
     assert ledger.spent("a")[:2] == (1, 7)
 

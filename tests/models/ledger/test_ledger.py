@@ -180,7 +180,7 @@ def test_a_released_reservation_costs_nothing(ledger: Ledger) -> None:
 def test_a_lost_call_stays_charged_and_may_be_asked_again(ledger: Ledger) -> None:
     reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
-    ledger.lose(reserved)
+    ledger.mark_lost(reserved)
     buy(ledger, "a", question())
     assert ledger.spent("a").queries == 2
     assert [row["status"] for row in ledger.rows()] == ["lost", "labelled"]
@@ -219,10 +219,10 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline().strip() == "reserved"
-    assert ledger.recover() == 0, "the holder is alive"
+    assert ledger.release_stale() == 0, "the holder is alive"
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert ledger.recover() == 1
+    assert ledger.release_stale() == 1
     assert [row["status"] for row in ledger.rows()] == status
     assert ledger.spent("a").queries == queries
 
@@ -233,10 +233,10 @@ def test_a_reservation_of_another_machine_is_given_up_when_its_lease_ends(ledger
     assert isinstance(reserved, Reservation)
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("UPDATE queries SET holder = 'elsewhere/boot/pid:[1]|1|2'"))
-    assert ledger.recover() == 0
+    assert ledger.release_stale() == 0
     with ledger.engine.begin() as connection:
         connection.execute(sa.text("UPDATE queries SET reserved_at = :then"), {"then": time.time() - 10_000})
-    assert ledger.recover() == 1
+    assert ledger.release_stale() == 1
 
 
 def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no_longer(
@@ -257,7 +257,7 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
     assert child.stdout.readline().strip() == "reserved"
     with ledger.engine.begin() as connection:  # a day ago: a call may take long
         connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
-    assert ledger.recover() == 0, "its process lives"
+    assert ledger.release_stale() == 0, "its process lives"
     monkeypatch.setattr(ledger_holders, "GRACE_SECONDS", 4.0)
     monkeypatch.setattr(sessions, "BEAT_SECONDS", 0.1)
     with ledger.engine.begin() as connection:  # as when the server is started anew
@@ -265,11 +265,11 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
         )
         connection.execute(sa.text(others))
-    assert ledger.recover() == 0, "its session is gone, and may come back"
+    assert ledger.release_stale() == 0, "its session is gone, and may come back"
     child.kill()
     child.wait()
     deadline = time.monotonic() + 10
-    while not ledger.recover():
+    while not ledger.release_stale():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [row["status"] for row in ledger.rows()] == ["lost"]
@@ -287,7 +287,7 @@ def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
 
     def present() -> bool:
         with other.engine.connect() as connection:
-            return ledger_holders.absent(connection, [here]) == frozenset()
+            return ledger_holders.dead_holders(connection, [here]) == frozenset()
 
     def soon(true: bool) -> None:
         deadline = time.monotonic() + 10
@@ -308,7 +308,7 @@ def test_a_session_that_is_lost_comes_back_while_its_ledger_is_there(
 def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger: Ledger) -> None:
     reserved = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(reserved, Reservation)
-    ledger.lose(reserved)
+    ledger.mark_lost(reserved)
     ledger.settle(reserved, status="labelled", score=2.0, raw="", tokens=0, micro_usd=CENT, seconds=0)
     assert buy(ledger, "a", question()).score == 2.0
     assert ledger.spent("a").queries == 1
@@ -317,7 +317,7 @@ def test_a_reply_that_arrives_after_its_reservation_was_given_up_is_kept(ledger:
 def test_a_reply_later_than_the_second_asking_is_kept_beside_the_label_that_is_owned(ledger: Ledger) -> None:
     late = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(late, Reservation)
-    ledger.lose(late)
+    ledger.mark_lost(late)
     buy(ledger, "a", question(), score=2.0)
     reply = ledger.settle(late, status="labelled", score=1.0, raw="late", tokens=3, micro_usd=CENT // 2, seconds=9.0)
     assert reply.score == 1.0
@@ -331,8 +331,8 @@ def test_a_reply_later_than_the_second_asking_is_kept_beside_the_label_that_is_o
 
 def test_an_imported_label_is_owned_and_never_overwrites(ledger: Ledger) -> None:
     label = {"status": "labelled", "raw": "", "tokens": 0, "micro_usd": CENT}
-    assert ledger.adopt([(question(), {**label, "score": 3.0})]) == 1
-    assert ledger.adopt([(question(), {**label, "score": -3.0})]) == 0
+    assert ledger.import_labels([(question(), {**label, "score": 3.0})]) == 1
+    assert ledger.import_labels([(question(), {**label, "score": -3.0})]) == 0
     assert buy(ledger, "a", question()) == Answer(3.0, CENT, 0, False, "labelled")
 
 
@@ -358,7 +358,7 @@ def test_money_held_by_a_call_in_flight_is_told_from_money_spent(ledger: Ledger)
 def test_a_lost_call_is_charged_what_it_may_have_cost(ledger: Ledger) -> None:
     flying = ledger.reserve("a", question(1), ceiling=3 * CENT, billed_on_failure=True)
     assert isinstance(flying, Reservation)
-    ledger.lose(flying, most=Amount(CENT, 0))
+    ledger.mark_lost(flying, most=Amount(CENT, 0))
     assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
     (row,) = ledger.rows(status="lost")
     assert row["micro_usd"] == CENT

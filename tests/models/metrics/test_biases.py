@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.metrics.biases import as_list, format_shift, is_plain, longer_preferred
+from models.metrics.biases import as_list, format_shift, is_unformatted, longer_preferred
 
 
 def test_the_longer_response_wins_as_often_as_it_was_made_to() -> None:
@@ -35,8 +35,8 @@ def test_a_format_is_worth_what_it_adds() -> None:
 
 @pytest.mark.parametrize("text", ["- one\n- two", "1. Mix.\n2. Bake.", "# Title\ntext", "so:\n```\nx\n```", "  * a"])
 def test_what_is_formatted_already_is_known(text: str) -> None:
-    assert not is_plain(text)
-    assert is_plain("A film - a good one. It is 3. best!")
+    assert not is_unformatted(text)
+    assert is_unformatted("A film - a good one. It is 3. best!")
 
 
 @pytest.mark.parametrize(

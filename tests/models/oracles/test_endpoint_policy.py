@@ -101,14 +101,14 @@ def test_a_worker_may_be_told_which_servers_there_are(url: str, passes: bool, mo
     ],
 )
 def test_other_secrets_are_not_sent(name: str) -> None:
-    with pytest.raises(ValueError, match=f"key_env={name} is no oracle's"):
+    with pytest.raises(ValueError, match=f"api_key_env={name} is no oracle's"):
         check_key_name(name)
 
 
 def test_an_endpoint_is_checked_before_anything_is_bought(monkeypatch: pytest.MonkeyPatch) -> None:
     prices = Prices(input=1, output=1)
     with pytest.raises(ValueError, match="is no oracle's"):
-        Endpoint(model="m", key_env="AWS_SECRET_ACCESS_KEY", prices=prices)
+        Endpoint(model="m", api_key_env="AWS_SECRET_ACCESS_KEY", prices=prices)
     monkeypatch.setenv("JUDGE_KEY", "x")
     with pytest.raises(ValueError, match="where no oracle is"):
-        Endpoint(model="m", base_url="http://169.254.169.254/v1", key_env="JUDGE_KEY", prices=prices).check()
+        Endpoint(model="m", base_url="http://169.254.169.254/v1", api_key_env="JUDGE_KEY", prices=prices).check()

@@ -13,8 +13,8 @@ from models.core.rubric import Rubric
 from models.labelling.label import LabellingStopped
 from models.ledger.ledger import Ledger
 from models.oracles.base import MaybeBilledError, QuestionRejected, RateLimited, RequestRejected, refused
-from models.oracles.comparing import Comparing
 from models.oracles.failures import failure_of, meaning
+from models.oracles.pairwise_from_scores import PairwiseFromScores
 from tests.models.oracles.test_llm_judge import PRICE, ask, judge_at, key, pairs_at  # noqa: F401 - a fixture
 from tests.support.fake_judge import LoopbackJudge
 
@@ -211,7 +211,7 @@ def test_a_question_refused_after_its_first_sample_keeps_what_was_paid_for() -> 
     with Second(says={"no": (400, FILTER)}) as server:
         pair = pairs_at(server).compare("the film", "story 3", "story 4", Rubric())
     with Second(says={"no": (400, FILTER)}) as server:
-        derived = Comparing(inner=judge_at(server)).compare("the film", "story 3", "story 4", Rubric())
+        derived = PairwiseFromScores(inner=judge_at(server)).compare("the film", "story 3", "story 4", Rubric())
     assert (verdict.score, verdict.micro_usd) == (3, PRICE)
     assert "refused the call" in json.loads(verdict.raw)["failure"]
     for found in (pair, derived):
@@ -306,5 +306,5 @@ def test_log_probabilities_that_cannot_be_read_are_none(make_response: Any, ledg
     answer = content(VERDICT)
     answer["choices"][0]["logprobs"] = logprobs
     with LoopbackJudge(faults={"odd": 1.0}, says={"odd": (200, answer)}) as server:
-        (entry,) = ask([make_response(0)], ledger, judge_at(server, read="expected", attempts=1))
+        (entry,) = ask([make_response(0)], ledger, judge_at(server, scoring="expected", attempts=1))
     assert (entry.status, entry.micro_usd) == ("quarantined", PRICE)

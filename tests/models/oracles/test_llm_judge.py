@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from models.core.data import Label
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import LabellingSession, LabellingStopped, label
+from models.labelling.label import LabellingSession, LabellingStopped, label_responses
 from models.ledger.ledger import Ledger
 from models.oracles.base import MaybeBilledError, RequestRejected, RetryableError
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge
-from models.oracles.llm_pairs import LLMPairs
+from models.oracles.llm_pairwise_judge import LLMPairwiseJudge
 from tests.support.fake_judge import LoopbackJudge, right_score
 
 KEY = "sk-very-secret"
@@ -39,7 +39,7 @@ def judge_at(server: LoopbackJudge, **fields: Any) -> LLMJudge:
 
 def ask(responses: list[Any], ledger: Ledger, judge: LLMJudge, **caps: Any) -> list[Label]:
     session = LabellingSession(ledger, judge, Rubric(), "a", patience=caps.pop("patience", 60.0))
-    return label(responses, session, **{"max_queries": 100, "max_micro_usd": 10**9, "concurrency": 4, **caps})
+    return label_responses(responses, session, **{"max_queries": 100, "max_micro_usd": 10**9, "concurrency": 4, **caps})
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
 
 
-@pytest.mark.parametrize("structured", [True, False])
-def test_a_judgement_is_read_priced_and_stamped(structured: bool) -> None:
+@pytest.mark.parametrize("structured_output", [True, False])
+def test_a_judgement_is_read_priced_and_stamped(structured_output: bool) -> None:
     with LoopbackJudge() as server:
-        judge = judge_at(server, structured=structured)
+        judge = judge_at(server, structured_output=structured_output)
         verdict = judge.judge("the film", "story 4", Rubric())
     assert verdict.score == 4
     assert verdict.micro_usd == PRICE
@@ -63,7 +63,7 @@ def test_a_judgement_is_read_priced_and_stamped(structured: bool) -> None:
     assert len(raw["prompt"]) == 16
     assert len(raw["texts"]) == 1
     (body,) = server.bodies
-    assert ("response_format" in body) == structured
+    assert ("response_format" in body) == structured_output
     assert "Length is no merit" in body["messages"][0]["content"]
     assert Rubric().render("the film", "story 4") == body["messages"][1]["content"]
 
@@ -93,7 +93,7 @@ def test_who_the_judge_is_does_not_depend_on_limits_or_time_outs() -> None:
             judge_at(server, endpoint={"timeout": 9.0, "requests_per_minute": 5}).fingerprint() == judge.fingerprint()
         )
         assert judge_at(server, endpoint={"model": "other"}).fingerprint() != judge.fingerprint()
-        assert judge_at(server, read="expected").fingerprint() != judge.fingerprint()
+        assert judge_at(server, scoring="expected").fingerprint() != judge.fingerprint()
 
 
 def test_the_cap_on_tokens_cuts_the_last_ones(make_response: Any, ledger: Ledger) -> None:
@@ -122,8 +122,8 @@ def test_what_waits_for_a_rate_limit_is_not_sent_after_a_stop(make_response: Any
 
 def test_the_expected_score_weighs_the_tokens_of_the_score() -> None:
     with LoopbackJudge() as server:
-        verdict = judge_at(server, read="expected").judge("the film", "story 4", Rubric())
-        text = judge_at(server, read="expected", structured=False).judge("the film", "story 4", Rubric())
+        verdict = judge_at(server, scoring="expected").judge("the film", "story 4", Rubric())
+        text = judge_at(server, scoring="expected", structured_output=False).judge("the film", "story 4", Rubric())
     assert verdict.score == text.score == pytest.approx(0.75 * 4 + 0.25 * 3)
 
 
@@ -265,14 +265,14 @@ def test_calls_keep_to_the_rate(make_response: Any, ledger: Ledger) -> None:
     assert time.monotonic() - started > 2.0, "240 at once, then four a second"
 
 
-def pairs_at(server: LoopbackJudge, **fields: Any) -> LLMPairs:
-    return LLMPairs(endpoint=judge_at(server).endpoint, **fields)
+def pairs_at(server: LoopbackJudge, **fields: Any) -> LLMPairwiseJudge:
+    return LLMPairwiseJudge(endpoint=judge_at(server).endpoint, **fields)
 
 
-@pytest.mark.parametrize("structured", [True, False])
-def test_a_comparison_is_asked_in_both_orders(structured: bool) -> None:
+@pytest.mark.parametrize("structured_output", [True, False])
+def test_a_comparison_is_asked_in_both_orders(structured_output: bool) -> None:
     with LoopbackJudge() as server:
-        judge = pairs_at(server, structured=structured)
+        judge = pairs_at(server, structured_output=structured_output)
         found = [judge.compare("x", *pair, Rubric()).score for pair in (("a 4", "b 2"), ("a 2", "b 4"), ("a 3", "b 3"))]
         verdict = judge.compare("x", "a 4", "b 2", Rubric())
     assert found == [1, -1, 0]

@@ -3,7 +3,7 @@
 import pytest
 
 from models.oracles.llm_judge import stated_score
-from models.oracles.llm_pairs import stated_better
+from models.oracles.llm_pairwise_judge import stated_better
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from models.oracles.llm_pairs import stated_better
     ],
 )
 def test_a_json_verdict_is_parsed_strictly_or_not_at_all(text: str, score: int | None) -> None:
-    found = stated_score(text, structured=True)
+    found = stated_score(text, structured_output=True)
     assert (None if found is None else found.score) == score
     if found is not None:
         assert text[found.place] == str(score)
 
 
 @pytest.mark.parametrize(
-    ("text", "structured", "better"),
+    ("text", "structured_output", "better"),
     [
         ('{"better": "A"}', True, 1),
         ('{"better": "tie"}', True, 0),
@@ -41,5 +41,7 @@ def test_a_json_verdict_is_parsed_strictly_or_not_at_all(text: str, score: int |
         ("A is better", False, None),
     ],
 )
-def test_a_stated_preference_is_parsed_strictly_or_not_at_all(text: str, structured: bool, better: int | None) -> None:
-    assert stated_better(text, structured=structured) == better
+def test_a_stated_preference_is_parsed_strictly_or_not_at_all(
+    text: str, structured_output: bool, better: int | None
+) -> None:
+    assert stated_better(text, structured_output=structured_output) == better

@@ -15,7 +15,7 @@ import pytest
 
 from models.core.money import Prices
 from models.core.rubric import Rubric
-from models.labelling.label import LabellingSession, label
+from models.labelling.label import LabellingSession, label_responses
 from models.ledger.ledger import Ledger
 from models.oracles.chat_client import Endpoint, close_clients
 from models.oracles.llm_judge import LLMJudge, stated_score
@@ -44,12 +44,12 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
     server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    judge = LLMJudge(endpoint=server, structured=False, attempts=1)
+    judge = LLMJudge(endpoint=server, structured_output=False, attempts=1)
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     questions = [
         response(n, prompt="What is two and two?", text=text) for n, text in enumerate(["Four.", "A fish.", ""])
     ]
-    labels = label(
+    labels = label_responses(
         questions, LabellingSession(ledger, judge, Rubric(), "a"), max_queries=3, max_micro_usd=10**6, concurrency=2
     )
     count = tokenizer_at_hand(PACKAGED)
@@ -59,7 +59,7 @@ def test_a_real_model_is_read_strictly_and_priced_as_the_server_counts(
     for row in rows:
         (text,) = json.loads(row["raw"])["texts"]
         assert text, "the model has said something"
-        stated = stated_score(text, structured=False)
+        stated = stated_score(text, structured_output=False)
         assert row["status"] == ("quarantined" if stated is None else "labelled")
         assert row["score"] == (None if stated is None else stated.score)
         sent, written = _split(row["micro_usd"], row["tokens"])

@@ -60,5 +60,5 @@ def test_a_model_that_others_place_on_gpus_has_it_too(
     tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.policies.checkpoint.attention", lambda _: "eager")  # as a GPU would have another
-    assert tiny_checkpoint.for_others_to_place().model.config._attn_implementation == "eager"
+    assert tiny_checkpoint.load_on_cpu().model.config._attn_implementation == "eager"
     assert tiny_checkpoint._loaded().model.config._attn_implementation == "eager"

@@ -43,7 +43,7 @@ def test_a_likelihood_is_the_same_in_pieces_and_through_the_model_s_own_head(
     whole = tiny_model.likelihood(TEXTS).logprob
     monkeypatch.setattr(head, "PIECE", 3)
     assert tiny_model.likelihood(TEXTS).logprob == pytest.approx(whole, abs=1e-4)
-    monkeypatch.setattr(language_model, "is_plain", lambda _: False)  # as a model is that transforms its logits
+    monkeypatch.setattr(language_model, "has_plain_head", lambda _: False)  # as a model is that transforms its logits
     assert tiny_model.likelihood(TEXTS).logprob == pytest.approx(whole, abs=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_a_text_depends_on_its_seed_and_not_on_its_batch(tiny_model: LanguageMod
 
 
 def test_a_models_own_defaults_of_generation_are_not_in_force(tiny_checkpoint: Checkpoint) -> None:
-    policy, back_end = tiny_checkpoint.load(), Transformers(max_new_tokens=12, temperature=1.0)
+    policy, back_end = tiny_checkpoint.load_copy(), Transformers(max_new_tokens=12, temperature=1.0)
 
     def rows() -> list[tuple[str, float]]:
         found = back_end.sample_from(policy, PROMPTS, samples=2, seed=0, what="")
@@ -243,34 +243,34 @@ def test_a_hub_model_is_known_by_its_commit(
         located = locate("org/tiny")
         assert located.digest == locate("org/tiny@main").digest == f"hub-org/tiny-{commit}"
     assert locate(f"org/tiny@{'a' * 40}").digest == f"hub-org/tiny-{'a' * 40}"
-    assert Checkpoint(located.source, (), "float32", "plain").load().likelihood([TEXTS[0]]).logprob[0] < 0
+    assert Checkpoint(located.source, (), "float32", "plain").load_copy().likelihood([TEXTS[0]]).logprob[0] < 0
     with pytest.raises(FileNotFoundError, match="neither on the hub nor in the local copy"):
         locate("org/tiny@missing")
 
 
 def test_what_is_trained_is_never_what_is_read(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CACHE, "models", {})
-    kept = tiny_checkpoint.shared()
-    assert tiny_checkpoint.shared() is kept
-    own = tiny_checkpoint.load().model
+    kept = tiny_checkpoint.load_cached()
+    assert tiny_checkpoint.load_cached() is kept
+    own = tiny_checkpoint.load_copy().model
     with torch.no_grad():
         own.lm_head.weight.zero_()
     assert own.lm_head.weight is own.model.embed_tokens.weight, "tied, as it was"
-    assert tiny_checkpoint.shared() is kept
+    assert tiny_checkpoint.load_cached() is kept
     assert kept.model.lm_head.weight.abs().max() > 0
 
     other = Checkpoint(tiny_checkpoint.source, (), "bfloat16", "plain")
     monkeypatch.setattr(CACHE, "room", other._bytes())  # for one
-    assert other.shared() is other.shared()
+    assert other.load_cached() is other.load_cached()
     assert list(CACHE.models) == [other], "the last one used"
-    assert other.load() is not other.load()
+    assert other.load_copy() is not other.load_copy()
     assert not CACHE.models, "two at a time would be too many"
 
 
 @pytest.mark.slow
 def test_the_packaged_model_converts_and_continues_english() -> None:
     located = locate("smollm2-135m-instruct")
-    model = Checkpoint(located.source, (), "bfloat16", "plain").load()
+    model = Checkpoint(located.source, (), "bfloat16", "plain").load_copy()
     english, noise = model.likelihood(
         [("The capital of France is", "Paris."), ("The capital of France is", "qz vx jk.")]
     ).logprob

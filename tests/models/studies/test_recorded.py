@@ -9,7 +9,7 @@ from models.acquisition.base import Acquisition
 from models.acquisition.coreset import CoresetEFT
 from models.acquisition.cost_aware import CostAware
 from models.acquisition.margin import Margin
-from models.acquisition.uniform import Uniform
+from models.acquisition.random import Random
 from models.core.data import Response
 from models.evaluators.linear import Linear
 from models.metrics.agreement import pair_outcomes
@@ -42,7 +42,7 @@ def world(prompts: int = 50, samples: int = 4, *, seed: int = 0) -> Recording:
     )
 
 
-@pytest.mark.parametrize("strategy", [Uniform(), CoresetEFT(), Margin(), CostAware()], ids=repr)
+@pytest.mark.parametrize("strategy", [Random(), CoresetEFT(), Margin(), CostAware()], ids=repr)
 def test_a_curve_buys_what_it_says_and_learns(strategy: Acquisition) -> None:
     pool, held_out = world().split(0.3, RNG(0))
     points = learning_curve(pool, held_out, strategy, EVALUATOR, budgets=[10, 30, 100], seed=0)
@@ -58,9 +58,9 @@ def test_shuffled_labels_teach_nothing_and_a_strategy_starts_where_random_does()
     def curve(strategy: Acquisition, *, shuffle: bool = False) -> list[Point]:
         return learning_curve(pool, held_out, strategy, EVALUATOR, budgets=[20, 60], seed=3, shuffle=shuffle)
 
-    assert curve(Uniform(), shuffle=True)[-1].pair_accuracy < 0.8
-    assert curve(Margin())[0] == curve(Uniform())[0]
-    assert curve(Margin())[1] != curve(Uniform())[1]
+    assert curve(Random(), shuffle=True)[-1].pair_accuracy < 0.8
+    assert curve(Margin())[0] == curve(Random())[0]
+    assert curve(Margin())[1] != curve(Random())[1]
 
 
 def test_no_prompt_stands_on_both_sides_of_a_split() -> None:
@@ -130,7 +130,7 @@ def test_in_a_known_world_more_labels_leave_less_regret(regime: Regime) -> None:
     for seed in range(3):
         pool, held_out = known_world(regime, seed)
         assert judge(held_out, held_out.scores).regret == 0
-        points = learning_curve(pool, held_out, Uniform(), WHOLE, budgets=[12, 300], seed=seed)
+        points = learning_curve(pool, held_out, Random(), WHOLE, budgets=[12, 300], seed=seed)
         curves.append([point.regret for point in points])
     first, last = np.mean(curves, axis=0)
     assert last < 0.7 * first

@@ -70,7 +70,7 @@ def test_two_processes_teach_an_adapter_what_one_does(
 def test_every_weight_is_kept_whole_at_the_end_and_on_the_way(
     tiny_checkpoint: Checkpoint, tmp_path: Path, config: Path
 ) -> None:
-    reference = reference_logprob(tiny_checkpoint.shared(), PAIRS)
+    reference = reference_logprob(tiny_checkpoint.load_cached(), PAIRS)
     training = Training("dpo", PAIRS, DPO_RECIPE, seed=3, reference=reference)
     for name, by in (("alone", None), ("together", config)):
         facts = train(tiny_checkpoint, training, tmp_path / name, along=[tmp_path / f"{name}-half"], config=by)

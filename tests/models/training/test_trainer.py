@@ -18,7 +18,7 @@ from models.training.dpo import DPO, reference_logprob, train_dpo
 from models.training.kto import train_kto
 from models.training.orpo import train_orpo
 from models.training.sft import SFT, train_sft
-from models.training.trainer import arguments
+from models.training.trainer import trainer_kwargs
 
 GOOD, BAD = "warm witty superb delight", "dull boring awful mess"
 PAIRS = [
@@ -30,8 +30,8 @@ LORA = Lora(r=8, alpha=16)
 
 
 def dpo(start: Checkpoint, pairs: list[Pair], recipe: DPO, folder: Path, seed: int = 0) -> dict[str, float]:
-    reference = reference_logprob(start.shared(), pairs)
-    return train_dpo(start.load(), pairs, reference, recipe, folder=folder, seed=seed)
+    reference = reference_logprob(start.load_cached(), pairs)
+    return train_dpo(start.load_copy(), pairs, reference, recipe, folder=folder, seed=seed)
 
 
 def digest(folder: Path) -> str:
@@ -42,15 +42,15 @@ def digest(folder: Path) -> str:
 def test_sft_makes_the_demonstrations_likelier(tiny_checkpoint: Checkpoint, tmp_path: Path, template: Any) -> None:
     start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
     shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
-    before = start.load().likelihood([(d.prompt, d.response) for d in shown]).logprob.mean()
+    before = start.load_copy().likelihood([(d.prompt, d.response) for d in shown]).logprob.mean()
     facts = train_sft(
-        start.load(),
+        start.load_copy(),
         shown,
         SFT(learning_rate=5e-3, epochs=4, batch_size=4, lora=LORA),
         folder=tmp_path,
         seed=0,
     )
-    trained = Checkpoint(start.source, (tmp_path,), "float32", template).load()
+    trained = Checkpoint(start.source, (tmp_path,), "float32", template).load_copy()
     after = trained.likelihood([(d.prompt, d.response) for d in shown]).logprob.mean()
     assert after > before + 1
     assert facts["rows"] == len(PAIRS)
@@ -61,7 +61,7 @@ def test_a_training_of_one_step_moves_the_weights(tiny_checkpoint: Checkpoint, t
     dpo(start, PAIRS[:3], DPO(lora=LORA), tmp_path)
     texts = [(p.prompt, p.chosen) for p in PAIRS]
     before, after = (
-        Checkpoint(start.source, adapters, "float32", "plain").load().likelihood(texts).logprob
+        Checkpoint(start.source, adapters, "float32", "plain").load_copy().likelihood(texts).logprob
         for adapters in ((), (tmp_path,))
     )
     assert (before != after).any(), "three pairs are one step, and warming up must not take it all"
@@ -77,7 +77,7 @@ def test_a_training_tells_its_steps_and_loss_and_prints_neither(
     monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
     shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
     with caplog.at_level("INFO", logger="models.core.progress"):
-        train_sft(tiny_checkpoint.load(), shown, SFT(epochs=2, batch_size=4, lora=LORA), folder=tmp_path, seed=0)
+        train_sft(tiny_checkpoint.load_copy(), shown, SFT(epochs=2, batch_size=4, lora=LORA), folder=tmp_path, seed=0)
     assert [line for line in caplog.messages if re.match(r"training 6/6 steps, loss \d+\.\d{3}", line)]
     out, err = capsys.readouterr()
     assert out == ""
@@ -94,7 +94,7 @@ def test_dpo_prefers_the_chosen_more_than_its_reference_does(
     facts = dpo(start, PAIRS, recipe, tmp_path)
 
     def margin(checkpoint: Checkpoint) -> float:
-        model = checkpoint.load()
+        model = checkpoint.load_copy()
         chosen = model.likelihood([(p.prompt, p.chosen) for p in PAIRS]).logprob
         rejected = model.likelihood([(p.prompt, p.rejected) for p in PAIRS]).logprob
         return float((chosen - rejected).mean())
@@ -136,12 +136,14 @@ def test_the_variants_prefer_the_chosen_too_and_the_same_seed_gives_the_same_byt
     start = Checkpoint(tiny_checkpoint.source, (), "float32", template)
     recipe = DPO(algorithm=algorithm, learning_rate=5e-3, epochs=4, batch_size=4, lora=LORA)
     for name in ("one", "other"):
-        facts = VARIANTS[algorithm](start.load(), PAIRS, recipe, folder=tmp_path / name, seed=3)
+        facts = VARIANTS[algorithm](start.load_copy(), PAIRS, recipe, folder=tmp_path / name, seed=3)
     assert facts["pairs"] == len(PAIRS)
     assert digest(tmp_path / "one") == digest(tmp_path / "other")
 
     def lead(policy: Checkpoint) -> float:
-        sides = (policy.load().likelihood([(p.prompt, getattr(p, s)) for p in PAIRS]) for s in ("chosen", "rejected"))
+        sides = (
+            policy.load_copy().likelihood([(p.prompt, getattr(p, s)) for p in PAIRS]) for s in ("chosen", "rejected")
+        )
         chosen, rejected = (side.logprob.mean() for side in sides)
         return float(chosen - rejected)
 
@@ -156,7 +158,7 @@ def test_kto_takes_no_neighbour_of_the_same_pair_and_needs_two_rows(
     seen: list[Any] = []
     monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
     pairs = [Pair(str(n), f"the film {n} is", f"good {n}", f"bad {n}", 1.0, 0.0, "proxy") for n in range(9)]
-    train_kto(tiny_checkpoint.load(), pairs, DPO(algorithm="kto", lora=LORA), folder=tmp_path, seed=0)
+    train_kto(tiny_checkpoint.load_copy(), pairs, DPO(algorithm="kto", lora=LORA), folder=tmp_path, seed=0)
     rows = [(row["prompt_ids"], row["label"]) for row in seen[0]]
     assert len(rows) == 18
     assert [label for _, label in rows] == [True, False] * 9
@@ -174,7 +176,7 @@ def test_orpo_sees_what_the_policy_sees(
 
     seen: list[Any] = []
     monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
-    model = tiny_checkpoint.load()
+    model = tiny_checkpoint.load_copy()
     model.tokenizer.bos_token = "<unk>"
     train_orpo(replace(model), PAIRS[:2], DPO(algorithm="orpo", lora=LORA), folder=tmp_path, seed=0)
     ours = model.renderer.encode(PAIRS[0].prompt, PAIRS[0].chosen)
@@ -187,20 +189,20 @@ def test_adapters_on_the_way_lie_between_the_ends_and_change_nothing(
 ) -> None:
     start = Checkpoint(tiny_checkpoint.source, (), "float32", "plain")
     recipe = DPO(learning_rate=5e-3, epochs=3, batch_size=4, lora=LORA)
-    reference = reference_logprob(start.shared(), PAIRS)
+    reference = reference_logprob(start.load_cached(), PAIRS)
     along = [tmp_path / "third", tmp_path / "two thirds"]
-    train_dpo(start.load(), PAIRS, reference, recipe, folder=tmp_path / "kept", seed=0, along=along)
-    train_dpo(start.load(), PAIRS, reference, recipe, folder=tmp_path / "plain", seed=0)
+    train_dpo(start.load_copy(), PAIRS, reference, recipe, folder=tmp_path / "kept", seed=0, along=along)
+    train_dpo(start.load_copy(), PAIRS, reference, recipe, folder=tmp_path / "plain", seed=0)
     assert digest(tmp_path / "kept") == digest(tmp_path / "plain")
     assert len({digest(folder) for folder in (*along, tmp_path / "kept")}) == 3
     texts = [(p.prompt, p.rejected) for p in PAIRS]
     falls = [
-        Checkpoint(start.source, adapters, "float32", "plain").load().likelihood(texts).logprob.mean()
+        Checkpoint(start.source, adapters, "float32", "plain").load_copy().likelihood(texts).logprob.mean()
         for adapters in ((), *((folder,) for folder in (*along, tmp_path / "kept")))
     ]
     assert falls == sorted(falls, reverse=True)
     train_dpo(
-        start.load(),
+        start.load_copy(),
         PAIRS[:2],
         reference[:2],
         recipe,
@@ -214,11 +216,11 @@ def test_adapters_on_the_way_lie_between_the_ends_and_change_nothing(
 def test_adapters_stack_in_order(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     recipe = SFT(learning_rate=5e-3, epochs=2, batch_size=4, lora=LORA)
     first, second = tmp_path / "1", tmp_path / "2"
-    train_sft(tiny_checkpoint.load(), [Demonstration("good", GOOD)] * 8, recipe, folder=first, seed=0)
+    train_sft(tiny_checkpoint.load_copy(), [Demonstration("good", GOOD)] * 8, recipe, folder=first, seed=0)
     once = Checkpoint(tiny_checkpoint.source, (first,), "float32", "plain")
-    train_sft(once.load(), [Demonstration("bad", BAD)] * 8, recipe, folder=second, seed=0)
-    twice = Checkpoint(tiny_checkpoint.source, (first, second), "float32", "plain").load()
-    assert twice.likelihood([("bad", BAD)]).logprob[0] > once.load().likelihood([("bad", BAD)]).logprob[0] + 1
+    train_sft(once.load_copy(), [Demonstration("bad", BAD)] * 8, recipe, folder=second, seed=0)
+    twice = Checkpoint(tiny_checkpoint.source, (first, second), "float32", "plain").load_copy()
+    assert twice.likelihood([("bad", BAD)]).logprob[0] > once.load_copy().likelihood([("bad", BAD)]).logprob[0] + 1
 
 
 def test_the_same_seed_gives_byte_identical_adapters(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -237,12 +239,12 @@ def test_the_same_seed_gives_byte_identical_adapters(tiny_checkpoint: Checkpoint
 def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, template: Any) -> None:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    model = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
+    model = Checkpoint(tiny_checkpoint.source, (), "float32", template).load_copy()
     ours = model.renderer.encode(PAIRS[0].prompt, PAIRS[0].chosen)
     row = model.renderer.row(PAIRS[0].prompt, chosen=PAIRS[0].chosen, rejected=PAIRS[0].rejected)
     preferring = DPOTrainer(
         model=model.model,
-        args=DPOConfig(**arguments(DPO(), 0, 12)),
+        args=DPOConfig(**trainer_kwargs(DPO(), 0, 12)),
         train_dataset=Dataset.from_list([row]),
         processing_class=model.tokenizer,
         peft_config=LORA.config("CAUSAL_LM"),
@@ -251,10 +253,10 @@ def test_training_and_scoring_see_the_same_ids(tiny_checkpoint: Checkpoint, temp
     assert preferring["prompt_ids"] == ours.ids[: ours.start]
     assert preferring["chosen_ids"] == ours.ids[ours.start :]
     assert ours.ids[-1:] == ends or template == "chat"
-    again = Checkpoint(tiny_checkpoint.source, (), "float32", template).load()
+    again = Checkpoint(tiny_checkpoint.source, (), "float32", template).load_copy()
     sft = SFTTrainer(
         model=again.model,
-        args=SFTConfig(**arguments(SFT(), 0, 12)),
+        args=SFTConfig(**trainer_kwargs(SFT(), 0, 12)),
         train_dataset=Dataset.from_list([model.renderer.row(PAIRS[0].prompt, completion=PAIRS[0].chosen)]),
         processing_class=again.tokenizer,
         peft_config=LORA.config("CAUSAL_LM"),
@@ -268,7 +270,7 @@ def test_rows_too_long_to_train_on_are_counted(
     long = Demonstration(" ".join(["film"] * 60), "good")
     recipe = SFT(max_length=16, batch_size=4, lora=LORA)
     facts = train_sft(
-        tiny_checkpoint.load(), [Demonstration("good", GOOD)] * 8 + [long], recipe, folder=tmp_path, seed=0
+        tiny_checkpoint.load_copy(), [Demonstration("good", GOOD)] * 8 + [long], recipe, folder=tmp_path, seed=0
     )
     assert facts["rows"] == 8
     assert facts["too_long"] == 1
@@ -276,7 +278,7 @@ def test_rows_too_long_to_train_on_are_counted(
     pairs = [*PAIRS, Pair("p", long.prompt, "good", "bad", 1.0, 0.0, "proxy")]
     recipe = DPO(max_length=40, batch_size=4, lora=LORA)
     for number, train in enumerate((train_kto, train_orpo)):
-        told = train(tiny_checkpoint.load(), pairs, recipe, folder=tmp_path / str(number), seed=0)
+        told = train(tiny_checkpoint.load_copy(), pairs, recipe, folder=tmp_path / str(number), seed=0)
         assert (told["pairs"], told["too_long"]) == (len(PAIRS), 1)
     told = dpo(tiny_checkpoint, pairs, recipe, tmp_path / "dpo")
     assert (told["pairs"], told["too_long"]) == (len(PAIRS), 1)
@@ -298,7 +300,7 @@ def _trainer(kind: str, start: Checkpoint) -> Any:
 
     from models.evaluators.reward_head import _with_head
 
-    model = start.load()
+    model = start.load_copy()
     whole, task, network = model.renderer.row, "CAUSAL_LM", model.model
     if kind == "sft":
         trainer, config, recipe = SFTTrainer, SFTConfig, SFT(batch_size=8)
@@ -314,7 +316,7 @@ def _trainer(kind: str, start: Checkpoint) -> Any:
         )
     made = trainer(
         model=network,
-        args=config(**arguments(recipe, 3, 12)),
+        args=config(**trainer_kwargs(recipe, 3, 12)),
         train_dataset=Dataset.from_list(rows),
         processing_class=model.tokenizer,
         peft_config=LORA.config(task),
@@ -366,11 +368,11 @@ def test_every_weight_is_trained_where_there_are_no_adapters_and_an_adapter_goes
     shown = [Demonstration(p.prompt, p.chosen) for p in PAIRS]
     recipe = SFT(learning_rate=5e-3, epochs=2, batch_size=4, lora=None)
     for folder in ("one", "again"):
-        train_sft(start.load(), shown, recipe, folder=tmp_path / folder, seed=0)
+        train_sft(start.load_copy(), shown, recipe, folder=tmp_path / folder, seed=0)
     assert digest(tmp_path / "one") == digest(tmp_path / "again")
     tuned = Checkpoint(start.source, (tmp_path / "one",), "float32", "plain")
-    moved = dict(tuned.load().model.named_parameters())
-    assert all((moved[name] != weight).any() for name, weight in start.load().model.named_parameters())
+    moved = dict(tuned.load_copy().model.named_parameters())
+    assert all((moved[name] != weight).any() for name, weight in start.load_copy().model.named_parameters())
     whole = DPO(learning_rate=2e-3, epochs=3, batch_size=4, lora=None)
     facts = dpo(tuned, PAIRS, whole, tmp_path / "aligned")
     assert facts["rewards_margins"] > 0.1
@@ -378,10 +380,10 @@ def test_every_weight_is_trained_where_there_are_no_adapters_and_an_adapter_goes
     facts = dpo(aligned, PAIRS, DPO(learning_rate=5e-3, epochs=1, batch_size=4, lora=LORA), tmp_path / "adapted")
     texts = [(p.prompt, p.chosen) for p in PAIRS]
     on_top = Checkpoint(start.source, (*aligned.adapters, tmp_path / "adapted"), "float32", "plain")
-    assert (on_top.load().likelihood(texts).logprob != aligned.load().likelihood(texts).logprob).any()
+    assert (on_top.load_copy().likelihood(texts).logprob != aligned.load_copy().likelihood(texts).logprob).any()
     merged = on_top.write_merged(tmp_path / "merged")
-    alone = Checkpoint(str(merged), (), "float32", "plain").load().likelihood(texts).logprob
-    np.testing.assert_allclose(alone, on_top.load().likelihood(texts).logprob, atol=1e-4)
+    alone = Checkpoint(str(merged), (), "float32", "plain").load_copy().likelihood(texts).logprob
+    np.testing.assert_allclose(alone, on_top.load_copy().likelihood(texts).logprob, atol=1e-4)
 
 
 def test_what_needs_adapters_says_so() -> None:

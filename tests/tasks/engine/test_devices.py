@@ -15,9 +15,9 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 import flows.proxy_reward  # noqa: F401 - all stages are declared
 from models.core.data import Response
 from models.core.rubric import Rubric
-from models.oracles.comparing import Comparing
 from models.oracles.gold import Gold
 from models.oracles.noisy import Noisy
+from models.oracles.pairwise_from_scores import PairwiseFromScores
 from models.oracles.reward_model import RewardModel
 from tasks.engine.caching import Stage
 from tasks.engine.devices import on_device
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("NINEFOLD_DEVICE", "gpu-of-the-tests")
+    monkeypatch.setenv("NINEFOLD_DEVICE_LIMIT", "gpu-of-the-tests")
     settings.cache_clear()
     return "gpu-of-the-tests"
 
@@ -48,7 +48,7 @@ def test_a_limit_that_is_not_there_is_named_and_nothing_is_computed(device: str)
 def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny_model_path: Path) -> None:
     oracle = RewardModel(model=str(tiny_model_path))
     assert Noisy(inner=oracle).uses_device
-    assert Comparing(inner=oracle).uses_device
+    assert PairwiseFromScores(inner=oracle).uses_device
     rows = [response(0)]
 
     @flow
@@ -60,7 +60,7 @@ def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny
         )
         return annotate(purchase, concurrency=1).ref.rows or 0
 
-    with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE={device}"):
+    with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE_LIMIT={device}"):
         bought(oracle)
     assert bought(Gold(micro_usd=0)) == 1
 

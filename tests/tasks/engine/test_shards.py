@@ -35,7 +35,7 @@ PROMPTS = [Prompt.of(f"the film number {n} is") for n in range(10)]
 
 
 def shards_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NINEFOLD_SHARD", str(rows))
+    monkeypatch.setenv("NINEFOLD_SHARD_SIZE", str(rows))
     settings.cache_clear()
 
 
@@ -119,7 +119,7 @@ def test_a_shard_that_fails_leaves_what_was_done_before_it(policy: Policy, monke
 
 def test_vectors_and_scores_of_shards_are_those_of_the_whole(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [response(n, prompt=f"the plot {n // 4} is", sample=n % 4) for n in range(22)]
-    judge = Generative(training=SFT(learning_rate=1e-3, epochs=1.0, max_length=1024), read="sampled", judgements=2)
+    judge = Generative(training=SFT(learning_rate=1e-3, epochs=1.0, max_length=1024), scoring="sampled", num_samples=2)
 
     @flow
     def measured() -> tuple[Ref, Ref, Ref, dict[str, float]]:

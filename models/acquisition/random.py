@@ -10,7 +10,7 @@ from models.acquisition.base import Acquisition, Pool
 from models.core.arrays import FloatArray
 
 
-class Uniform(Acquisition):
+class Random(Acquisition):
     """Ask about tuples drawn uniformly without replacement; `stratified` takes one of each prompt first."""
 
     kind: Literal["random"] = "random"

@@ -36,7 +36,7 @@ _LINE = re.compile(r"^\s*better:\s*(A|B|tie)\s*\.?\s*$", re.IGNORECASE | re.MULT
 _VALUES = {"a": 1, "b": -1, "tie": 0}
 
 
-class LLMPairs(PairOracle):
+class LLMPairwiseJudge(PairOracle):
     """Ask which is better twice, the other way round the second time, for judges prefer a place: the mean of both answers.
 
     1 and −1 are verdicts that both orders agree on, 0 is a tie or a contradiction. A reply that cannot be read is asked for
@@ -45,15 +45,15 @@ class LLMPairs(PairOracle):
 
     description: ClassVar[str] = "a language model comparing two responses in both orders"
 
-    kind: Literal["llm_pairs"] = "llm_pairs"
+    kind: Literal["llm_pairwise_judge"] = "llm_pairwise_judge"
     endpoint: Endpoint
-    structured: bool = Field(
+    structured_output: bool = Field(
         True, description="Whether JSON is asked for; set it to false for servers without json_schema."
     )
     attempts: PositiveInt = Field(
         2, description="Calls for each order until one can be read; then the query is quarantined."
     )
-    against_length: bool = Field(True, description="Whether the judge is told that length is no merit.")
+    discourage_length_bias: bool = Field(True, description="Whether the judge is told that length is no merit.")
 
     @override
     def compare(self, prompt: str, first: str, second: str, rubric: Rubric) -> Verdict:
@@ -69,9 +69,9 @@ class LLMPairs(PairOracle):
         found = [
             await calls.read(
                 self._messages(prompt, one, other, rubric),
-                lambda reply: stated_better(reply.text, structured=self.structured),
+                lambda reply: stated_better(reply.text, structured_output=self.structured_output),
                 seeds=range(self.attempts),
-                schema=_SCHEMA if self.structured else None,
+                schema=_SCHEMA if self.structured_output else None,
             )
             for one, other in ((first, second), (second, first))
         ]
@@ -117,19 +117,25 @@ class LLMPairs(PairOracle):
         self.endpoint.check()
 
     def _frame(self, rubric: Rubric) -> Frame:
-        return frame_of(rubric.render_pair("", "", ""), structured=self.structured, against_length=self.against_length)
+        return frame_of(
+            rubric.render_pair("", "", ""),
+            structured_output=self.structured_output,
+            discourage_length_bias=self.discourage_length_bias,
+        )
 
     def _most_sent(self, prompt: str, responses: str) -> int:
         return max(self._frame(rubric).tokens for rubric in Rubric.every()) + most_tokens(prompt + responses)
 
     def _messages(self, prompt: str, first: str, second: str, rubric: Rubric) -> list[Message]:
         question = rubric.render_pair(prompt, first, second)
-        return messages_of(question, structured=self.structured, against_length=self.against_length)
+        return messages_of(
+            question, structured_output=self.structured_output, discourage_length_bias=self.discourage_length_bias
+        )
 
 
-def stated_better(text: str, *, structured: bool) -> int | None:
+def stated_better(text: str, *, structured_output: bool) -> int | None:
     """Return 1 for A, −1 for B, 0 for a tie; None if the judgement states none of them, or several."""
-    if not structured:
+    if not structured_output:
         found = {match.lower() for match in _LINE.findall(text)}
         return _VALUES[found.pop()] if len(found) == 1 else None
     better = stated_field(text, "better")

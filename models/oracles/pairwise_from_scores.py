@@ -23,7 +23,7 @@ from models.oracles.base import (
 )
 
 
-class Comparing(PairOracle):
+class PairwiseFromScores(PairOracle):
     """Score both responses and compare: sign(Δ), or tanh(Δ / 2T) = 2 σ(Δ / T) − 1 with a `temperature` T (Bradley–Terry).
 
     One query here is two of the inner oracle's, and costs what both cost. Simulated: no oracle has seen the pair.
@@ -32,7 +32,7 @@ class Comparing(PairOracle):
     description: ClassVar[str] = "comparisons derived from another oracle's scores"
     simulated: ClassVar[bool] = True
 
-    kind: Literal["comparing"] = "comparing"
+    kind: Literal["pairwise_from_scores"] = "pairwise_from_scores"
     inner: Annotated[Oracle, OneOf(late=True)]
     temperature: NonNegativeFloat = Field(
         0.0, description="T of the preference 2σ(Δ / T) − 1 of a difference of scores Δ; at 0 the better one wins."
@@ -87,6 +87,10 @@ class Comparing(PairOracle):
     def check(self) -> None:
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
-            raise ConfigError(f"comparing calls its inner oracle, and {self.inner.label()!r} answers through a queue")
+            raise ConfigError(
+                f"comparing calls its inner oracle, and {self.inner.kind_name()!r} answers through a queue"
+            )
         if self.inner.query_type == "pairwise":
-            raise ConfigError(f"comparing needs a pointwise oracle, and {self.inner.label()!r} compares already")
+            raise ConfigError(
+                f"pairwise_from_scores needs a pointwise oracle, and {self.inner.kind_name()!r} compares already"
+            )

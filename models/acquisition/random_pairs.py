@@ -14,7 +14,7 @@ from models.core.arrays import FloatArray
 from models.core.registry import OneOf
 
 
-class UniformPairs(PairAcquisition):
+class RandomPairs(PairAcquisition):
     """Ask about one pair of each prompt, prompts in random order; by default the pair is random, too."""
 
     ranks_by: ClassVar[Needs] = Needs()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.terminal import UserError, agree
+from flows.cli.terminal import UserError, confirm
 
 if TYPE_CHECKING:
     from flows.evaluation.alpaca_eval import AlpacaEvalConfig
@@ -70,7 +70,7 @@ def evaluate(
     if RAW in named:
         asked = load(AlpacaEval, judge) if judge else AlpacaEval()
         alpaca_eval = AlpacaEvalConfig(judge=asked, limit=limit, max_micro_usd=max_micro_usd, concurrency=concurrency)
-        _agree(alpaca_eval, yes=yes)
+        _confirm(alpaca_eval, yes=yes)
     with admitted():
         rows = benchmarks(
             name,
@@ -84,7 +84,7 @@ def evaluate(
         typer.echo("  ".join(f"{cell:14}" for cell in row).rstrip())
 
 
-def _agree(alpaca_eval: "AlpacaEvalConfig", *, yes: bool) -> None:
+def _confirm(alpaca_eval: "AlpacaEvalConfig", *, yes: bool) -> None:
     """Say what will be bought, and raise UserError if the user does not agree."""
     from models.core.money import dollars
 
@@ -94,4 +94,4 @@ def _agree(alpaca_eval: "AlpacaEvalConfig", *, yes: bool) -> None:
         f"AlpacaEval: {judgements} judgements by {alpaca_eval.judge.endpoint.model} will be bought, less those in "
         f"the ledger; expected {dollars(price.micro_usd)}, at most {dollars(alpaca_eval.max_micro_usd)}"
     )
-    agree(yes=yes)
+    confirm(yes=yes)

@@ -65,6 +65,7 @@ _JUDGE = """\
       model: {model}
       base_url: {url}
       api_key_env: {key}            # the environment variable that holds the key
+      temperature: 0                    # null for reasoning models, which take none
       prices: {{input: {input}, output: {output}}}   # micro-dollars per million tokens"""
 _PEOPLE = """\
     kind: human                         # `ninefold labels export --queue` or Label Studio show people the pairs

@@ -163,15 +163,26 @@ def reference() -> None:
     typer.echo(written(), nl=False)
 
 
-@app.command(epilog="Example: `ninefold doctor`")
-def doctor() -> None:
-    """Check versions, ports, disk and known-bad combinations, and say the remedy."""
+@app.command(epilog="Examples: `ninefold doctor`, `ninefold doctor --oracles experiment.yaml`")
+def doctor(
+    oracles: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Ask each oracle of this experiment one question, which is bought."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")] = False,
+) -> None:
+    """Check versions, ports, disk and known-bad combinations, and say the remedy; with --oracles, whether they answer."""
     from flows.runtime.doctor import examine
 
     findings = examine()
     for finding in findings:
         typer.echo(f"{'ok ' if finding.ok else 'BAD'} {finding.what}{'' if finding.ok else f' — {finding.remedy}'}")
-    if not all(finding.ok for finding in findings):
+    well = all(finding.ok for finding in findings)
+    if oracles is not None:
+        from flows.cli.oracle_checks import try_oracles
+
+        well &= try_oracles(oracles, yes=yes)
+    if not well:
         raise typer.Exit(1)
 
 

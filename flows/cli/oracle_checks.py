@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from flows.cli.labels import open_ledger
-from flows.cli.terminal import UserError, agree
+from flows.cli.terminal import UserError, confirm
 
 if TYPE_CHECKING:
+    from models.labelling.label import LabellingSession
     from models.metrics.intervals import Interval
 
 Found = TypeVar("Found")
@@ -88,9 +89,61 @@ def _check(
     typer.echo(
         f"{times * len(rows)} labels will be bought, expected {dollars(price)}, at most {dollars(max_micro_usd)}"
     )
-    agree(yes=yes)
+    confirm(yes=yes)
     named = replicate or date.today().isoformat()
     return check(rows, session, replicate=named, max_micro_usd=max_micro_usd, concurrency=labelling.concurrency)
+
+
+def try_oracles(file: Path, *, yes: bool) -> bool:
+    """Ask each oracle of an experiment one question, once the user has agreed to the price; say how each has answered.
+
+    Returns whether all have given a verdict that can be read.
+    """
+    from flows.config.experiment import Experiment
+    from flows.config.loading import load
+    from models.core.money import dollars
+    from models.labelling.label import LabellingSession
+    from models.labelling.trial import expected_cost
+
+    config = load(Experiment, file)
+    named = {
+        "labelling.oracle": config.labelling.oracle,
+        "evaluation.oracle": config.evaluation_oracle,
+        "evaluation.pairwise_judge": config.evaluation.pairwise_judge,
+    }
+    asked = {oracle.fingerprint(): (field, oracle) for field, oracle in reversed(named.items()) if oracle is not None}
+    answering = [one for one in reversed(asked.values()) if one[1].annotation_task(config.labelling.rubric) is None]
+    if len(answering) < len(asked):
+        typer.echo("people are not asked: they answer in their own time")
+    price = sum(expected_cost(oracle).micro_usd for _, oracle in answering)
+    typer.echo(f"{len(answering)} questions will be asked, expected {dollars(price)}")
+    if price:
+        confirm(yes=yes)
+    return all(
+        [
+            _tried(field, LabellingSession(open_ledger(), oracle, config.labelling.rubric, "trial"))
+            for field, oracle in answering
+        ]
+    )
+
+
+def _tried(field: str, session: "LabellingSession") -> bool:
+    from models.core.errors import NinefoldError
+    from models.core.money import dollars
+    from models.labelling.trial import ask_once
+
+    try:
+        session.oracle.check()
+        found = ask_once(session)
+    except NinefoldError as error:
+        typer.echo(f"BAD {field}: {error}")
+        return False
+    paid = f"{dollars(found.micro_usd)}, {found.tokens} tokens, {found.seconds:.1f} s"
+    if found.status != "labelled":
+        typer.echo(f"BAD {field}: the reply could not be read, for {paid}: {found.raw[:300]}")
+        return False
+    typer.echo(f"ok  {field}: {session.oracle.description} says {found.score:g} for {paid}")
+    return True
 
 
 def _interval(found: "Interval") -> str:

@@ -27,7 +27,7 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     Console().print(grid)
 
 
-def agree(*, yes: bool) -> None:
+def confirm(*, yes: bool) -> None:
     """Ask whether to buy what was said; raise UserError if the answer is no, or nobody can be asked."""
     try:
         agreed = yes or typer.confirm("go on?")

@@ -41,7 +41,13 @@ _WORDINGS: dict[RubricName, _Wording] = {"additive": _ADDITIVE, "warmth": _WARMT
 
 LEVELS = 6  # the totals 0 … 5
 
-SCORE_LINE = re.compile(r"^\s*score:\s*([0-5])\s*(?:/\s*5)?\.?\s*$", re.IGNORECASE | re.MULTILINE)
+# the line "Score: 4", with what models put around it: Markdown, brackets, a decimal point, a maximum
+_AROUND, _AFTER = r"[*_`#>\s]*", r"[*_`\s]*"
+SCORE_LINE = re.compile(
+    rf"^{_AROUND}score{_AFTER}[:=]{_AFTER}[<\[({{]*{_AFTER}([0-5])(?:\.0+)?{_AFTER}[>\])}}]*{_AFTER}"
+    rf"(?:(?:/|out of)\s*5(?:\.0+)?)?{_AFTER}\.?{_AFTER}$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 class Rubric(Frozen):

@@ -73,7 +73,14 @@ class RateLimited(RetryableError):
 
 
 class RequestRejected(RetryableError):
-    """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops."""
+    """Nothing was billed, and trying again is no use (a wrong key, an unknown model): labelling stops.
+
+    `param` and `words` are what the server says of the field that it refuses.
+    """
+
+    def __init__(self, message: str, *, param: str = "", words: str = "") -> None:
+        super().__init__(message)
+        self.param, self.words = param, words
 
 
 class QuestionRejected(RetryableError):

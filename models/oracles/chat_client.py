@@ -28,12 +28,14 @@ from models.oracles.base import (
     RetryableError,
     TokenCounter,
 )
-from models.oracles.endpoint_policy import check_address, check_key_name
+from models.oracles.endpoint_policy import canonical, check_address, check_key_name, is_loopback
 from models.oracles.failures import Failure, failure_of, meaning
 from models.oracles.replies import Reply, reply_of
+from models.oracles.request_style import RequestStyle, remedy_for
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+    from openai._types import RequestOptions
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,9 @@ def most_tokens_sent(messages: Sequence[Message]) -> int:
 class Endpoint(Frozen):
     """A model behind a server. The key is read from the environment variable `api_key_env` and goes nowhere else."""
 
+    # What it costs and how long it may take, and how many tokens: none of it makes another answer of the same question.
     execution_fields: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "timeout", "requests_per_minute", "tokens_per_minute"}
+        {"api_key_env", "prices", "max_tokens", "timeout", "requests_per_minute", "tokens_per_minute"}
     )
 
     model: str = Field(description="Name of the model, as the server calls it.")
@@ -69,9 +72,15 @@ class Endpoint(Frozen):
     api_key_env: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Z][A-Z0-9_]*$", description="Environment variable that holds the key."
     )
+    name: str = Field(
+        "", description="Name under which labels are owned, in the place of base_url: for servers that move."
+    )
     prices: Prices
-    max_tokens: PositiveInt = Field(512, description="Most tokens of a reply.")
-    temperature: NonNegativeFloat = Field(0.0, description="Sampling temperature of the judge.")
+    max_tokens: PositiveInt = Field(512, description="Most tokens of a reply, those of reasoning included.")
+    temperature: NonNegativeFloat | None = Field(
+        0.0, description="Sampling temperature of the judge; null sends none, for models that take none."
+    )
+    request: RequestStyle = Field(RequestStyle(), description="How this server wants to be asked.")
     timeout: PositiveFloat = Field(60.0, description="Seconds that a call may take.")
     requests_per_minute: PositiveInt | None = Field(None, description="Most calls per minute; no limit by default.")
     tokens_per_minute: PositiveInt | None = Field(None, description="Most tokens per minute; no limit by default.")
@@ -94,8 +103,14 @@ class Endpoint(Frozen):
         return check_key_name(name)
 
     def identity(self) -> dict[str, Any]:
-        """Return what a reply depends on: not the limits, the patience or the name of the key."""
-        return self.model_dump(mode="json", exclude=set(self.execution_fields))
+        """Return what a reply depends on: not prices, limits, patience, the name of the key, or how an address is spelt."""
+        where = self.name or canonical(self.base_url)
+        return {
+            "model": self.model,
+            "server": where,
+            "temperature": self.temperature,
+            "request": self.request.identity(),
+        }
 
     def most(self, sent: int) -> Amount:
         """Return the most that one call may cost that sends at most so many tokens."""
@@ -136,8 +151,12 @@ class Endpoint(Frozen):
         and never came, or cannot be read. `models.oracles.failures.meaning` says which failure is which.
         """
         await self._wait(self.most(most_tokens_sent(messages)).tokens)
-        options: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        if seed is not None:
+        options: dict[str, Any] = {}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        if self.request.reasoning_effort is not None:
+            options["reasoning_effort"] = self.request.reasoning_effort
+        if seed is not None and self.request.seed:
             options["seed"] = seed
         if schema is not None:
             options["response_format"] = {
@@ -146,12 +165,24 @@ class Endpoint(Frozen):
             }
         if top_logprobs:
             options |= {"logprobs": True, "top_logprobs": top_logprobs}
-        body = {"model": self.model, "messages": list(messages), **options}
+        asked = self.request.messages([dict(message) for message in messages])
+        body = {"model": self.model, "messages": asked, **options, **self.request.extra}
+        field = _field_of(self)
         try:
-            # `chat.completions.create` does the same and takes twice the time for each call, in types that are read once
-            client = _client(self)
+            return await self._post(body, messages)
+        except RequestRejected as refused:
+            if not _learn_field(self, refused) and _field_of(self) == field:  # another call may have learnt it
+                raise
+            return await self._post(body, messages)
+
+    async def _post(self, body: Mapping[str, Any], messages: Sequence[Message]) -> Reply:
+        """Return the reply to a request. Raises as `complete`."""
+        client, field = _client(self), _field_of(self)
+        sent = {**body, field: self.max_tokens} if field is not None else body
+        try:
             async with asyncio.timeout(self.timeout):  # of the whole call; the SDK's is of each part of it
-                answer = await client.post("/chat/completions", body=body, cast_to=object)
+                # `chat.completions.create` does the same and takes twice the time, in types that are read once
+                answer = await client.post("/chat/completions", body=sent, cast_to=object, options=_key_of(self))
             if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
                 raise self._meant(failure_of(None, answer), {}, messages)
             reply = reply_of(answer, self.prices, sent=most_tokens_sent(messages), written=self.max_tokens)
@@ -202,8 +233,10 @@ class Endpoint(Frozen):
             told = f"{self.base_url} failed with {status}, and may have billed the call: {said}"
             return MaybeBilledError(told, most=self.most(most_tokens_sent(messages)))
         told = f"{self.base_url} refused the call with {status}: {said}"
+        if means in {"oracle", "doubtful"} and (remedy := remedy_for(failure.param, failure.words)):
+            told += f" ({remedy})"
         if means == "oracle":
-            return RequestRejected(told)
+            return RequestRejected(told, param=failure.param, words=failure.words)
         return QuestionRejected(told, signature=failure.signature, certain=means == "question")
 
     def _without_key(self, said: str) -> str:
@@ -212,7 +245,8 @@ class Endpoint(Frozen):
     async def _wait(self, tokens: int) -> None:
         """Return when the limits allow a call of at most so many tokens; raise InterruptedError if labelling stops."""
         limits = (self.requests_per_minute, 1), (self.tokens_per_minute, tokens)
-        for (limit, weight), limiter in zip(limits, _limiters(self), strict=True):
+        limiters = _limiters(f"{self.base_url} {self.model}", self.requests_per_minute, self.tokens_per_minute)
+        for (limit, weight), limiter in zip(limits, limiters, strict=True):
             if limit is not None:
                 await unless_stopped(limiter.try_acquire_async("calls", weight=min(weight, limit)))
 
@@ -267,36 +301,79 @@ def close_clients() -> None:
         run(client.close())
 
 
-_clients: "dict[Endpoint, AsyncOpenAI]" = {}  # used on the event loop, each by every call to its endpoint
+_clients: "dict[str, AsyncOpenAI]" = {}  # by digest; used on the event loop, each by every call to its endpoint
 atexit.register(close_clients)
 
 
 def _client(endpoint: Endpoint) -> "AsyncOpenAI":
     import openai
 
-    if endpoint not in _clients:
-        _clients[endpoint] = openai.AsyncOpenAI(
+    known = endpoint.digest()
+    if known not in _clients:
+        client = openai.AsyncOpenAI(
             api_key=os.environ[endpoint.api_key_env],
             base_url=endpoint.base_url,
+            default_query=dict(endpoint.request.query),
             timeout=endpoint.timeout,
             max_retries=0,  # every attempt has its own reservation in the ledger, so that none is made behind its back
             # half the time per call of the default; where a server sends us to has not been checked
             http_client=openai.DefaultAioHttpClient(
-                follow_redirects=False, event_hooks={"response": [partial(_read, most=_most_bytes(endpoint))]}
+                follow_redirects=False,
+                trust_env=not is_loopback(endpoint.base_url),  # no proxy stands before this machine itself
+                event_hooks={"response": [partial(_read, most=_most_bytes(endpoint))]},
             ),
         )
-    return _clients[endpoint]
+        # of the environment nothing leaves but the key that is named
+        client.organization = client.project = client.admin_api_key = None
+        client._custom_headers = {}
+        _clients[known] = client
+    return _clients[known]
+
+
+def _key_of(endpoint: Endpoint) -> "RequestOptions":
+    """Return the headers of a request whose key is in another one than `Authorization`; nothing for that one."""
+    import openai
+
+    header = endpoint.request.key_header
+    if header == "Authorization":
+        return {}
+    return {"headers": {header: os.environ[endpoint.api_key_env], "Authorization": openai.Omit()}}
+
+
+_other_field: set[str] = set()  # digests of endpoints that want their most tokens in the other field
+
+
+def _field_of(endpoint: Endpoint) -> str | None:
+    """Return the field that carries the most tokens: as it is set, or as the server has asked for it."""
+    field = endpoint.request.max_tokens_as
+    if field is None or endpoint.digest() not in _other_field:
+        return field
+    return "max_tokens" if field == "max_completion_tokens" else "max_completion_tokens"
+
+
+def _learn_field(endpoint: Endpoint, refused: RequestRejected) -> bool:
+    """Note, once, that a server wants its most tokens in the other of the two fields; whether it does."""
+    now, known = endpoint.request.max_tokens_as, endpoint.digest()
+    if now is None or known in _other_field:
+        return False
+    other = "max_tokens" if now == "max_completion_tokens" else "max_completion_tokens"
+    if refused.param != now and not (now in refused.words and other in refused.words):
+        return False
+    log.info("%s (%s) wants %s in the place of %s", endpoint.base_url, endpoint.model, other, now)
+    _other_field.add(known)
+    return True
 
 
 @lru_cache(maxsize=8)
-def _limiters(endpoint: Endpoint) -> tuple[Any, Any]:
-    """Return the limiters of calls and of tokens; None where there is no limit."""
+def _limiters(server: str, calls: int | None, tokens: int | None) -> tuple[Any, Any]:
+    """Return a server's limiters of calls and of tokens per minute; None where there is no limit."""
+    del server  # each has its own
     from pyrate_limiter import Duration, Limiter, Rate, StateBucket
 
     def limiter(per_minute: int | None) -> Limiter | None:
         return None if per_minute is None else Limiter(StateBucket([Rate(per_minute, Duration.MINUTE)]))
 
-    return limiter(endpoint.requests_per_minute), limiter(endpoint.tokens_per_minute)
+    return limiter(calls), limiter(tokens)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

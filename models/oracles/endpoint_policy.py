@@ -11,7 +11,7 @@ from models.core.errors import ConfigError
 ALLOWED = "NINEFOLD_ENDPOINTS"  # of a worker: URLs, separated by spaces, that oracles' must begin with
 _CREDENTIALS = ipaddress.ip_network("fd00:ec2::/32")  # AWS's, by IPv6
 _OTHERS = re.compile(
-    r"^(AWS|AZURE|DATABRICKS|GOOGLE|GCP|HF_|HUGGING|LABEL_STUDIO|MLFLOW|PG|POSTGRES|PREFECT|RAY_"
+    r"^(AWS|AZURE(?!_OPENAI_)|DATABRICKS|GOOGLE(?!_API_KEY$)|GCP|HF_|HUGGING|LABEL_STUDIO|MLFLOW|PG|POSTGRES|PREFECT|RAY_"
     r"|NINEFOLD_(STORE|LEDGER|MLFLOW|SETTINGS))"
 )
 
@@ -24,6 +24,29 @@ def check_key_name(name: str) -> str:
             "of the store's, the databases' or the servers' own"
         )
     return name
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def canonical(url: str) -> str:
+    """Return one spelling of a server's URL: without a default port or a last slash, this machine as 127.0.0.1."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    host = "127.0.0.1" if is_loopback(url) else f"[{host}]" if ":" in host else host
+    port = "" if parts.port in {None, _PORTS.get(parts.scheme)} else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine itself, whatever a name server says."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_address(url: str) -> None:

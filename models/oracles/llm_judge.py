@@ -28,7 +28,7 @@ from models.oracles.llm_calls import (
     records_of,
     stated_field,
 )
-from models.oracles.replies import Reply
+from models.oracles.replies import Reply, unwrapped
 
 _SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -39,8 +39,7 @@ _SCHEMA: Mapping[str, Any] = {
     "required": ["justification", "score"],
     "additionalProperties": False,
 }
-_JSON_SCORE = re.compile(r'"score"\s*:\s*([0-5])')
-_ALTERNATIVES = 20
+_JSON_SCORE = re.compile(r'"score"\s*:\s*"?\s*([0-5])')
 
 
 class Stated(NamedTuple):
@@ -71,6 +70,9 @@ class LLMJudge(Oracle):
     attempts: PositiveInt = Field(
         2, description="Calls for each judgement until one can be read; then the query is quarantined."
     )
+    alternatives: int = Field(
+        20, ge=2, le=20, description="Alternatives of the score's token that are asked for, with `scoring: expected`."
+    )
     discourage_length_bias: bool = Field(True, description="Whether the judge is told that length is no merit.")
 
     @override
@@ -87,7 +89,7 @@ class LLMJudge(Oracle):
                 self._read,
                 seeds=range(sample * self.attempts, (sample + 1) * self.attempts),
                 schema=_SCHEMA if self.structured_output else None,
-                top_logprobs=_ALTERNATIVES if self.scoring == "expected" else 0,
+                top_logprobs=self.alternatives if self.scoring == "expected" else 0,
             )
             for sample in range(self.samples)
         ]
@@ -121,13 +123,14 @@ class LLMJudge(Oracle):
         for record in records_of([raw]):
             for value, text in zip(record["said"], record["texts"], strict=False):
                 if value is not None:
-                    told = stated_field(text, "justification") if self.structured_output else SCORE_LINE.sub("", text)
+                    inner = unwrapped(text).text
+                    told = stated_field(inner, "justification") if self.structured_output else SCORE_LINE.sub("", inner)
                     return " ".join(told.split()) if isinstance(told, str) else ""
         return ""
 
     @override
     def identity(self) -> list[Any]:
-        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
+        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint", "attempts"}), *TOLD]
 
     @override
     def check(self) -> None:
@@ -159,23 +162,48 @@ class LLMJudge(Oracle):
 
 def stated_score(text: str, *, structured_output: bool) -> Stated | None:
     """Return the one score that a judgement states; None if there is none, several, or one out of range."""
+    inner = unwrapped(text)
     if not structured_output:
-        score = parse_score(text)
-        found = [match for match in SCORE_LINE.finditer(text) if int(match[1]) == score]
-        return Stated(score, found[-1].start(1)) if score is not None else None
-    told, places = stated_field(text, "score"), list(_JSON_SCORE.finditer(text))
-    if type(told) is not int or not 0 <= told < LEVELS or not places:
+        score = parse_score(inner.text)
+        found = [match for match in SCORE_LINE.finditer(inner.text) if int(match[1]) == score]
+        return Stated(score, inner.begin + found[-1].start(1)) if score is not None else None
+    score, places = _level(stated_field(inner.text, "score")), list(_JSON_SCORE.finditer(inner.text))
+    if score is None or not places:
         return None
-    return Stated(told, places[-1].start(1))
+    return Stated(score, inner.begin + places[-1].start(1))
+
+
+def _level(told: object) -> int | None:
+    """Return a score that is a whole number from 0 to 5, as a number or its digits; None for anything else."""
+    if isinstance(told, str) and re.fullmatch(r"[0-5](\.0+)?", told.strip()):
+        told = float(told)
+    whole = type(told) in {int, float} and told in range(LEVELS)
+    return int(told) if whole else None  # type: ignore[call-overload]
 
 
 def expected_score(reply: Reply, place: int) -> float | None:
-    """Return Σ s p(s) / Σ p(s) over the scores among the alternatives of the token at `place`; None if there is none."""
-    begin = 0
-    for token, alternatives in reply.alternatives:
-        if begin <= place < begin + len(token):
-            chances = [(int(other), p) for other, p in alternatives.items() if other.strip() in set("012345")]
-            total = sum(p for _, p in chances)
-            return sum(score * p for score, p in chances) / total if total else None
-        begin += len(token)
-    return None
+    """Return Σ s p(s) / Σ p(s) over the scores among the alternatives of the token at `place`; None if there is none.
+
+    Where the tokens do not make up the text, as some tokenizers write them, it is the last token that is the digit itself.
+    """
+    digit, begin = reply.text[place], 0
+    if "".join(token for token, _ in reply.alternatives) == reply.text:
+        for token, alternatives in reply.alternatives:
+            if begin <= place < begin + len(token):
+                return _mean(alternatives)
+            begin += len(token)
+        return None
+    found = [alternatives for token, alternatives in reply.alternatives if _score_of(token) == int(digit)]
+    return _mean(found[-1]) if found else None
+
+
+def _mean(alternatives: Mapping[str, float]) -> float | None:
+    chances = [(score, p) for token, p in alternatives.items() if (score := _score_of(token)) is not None]
+    total = sum(p for _, p in chances)
+    return sum(score * p for score, p in chances) / total if total else None
+
+
+def _score_of(token: str) -> int | None:
+    """Return the score that a token is, whatever a tokenizer and JSON put around it: " 4", "▁4", "Ġ4", '"4', "4}"."""
+    bare = token.replace("Ġ", "").replace("▁", "").strip(" \t\r\n\"'`*<>[](){}:,.")
+    return int(bare) if len(bare) == 1 and bare in "012345" else None

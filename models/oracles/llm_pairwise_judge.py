@@ -25,6 +25,7 @@ from models.oracles.llm_calls import (
     records_of,
     stated_field,
 )
+from models.oracles.replies import unwrapped
 
 _SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -32,7 +33,10 @@ _SCHEMA: Mapping[str, Any] = {
     "required": ["justification", "better"],
     "additionalProperties": False,
 }
-_LINE = re.compile(r"^\s*better:\s*(A|B|tie)\s*\.?\s*$", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(
+    r"^[*_`#>\s]*better[*_`\s]*[:=][*_`\s]*[<\[({]*(?:response\s+)?(A|B|tie)[>\])}]*[*_`\s]*\.?[*_`\s]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _VALUES = {"a": 1, "b": -1, "tie": 0}
 
 
@@ -110,7 +114,7 @@ class LLMPairwiseJudge(PairOracle):
 
     @override
     def identity(self) -> list[Any]:
-        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint"}), *TOLD]
+        return [self.endpoint.identity(), self.model_dump(mode="json", exclude={"endpoint", "attempts"}), *TOLD]
 
     @override
     def check(self) -> None:
@@ -135,8 +139,9 @@ class LLMPairwiseJudge(PairOracle):
 
 def stated_better(text: str, *, structured_output: bool) -> int | None:
     """Return 1 for A, −1 for B, 0 for a tie; None if the judgement states none of them, or several."""
+    text = unwrapped(text).text
     if not structured_output:
         found = {match.lower() for match in _LINE.findall(text)}
         return _VALUES[found.pop()] if len(found) == 1 else None
     better = stated_field(text, "better")
-    return _VALUES.get(better.lower()) if isinstance(better, str) else None
+    return _VALUES.get(better.strip().lower().removeprefix("response ")) if isinstance(better, str) else None

@@ -1,6 +1,7 @@
 """Parse a chat completion's reply: text, price, alternatives, refusal."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,32 @@ def text_of(content: object) -> str:
         texts = [part.get("text") for part in content if part.get("type", "text") in ("text", "output_text")]
         return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else "" if content is None else repr(content)
+
+
+_THOUGHT = re.compile(r"\s*<(think|thinking|reasoning|thought)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"^.*</(think|thinking|reasoning|thought)>\s*", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*\w*[ \t]*\r?\n(.*?)\r?\n?[ \t]*\1\s*", re.DOTALL)
+
+
+class Inner(NamedTuple):
+    """What a reply says without what it thought first, and without a fence around it; and where that begins."""
+
+    text: str
+    begin: int
+
+
+def unwrapped(text: str) -> Inner:
+    """Return what a reply says.
+
+    Taken off: one block of thoughts at its beginning, whose opening tag the chat template may have written, then one fence
+    around all that is left. Whatever else stands in the reply stays, and is read as strictly as before.
+    """
+    answers = text.lstrip()[:1] in {"{", "`", "~"}  # a verdict may speak of such tags itself
+    thought = _THOUGHT.match(text) or (None if answers else _THOUGHT_END.match(text))
+    begin = thought.end() if thought else 0
+    if (fenced := _FENCED.fullmatch(text, begin)) and fenced[1] not in fenced[2]:
+        return Inner(fenced[2], fenced.start(2))
+    return Inner(text[begin:], begin)
 
 
 def _alternatives(logprobs: object) -> list[tuple[str, Mapping[str, float]]]:

@@ -237,7 +237,7 @@ def test_an_error_in_a_reply_means_what_it_says(says: tuple[int, Any], kind: typ
 
 
 def test_a_rate_limit_within_a_reply_is_asked_again_and_costs_nothing(make_response: Any, ledger: Ledger) -> None:
-    with LoopbackJudge(faults={"limit": 0.2}, says={"limit": (200, LIMIT)}, seed=1) as server:
+    with LoopbackJudge(faults={"limit": 0.5}, says={"limit": (200, LIMIT)}, seed=1) as server:
         labels = ask([make_response(n) for n in range(5)], ledger, judge_at(server))
     assert [entry.score for entry in labels] == [0, 1, 2, 3, 4]
     assert server.served["limit"] > 0

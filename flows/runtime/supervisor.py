@@ -38,14 +38,14 @@ def serve(ports: Ports, deployments: Path, runs_page: Callable[[int], str]) -> I
     try:
         with keeper_lock():
             clear_left()  # what a keeper that was killed has left
-            yield from _Keeper(ports).keep(deployments, runs_page)
+            yield from _Supervisor(ports).run(deployments, runs_page)
     except Timeout as error:
         raise ConfigError(
             f"servers of {settings().home} are starting or up already: ninefold down stops them"
         ) from error
 
 
-class _Keeper:
+class _Supervisor:
     """Starts the servers, records them and what they start, and ends them in the end."""
 
     def __init__(self, ports: Ports) -> None:
@@ -57,7 +57,7 @@ class _Keeper:
         self.up = Servers(current(), *ports, password=new_password())
         self.children: list[subprocess.Popen[bytes]] = []
 
-    def keep(self, deployments: Path, runs_page: Callable[[int], str]) -> Iterator[str]:
+    def run(self, deployments: Path, runs_page: Callable[[int], str]) -> Iterator[str]:
         # Ctrl-C is for this process, which then ends the others in good order; so are a polite kill and a closed terminal
         for polite in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(polite) is not signal.SIG_IGN:  # as under nohup

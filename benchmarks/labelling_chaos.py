@@ -1,14 +1,20 @@
 """Four processes buy labels from a server that fails in nine ways, killed at random: what is lost, what is paid twice?
 
-    make chaos                                  # a few minutes, at least 50 kills
+    make chaos                                            # a few minutes: kills and faults of the database, on SQLite
+    python benchmarks/labelling_chaos.py --postgres       # the same on a PostgreSQL server of its own, stopped and started
     python benchmarks/labelling_chaos.py --short          # half a minute; a test runs it
+
+Beside the kills the database fails: SQLite's disk is full (RLIMIT_FSIZE) or another writer holds it; PostgreSQL is stopped,
+at once or politely, and started again after up to four seconds. Processes wait a second for it, then keep replies in a
+journal, which the next start books.
 
 Two accounts, one after the other: one with money for everything, one whose cap binds. The ledger is then held against what
 the server itself has answered. A reply that never arrived counts as paid once, at its ceiling, and is asked again while
 there is money. The last line is JSON: `kills`; `paid` and `cap`, micro-dollars of both accounts; `lost`, questions without
 an answer although there was money; `double_paid`, questions that the server has billed for more than the ledger knows, and
 labels owned twice; `wrong_rows`, labels that are not what the server says of the text; `over_cap`, times that an account was
-seen above its cap.
+seen above its cap; `database_faults`; `hung`, processes that had to be given up; `longest_silence`, seconds in which the
+ledger gained no label while processes ran.
 """
 
 import argparse
@@ -17,23 +23,30 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import sqlalchemy as sa
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.core.data import Response  # noqa: E402
+from models.core.errors import ConfigError  # noqa: E402
 from models.core.money import Prices  # noqa: E402
+from models.ledger.journal import waiting_in  # noqa: E402
+from models.ledger.ledger import Ledger  # noqa: E402
 from tests.support.fake_judge import LoopbackJudge, right_score  # noqa: E402
+from tests.support.postgres import Postgres, running  # noqa: E402
 
 _PROCESSES, _WORKERS = 4, 8
 _FAULTS = {
@@ -56,65 +69,135 @@ def questions(account: str, count: int) -> list[Response]:
     return [Response(f"r{n}", "p", "tell a story", n, f"story {account}, chapter {n}", 5, -9.0) for n in range(count)]
 
 
-def buy(url: str, ledger: str, account: str, count: int, cap: int) -> None:
-    """Buy labels of every question, in a process of its own, until all are there or the money is spent."""
-    from models.core.rubric import Rubric
-    from models.labelling.label import LabellingSession, LabellingStopped, label_responses
-    from models.ledger.ledger import Ledger
+def judge_at(url: str) -> Any:  # noqa: ANN401
+    """Return the oracle that everybody asks."""
     from models.oracles.chat_client import Endpoint
     from models.oracles.llm_judge import LLMJudge
 
+    return LLMJudge(
+        endpoint=Endpoint(model="judge", base_url=url, prices=PRICES, max_tokens=32, timeout=1.5), attempts=3
+    )
+
+
+def buy(url: str, place: tuple[str, str], account: str, count: int, cap: int) -> None:
+    """Buy labels of every question, in a process of its own, until all are there or the money is spent.
+
+    `place` is the ledger's URL and the folder of its journals.
+    """
+    ledger, journal = place
+    from models.core.rubric import Rubric
+    from models.labelling.label import LabellingSession, LabellingStopped, label_responses
+
     os.environ["OPENAI_API_KEY"] = "loopback"
-    model = Endpoint(model="judge", base_url=url, prices=PRICES, max_tokens=32, timeout=1.5)
-    judge = LLMJudge(endpoint=model, attempts=3)
-    session = LabellingSession(Ledger(ledger), judge, Rubric(name="warmth"), account)
+    judge = judge_at(url)
+    while True:
+        try:
+            book = Ledger(ledger, journal=Path(journal))
+            break
+        except (ConnectionError, OSError, sa.exc.DBAPIError):
+            time.sleep(0.2)
+    session = LabellingSession(book, judge, Rubric(name="warmth"), account, patience=1.0)
     while True:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # four progress bars at once
                 label_responses(
                     questions(account, count), session, max_queries=10 * count, max_micro_usd=cap, concurrency=_WORKERS
                 )
-        except LabellingStopped:
-            continue  # what has failed too often in a row is begun again, as the user would
+        except (LabellingStopped, ConfigError):  # the oracle or the ledger is away, or there is no room for a journal
+            time.sleep(0.1)
+            continue  # begun again, as the user would
         return
 
 
+class Database:
+    """The ledger's database, which fails on purpose."""
+
+    def __init__(self, folder: Path, server: Postgres | None) -> None:
+        self.server, self.file = server, folder / "ledger.sqlite"
+        self.url = f"sqlite:///{self.file}" if server is None else server.url(server.new_database())
+
+    def fail(self, processes: list[int], rng: np.random.Generator) -> None:
+        """Let it be away, full or held for a while."""
+        seconds = float(rng.uniform(0.3, 4.0))
+        if self.server is not None:
+            self.server.stop("immediate" if rng.random() < 0.5 else "fast")
+            time.sleep(seconds)
+            self.server.start()
+        elif rng.random() < 0.5:
+            most = max(file.stat().st_size for file in self.file.parent.glob("ledger.sqlite*"))
+            for process in processes:
+                _limit(process, max(most, 1 << 18))
+            time.sleep(seconds)
+            for process in processes:
+                _limit(process, resource.RLIM_INFINITY)
+        else:
+            with contextlib.closing(sqlite3.connect(self.file, timeout=60.0, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                time.sleep(seconds)
+                other.execute("ROLLBACK")
+
+
+def _limit(process: int, size: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+class Storm(NamedTuple):
+    """How often a storm strikes, and how long it may last, in seconds."""
+
+    kills: int
+    faults: int
+    most: float
+
+
 def storm(
-    url: str, ledger: str, account: str, *, count: int, cap: int, kills: int, rng: np.random.Generator
+    url: str, database: Database, account: str, *, count: int, cap: int, strikes: Storm, rng: np.random.Generator
 ) -> Counter[str]:
     """Run the four processes to the end, killing and replacing them; return the kills and the times above the cap."""
-    from models.ledger.ledger import Ledger
-
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openai", "models.labelling.label", "models.oracles.llm_judge", "pyrate_limiter"])
+    journal = str(database.file.parent / "journal")
 
     def start() -> ForkServerProcess:
-        process = context.Process(target=buy, args=(url, ledger, account, count, cap))
+        process = context.Process(target=buy, args=(url, (database.url, journal), account, count, cap))
         process.start()
         return process
 
     seen: Counter[str] = Counter()
-    book = Ledger(ledger)
     running = [start() for _ in range(_PROCESSES)]
+    book = Ledger(database.url, journal=Path(journal))
+    began = moved = time.monotonic()
+    labels = 0
     while any(process.is_alive() for process in running):
         time.sleep(rng.uniform(0.05, 0.6))
-        seen["over_cap"] += book.spent(account).micro_usd > cap
+        spent = book.spent(account)
+        seen["over_cap"] += spent.micro_usd > cap
+        if spent.queries != labels:
+            labels, moved = spent.queries, time.monotonic()
+        seen["longest_silence"] = max(seen["longest_silence"], round(time.monotonic() - moved))
+        if time.monotonic() - began > strikes.most:
+            seen["hung"] += sum(process.is_alive() for process in running)
+            for process in running:
+                process.kill()
+            return seen
+        if seen["database_faults"] < strikes.faults and rng.random() < 0.3:
+            database.fail([p.pid for p in running if p.pid is not None and p.is_alive()], rng)
+            seen["database_faults"] += 1
         place = int(rng.integers(len(running)))
         victim = running[place]
-        if seen["kills"] < kills and victim.pid is not None and victim.is_alive():
+        if seen["kills"] < strikes.kills and victim.pid is not None and victim.is_alive():
             os.kill(victim.pid, signal.SIGKILL)
             victim.join()
             seen["kills"] += 1
             running[place] = start()
     if any(process.exitcode != 0 for process in running):
         raise RuntimeError(f"a process ended with {[process.exitcode for process in running]}")
+    book.release_stale()  # what the last ones have left
     return seen
 
 
 def accounts(ledger: str, server: LoopbackJudge, *, count: int, caps: dict[str, int]) -> dict[str, Any]:
     """Hold the ledger against what the server has answered, and against the texts."""
-    from models.ledger.ledger import Ledger
-
     book = Ledger(ledger)
     rows = list(book.rows())
     price = PRICES.cost(input_tokens=server.prompt_tokens, output_tokens=server.completion_tokens, cached_tokens=40)
@@ -126,7 +209,8 @@ def accounts(ledger: str, server: LoopbackJudge, *, count: int, caps: dict[str, 
         charged[row["response"]] += row["micro_usd"]
         owned[row["response"]] += row["status"] in ("labelled", "quarantined")
     spent = {name: book.spent(name) for name in caps}
-    ceiling = max(row["micro_usd"] for row in rows if row["status"] == "lost")
+    judge = judge_at(server.url)
+    ceiling = max(judge.max_cost(r.prompt, r.text) for name in caps for r in questions(name, count))
     return {
         "calls": len(server.log),
         "queries": len(rows),
@@ -145,8 +229,16 @@ def accounts(ledger: str, server: LoopbackJudge, *, count: int, caps: dict[str, 
         ),
         "double_paid": sum(n - 1 for n in owned.values() if n > 1)
         + sum(bill > charged[text] for text, bill in billed.items()),
+        "account_drift": _drift(book, list(caps)),
         "wrong_rows": sum(row["status"] == "labelled" and row["score"] != right_score(row["response"]) for row in rows),
     }
+
+
+def _drift(book: Ledger, names: list[str]) -> int:
+    """Return by how many micro-dollars the accounts' own sums differ from their charges: caps hold by the former."""
+    with book.engine.connect() as connection:
+        kept = dict(connection.execute(sa.text("SELECT name, micro_usd FROM accounts")).tuples().all())
+    return sum(abs(kept[name] - book.spent(name).micro_usd) for name in names)
 
 
 def main() -> None:
@@ -154,31 +246,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer questions and kills")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ledger", metavar="URL", help="an empty database; a new SQLite file if not given")
+    parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL server of its own, not on SQLite")
     given = parser.parse_args()
-    count, kills = (120, 4) if given.short else (1500, 60)
+    count, strikes = (120, Storm(4, 2, 120.0)) if given.short else (1500, Storm(60, 12, 900.0))
     caps = {"everything": 2_000 * count, "binding": 40 * count}
     rng, seen, started = np.random.default_rng(given.seed), Counter[str](), time.monotonic()
     print(
-        f"{_PROCESSES} processes × {_WORKERS} workers, {count} questions and at most {kills} kills in each of two storms"
+        f"{_PROCESSES} processes × {_WORKERS} workers, {count} questions, at most {strikes.kills} kills and "
+        f"{strikes.faults} faults of the database in each of two storms"
     )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LoopbackJudge(latency=0.02, faults=_FAULTS, seed=given.seed, hang=3.0) as server,
-    ):
-        ledger = given.ledger or f"sqlite:///{folder}/ledger.sqlite"
+    with contextlib.ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        server = held.enter_context(LoopbackJudge(latency=0.02, faults=_FAULTS, seed=given.seed, hang=3.0))
+        database = Database(folder, held.enter_context(running()) if given.postgres else None)
         for name, cap in caps.items():
-            found = storm(server.url, ledger, name, count=count, cap=cap, kills=kills, rng=rng)
-            print(f"{name:11} {found['kills']} kills, {time.monotonic() - started:.0f} s so far", flush=True)
+            found = storm(server.url, database, name, count=count, cap=cap, strikes=strikes, rng=rng)
+            print(f"{name:11} {dict(found)}, {time.monotonic() - started:.0f} s so far", flush=True)
+            seen["longest_silence"] = max(seen["longest_silence"], found.pop("longest_silence", 0))
             seen += found
-        facts = accounts(ledger, server, count=count, caps=caps)
+        facts = accounts(database.url, server, count=count, caps=caps)
+        left = waiting_in(folder / "journal")
     for name, value in facts.items():
         print(f"{name:20} {value}")
-    print(
-        json.dumps(
-            {"kills": seen["kills"], "over_cap": seen["over_cap"], **facts, "seconds": time.monotonic() - started}
-        )
-    )
+    struck = {name: seen[name] for name in ("kills", "database_faults", "over_cap", "hung", "longest_silence")}
+    print(json.dumps({**struck, **facts, "journals_left": len(left), "seconds": time.monotonic() - started}))
 
 
 if __name__ == "__main__":

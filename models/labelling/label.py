@@ -16,7 +16,7 @@ from models.core.errors import NinefoldError
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
-from models.labelling.batcher import LedgerAway, LedgerBatcher
+from models.labelling.batcher import LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import PATIENCE, CircuitBreaker, Flight, backoff_seconds
 from models.ledger.accounts import BudgetExhausted
@@ -165,7 +165,7 @@ class Caps(NamedTuple):
 def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator[tuple[str | None, Journal | None]]:
     """Open the account, and yield who holds this labelling's reservations and where its replies go if all else fails.
 
-    What others have left behind is booked or given up first. Raises LedgerAway if the ledger cannot be reached now.
+    What others have left behind is booked or given up first. Raises LabellingStopped if the ledger cannot be reached now.
     """
     ledger, (queries, micro_usd, tokens) = session.ledger, caps
     try:
@@ -175,7 +175,8 @@ def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator
     except Exception as error:
         if not is_away(error):
             raise
-        raise LedgerAway(f"the ledger cannot be reached, and nothing was asked: {error}") from error
+        why = " ".join(str(getattr(error, "orig", error)).split())
+        raise LabellingStopped(f"the ledger cannot be reached, and nothing was asked: {why}") from error
     if session.annotation_task:
         yield None, None
         return

@@ -26,9 +26,9 @@ class Postgres:
         options = " ".join(f"-c {setting}" for setting in f"listen_addresses=127.0.0.1 {settings}".split())
         self._control("start", "--wait", "-o", options, "-l", str(self.folder / "log"))
 
-    def stop(self) -> None:
-        """End it at once, as when its machine fails: what is not committed is gone, and all are cut off."""
-        self._control("stop", "--mode=immediate")
+    def stop(self, mode: str = "immediate") -> None:
+        """End it, at once as when its machine fails, or politely (`fast`): what is not committed is gone."""
+        self._control("stop", f"--mode={mode}")
 
     def url(self, database: str, *, role: str = "postgres", driver: str = "psycopg") -> str:
         """Return the SQLAlchemy URL of a database."""

@@ -88,7 +88,7 @@ class PairwiseFromScores(PairOracle):
         self.inner.check()
         if self.inner.annotation_task(Rubric()):
             raise ConfigError(
-                f"comparing calls its inner oracle, and {self.inner.kind_name()!r} answers through a queue"
+                f"pairwise_from_scores calls its inner oracle, and {self.inner.kind_name()!r} answers through a queue"
             )
         if self.inner.query_type == "pairwise":
             raise ConfigError(

@@ -92,7 +92,7 @@ def test_what_a_pairwise_oracle_cannot_do_is_said_at_once(tiny_settings: dict[st
     compares = {"oracle": {"kind": "pairwise_from_scores", "inner": {"kind": "gold"}}}
     evaluation: dict[str, Any] = {}
     evaluator: dict[str, Any] = {"kind": "linear"}
-    assert "'comparing' compares: set evaluation.oracle" in refused(**compares)
+    assert "'pairwise_from_scores' compares: set evaluation.oracle" in refused(**compares)
     evaluation = {"oracle": {"kind": "gold"}}
     assert "'coreset_eft' picks tuples: use a strategy over pairs" in refused(**compares)
     pairs = {**compares, "acquisition": {"kind": "random_pairs"}}

@@ -62,11 +62,11 @@ def ours(judge: LLMJudge, asked: list[Response], workers: int) -> tuple[float, f
     spent = 0.0
 
     class Timed(Ledger):
-        def settle_and_reserve(self, *given: Any) -> Any:  # noqa: ANN401
+        def settle_and_reserve(self, *given: Any, **options: Any) -> Any:  # noqa: ANN401
             nonlocal spent
             started = time.perf_counter()
             try:
-                return super().settle_and_reserve(*given)
+                return super().settle_and_reserve(*given, **options)
             finally:
                 spent += time.perf_counter() - started
 

@@ -41,11 +41,12 @@ _WORDINGS: dict[RubricName, _Wording] = {"additive": _ADDITIVE, "warmth": _WARMT
 
 LEVELS = 6  # the totals 0 … 5
 
-# the line "Score: 4", with what models put around it: Markdown, brackets, a decimal point, a maximum
-_AROUND, _AFTER = r"[*_`#>\s]*", r"[*_`\s]*"
+# The line "Score: 4", with what models put around it: Markdown, brackets, a decimal point, a maximum. What repeats takes all
+# that it can and gives nothing back: a reply of a thousand spaces is read in no time.
+_MARKS = r"[*_`\t ]*+"
 SCORE_LINE = re.compile(
-    rf"^{_AROUND}score{_AFTER}[:=]{_AFTER}[<\[({{]*{_AFTER}([0-5])(?:\.0+)?{_AFTER}[>\])}}]*{_AFTER}"
-    rf"(?:(?:/|out of)\s*5(?:\.0+)?)?{_AFTER}\.?{_AFTER}$",
+    rf"^[#*_`\t ]*+score{_MARKS}[:=]{_MARKS}[<\[({{]*+{_MARKS}([0-5])(?:\.0++)?+{_MARKS}[>\])}}]*+{_MARKS}"
+    rf"(?:(?:/|out of)[\t ]*+5(?:\.0++)?+)?+{_MARKS}\.?+{_MARKS}\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ _Closed = Answer | ValueError | None
 _HURRY = 2.0  # seconds, once labelling has been stopped
 _PAUSE, _LONGEST_PAUSE = 0.2, 15.0
 _TELL = 30.0  # seconds between two lines about one absence
+_AT_ONCE = 2.0  # seconds that are not worth a line
 
 
 class LedgerAway(NinefoldError):
@@ -54,10 +56,12 @@ class LedgerBatcher:
         journal: Journal | None = None,
         stop: asyncio.Event | None = None,
         patience: float = PATIENCE,
+        on_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.ledger = ledger
         self.account = account
         self._journal, self._stop, self._patience = journal, stop or asyncio.Event(), patience
+        self._on_back = on_back
         self._orders: _Waiting[QueryRequest, ReservationResult] = []
         self._closings: _Waiting[Closing, _Closed] = []
         self._at_work: asyncio.Task[None] | None = None
@@ -101,7 +105,7 @@ class LedgerBatcher:
             except Exception as error:
                 if len(orders) + len(closings) == 1:
                     _reject(orders, error)
-                    _reject(closings, error)
+                    self._keep(closings, error)
                 else:  # what is wrong with one must not cost the others
                     await self._each_alone(closings, orders)
             else:
@@ -115,10 +119,8 @@ class LedgerBatcher:
             try:
                 (closed,), _ = await self._outlast([closing[0]], [])
                 _resolve([closing], [closed])
-            except LedgerAway as away:
-                self._keep([closing], away)
             except Exception as error:
-                _reject([closing], error)
+                self._keep([closing], error)
         for order in orders:
             try:
                 _, (reserved,) = await self._outlast([], [order[0]])
@@ -130,10 +132,13 @@ class LedgerBatcher:
         self, closings: list[Closing], orders: list[QueryRequest]
     ) -> tuple[list[_Closed], list[ReservationResult]]:
         """Return what `Ledger.settle_and_reserve` does, repeated while the database is away. Raises LedgerAway at last."""
-        began, told, pause = time.monotonic(), -_TELL, _PAUSE
+        began, told, pause = time.monotonic(), _AT_ONCE - _TELL, _PAUSE
         while True:
             try:
-                return await self._exchange(closings, orders)
+                done = await self._exchange(closings, orders)
+                if time.monotonic() - began > _AT_ONCE:
+                    self._on_back()
+                return done
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -159,15 +164,15 @@ class LedgerBatcher:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
-    def _keep(self, closings: "_Waiting[Closing, _Closed]", away: LedgerAway) -> None:
-        """Write down how calls have ended, and tell those who wait."""
+    def _keep(self, closings: "_Waiting[Closing, _Closed]", why: Exception) -> None:
+        """Write down how calls have ended that were not booked, and tell those who wait."""
         for closing, future in closings:
-            told = away
+            told: Exception = why
             if self._journal is not None:
                 try:
                     self._journal.append(closing)
-                    told = LedgerAway(f"{away}. It is kept in {self._journal.file}, and the next start books it")
-                except OSError as error:
+                    told = LedgerAway(f"{why}. It is kept in {self._journal.file}, and the next start books it")
+                except Exception as error:  # whatever it is: whoever waits must not wait for ever
                     log.error("%s takes no more (%s): this is not kept: %s", self._journal.file, error, closing)
             future.set_exception(told)
 
@@ -175,7 +180,7 @@ class LedgerBatcher:
         self, closings: list[Closing], orders: list[QueryRequest]
     ) -> tuple[list[_Closed], list[ReservationResult]]:
         if self.ledger.embedded:  # a file: two threads that wait for each other's turn take longer than the transaction
-            return self.ledger.settle_and_reserve(self.account, closings, orders)
+            return self.ledger.settle_and_reserve(self.account, closings, orders, wait=0.0)  # the loop has other work
         return await asyncio.to_thread(self.ledger.settle_and_reserve, self.account, closings, orders)
 
 

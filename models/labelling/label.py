@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _TELL_SECONDS = 30.0  # between two lines about one that waits for another
 _TRIES = 6
+_REFUSALS, _OTHERS = 20, 100  # times that a rate limit meets one question while so many others are answered
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,13 @@ def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator
     if session.annotation_task:
         yield None, None
         return
-    journal = ledger.journal(in_flight=concurrency)
-    try:
-        with labelling() as holder:
+    with labelling() as holder:
+        journal = ledger.journal(holder, in_flight=concurrency)
+        try:
             yield holder, journal
-    finally:
-        if journal is not None:
-            journal.close()
+        finally:
+            if journal is not None:
+                journal.close()
 
 
 def _label(response: Response, answer: Answer, *, again: bool) -> Label:
@@ -230,7 +231,11 @@ class _Asking:
         self.session = session
         self.breaker = CircuitBreaker(session.patience)
         self.batcher = LedgerBatcher(
-            *(session.ledger, session.account), journal=journal, stop=self.breaker.stop, patience=session.patience
+            *(session.ledger, session.account),
+            journal=journal,
+            stop=self.breaker.stop,
+            patience=session.patience,
+            on_back=self.breaker.excuse,
         )
         self.flight = Flight(concurrency, self.breaker.stop)
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
@@ -262,7 +267,7 @@ class _Asking:
         return outcomes
 
     async def _ask(self, order: QueryRequest) -> Answer:
-        failures, answered = 0, self.breaker.answers
+        failures, refusals, answered = 0, 0, self.breaker.answers
         while True:
             try:
                 return await self._ask_once(order)
@@ -271,11 +276,15 @@ class _Asking:
             except (RetryableError, MaybeBilledError) as failure:
                 if why := self.breaker.record_failure(failure):
                     raise RequestRejected(why) from failure
-                if isinstance(failure, RateLimited):  # no fault of the question, and the slots wait
+                others = self.breaker.answers - answered
+                if isinstance(failure, RateLimited):  # no fault of the question, most likely, and the slots wait
+                    refusals += 1
+                    if refusals >= _REFUSALS and others >= _OTHERS:
+                        self._give_up(refusals, failure, others=others)
                     continue
                 failures += 1
                 if failures >= _TRIES:
-                    self._give_up(failures, failure, others=self.breaker.answers - answered)
+                    self._give_up(failures, failure, others=others)
                 log.debug("asking again after %s", failure)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(

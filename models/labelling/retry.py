@@ -110,6 +110,10 @@ class CircuitBreaker:
         self._lost = 0
         self._refused.clear()
 
+    def excuse(self) -> None:
+        """Count the silence from now on: it was not the oracle's."""
+        self._since = self._told = time.monotonic()
+
     def refused(self, refusal: QuestionRejected) -> str:
         """Note a refused question; return what is wrong if it is every question that is refused, "" otherwise."""
         if refusal.certain:

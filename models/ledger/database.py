@@ -1,9 +1,10 @@
 """Open the ledger's database (SQLite or PostgreSQL), with transactions that are safe under concurrent writers."""
 
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -26,20 +27,38 @@ _SQLITE_AWAY = {
 }
 
 
-def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+BUSY_SECONDS = 60.0  # that a SQLite file may be held by other writers
+_LOOK_SECONDS = 0.2
+
+
+def transact(engine: Engine, work: Callable[[Connection], T], *, wait: float = BUSY_SECONDS) -> T:
     """Return what `work` returns within a transaction, all of it kept or none.
 
     Done again, from the beginning, if the database gives it up to end a deadlock: two processes that settle and ask about
-    the same questions may wait for one another.
+    the same questions may wait for one another. Other writers of a SQLite file are waited for `wait` seconds, and 0.2 more.
     """
-    for attempt in range(_ATTEMPTS):
+    deadline, attempt = time.monotonic() + wait, 0
+    while True:
         try:
             with engine.begin() as connection:
                 return work(connection)
         except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) not in _AGAIN or attempt == _ATTEMPTS - 1:
+            attempt += 1
+            conflict = getattr(error.orig, "sqlstate", None) in _AGAIN and attempt < _ATTEMPTS
+            if not conflict and not (_is_busy(error) and time.monotonic() < deadline):
                 raise
-    raise AssertionError
+
+
+def _is_busy(error: sa.exc.OperationalError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", -1) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def server_of(url: sa.URL) -> str:
+    """Return where a server is: a host or a socket's folder, and a port; this machine in one spelling."""
+    host = url.host or url.query.get("host") or "127.0.0.1"
+    named = ",".join(host) if isinstance(host, tuple) else host
+    port = url.port or url.query.get("port") or 5432
+    return f"{'127.0.0.1' if named in {'localhost', '::1'} else named}:{port}"
 
 
 def is_away(error: Exception) -> bool:
@@ -85,7 +104,7 @@ def open_engine(url: str) -> Engine:
     """
     parsed = sa.make_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
-    engine = _sqlite(parsed) if embedded else sa.create_engine(parsed, pool_pre_ping=True, connect_args=_SOON)
+    engine = _sqlite(parsed) if embedded else _postgresql(parsed)
     try:
         connection = engine.connect()
     except sa.exc.OperationalError as error:
@@ -97,11 +116,8 @@ def open_engine(url: str) -> Engine:
             "NINEFOLD_LEDGER"
         ) from error
     try:
-        with connection, connection.begin():
-            if not embedded:  # two that make the tables at once would get into each other's way
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
-            METADATA.create_all(connection)
-            _bring_up_to_date(connection)
+        connection.close()
+        transact(engine, _make_tables)
     except sa.exc.ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
             raise
@@ -110,6 +126,33 @@ def open_engine(url: str) -> Engine:
             f"{parsed.username} may not change that: `ninefold init-storage` with NINEFOLD_LEDGER of the role that owns it"
         ) from error
     return engine
+
+
+def _make_tables(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        _number_queries_for_ever(connection)
+    else:  # two that make the tables at once would get into each other's way
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MAKING_TABLES)))
+    METADATA.create_all(connection)
+    _bring_up_to_date(connection)
+
+
+def _number_queries_for_ever(connection: Connection) -> None:
+    """Give an earlier version's table numbers that are never used again: journals name queries by them."""
+    known = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'queries'"
+    ).scalar()
+    if known is None or "AUTOINCREMENT" in known.upper():
+        return
+    connection.exec_driver_sql("ALTER TABLE queries RENAME TO queries_before")
+    for index in sa.inspect(connection).get_indexes("queries_before"):
+        connection.exec_driver_sql(f'DROP INDEX "{index["name"]}"')
+    QUERIES.create(connection)
+    there = {column["name"] for column in sa.inspect(connection).get_columns("queries_before")}
+    names = [column.name for column in QUERIES.columns if column.name in there]
+    before = sa.select(*map(sa.column, names)).select_from(sa.table("queries_before"))
+    connection.execute(sa.insert(QUERIES).from_select(names, before))
+    connection.exec_driver_sql("DROP TABLE queries_before")
 
 
 def _bring_up_to_date(connection: Connection) -> None:
@@ -128,19 +171,35 @@ def _bring_up_to_date(connection: Connection) -> None:
             connection.execute(sa.text(NO_DELETE_TRIGGER_SQL))
 
 
+def _postgresql(url: sa.URL) -> Engine:
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_SOON)
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
+        with connection.cursor() as cursor:  # whoever holds a row for ever must not hold all others
+            cursor.execute("SET lock_timeout = '15s'")
+            cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+        connection.commit()
+
+    return engine
+
+
 def _sqlite(url: sa.URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 60}, paramstyle="named")
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: "sqlite3.Connection", _record: object) -> None:
         connection.isolation_level = None  # transactions are opened below, not by the driver
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")  # a label survives a power cut, not only a crash
+        connection.execute(f"PRAGMA busy_timeout={1000 * _LOOK_SECONDS:.0f}")  # `transact` waits for other writers
 
     @sa.event.listens_for(engine, "begin")
     def _lock(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # two readers that both go on to write would deadlock
+        # two readers that both go on to write would deadlock; one that only reads waits for nobody
+        reads_only = connection.get_execution_options().get("reads_only")
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
     return engine

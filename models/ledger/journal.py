@@ -6,8 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from operator import methodcaller
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -30,25 +29,25 @@ class Kept(NamedTuple):
     closings: list[Closing]
     unreadable: int
 
-    def remove(self) -> None:
-        """Remove the file, whose entries are booked; one with lines that cannot be read stays, under another name."""
-        if self.unreadable:
+    def remove(self, *, failed: int) -> None:
+        """Remove the file, whose entries are booked; one with lines that could not be stays, under another name."""
+        if self.unreadable or failed:
             self.file.rename(aside := self.file.with_suffix(".unreadable"))
-            log.error("%d lines of %s are no entries of a journal: look at them by hand", self.unreadable, aside)
+            log.error("%d lines of %s could not be booked: look at them by hand", self.unreadable + failed, aside)
         else:
             self.file.unlink()
 
 
 class Journal:
-    """A file of one labelling, locked while its process lives; gone when it ends and nothing is in it.
+    """A file of one labelling, named by its holder; locked while it goes on, and gone when it ends and nothing is in it.
 
     Its room on the disk is taken before any query is bought, so that a disk that fills up meanwhile has place for the
     replies. Raises ConfigError where there is none.
     """
 
-    def __init__(self, folder: Path, ledger: str, *, in_flight: int) -> None:
+    def __init__(self, folder: Path, ledger: str, *, holder: str, in_flight: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.file, self._descriptor = _new_file(folder, ledger)
+        self.file, self._descriptor = _new_file(folder, ledger, holder)
         self._end = 0
         size = min(max(in_flight * _PER_REPLY, _LEAST), _MOST)
         try:
@@ -62,7 +61,7 @@ class Journal:
 
     def append(self, closing: Closing) -> None:
         """Keep how a call has ended; it is on the disk when this returns."""
-        line = json.dumps(_entry(closing), default=methodcaller("item")).encode() + b"\n"  # numpy's numbers
+        line = json.dumps(_entry(closing), default=_plain).encode() + b"\n"
         written = os.pwrite(self._descriptor, line, self._end)
         if written != len(line):
             raise OSError(f"{self.file} took {written} of {len(line)} bytes")
@@ -73,7 +72,9 @@ class Journal:
         """Let the file go: to whoever books what is in it, or for good."""
         if self._end == 0:
             self.file.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1  # whoever appends later must not write into another file
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold a copy
+        os.close(descriptor)
 
 
 def journals(folder: Path, ledger: str) -> Iterator[Kept]:
@@ -86,6 +87,19 @@ def journals(folder: Path, ledger: str) -> Iterator[Kept]:
                 continue
             if file.exists():
                 yield _read(file, opened.read())
+
+
+def has_journal(folder: Path, ledger: str, holder: str) -> bool:
+    """Whether a journal of a holder lies here, whoever has it open: what it holds may be booked yet."""
+    return any(folder.glob(f"{_name_of(ledger)}-{_name_of(holder)}-*.jsonl"))
+
+
+@contextmanager
+def booking(folder: Path) -> Iterator[None]:
+    """Be the only one who books what journals in a folder hold, as soon as nobody else does."""
+    with (folder / "booking.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def waiting_in(folder: Path) -> list[Path]:
@@ -104,7 +118,7 @@ def _read(file: Path, written: bytes) -> Kept:
     *lines, _ = written.rstrip(b"\0").split(b"\n")
     found = []
     for line in lines:
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
             found.append(_closing(json.loads(line)))
     return Kept(file, found, len(lines) - len(found))
 
@@ -114,22 +128,30 @@ def _entry(closing: Closing) -> dict[str, Any]:
     return {"what": kind, **closing._asdict()}
 
 
+def _plain(value: object) -> object:
+    """Return numpy's number as Python's, and anything else as it is written."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _closing(entry: dict[str, Any]) -> Closing:
     kind = _KINDS[entry.pop("what")]
     reservation = Reservation(*entry.pop("reservation"))
     if kind is Loss and entry["most"] is not None:
         entry["most"] = Amount(*entry["most"])
-    return kind(reservation, **entry)
+    closing = kind(reservation, **entry)
+    if isinstance(closing, QueryResult) and not isinstance(closing.raw, str):
+        raise TypeError("a reply is a text")
+    return closing
 
 
 def _name_of(ledger: str) -> str:
     return hashlib.sha256(ledger.encode()).hexdigest()[:12]
 
 
-def _new_file(folder: Path, ledger: str) -> tuple[Path, int]:
+def _new_file(folder: Path, ledger: str, holder: str) -> tuple[Path, int]:
     """Return a new file and its descriptor, locked."""
     while True:
-        file = folder / f"{_name_of(ledger)}-{uuid4().hex[:12]}.jsonl"
+        file = folder / f"{_name_of(ledger)}-{_name_of(holder)}-{uuid4().hex[:8]}.jsonl"
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:

@@ -34,7 +34,7 @@ from models.ledger.entries import (
     ReservationResult,
     checked,
 )
-from models.ledger.journal import Journal, journals
+from models.ledger.journal import Journal, booking, has_journal, journals
 from models.ledger.tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Ledger:
     def __init__(self, url: str, *, journal: Path | None = None) -> None:
         """Open it. What its database does not take is kept in the folder `journal`: beside a SQLite file, if not said."""
         self.engine = database.open_engine(url)
+        self.reader = self.engine.execution_options(reads_only=True)
         self.embedded = self.engine.dialect.name == "sqlite"
         self._journals = journal or database.folder_of(self.engine.url, "journal")
         self._presence = None if self.embedded else holders.SessionHeartbeat(self.engine.url, of=self)
@@ -96,12 +97,18 @@ class Ledger:
         return answer
 
     def settle_and_reserve(
-        self, account: str, closings: Sequence[Closing], orders: Sequence[QueryRequest]
+        self,
+        account: str,
+        closings: Sequence[Closing],
+        orders: Sequence[QueryRequest],
+        *,
+        wait: float = database.BUSY_SECONDS,
     ) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
         """Book how calls have ended, then reserve for orders of different questions, all in one transaction.
 
         Returns what `settle`, `release` or `lose`, and `reserve` would, errors included, in the given order. Done again
-        where nobody knows whether the database has kept it, it changes nothing.
+        where nobody knows whether the database has kept it, it changes nothing. Waits at most `wait` seconds for other
+        writers of a SQLite file.
         """
 
         def work(connection: Connection) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
@@ -110,7 +117,7 @@ class Ledger:
 
         if orders and self._presence is not None:
             self._presence.hold()
-        return self.transact(work)
+        return database.transact(self.engine, work, wait=wait)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returns within one transaction; see `database.transact`."""
@@ -240,7 +247,9 @@ class Ledger:
         mine = sa.select(QUERIES).where(QUERIES.c.id == reply.reservation.query_id)
         row = connection.execute(mine).mappings().one()
         again = reply.parameters(row["status"])
-        if any(row[name] != again[f"new_{name}"] for name in ("raw", "score", "seconds")):
+        if row["micro_usd"] > reply.reservation.micro_usd or any(
+            row[name] != again[f"new_{name}"] for name in ("raw", "score", "seconds")
+        ):
             return None
         return Answer(reply.score, row["micro_usd"], row["tokens"], True, row["status"])
 
@@ -265,38 +274,54 @@ class Ledger:
             accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
             accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
 
-    def journal(self, *, in_flight: int) -> Journal | None:
-        """Open a journal for a labelling with so many calls in flight; None where no folder was named. Raises as Journal."""
-        return None if self._journals is None else Journal(self._journals, self._name, in_flight=in_flight)
+    def journal(self, holder: str, *, in_flight: int) -> Journal | None:
+        """Open a holder's journal, for so many calls in flight; None where no folder was named. Raises as Journal."""
+        if self._journals is None:
+            return None
+        return Journal(self._journals, self._name, holder=holder, in_flight=in_flight)
 
     def book_journals(self) -> int:
         """Book what labellings that are over could not, and return how many calls it was."""
-        booked = 0
-        for kept in () if self._journals is None else journals(self._journals, self._name):
-            for closing in kept.closings:  # each by itself: one that cannot be booked must not keep the others
-                account = closing.reservation.account
-                (wrong,), _ = self.settle_and_reserve(account, [closing], [])
-                if isinstance(wrong, ValueError):
-                    log.warning("%s of the journal %s: %s", type(closing).__name__, kept.file, wrong)
-            booked += len(kept.closings)
-            kept.remove()
+        folder, booked = self._journals, 0
+        if folder is None or not any(folder.glob("*.jsonl")):
+            return 0
+        with booking(folder):
+            for kept in journals(folder, self._name):
+                failed = sum(not self._book(closing, kept.file) for closing in kept.closings)
+                booked += len(kept.closings) - failed
+                kept.remove(failed=failed)
         return booked
+
+    def _book(self, closing: Closing, file: Path) -> bool:
+        """Book one entry of a journal, by itself, and say whether that went well: another may be wrong."""
+        try:
+            (wrong,), _ = self.settle_and_reserve(closing.reservation.account, [closing], [])
+        except Exception as error:
+            if database.is_away(error):
+                raise
+            log.error("an entry of %s cannot be booked: %s", file, error)
+            return False
+        if isinstance(wrong, ValueError):
+            log.warning("%s of the journal %s: %s", type(closing).__name__, file, wrong)
+        return True
 
     @property
     def _name(self) -> str:
-        """Return what tells this ledger's journals from those of another, the same in every process."""
+        """Return what tells this ledger's journals from those of another: its file, or its server and database."""
         url = self.engine.url
-        return str(Path(url.database).resolve()) if self.embedded and url.database else url.render_as_string()
+        if self.embedded:
+            return str(Path(url.database or "").resolve())
+        return f"{database.server_of(url)}/{url.database}"
 
     def holders_of(self, account: str) -> list[str]:
         """Return who asks at this moment on an account's money."""
         flying = sa.select(QUERIES.c.holder).where(QUERIES.c.account == account, tables.RESERVED).distinct()
-        with self.engine.connect() as connection:
+        with self.reader.connect() as connection:
             return list(connection.scalars(flying))
 
     def holder_of(self, question: Question) -> str:
         """Return who is asking a question at this moment; "" if nobody is."""
-        with self.engine.connect() as connection:
+        with self.reader.connect() as connection:
             row = tables.live_rows(connection, [question]).get(question.key)
         return row.holder if row is not None and row.status == "reserved" else ""
 
@@ -307,26 +332,41 @@ class Ledger:
         that charges nothing for an undelivered answer is undone.
         """
 
-        def work(connection: Connection) -> int:
-            reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
-            away = holders.dead_holders(connection, (row["holder"] for row in reserved))
-            dead = [row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away)]
-            for row in dead:
-                if row["billed_on_failure"]:
-                    self._mark_lost(connection, row["id"])
-                else:
-                    self.cancel_within(
-                        connection, Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
-                    )
-            return len(dead)
-
+        # Who is dead is asked first: who writes a journal lives, and one that has ended since is looked at another time.
+        dead = self._dead()
         if booked := self.book_journals():
             log.warning("%d calls are booked that the ledger could not take when they ended", booked)
-        return self.transact(work)
+        return self.transact(lambda c: self._give_up(c, dead)) if dead else 0
+
+    def _dead(self) -> dict[int, str]:
+        """Return the holders of reservations that nobody will settle, by query."""
+        with self.reader.connect() as connection:
+            reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
+            away = holders.dead_holders(connection, (row["holder"] for row in reserved))
+        dead = (row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away))
+        return {row["id"]: row["holder"] for row in dead}
+
+    def _give_up(self, connection: Connection, dead: Mapping[int, str]) -> int:
+        still = sa.select(QUERIES).where(QUERIES.c.id.in_(list(dead)), tables.RESERVED)
+        given_up = 0
+        for row in connection.execute(still).mappings().all():
+            if row["holder"] != dead[row["id"]] or self._may_be_booked(row["holder"]):
+                continue
+            if row["billed_on_failure"]:
+                self._mark_lost(connection, row["id"])
+            else:
+                reservation = Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
+                self.cancel_within(connection, reservation)
+            given_up += 1
+        return given_up
+
+    def _may_be_booked(self, holder: str) -> bool:
+        """Whether a journal of a holder lies here: somebody has it open, be it a child that the holder has left."""
+        return self._journals is not None and has_journal(self._journals, self._name, holder)
 
     def spent(self, account: str) -> Spent:
         """Return what an account has been charged; zeros for an account that was never opened."""
-        with self.engine.connect() as connection:
+        with self.reader.connect() as connection:
             return accounts.spent(connection, account)
 
     def rows(self, *, status: QueryStatus | None = None, account: str | None = None) -> Iterator[dict[str, Any]]:
@@ -336,7 +376,7 @@ class Ledger:
             query = query.where(QUERIES.c.status == status)
         if account is not None:
             query = query.where(QUERIES.c.id.in_(sa.select(CHARGES.c.query_id).where(CHARGES.c.account == account)))
-        with self.engine.connect() as connection:
+        with self.reader.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
     def import_labels(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:

@@ -5,6 +5,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -340,6 +341,10 @@ def _key_of(endpoint: Endpoint) -> "RequestOptions":
     return {"headers": {header: os.environ[endpoint.api_key_env], "Authorization": openai.Omit()}}
 
 
+_UNKNOWN_FIELD = re.compile(
+    r"unsupported|not supported|unknown|unrecogni[sz]ed|unexpected|extra|deprecated", re.IGNORECASE
+)
+_WRONG_VALUE = re.compile(r"too (large|high|many|big)|at most|less than|maximum|must be|exceed", re.IGNORECASE)
 _other_field: set[str] = set()  # digests of endpoints that want their most tokens in the other field
 
 
@@ -357,7 +362,8 @@ def _learn_field(endpoint: Endpoint, refused: RequestRejected) -> bool:
     if now is None or known in _other_field:
         return False
     other = "max_tokens" if now == "max_completion_tokens" else "max_completion_tokens"
-    if refused.param != now and not (now in refused.words and other in refused.words):
+    unknown = refused.param == now and _UNKNOWN_FIELD.search(refused.words) and not _WRONG_VALUE.search(refused.words)
+    if other not in refused.words and not unknown:
         return False
     log.info("%s (%s) wants %s in the place of %s", endpoint.base_url, endpoint.model, other, now)
     _other_field.add(known)

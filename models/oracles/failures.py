@@ -27,6 +27,7 @@ _NOBODY = re.compile(
     r"model.{0,60}(not.?found|does.?not.?exist|not.?exist|not.?supported|decommissioned|deprecated|unavailable)|"
     r"(unknown|invalid|no such|unsupported).?model"
 )
+_ONE_IS_TOO_MUCH = re.compile(r"request too large")
 _RATE = re.compile(r"rate.?limit|too.?many.?requests|throttl|overload|try again later")
 _FILTERED = re.compile(
     r"content.{0,3}(filter|policy|management|moderation)|responsible.?ai|safety|moderation|flagged|"
@@ -90,6 +91,8 @@ def meaning(said: Failure) -> Meaning:
         return "oracle"
     if status in _GATEWAYS:
         return "billed"
+    if busy and status == 429 and _ONE_IS_TOO_MUCH.search(words):
+        return "doubtful"  # more than a minute's tokens at once: it will never pass
     if busy:
         return "busy" if status in _TAKES_NO_MORE or _RATE.search(words) else "free"
     if filtered or status in _ABOUT_TEXTS or status is None:

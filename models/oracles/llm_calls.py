@@ -28,6 +28,7 @@ JSON_FIRST = "Answer with a JSON object: first the justification, then the verdi
 TOLD = (QUOTED, NO_LENGTH, JSON_FIRST)
 USUAL_REPLY = 80  # tokens of a justification of a sentence or two, and the verdict
 _PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds
+_LONGEST_PAUSE = 60.0
 Value = TypeVar("Value")
 
 
@@ -100,7 +101,7 @@ class Calls:
                     if isinstance(failure, MaybeBilledError):
                         self.lost = self.endpoint.most(most_tokens_sent(messages))
                 else:
-                    await self._wait(pause if failure.retry_after is None else failure.retry_after)
+                    await self._wait(pause if failure.retry_after is None else min(failure.retry_after, _LONGEST_PAUSE))
             else:
                 return self.replies[-1]
         return None
@@ -149,9 +150,12 @@ def records_of(replies: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def stated_field(text: str, name: str) -> object:
-    """Return a field of the JSON object that a judgement is; None if it is none, or has no such field."""
+    """Return a field of the JSON object that a judgement is; None if it is none, or has no such field, or has it twice."""
     try:
-        told = json.loads(text)
+        told = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError):  # no JSON; thousands of brackets
         return None
-    return told.get(name) if isinstance(told, dict) else None
+    if not isinstance(told, list) or not all(isinstance(pair, tuple) for pair in told):
+        return None
+    values = [value for field, value in told if field == name]
+    return values[0] if len(values) == 1 else None

@@ -43,7 +43,7 @@ _JSON_SCORE = re.compile(r'"score"\s*:\s*"?\s*([0-5])')
 
 
 class Stated(NamedTuple):
-    """The score in a reply and where its digit stands in the text."""
+    """The score in a reply and where its digit stands in the text; −1 where that is not sure."""
 
     score: int
     place: int
@@ -154,10 +154,12 @@ class LLMJudge(Oracle):
         return max(self._frame(rubric).tokens for rubric in Rubric.every()) + most_tokens(prompt + response)
 
     def _read(self, reply: Reply) -> float | None:
+        if reply.cut_off and not self.structured_output:  # it might have gone on to another score
+            return None
         stated = stated_score(reply.text, structured_output=self.structured_output)
         if stated is None or self.scoring == "stated":
             return None if stated is None else float(stated.score)
-        return expected_score(reply, stated.place)
+        return None if stated.place < 0 else expected_score(reply, stated.place)
 
 
 def stated_score(text: str, *, structured_output: bool) -> Stated | None:
@@ -170,7 +172,8 @@ def stated_score(text: str, *, structured_output: bool) -> Stated | None:
     score, places = _level(stated_field(inner.text, "score")), list(_JSON_SCORE.finditer(inner.text))
     if score is None or not places:
         return None
-    return Stated(score, inner.begin + places[-1].start(1))
+    sure = len(places) == 1 and int(places[0][1]) == score  # else it is not known which of them is the verdict's
+    return Stated(score, inner.begin + places[0].start(1) if sure else -1)
 
 
 def _level(told: object) -> int | None:
@@ -184,17 +187,19 @@ def _level(told: object) -> int | None:
 def expected_score(reply: Reply, place: int) -> float | None:
     """Return Σ s p(s) / Σ p(s) over the scores among the alternatives of the token at `place`; None if there is none.
 
-    Where the tokens do not make up the text, as some tokenizers write them, it is the last token that is the digit itself.
+    Where the tokens do not make up the text, as some tokenizers write them, it is the one token that is the digit itself.
     """
-    digit, begin = reply.text[place], 0
-    if "".join(token for token, _ in reply.alternatives) == reply.text:
-        for token, alternatives in reply.alternatives:
-            if begin <= place < begin + len(token):
-                return _mean(alternatives)
-            begin += len(token)
+    score, begin = _score_of(reply.text[place]), 0
+    if score is None:
         return None
-    found = [alternatives for token, alternatives in reply.alternatives if _score_of(token) == int(digit)]
-    return _mean(found[-1]) if found else None
+    if "".join(token for token, _ in reply.alternatives) != reply.text:
+        found = [alternatives for token, alternatives in reply.alternatives if _score_of(token) == score]
+        return _mean(found[0]) if len(found) == 1 else None
+    for token, alternatives in reply.alternatives:
+        if begin <= place < begin + len(token):
+            return _mean(alternatives) if _score_of(token) == score else None
+        begin += len(token)
+    return None
 
 
 def _mean(alternatives: Mapping[str, float]) -> float | None:

@@ -25,7 +25,7 @@ from models.oracles.llm_calls import (
     records_of,
     stated_field,
 )
-from models.oracles.replies import unwrapped
+from models.oracles.replies import Reply, unwrapped
 
 _SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -33,8 +33,9 @@ _SCHEMA: Mapping[str, Any] = {
     "required": ["justification", "better"],
     "additionalProperties": False,
 }
+_MARKS = r"[*_`\t ]*+"
 _LINE = re.compile(
-    r"^[*_`#>\s]*better[*_`\s]*[:=][*_`\s]*[<\[({]*(?:response\s+)?(A|B|tie)[>\])}]*[*_`\s]*\.?[*_`\s]*$",
+    rf"^[#*_`\t ]*+better{_MARKS}[:=]{_MARKS}[<\[({{]*+(?:response[\t ]++)?+(A|B|tie)[>\])}}]*+{_MARKS}\.?+{_MARKS}\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 _VALUES = {"a": 1, "b": -1, "tie": 0}
@@ -73,7 +74,7 @@ class LLMPairwiseJudge(PairOracle):
         found = [
             await calls.read(
                 self._messages(prompt, one, other, rubric),
-                lambda reply: stated_better(reply.text, structured_output=self.structured_output),
+                self._read,
                 seeds=range(self.attempts),
                 schema=_SCHEMA if self.structured_output else None,
             )
@@ -81,6 +82,10 @@ class LLMPairwiseJudge(PairOracle):
         ]
         score = float("nan") if found[0] is None or found[1] is None else (found[0] - found[1]) / 2
         return calls.verdict(score, self._frame(rubric).digest, found)
+
+    def _read(self, reply: Reply) -> int | None:
+        cut_off = reply.cut_off and not self.structured_output  # it might have gone on to another verdict
+        return None if cut_off else stated_better(reply.text, structured_output=self.structured_output)
 
     @override
     def pair_ceiling(self, prompt: str, first: str, second: str) -> MicroUsd:

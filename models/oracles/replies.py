@@ -22,6 +22,7 @@ class Reply(NamedTuple):
     tokens: int
     micro_usd: int
     doubt: str = ""
+    cut_off: bool = False  # by the most tokens that it may have
 
 
 def reply_of(answer: Any, prices: Prices, *, sent: int, written: int) -> Reply:  # noqa: ANN401
@@ -42,6 +43,7 @@ def reply_of(answer: Any, prices: Prices, *, sent: int, written: int) -> Reply: 
         tokens=price.tokens,
         micro_usd=price.micro_usd,
         doubt=doubt,
+        cut_off=choice.get("finish_reason") == "length",
     )
 
 
@@ -56,9 +58,10 @@ def text_of(content: object) -> str:
     return content if isinstance(content, str) else "" if content is None else repr(content)
 
 
-_THOUGHT = re.compile(r"\s*<(think|thinking|reasoning|thought)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"^.*</(think|thinking|reasoning|thought)>\s*", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*\w*[ \t]*\r?\n(.*?)\r?\n?[ \t]*\1\s*", re.DOTALL)
+_TAG = r"(think|thinking|reasoning|thought)"
+_OPENS = re.compile(rf"\s*+<{_TAG}>", re.IGNORECASE)
+_CLOSES = re.compile(rf"</{_TAG}>\s*+", re.IGNORECASE)
+_VERDICT = re.compile(r"^\W*+(score|better)\b|\"(score|better)\"", re.IGNORECASE | re.MULTILINE)
 
 
 class Inner(NamedTuple):
@@ -72,14 +75,34 @@ def unwrapped(text: str) -> Inner:
     """Return what a reply says.
 
     Taken off: one block of thoughts at its beginning, whose opening tag the chat template may have written, then one fence
-    around all that is left. Whatever else stands in the reply stays, and is read as strictly as before.
+    around all that is left. Thoughts that do not end say nothing. Whatever else stands in the reply stays, and is read as
+    strictly as before; so does a part that might be thoughts and states a verdict.
     """
-    answers = text.lstrip()[:1] in {"{", "`", "~"}  # a verdict may speak of such tags itself
-    thought = _THOUGHT.match(text) or (None if answers else _THOUGHT_END.match(text))
-    begin = thought.end() if thought else 0
-    if (fenced := _FENCED.fullmatch(text, begin)) and fenced[1] not in fenced[2]:
-        return Inner(fenced[2], fenced.start(2))
-    return Inner(text[begin:], begin)
+    begin = 0
+    if opened := _OPENS.match(text):
+        closed = re.compile(rf"</{opened[1]}>\s*+", re.IGNORECASE).search(text, opened.end())
+        if closed is None:
+            return Inner("", len(text))
+        begin = closed.end()
+    elif text.lstrip()[:1] not in {"{", "`", "~"}:  # a verdict may speak of such tags itself
+        *_, last = (None, *_CLOSES.finditer(text))
+        if last is not None and not _VERDICT.search(text, 0, last.start()):
+            begin = last.end()
+    return _unfenced(text, begin)
+
+
+def _unfenced(text: str, begin: int) -> Inner:
+    """Return what stands in a fence that holds all from `begin` on; all of it where there is none."""
+    stripped = text[begin:].strip()
+    mark = stripped[:3]
+    head, newline, rest = stripped.partition("\n")
+    if mark not in {"```", "~~~"} or not newline or not re.fullmatch(r"(`{3,}|~{3,})[\t ]*+\w*+[\t ]*+\r?", head):
+        return Inner(text[begin:], begin)
+    fence = head.rstrip()[: len(head) - len(head.lstrip(mark[0]))]
+    if not rest.endswith(fence) or mark in (body := rest[: -len(fence)]):
+        return Inner(text[begin:], begin)
+    start = text.index(stripped, begin) + len(head) + 1
+    return Inner(body, start)
 
 
 def _alternatives(logprobs: object) -> list[tuple[str, Mapping[str, float]]]:

@@ -17,7 +17,7 @@ def test_other_work_is_no_fault_and_its_cost_is_said() -> None:
 def test_what_waits_to_be_booked_is_named(own_home: Path) -> None:
     assert not [found for found in examine() if "the ledger lacks" in found.what]
     ledger = open_ledger()
-    journal = ledger.journal(in_flight=1)
+    journal = ledger.journal("h", in_flight=1)
     assert journal is not None
     journal.append(Release(Reservation(1, "a", 0)))
     assert not [found for found in examine() if "the ledger lacks" in found.what], "who writes it lives"

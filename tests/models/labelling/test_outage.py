@@ -1,6 +1,8 @@
 """A ledger that is away, full, or offered what it cannot hold: what was paid for is booked, now or at the next start."""
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -9,20 +11,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from models.core.errors import ConfigError
+from models.core.event_loop import event_loop
 from models.core.rubric import Rubric
 from models.labelling import batcher
 from models.labelling import label as labelling
 from models.labelling.label import LabellingSession, LabellingStopped, label_responses
 from models.ledger.database import is_away
 from models.ledger.entries import QueryResult, Reservation
-from models.ledger.journal import journals
+from models.ledger.journal import Journal, journals
 from models.ledger.ledger import Ledger
 from models.ledger.tables import Question, storable
 from models.oracles.base import Oracle, Verdict
@@ -127,7 +132,7 @@ def test_what_could_not_be_booked_is_booked_by_the_next_start(
     assert [x.score for x in ask(responses, again)] == [float(n) for n in range(24)]
     assert first < set(asked)
     assert_that_nothing_was_bought_twice(again, 24)
-    assert list((tmp_path / "journal").iterdir()) == []
+    assert list((tmp_path / "journal").glob("*.jsonl")) == []
 
 
 def test_a_full_disk_loses_nothing(responses: list[Any], tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_a_disk_without_room_for_a_journal_is_told_before_anything_is_asked(
     with pytest.raises(ConfigError, match=r"journal has no room for 0.5 MiB.*No space left.*Nothing was asked"):
         ask(responses, ledger)
     assert not asked
-    assert list((tmp_path / "journal").iterdir()) == []
+    assert list((tmp_path / "journal").glob("*.jsonl")) == []
 
 
 def test_ctrl_c_while_the_ledger_is_away_keeps_the_replies_and_ends_soon(
@@ -171,8 +176,6 @@ def test_ctrl_c_while_the_ledger_is_away_keeps_the_replies_and_ends_soon(
 ) -> None:
     ledger = Ledger(own_postgres.url(own_postgres.new_database()), journal=tmp_path / "journal")
     at = LabellingSession(ledger, Slow(), Rubric(), "a")
-    from models.core.event_loop import event_loop
-
     found: list[labelling._Asking] = []
     made = labelling._Asking
 
@@ -203,7 +206,7 @@ def _journal_and_die(url: str, folder: Path) -> None:
         order = labelling.QueryRequest(Question("o", "c", "p", "r"), labelling.Amount(CENT, 9), True, holder)
         _, (held,) = ledger.settle_and_reserve("a", [], [order])
     assert isinstance(held, Reservation)
-    journal = ledger.journal(in_flight=1)
+    journal = ledger.journal(holder, in_flight=1)
     assert journal is not None
     journal.append(QueryResult(held, "labelled", 2.5, "Score: 2.5", 7, 4321, 0.5))
     import os
@@ -226,7 +229,7 @@ def test_a_journal_outlives_its_process(ledger_url: str, tmp_path: Path) -> None
 
 def test_a_line_cut_off_is_left_and_one_that_is_none_keeps_the_file(ledger_url: str, tmp_path: Path) -> None:
     ledger = Ledger(ledger_url, journal=tmp_path / "j")
-    journal = ledger.journal(in_flight=1)
+    journal = ledger.journal("h", in_flight=1)
     assert journal is not None
     assert journal.file.stat().st_size == 1 << 18, "its room is taken before anything is asked"
     journal.append(QueryResult(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
@@ -236,12 +239,12 @@ def test_a_line_cut_off_is_left_and_one_that_is_none_keeps_the_file(ledger_url: 
     assert [len(kept.closings) for kept in journals(tmp_path / "j", ledger._name)] == [1]
     journal.file.write_bytes(b"not json\n" + whole)
     assert ledger.book_journals() == 1
-    assert [file.suffix for file in (tmp_path / "j").iterdir()] == [".unreadable"]
+    assert {file.suffix for file in (tmp_path / "j").iterdir()} == {".unreadable", ".lock"}
 
 
 def test_the_journal_of_a_living_labelling_is_its_own(ledger_url: str, tmp_path: Path) -> None:
     ledger, other = (Ledger(ledger_url, journal=tmp_path / "j") for _ in range(2))
-    journal = ledger.journal(in_flight=1)
+    journal = ledger.journal("h", in_flight=1)
     assert journal is not None
     journal.append(QueryResult(Reservation(77, "nobody", 1), "labelled", 1.0, "raw", 1, 1, 0.1))
     assert other.book_journals() == 0
@@ -334,3 +337,134 @@ def test_what_only_time_mends_is_told_from_what_is_wrong(own_postgres: Postgres,
     own_postgres.start()
     assert not is_away(ValueError("anything else"))
     assert batcher.PATIENCE >= 600.0
+
+
+def reserved(ledger: Ledger, holder: str, response: str = "r") -> Reservation:
+    order = labelling.QueryRequest(Question("o", "c", "p", response), labelling.Amount(CENT, 9), True, holder)
+    _, (held,) = ledger.settle_and_reserve("a", [], [order])
+    assert isinstance(held, Reservation)
+    return held
+
+
+def test_nothing_is_given_up_whose_reply_is_in_a_journal_that_another_has_open(ledger_url: str, tmp_path: Path) -> None:
+    ledger, other = (Ledger(ledger_url, journal=tmp_path / "j") for _ in range(2))
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    with labelling.labelling() as holder:
+        held = reserved(ledger, holder)
+        journal = ledger.journal(holder, in_flight=1)
+        assert journal is not None
+        journal.append(QueryResult(held, "labelled", 2.5, "raw", 7, 43, 0.5))
+    with journal.file.open("rb") as copy:  # as a child that a killed process has left
+        journal.close()
+        fcntl.flock(copy, fcntl.LOCK_EX)
+        assert other.release_stale() == 0
+        assert [row["status"] for row in other.rows()] == ["reserved"]
+    assert other.release_stale() == 0
+    assert [(row["status"], row["micro_usd"]) for row in other.rows()] == [("labelled", 43)]
+
+
+def test_a_reply_that_is_refused_for_another_reason_is_kept_too(
+    responses: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+
+    def corrupt(*_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "settle_within", corrupt)
+        with pytest.raises(LabellingStopped, match="malformed. It is kept in"):
+            ask(responses[:3], ledger, Slow(seconds=0.1))
+    assert len(ask(responses[:3], ledger, Slow(seconds=0.1))) == 3
+    assert_that_nothing_was_bought_twice(ledger, 3)
+
+
+@pytest.mark.parametrize("line", [b"5", b"null", b'{"what": "settle"}', b"[]"])
+def test_one_odd_entry_keeps_no_other_from_being_booked(ledger_url: str, tmp_path: Path, line: bytes) -> None:
+    ledger = Ledger(ledger_url, journal=tmp_path / "j")
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    held = reserved(ledger, "h")
+    journal = ledger.journal("h", in_flight=1)
+    assert journal is not None
+    journal.append(QueryResult(held, "labelled", 2.5, "raw", 7, 43, 0.5))
+    journal.close()
+    journal.file.write_bytes(line + b"\n" + journal.file.read_bytes().rstrip(b"\0"))
+    assert ledger.book_journals() == 1
+    assert [row["status"] for row in ledger.rows()] == ["labelled"]
+
+
+def test_an_odd_price_is_written_down_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "l", holder="h", in_flight=1)
+    held = Reservation(1, "a", CENT)
+    for price in (Decimal("1.5"), np.int64(7), None, "3"):
+        journal.append(QueryResult(held, "labelled", 1.0, "raw", 1, price, 0.1))  # type: ignore[arg-type]
+    journal.close()
+    (kept,) = journals(tmp_path, "l")
+    assert [one.micro_usd for one in kept.closings if isinstance(one, QueryResult)] == ["1.5", 7, None, "3"]
+    other = tmp_path / "other"
+    with other.open("w+b"), pytest.raises(OSError, match="Bad file descriptor"):
+        journal.append(QueryResult(held, "labelled", 1.0, "raw", 1, 7, 0.1))
+    assert other.read_bytes() == b"", "a journal that is closed writes into no other file"
+
+
+def test_a_ledger_of_before_gives_no_number_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'l.sqlite'}"
+    ledger = Ledger(url)
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    first = ledger.reserve("a", Question("o", "c", "p", "one"), ceiling=CENT, billed_on_failure=True)
+    assert isinstance(first, Reservation)
+    ledger.settle(first, status="labelled", score=1.0, raw="raw", tokens=1, micro_usd=7, seconds=0.1)
+    with sqlite3.connect(tmp_path / "l.sqlite") as old:  # as an earlier version made the table
+        (sql,) = old.execute("SELECT sql FROM sqlite_master WHERE name = 'queries'").fetchone()
+        old.executescript(
+            "ALTER TABLE queries RENAME TO q; DROP INDEX one_live_query_per_key; DROP INDEX reserved_queries;"
+            + sql.replace("AUTOINCREMENT", "")
+            + "; INSERT INTO queries SELECT * FROM q; DROP TABLE q;"
+        )
+    again = Ledger(url)
+    assert [(row["id"], row["raw"]) for row in again.rows()] == [(1, "raw")]
+    second = again.reserve("a", Question("o", "c", "p", "two"), ceiling=CENT, billed_on_failure=True)
+    assert isinstance(second, Reservation)
+    again.release(second)
+    third = again.reserve("a", Question("o", "c", "p", "three"), ceiling=CENT, billed_on_failure=True)
+    assert isinstance(third, Reservation)
+    assert third.query_id == second.query_id + 1
+    again.release(second)
+    assert [row["response"] for row in again.rows(status="reserved")] == ["three"]
+
+
+def test_a_writer_that_holds_the_file_stops_no_call_that_is_under_way(responses: list[Any], tmp_path: Path) -> None:
+    """Who waits for a file must not keep the event loop from reading the replies that arrive meanwhile."""
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    buying = in_background(responses[:16], ledger, oracle=Slow(seconds=0.3))
+    wait(lambda: len(asked) >= 8)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None, timeout=30)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began, ticks = time.monotonic(), 0
+        while time.monotonic() - began < 2.0:
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.0), event_loop()).result(5)
+            ticks += 1
+            time.sleep(0.02)
+        other.execute("ROLLBACK")
+    assert ticks > 15, "the loop goes round"
+    assert len(buying.result(30)) == 16
+    assert_that_nothing_was_bought_twice(ledger, 16)
+
+
+def test_a_row_that_another_holds_on_the_server_is_no_wait_for_ever(own_postgres: Postgres, tmp_path: Path) -> None:
+    ledger = Ledger(own_postgres.url(own_postgres.new_database()), journal=tmp_path / "j")
+    with ledger.engine.connect() as connection:
+        assert connection.scalar(sa.text("SHOW lock_timeout")) == "15s"
+    timed_out = sa.exc.OperationalError("", {}, type("E", (Exception,), {"sqlstate": "55P03"})())
+    assert is_away(timed_out)
+
+
+def test_reading_waits_for_no_writer(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert ledger.spent("a").queries == 0
+        assert list(ledger.rows()) == []
+        assert time.monotonic() - began < 0.15

@@ -184,6 +184,9 @@ def _serve(home: Path, descriptor: int) -> None:
 
     def watch() -> None:
         sys.stdin.buffer.read()
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 2
+        )  # what its tasks say of being cancelled is not for the command's page
         server.should_exit = True
 
     Thread(target=watch, daemon=True).start()

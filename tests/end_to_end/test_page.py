@@ -97,8 +97,8 @@ def test_a_sweep_is_one_line_for_each_arm(tmp_path: Path, tiny_file: Path) -> No
 def test_the_libraries_bars_are_off_and_ours_are_not() -> None:
     """Some cannot be told otherwise: transformers' conversion of GGUF files makes a bar of tqdm's own."""
     script = """
-from flows.runtime.environment import prepare
-prepare()
+from flows.runtime.environment import configure_process
+configure_process()
 from datasets.utils import are_progress_bars_disabled
 from huggingface_hub.utils import tqdm as of_the_hub
 from tqdm.auto import tqdm

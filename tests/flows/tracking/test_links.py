@@ -84,7 +84,7 @@ def test_the_links_land_on_the_table_the_curves_and_the_comparison(port: int) ->
             page.locator(f"[row-index='{row}'] input[type=checkbox]").first.check()
         page.get_by_role("button", name="Compare").click()
         page.wait_for_url("**/compare-runs**")
-        page.get_by_text("PairwiseFromScores 3 Runs").first.wait_for()
+        page.get_by_text("Comparing 3 Runs").first.wait_for()
 
 
 # of the first chart: by curve, steps and values; null until all are drawn

@@ -114,7 +114,7 @@ def test_the_reference_is_what_trl_takes_for_it(
     from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer))
+    monkeypatch.setattr(training, "train_with_progress", lambda trainer, *_: seen.append(trainer))
     long = Pair("p", "the film is", " ".join(["film"] * 120), "bad", 1.0, 0.0, "proxy")  # left out, its reference too
     recipe = DPO(batch_size=8, max_length=90, lora=LORA)
     dpo(Checkpoint(tiny_checkpoint.source, (), "float32", template), [long, *PAIRS], recipe, tmp_path)
@@ -156,7 +156,7 @@ def test_kto_takes_no_neighbour_of_the_same_pair_and_needs_two_rows(
     from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    monkeypatch.setattr(training, "train_with_progress", lambda trainer, *_: seen.append(trainer.train_dataset))
     pairs = [Pair(str(n), f"the film {n} is", f"good {n}", f"bad {n}", 1.0, 0.0, "proxy") for n in range(9)]
     train_kto(tiny_checkpoint.load_copy(), pairs, DPO(algorithm="kto", lora=LORA), folder=tmp_path, seed=0)
     rows = [(row["prompt_ids"], row["label"]) for row in seen[0]]
@@ -175,7 +175,7 @@ def test_orpo_sees_what_the_policy_sees(
     from models.training import dpo as training
 
     seen: list[Any] = []
-    monkeypatch.setattr(training, "run", lambda trainer, *_: seen.append(trainer.train_dataset))
+    monkeypatch.setattr(training, "train_with_progress", lambda trainer, *_: seen.append(trainer.train_dataset))
     model = tiny_checkpoint.load_copy()
     model.tokenizer.bos_token = "<unk>"
     train_orpo(replace(model), PAIRS[:2], DPO(algorithm="orpo", lora=LORA), folder=tmp_path, seed=0)

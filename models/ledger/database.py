@@ -4,10 +4,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from models.ledger.tables import LIVE, METADATA, NO_DELETE_TRIGGER_SQL, QUERIES, TRIGGER_NAME
 
@@ -175,10 +176,11 @@ def _postgresql(url: sa.URL) -> Engine:
     engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_SOON)
 
     @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401
-        with connection.cursor() as cursor:  # whoever holds a row for ever must not hold all others
-            cursor.execute("SET lock_timeout = '15s'")
-            cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+    def _configure(connection: DBAPIConnection, _record: object) -> None:
+        cursor = connection.cursor()  # whoever holds a row for ever must not hold all others
+        cursor.execute("SET lock_timeout = '15s'")
+        cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+        cursor.close()
         connection.commit()
 
     return engine

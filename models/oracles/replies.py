@@ -25,21 +25,22 @@ class Reply(NamedTuple):
     cut_off: bool = False  # by the most tokens that it may have
 
 
-def reply_of(answer: Any, prices: Prices, *, sent: int, written: int) -> Reply:  # noqa: ANN401
+def reply_of(answer: object, prices: Prices, *, sent: int, written: int) -> Reply:
     """Return what a server has answered to a call that could send and write at most so many tokens.
 
-    A reply without a choice is a refusal: filters leave it so. Raises TypeError or KeyError if there are no choices at all.
+    A reply without a choice is a refusal: filters leave it so. Raises KeyError if there are no choices at all.
     """
-    choices = answer["choices"]
+    told = _mapping(answer)
+    choices = told["choices"]
     choice = _mapping(choices[0] if isinstance(choices, list) and choices else None)
     message = _mapping(choice.get("message"))
     text = text_of(message.get("content"))
-    price, doubt = bill(answer.get("usage"), prices, sent=sent, written=written, text=text)
+    price, doubt = bill(told.get("usage"), prices, sent=sent, written=written, text=text)
     return Reply(
         text=text,
         refused=not choice or bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter",
         alternatives=_alternatives(choice.get("logprobs")),
-        model=f"{answer.get('model') or ''} {answer.get('system_fingerprint') or ''}".strip(),
+        model=f"{told.get('model') or ''} {told.get('system_fingerprint') or ''}".strip(),
         tokens=price.tokens,
         micro_usd=price.micro_usd,
         doubt=doubt,

@@ -163,7 +163,7 @@ def reference() -> None:
     typer.echo(written(), nl=False)
 
 
-@app.command(epilog="Examples: `ninefold doctor`, `ninefold doctor --oracles experiment.yaml`")
+@app.command(epilog="Example: `ninefold doctor`, or `ninefold doctor --oracles experiment.yaml`")
 def doctor(
     oracles: Annotated[
         Path | None,

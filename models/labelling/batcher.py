@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from models.core.errors import NinefoldError
 from models.labelling.retry import PATIENCE
-from models.ledger.database import is_away
+from models.ledger.database import is_away, reason_of
 from models.ledger.entries import (
     Answer,
     Closing,
@@ -144,7 +144,7 @@ class LedgerBatcher:
                     raise
                 waited = time.monotonic() - began
                 left = (_HURRY if self._stop.is_set() else self._patience) - waited
-                why = " ".join(str(getattr(error, "orig", error)).split())
+                why = reason_of(error)
                 if left <= 0:
                     raise LedgerAway(f"the ledger could not be reached for {waited:.0f} s: {why}") from error
                 if waited - told >= _TELL:

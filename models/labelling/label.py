@@ -20,7 +20,7 @@ from models.labelling.batcher import LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import PATIENCE, CircuitBreaker, Flight, backoff_seconds
 from models.ledger.accounts import BudgetExhausted
-from models.ledger.database import is_away
+from models.ledger.database import is_away, reason_of
 from models.ledger.entries import Answer, Loss, QueryRequest, QueryResult, Reservation
 from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
@@ -176,8 +176,7 @@ def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator
     except Exception as error:
         if not is_away(error):
             raise
-        why = " ".join(str(getattr(error, "orig", error)).split())
-        raise LabellingStopped(f"the ledger cannot be reached, and nothing was asked: {why}") from error
+        raise LabellingStopped(f"the ledger cannot be reached, and nothing was asked: {reason_of(error)}") from error
     if session.annotation_task:
         yield None, None
         return

@@ -46,12 +46,19 @@ def transact(engine: Engine, work: Callable[[Connection], T], *, wait: float = B
         except sa.exc.OperationalError as error:
             attempt += 1
             conflict = getattr(error.orig, "sqlstate", None) in _AGAIN and attempt < _ATTEMPTS
-            if not conflict and not (_is_busy(error) and time.monotonic() < deadline):
+            if not conflict and not (_sqlite_code(error) == sqlite3.SQLITE_BUSY and time.monotonic() < deadline):
                 raise
 
 
-def _is_busy(error: sa.exc.OperationalError) -> bool:
-    return getattr(error.orig, "sqlite_errorcode", -1) & 0xFF == sqlite3.SQLITE_BUSY
+def _sqlite_code(error: sa.exc.DBAPIError) -> int:
+    """Return SQLite's primary result code; none of its own for another database."""
+    code: int = getattr(error.orig, "sqlite_errorcode", -1)
+    return code & 0xFF
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a database has said, in one line and without the statement."""
+    return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def server_of(url: sa.URL) -> str:
@@ -69,7 +76,7 @@ def is_away(error: Exception) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     if isinstance(error.orig, sqlite3.Error):
-        return getattr(error.orig, "sqlite_errorcode", -1) & 0xFF in _SQLITE_AWAY
+        return _sqlite_code(error) in _SQLITE_AWAY
     state = getattr(error.orig, "sqlstate", None)
     if state is None:  # the connection is gone, or was never made
         return error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
@@ -93,7 +100,7 @@ def recent_latencies(url: str, oracle: str, *, last: int = 1000) -> list[float]:
         return []
     # of live rows, whose index tells at once that an oracle has none
     took = sa.select(QUERIES.c.seconds).where(QUERIES.c.oracle == oracle, LIVE, QUERIES.c.seconds > 0)  # 0: refused
-    with open_engine(url).connect() as connection:
+    with open_engine(url).execution_options(reads_only=True).connect() as connection:
         return [float(row.seconds) for row in connection.execute(took.order_by(QUERIES.c.id.desc()).limit(last))]
 
 
@@ -107,18 +114,14 @@ def open_engine(url: str) -> Engine:
     embedded = parsed.get_backend_name() == "sqlite"
     engine = _sqlite(parsed) if embedded else _postgresql(parsed)
     try:
-        connection = engine.connect()
+        transact(engine, _make_tables)
     except sa.exc.OperationalError as error:
         if embedded:
             raise
-        said = " ".join(str(error.orig).split())
+        where = parsed.render_as_string(hide_password=True)
         raise ConnectionError(
-            f"the ledger {parsed.render_as_string(hide_password=True)} does not let us in: {said} Start its server, or set "
-            "NINEFOLD_LEDGER"
+            f"the ledger {where} does not let us in: {reason_of(error)} Start its server, or set NINEFOLD_LEDGER"
         ) from error
-    try:
-        connection.close()
-        transact(engine, _make_tables)
     except sa.exc.ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
             raise

@@ -5,12 +5,10 @@ What is shared is not said here: the algorithm is run dry for each arm, and call
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
-from flows.config.experiment import Experiment
 from flows.config.sweep import Expanded, Sweep, expand
 from flows.evaluation.held_out import assess
 from flows.planning.run import START_SECONDS, Plan, plan
@@ -19,7 +17,6 @@ from flows.tracking.run import F, RunTracker
 from models.core.errors import ConfigError
 from models.core.money import dollars
 from models.metrics.selective import Decision
-from models.sources.base import PromptSource
 from tasks.data.prompts import PromptSets
 from tasks.engine.dry_run import StageCall, dry_run, stand_in
 from tasks.engine.store import Ref
@@ -48,21 +45,18 @@ class Calls(NamedTuple):
     evaluation: list[StageCall]
 
 
-def calls_of(experiment: Experiment, demonstrations: Callable[[PromptSource], int]) -> Calls:
-    """Return the stages that an arm calls, by running the algorithm dry.
+def calls_of(one: Plan) -> Calls:
+    """Return the stages that an arm calls, by running the algorithm dry. Without demonstrations nothing is fine-tuned."""
 
-    `demonstrations` counts those of a source: without any, nothing is fine-tuned.
-    """
-
-    def loaded(sets: PromptSets, given: Mapping[str, Any]) -> PromptSets:
-        counted = sets.demonstrations.model_copy(update={"rows": demonstrations(given["source"])})
+    def loaded(sets: PromptSets, _: Mapping[str, Any]) -> PromptSets:
+        counted = sets.demonstrations.model_copy(update={"rows": one.demonstrations})
         return sets.model_copy(update={"demonstrations": counted})
 
     def aligned(made: Aligned, given: Mapping[str, Any]) -> Aligned:
         passed = tuple(stand_in(Ref, f"{made.ref.sha256} {number}") for number in range(given["along"]))
         return made.model_copy(update={"along": passed})
 
-    arm = _DryArm(experiment, "", [], paid_before=False)
+    arm = _DryArm(one.experiment, "", [], paid_before=False)
     with dry_run({"load_prompts": loaded, "align": aligned}) as dry:
         artifacts = train_policy(arm)
         trained = len(dry.calls)
@@ -161,8 +155,7 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
             plans.append(plan(arm.experiment))
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"sweep {sweep.name}, arm {arm.arm}: {error}") from error
-    demonstrations = cache(lambda source: len(source.load().demonstrations))
-    every = [part for one in plans for part in parts_of(one, calls_of(one.experiment, demonstrations))]
+    every = [part for one in plans for part in parts_of(one, calls_of(one))]
     once = list({part.key: part for part in reversed(every)}.values())  # of equal calls the first arm's
     bought, judged = (
         [part for part in once if part.micro_usd and part.evaluates == evaluates] for evaluates in (False, True)

@@ -104,6 +104,7 @@ def try_oracles(file: Path, *, yes: bool) -> bool:
     from models.core.money import dollars
     from models.labelling.label import LabellingSession
     from models.labelling.trial import expected_cost
+    from models.oracles.base import Oracle
 
     config = load(Experiment, file)
     named = {
@@ -111,8 +112,11 @@ def try_oracles(file: Path, *, yes: bool) -> bool:
         "evaluation.oracle": config.evaluation_oracle,
         "evaluation.pairwise_judge": config.evaluation.pairwise_judge,
     }
-    asked = {oracle.fingerprint(): (field, oracle) for field, oracle in reversed(named.items()) if oracle is not None}
-    answering = [one for one in reversed(asked.values()) if one[1].annotation_task(config.labelling.rubric) is None]
+    asked: dict[str, tuple[str, Oracle]] = {}
+    for field, oracle in named.items():
+        if oracle is not None:  # one that has two fields is asked once
+            asked.setdefault(oracle.fingerprint(), (field, oracle))
+    answering = [one for one in asked.values() if one[1].annotation_task(config.labelling.rubric) is None]
     if len(answering) < len(asked):
         typer.echo("people are not asked: they answer in their own time")
     price = sum(expected_cost(oracle).micro_usd for _, oracle in answering)

@@ -57,6 +57,7 @@ class Plan:
 
     experiment: Experiment
     steps: tuple[Step, ...]
+    demonstrations: int
     pool_tuples: int
     queries: int
     asking: QueryCost
@@ -209,6 +210,7 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(
         experiment=config,
         steps=_steps(config, len(prompts.demonstrations), len(prompts.pool), tuples, held_out),
+        demonstrations=len(prompts.demonstrations),
         pool_tuples=tuples,
         queries=config.labelling.queries,
         asking=estimate_query_cost(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefect.exceptions import Pause
 from prefect.runtime import deployment
@@ -17,9 +17,6 @@ from models.core.money import NO_CAP, Amount
 from models.metrics.selective import Decision
 from tasks.engine.caching import StageRun, stage_runs
 from tasks.labelling.annotate import AnnotationResult
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

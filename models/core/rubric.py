@@ -43,10 +43,10 @@ LEVELS = 6  # the totals 0 … 5
 
 # The line "Score: 4", with what models put around it: Markdown, brackets, a decimal point, a maximum. What repeats takes all
 # that it can and gives nothing back: a reply of a thousand spaces is read in no time.
-_MARKS = r"[*_`\t ]*+"
+MARKS = r"[*_`\t ]*+"
 SCORE_LINE = re.compile(
-    rf"^[#*_`\t ]*+score{_MARKS}[:=]{_MARKS}[<\[({{]*+{_MARKS}([0-5])(?:\.0++)?+{_MARKS}[>\])}}]*+{_MARKS}"
-    rf"(?:(?:/|out of)[\t ]*+5(?:\.0++)?+)?+{_MARKS}\.?+{_MARKS}\r?$",
+    rf"^[#*_`\t ]*+score{MARKS}[:=]{MARKS}[<\[({{]*+{MARKS}([0-5])(?:\.0++)?+{MARKS}[>\])}}]*+{MARKS}"
+    rf"(?:(?:/|out of)[\t ]*+5(?:\.0++)?+)?+{MARKS}\.?+{MARKS}\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 

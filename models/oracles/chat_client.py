@@ -168,17 +168,18 @@ class Endpoint(Frozen):
             options |= {"logprobs": True, "top_logprobs": top_logprobs}
         asked = self.request.messages([dict(message) for message in messages])
         body = {"model": self.model, "messages": asked, **options, **self.request.extra}
-        field = _field_of(self)
+        known = self.digest()
+        field = _field_of(self, known)
         try:
-            return await self._post(body, messages)
+            return await self._post(body, messages, known)
         except RequestRejected as refused:
-            if not _learn_field(self, refused) and _field_of(self) == field:  # another call may have learnt it
+            if not _learn_field(self, known, refused) and _field_of(self, known) == field:  # another may have learnt it
                 raise
-            return await self._post(body, messages)
+            return await self._post(body, messages, known)
 
-    async def _post(self, body: Mapping[str, Any], messages: Sequence[Message]) -> Reply:
-        """Return the reply to a request. Raises as `complete`."""
-        client, field = _client(self), _field_of(self)
+    async def _post(self, body: Mapping[str, Any], messages: Sequence[Message], known: str) -> Reply:
+        """Return the reply to a request of the endpoint with the digest `known`. Raises as `complete`."""
+        client, field = _client(self, known), _field_of(self, known)
         sent = {**body, field: self.max_tokens} if field is not None else body
         try:
             async with asyncio.timeout(self.timeout):  # of the whole call; the SDK's is of each part of it
@@ -306,10 +307,9 @@ _clients: "dict[str, AsyncOpenAI]" = {}  # by digest; used on the event loop, ea
 atexit.register(close_clients)
 
 
-def _client(endpoint: Endpoint) -> "AsyncOpenAI":
+def _client(endpoint: Endpoint, known: str) -> "AsyncOpenAI":
     import openai
 
-    known = endpoint.digest()
     if known not in _clients:
         client = openai.AsyncOpenAI(
             api_key=os.environ[endpoint.api_key_env],
@@ -348,17 +348,17 @@ _WRONG_VALUE = re.compile(r"too (large|high|many|big)|at most|less than|maximum|
 _other_field: set[str] = set()  # digests of endpoints that want their most tokens in the other field
 
 
-def _field_of(endpoint: Endpoint) -> str | None:
+def _field_of(endpoint: Endpoint, known: str) -> str | None:
     """Return the field that carries the most tokens: as it is set, or as the server has asked for it."""
     field = endpoint.request.max_tokens_as
-    if field is None or endpoint.digest() not in _other_field:
+    if field is None or known not in _other_field:
         return field
     return "max_tokens" if field == "max_completion_tokens" else "max_completion_tokens"
 
 
-def _learn_field(endpoint: Endpoint, refused: RequestRejected) -> bool:
+def _learn_field(endpoint: Endpoint, known: str, refused: RequestRejected) -> bool:
     """Note, once, that a server wants its most tokens in the other of the two fields; whether it does."""
-    now, known = endpoint.request.max_tokens_as, endpoint.digest()
+    now = endpoint.request.max_tokens_as
     if now is None or known in _other_field:
         return False
     other = "max_tokens" if now == "max_completion_tokens" else "max_completion_tokens"

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from models.core.event_loop import run
 from models.core.money import MicroUsd
-from models.core.rubric import Rubric
+from models.core.rubric import MARKS, Rubric
 from models.oracles.base import CostEstimate, PairOracle, TokenCounter, Verdict
 from models.oracles.chat_client import Endpoint, Message, most_tokens
 from models.oracles.llm_calls import (
@@ -33,9 +33,8 @@ _SCHEMA: Mapping[str, Any] = {
     "required": ["justification", "better"],
     "additionalProperties": False,
 }
-_MARKS = r"[*_`\t ]*+"
 _LINE = re.compile(
-    rf"^[#*_`\t ]*+better{_MARKS}[:=]{_MARKS}[<\[({{]*+(?:response[\t ]++)?+(A|B|tie)[>\])}}]*+{_MARKS}\.?+{_MARKS}\r?$",
+    rf"^[#*_`\t ]*+better{MARKS}[:=]{MARKS}[<\[({{]*+(?:response[\t ]++)?+(A|B|tie)[>\])}}]*+{MARKS}\.?+{MARKS}\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 _VALUES = {"a": 1, "b": -1, "tie": 0}

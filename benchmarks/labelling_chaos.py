@@ -181,7 +181,8 @@ def storm(
                 process.kill()
             return seen
         looks += 1
-        if seen["database_faults"] < strikes.faults and looks % 2:  # by count, not by chance: a short storm is soon over
+        # By count, not by chance: a short storm is soon over.
+        if seen["database_faults"] < strikes.faults and looks % 2:
             database.fail([p.pid for p in running if p.pid is not None and p.is_alive()], rng)
             seen["database_faults"] += 1
         place = int(rng.integers(len(running)))

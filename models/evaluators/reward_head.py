@@ -267,7 +267,7 @@ def _with_head(policy: LanguageModel, seed: int, thresholds: int = 0) -> "PreTra
 
     config = policy.model.config.__class__.from_dict(policy.model.config.to_dict())
     config.num_labels = 1
-    config.pad_token_id = policy.tokenizer.pad_token_id
+    config.pad_token_id = config.get_text_config().pad_token_id = policy.tokenizer.pad_token_id
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=policy.model.dtype)
@@ -281,8 +281,9 @@ def _head(model: "PreTrainedModel") -> tuple[FloatArray, FloatArray]:
     """Return the trained head's weights, shape (d,), and the thresholds of its levels (of an ordinal one)."""
     import torch
 
-    whole = model.base_model.model
-    head, width, parameter = whole.score, whole.config.hidden_size, next(whole.score.parameters())
+    head = model.base_model.model.score
+    parameter = next(head.parameters())
+    width = parameter.shape[-1]
     with torch.inference_mode():
         columns = head(torch.eye(width, dtype=parameter.dtype, device=parameter.device)).double().cpu().numpy()
     return columns[:, 0], columns[0, 1:]
@@ -296,7 +297,7 @@ def _states(
 
     trunk, pad = model.base_model.model.base_model, policy.tokenizer.pad_token_id
     encoded = [policy.renderer.encode(r.prompt, r.text).ids for r in responses]
-    found = np.zeros((len(encoded), trunk.config.hidden_size))
+    found = np.zeros((len(encoded), policy.model.get_output_embeddings().weight.shape[-1]))  # as its own head reads
     for rows, ids, mask in policy.batches(encoded, batch_size, "scoring"):
         with torch.inference_mode():
             states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state

@@ -63,7 +63,7 @@ def next_logits(
                 "input_ids": ids,
                 "attention_mask": torch.cat([mask.new_ones(len(rows), len(shared)), mask], dim=1),
                 "position_ids": len(shared) + (mask.cumsum(1) - 1).clamp(min=0),
-                "past_key_values": cache,
+                **({} if cache is None else {"past_key_values": cache}),
                 "use_cache": cache is not None,
             }
             found[rows] = _logits(policy, given, torch.tensor([tokens[row] for row in rows], device=ids.device)).cpu()
@@ -95,18 +95,19 @@ def _common(encoded: Sequence[list[int]]) -> list[int]:
 def _kept(policy: LanguageModel, ids: list[int]) -> tuple[list[int], Any]:
     """Return the ids and their keys and values, of one row; nothing where the model does not keep them all.
 
-    A layer with a sliding window counts pads, which stand between the beginning and the rest; one with a state cannot be
-    repeated. Such models read every text whole.
+    A layer with a sliding window (GPT-Neo calls it local, and keeps all the same) counts pads, which stand between the
+    beginning and the rest; one with a state cannot be repeated. Such models read every text whole.
     """
     import torch
 
     from models.policies.growing_cache import keeps_all
 
-    if not ids:
+    if not ids or "local" in getattr(policy.model.config, "attention_layers", ()):
         return [], None
     with torch.inference_mode():
         row = torch.tensor([ids], device=policy.model.device)
-        kept = policy.model(input_ids=row, use_cache=True, logits_to_keep=1).past_key_values
+        output = policy.model(input_ids=row, use_cache=True, logits_to_keep=1)
+        kept = getattr(output, "past_key_values", None)  # a model with a state keeps something else
     return (ids, kept) if keeps_all(kept) else ([], None)
 
 

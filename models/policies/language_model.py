@@ -140,13 +140,14 @@ class LanguageModel:
 
     def _trunk(self, layers: int | None) -> "torch.nn.Module":
         """Return the model below its head with only its first layers, sharing their weights."""
-        whole = self.model.model
+        whole = self.model.get_decoder()
         if layers is None:
             return whole
-        if layers > len(whole.layers):
-            raise ConfigError(f"layers must be at most the model's {len(whole.layers)}, got {layers}")
-        trunk = copy(whole)
-        trunk._modules = {**whole._modules, "layers": whole.layers[:layers]}
+        most = self.model.config.get_text_config().num_hidden_layers
+        if layers > most:
+            raise ConfigError(f"layers must be at most the model's {most}, got {layers}")
+        trunk, (name, blocks) = copy(whole), _blocks(whole, most)
+        trunk._modules = {**whole._modules, name: blocks[:layers]}
         return trunk
 
     def batches(
@@ -179,3 +180,16 @@ class LanguageModel:
                     mask[position, begin_at : begin_at + length] = 1
                 yield rows, ids.to(self.model.device), mask.to(self.model.device)
                 bar.update(len(rows))
+
+
+def _blocks(decoder: "torch.nn.Module", number: int) -> "tuple[str, torch.nn.ModuleList]":
+    """Return the list of a decoder's layers, and by what name it holds it: `layers`, `h`, `blocks`."""
+    import torch
+
+    for name, part in decoder.named_children():
+        if isinstance(part, torch.nn.ModuleList) and len(part) == number:
+            return name, part
+    raise ConfigError(
+        f"the layers of a {type(decoder).__name__} were not found, so that it cannot be read to an early one: leave "
+        "embedding.layers out"
+    )

@@ -127,7 +127,8 @@ def _scoring(fused: "type[torch.nn.Module]") -> Callable[..., object]:
         num_items_in_batch: "torch.Tensor | None" = None,
         **kwargs: object,
     ) -> "torch.Tensor":
-        if not fused_lm_head or "shift_labels" in kwargs:
+        # a mixture of experts is asked for its routing too, whose loss is the library's
+        if not fused_lm_head or "shift_labels" in kwargs or kwargs.get("output_router_logits"):
             given = {
                 "fused_lm_head": fused_lm_head,
                 "labels": labels,

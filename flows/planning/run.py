@@ -9,6 +9,7 @@ import numpy as np
 
 from flows.config.experiment import Experiment
 from flows.planning.memory import memory_lines
+from flows.planning.model_checks import check_models
 from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost, expected_of, max_cost
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, dollars
@@ -64,6 +65,7 @@ class Plan:
     judges: tuple[Judging, ...]
     pairs: int
     cluster: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def evaluation_queries(self) -> int:
@@ -107,6 +109,7 @@ class Plan:
             self._pairs(),
             *self._shards(),
             *memory_lines(config),
+            *self.notes,
         ]
 
     def _shards(self) -> list[str]:
@@ -182,6 +185,7 @@ def plan(experiment: Experiment) -> Plan:
     if config.evaluation.pairwise_judge:
         config.evaluation.pairwise_judge.check()
     prompts = config.prompts.load()
+    notes = check_models(config, views_of(config), prompts.demonstrations)
     tuples = len(prompts.pool) * config.generation.samples
     _check_queries(config, len(prompts.pool), len(prompts.demonstrations))
     held_out = config.answers(len(prompts.held_out))
@@ -223,6 +227,7 @@ def plan(experiment: Experiment) -> Plan:
         judges=judges,
         pairs=_pairs(config, len(prompts.pool), len(prompts.demonstrations)),
         cluster=cluster,
+        notes=tuple(notes),
     )
 
 

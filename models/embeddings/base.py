@@ -75,3 +75,7 @@ class Embedding(Plugin):
 
     def check(self) -> None:
         """Raise FileNotFoundError, before anything is bought, if the encoder is not there."""
+
+    def reads_at_most(self) -> int | None:
+        """Return the most tokens that an encoder of its own reads of a text; None where its files here do not say."""
+        return None

@@ -1,5 +1,6 @@
 """Embedding by a sentence-transformers model."""
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from models.embeddings.base import Embedding, Shard
 from models.policies.checkpoint import CACHE
 from models.policies.dtypes import Dtype
 from models.policies.language_model import LanguageModel
-from models.policies.resolve import check_whole, locate
+from models.policies.model_files import ModelFiles
+from models.policies.resolve import check_whole, folder_at_hand, locate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -80,6 +82,15 @@ class SentenceEmbedding(Embedding):
     def check(self) -> None:
         if not self._on_hub:  # which is asked when the model is needed
             self._source()
+
+    @override
+    def reads_at_most(self) -> int | None:
+        folder = folder_at_hand(self.model) if self._on_hub else Path(self._source())
+        if folder is None:
+            return None
+        file = folder / "sentence_bert_config.json"
+        told = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
+        return told or ModelFiles(self.model, folder).context
 
     @property
     def _on_hub(self) -> bool:

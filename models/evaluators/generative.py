@@ -19,7 +19,7 @@ from models.policies.choice_scoring import choice_logprob
 from models.policies.language_model import LanguageModel
 
 _LEVELS = "levels.json"
-_ANSWER_TOKENS = 128  # at least that many may be sampled
+SAMPLED_TOKENS = 128  # at least that many may be sampled
 
 
 class Generative(Judge):
@@ -132,7 +132,7 @@ class Generative(Judge):
         """Save the levels' values, and how long an answer may be: as the longest that is trained, with its end."""
         tokenizer = context.policy.load_tokenizer()
         longest = max((len(tokenizer(example.response)["input_ids"]) for example in examples_used), default=0)
-        saved = {"values": values, "answer_tokens": max(_ANSWER_TOKENS, longest + 2)}
+        saved = {"values": values, "answer_tokens": max(SAMPLED_TOKENS, longest + 2)}
         (context.folder / _LEVELS).write_text(json.dumps(saved))
         return {"levels": float(len(values))}
 

@@ -1,5 +1,6 @@
 """A reward model as the oracle, on a tiny one of its own."""
 
+import json
 import math
 from pathlib import Path
 
@@ -61,3 +62,35 @@ def test_its_memory_is_let_go_of_with_the_others(folder: Path) -> None:
     assert reward_model._load.cache_info().currsize == 1
     CACHE.release()
     assert reward_model._load.cache_info().currsize == 0
+
+
+def test_a_text_beyond_the_context_is_quarantined_too(folder: Path) -> None:
+    verdict = RewardModel(model=str(folder), template="plain").judge("the film is", "~" * 600, Rubric())
+    assert math.isnan(verdict.score)
+    assert "tokens, and the model reads 512" in verdict.raw
+
+
+def _edit(folder: Path, name: str, **fields: object) -> None:
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_what_its_files_tell_is_said_before_anything_is_bought(
+    folder: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    RewardModel(model=str(folder)).check()
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM, which has no sequence-classification head: set oracle.model"
+    ):
+        RewardModel(model=str(tiny_model_path)).check()
+    several = save(tiny_model_path, tmp_path / "several", outputs=2)
+    with pytest.raises(ValueError, match="has 2 outputs, and one is needed"):
+        RewardModel(model=str(several)).check()
+    bare = save(tiny_model_path, tmp_path / "bare", outputs=1)
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"has no chat template: set oracle\.template to plain"):
+        RewardModel(model=str(bare)).check()
+    RewardModel(model=str(bare), template="plain").check()
+    _edit(bare, "config.json", model_type="of_its_own")
+    with pytest.raises(ValueError, match="model_type 'of_its_own', which has no sequence-classification head"):
+        RewardModel(model=str(bare), template="plain").check()

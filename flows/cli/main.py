@@ -103,9 +103,17 @@ def rerun(
 
 
 @app.command(epilog="Example: `ninefold plan deployments/experiments/quickstart.yaml --set labelling.queries=64`")
-def plan(file: File, overrides: Overrides = None) -> None:
-    """Show the stages, queries, money and rough time of a run, and spend nothing."""
-    _show_plan(_planned(file, overrides))
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Then ask each oracle one question, which is bought.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")] = False,
+) -> None:
+    """Show the stages, queries, money and rough time of a run, and spend nothing; with --ask, whether its oracles answer."""
+    planned = _planned(file, overrides)
+    _show_plan(planned)
+    if ask and not oracle_checks.try_oracles(planned.experiment, yes=yes):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: `ninefold report quickstart`")
@@ -179,9 +187,10 @@ def doctor(
         typer.echo(f"{'ok ' if finding.ok else 'BAD'} {finding.what}{'' if finding.ok else f' — {finding.remedy}'}")
     well = all(finding.ok for finding in findings)
     if oracles is not None:
-        from flows.cli.oracle_checks import try_oracles
+        from flows.config.experiment import Experiment
+        from flows.config.loading import load
 
-        well &= try_oracles(oracles, yes=yes)
+        well &= oracle_checks.try_oracles(load(Experiment, oracles), yes=yes)
     if not well:
         raise typer.Exit(1)
 

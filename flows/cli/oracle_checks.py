@@ -11,6 +11,7 @@ from flows.cli.labels import open_ledger
 from flows.cli.terminal import UserError, confirm
 
 if TYPE_CHECKING:
+    from flows.config.experiment import Experiment
     from models.labelling.label import LabellingSession
     from models.metrics.intervals import Interval
 
@@ -94,47 +95,32 @@ def _check(
     return check(rows, session, replicate=named, max_micro_usd=max_micro_usd, concurrency=labelling.concurrency)
 
 
-def try_oracles(file: Path, *, yes: bool) -> bool:
+def try_oracles(config: "Experiment", *, yes: bool) -> bool:
     """Ask each oracle of an experiment one question, once the user has agreed to the price; say how each has answered.
 
     Returns whether all have given a verdict that can be read.
     """
-    from flows.config.experiment import Experiment
-    from flows.config.loading import load
     from models.core.money import dollars
     from models.labelling.label import LabellingSession
     from models.labelling.trial import expected_cost
-    from models.oracles.base import Oracle
 
-    config = load(Experiment, file)
-    named = {
-        "labelling.oracle": config.labelling.oracle,
-        "evaluation.oracle": config.evaluation_oracle,
-        "evaluation.pairwise_judge": config.evaluation.pairwise_judge,
-    }
-    asked: dict[str, tuple[str, Oracle]] = {}
-    for field, oracle in named.items():
-        if oracle is not None:  # one that has two fields is asked once
-            asked.setdefault(oracle.fingerprint(), (field, oracle))
-    answering = [one for one in asked.values() if one[1].annotation_task(config.labelling.rubric) is None]
+    asked, rubric = config.oracles, config.labelling.rubric
+    answering = {field: oracle for field, oracle in asked.items() if oracle.annotation_task(rubric) is None}
     if len(answering) < len(asked):
         typer.echo("people are not asked: they answer in their own time")
-    price = sum(expected_cost(oracle).micro_usd for _, oracle in answering)
+    price = sum(expected_cost(oracle).micro_usd for oracle in answering.values())
     typer.echo(f"{len(answering)} questions will be asked, expected {dollars(price)}")
     if price:
         confirm(yes=yes)
     return all(
-        [
-            _tried(field, LabellingSession(open_ledger(), oracle, config.labelling.rubric, "trial"))
-            for field, oracle in answering
-        ]
+        [_tried(field, LabellingSession(open_ledger(), oracle, rubric, "trial")) for field, oracle in answering.items()]
     )
 
 
 def _tried(field: str, session: "LabellingSession") -> bool:
     from models.core.errors import NinefoldError
     from models.core.money import dollars
-    from models.labelling.trial import ask_once
+    from models.labelling.trial import abilities, ask_once
 
     try:
         session.oracle.check()
@@ -143,11 +129,14 @@ def _tried(field: str, session: "LabellingSession") -> bool:
         typer.echo(f"BAD {field}: {error}")
         return False
     paid = f"{dollars(found.micro_usd)}, {found.tokens} tokens, {found.seconds:.1f} s"
-    if found.status != "labelled":
+    well = found.status == "labelled"
+    if well:
+        typer.echo(f"ok  {field}: {session.oracle.description} says {found.score:g} for {paid}")
+    else:
         typer.echo(f"BAD {field}: the reply could not be read, for {paid}: {found.raw[:300]}")
-        return False
-    typer.echo(f"ok  {field}: {session.oracle.description} says {found.score:g} for {paid}")
-    return True
+    for line in abilities(session.oracle, found.raw):
+        typer.echo(f"      {line}")
+    return well
 
 
 def _interval(found: "Interval") -> str:

@@ -169,6 +169,20 @@ class Experiment(Frozen):
         return self.evaluation.oracle or self.labelling.oracle
 
     @property
+    def oracles(self) -> dict[str, Oracle]:
+        """The oracles that are asked, by the field that names them; one that two fields name is there once."""
+        named = {
+            "labelling.oracle": self.labelling.oracle if self.queries_oracle else None,
+            "evaluation.oracle": self.evaluation_oracle,
+            "evaluation.pairwise_judge": self.evaluation.pairwise_judge,
+        }
+        asked: dict[str, tuple[str, Oracle]] = {}
+        for field, oracle in named.items():
+            if oracle is not None:
+                asked.setdefault(oracle.digest(), (field, oracle))
+        return dict(asked.values())
+
+    @property
     def intermediate_checkpoints(self) -> int:
         """How many policies on DPO's way are kept and scored: none where there is no evaluator to score them."""
         return self.evaluation.intermediate_checkpoints if self.feedback in ("proxy", "policy") else 0

@@ -53,8 +53,7 @@ def check_models(config: Experiment, views: Sequence[str], demonstrations: Seque
         if files.context is not None:
             _check_lengths(config, files.context, lengths, views, count)
             _check_demonstrations(config, files.context, lengths, demonstrations, count)
-    asked = {"labelling.oracle": config.labelling.oracle, "evaluation.oracle": config.evaluation_oracle}
-    for field, oracle in asked.items():
+    for field, oracle in config.oracles.items():
         notes += _reward_model_notes(field, oracle, lengths)
     if views and not config.embedding.needs_policy:
         longest, read = max(_in_view(config, view, lengths, count) for view in views), config.embedding.reads_at_most()

@@ -11,8 +11,10 @@ from flows.config.experiment import Experiment
 from flows.planning.memory import memory_lines
 from flows.planning.model_checks import check_models
 from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost, expected_of, max_cost
+from models.core.data import Prompt
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, dollars
+from models.ledger.database import recent_latencies
 from models.metrics.selective import ANY_PAIR
 from models.oracles.base import Oracle, approximate_tokens
 from models.policies.resolve import PACKAGED, check_reference, tokenizer_at_hand
@@ -227,8 +229,23 @@ def plan(experiment: Experiment) -> Plan:
         judges=judges,
         pairs=_pairs(config, len(prompts.pool), len(prompts.demonstrations)),
         cluster=cluster,
-        notes=tuple(notes),
+        notes=(*notes, *_unasked(config)),
     )
+
+
+def _unasked(config: Experiment) -> list[str]:
+    """Return a line about the oracles behind a server that have answered nothing yet, as far as the ledger knows."""
+    question = Prompt.of("question")
+    behind_servers = {
+        field: oracle
+        for field, oracle in config.oracles.items()
+        if oracle.annotation_task(config.labelling.rubric) is None
+        and expected_of(oracle, [question], 0, approximate_tokens).seconds
+    }
+    url = settings().ledger_url
+    new = [field for field, one in behind_servers.items() if not recent_latencies(url, one.fingerprint(), last=1)]
+    said = f"{' and '.join(new)} never answered yet: `ninefold plan FILE --ask` asks one question, at its price"
+    return [f"trial      {said}"] if new else []
 
 
 def _judges(config: Experiment, answers: int, compared: int, price: Callable[[Oracle], int]) -> tuple[Judging, ...]:

@@ -1,14 +1,18 @@
 """Ask an oracle one question, to see whether it can be asked, and how it answers."""
 
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from models.core.data import LabelStatus, Response
 from models.core.money import MicroUsd
 from models.labelling.label import LabellingSession, label_responses
 from models.oracles.base import CostEstimate, Oracle, approximate_tokens, canonical_pair
+from models.oracles.llm_calls import records_of
+from models.oracles.replies import unwrapped
 
 _PROMPT = "Say in one sentence why the sky is blue."
 _GOOD = "Air scatters blue light more than red light, so blue reaches us from all over the sky."
@@ -42,6 +46,43 @@ def ask_once(session: LabellingSession) -> Trial:
     took = time.monotonic() - began
     (row,) = session.ledger.rows(account=apart.account)
     return Trial(label.score, label.status, label.micro_usd, label.tokens, row["seconds"] or took, row["raw"] or "")
+
+
+def abilities(oracle: Oracle, raw: str) -> list[str]:
+    """Return what the record of a trial's replies says of the server, in lines; nothing of oracles that are no server's."""
+    return [line for record in records_of([raw]) for line in _abilities(oracle, record)]
+
+
+def _abilities(oracle: Oracle, record: Mapping[str, Any]) -> list[str]:
+    texts, lines = [str(text) for text in record["texts"]], []
+    if getattr(oracle, "structured_output", False):
+        if all(map(_is_object, texts)):
+            lines.append("JSON comes as asked")
+        elif all(_is_object(unwrapped(text).text) for text in texts):
+            lines.append("JSON comes in a fence or after thoughts, which are taken off")
+        else:
+            lines.append("JSON does not come as asked: set structured_output to false")
+    if getattr(oracle, "scoring", "") == "expected":
+        came = any(value is not None for value in record["said"])
+        lines.append(
+            "token probabilities come"
+            if came
+            else "token probabilities of the score do not come: set scoring to stated"
+        )
+    lines.append(
+        "it states no usage: its calls are booked at the most" if record.get("price") else "it states its usage"
+    )
+    lines.append(
+        f"it says that it is {record['model']}" if record.get("model") else "it does not say which model it is"
+    )
+    return lines
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _text(oracle: Oracle) -> str:

@@ -46,7 +46,17 @@ class LoopbackJudge:
     prefers_first: bool = False  # a judge with a bias for the place
     key: str | None = None  # of those who may ask; others are refused, and told which key they have come with
     refuse_after: int | None = None  # calls: what comes later is refused
-    usage: Any = ...  # what is said in place of the true count; ... for the true one, None for `null`
+    usage: Any = (
+        ...
+    )  # what is said in place of the true count; ... for the true one, None for `null`, "absent" for nothing
+    # as other servers are:
+    refuses: dict[str, Any] = field(default_factory=dict)  # fields of a body: ... for any value, a number for the most
+    no_system: bool = False  # it knows no role for instructions
+    key_header: str = "Authorization"
+    api_version: str | None = None  # that the query must name
+    names_model: bool = True
+    no_logprobs: bool = False  # it leaves them out, whoever asks for them
+    form: str = ""  # of a reply: fence, think, bold or parts
     about: dict[str, str] = field(default_factory=dict)
     says: dict[str, tuple[int, Any]] = field(default_factory=dict)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -111,10 +121,12 @@ class LoopbackJudge:
         raw = await request.read()
         body = json.loads(raw)
         self.headers.append(dict(request.headers))
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        given = request.headers.get(self.key_header, "").removeprefix("Bearer ")
         fault = "key" if self.key is not None and given != self.key else self._fault_about(body) or self._fault(raw)
         if self.refuse_after is not None and len(self.log) >= self.refuse_after:
             fault = "no_model"
+        refusal = self._refusal(request, body)
+        fault = fault or (refusal and "refused")
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         failures = {
@@ -125,6 +137,8 @@ class LoopbackJudge:
             "no_model": (404, f"The model {body['model']!r} does not exist"),
             "key": (401, f"Incorrect API key: {given}"),
         }
+        if refusal is not None and fault == "refused":
+            return web.json_response({"error": {**refusal, "type": "invalid_request_error"}}, status=400)
         if fault in self.says:
             status, told = self.says[fault]
             return web.json_response(told, status=status)
@@ -149,6 +163,32 @@ class LoopbackJudge:
             return stream
         return web.Response(body=reply, content_type="application/json")
 
+    def _refusal(self, request: web.Request, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what is said of a request that is not written as this server wants it; None where it is."""
+        if self.api_version is not None and request.query.get("api-version") != self.api_version:
+            return {"message": "api-version is missing or not supported", "param": "api-version"}
+        if self.no_system and any(message["role"] != "user" for message in body["messages"][:-1]):
+            return {"message": "System role not supported", "param": None}
+        for name, most in self.refuses.items():
+            if name in body and most is ...:
+                instead = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+                return {"message": f"Unsupported parameter: {name!r} is not supported.{instead}", "param": name}
+            if body.get(name, 0) and most is not ... and body[name] > most:
+                return {"message": f"Invalid value for {name!r}: at most {most}", "param": name}
+        return None
+
+    def _formed(self, text: str) -> Any:
+        """Return the content of a message as servers put it."""
+        if self.form == "fence":
+            return f"```json\n{text}\n```"
+        if self.form == "think":
+            return f"<think>\nIs it 3, or 4?\n</think>\n\n{text}"
+        if self.form == "bold":
+            return re.sub(r"^(\w+: \w+)$", r"**\1**", text, flags=re.MULTILINE)
+        if self.form == "parts":
+            return [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+        return text
+
     def _text(self, asked: str, structured_output: bool, fault: str | None) -> str:
         wrong = fault == "out_of_range"
         if "\n\nResponse B: " in asked:
@@ -167,21 +207,15 @@ class LoopbackJudge:
             text = ""
         message = {
             "role": "assistant",
-            "content": text,
+            "content": self._formed(text),
             "refusal": "I would rather not" if fault == "refusal" else None,
         }
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
-        if body.get("logprobs") and text:
+        if body.get("logprobs") and text and not self.no_logprobs:
             choice["logprobs"] = {"content": [_place(token) for token in re.findall(r"\d|[^\d]+", text)]}
-        return {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": f"{body['model']}-0001",
-            "system_fingerprint": "fp",
-            "choices": [choice],
-            "usage": self._usage() if self.usage is ... else self.usage,
-        }
+        named = {"model": f"{body['model']}-0001", "system_fingerprint": "fp"} if self.names_model else {}
+        usage = {"usage": self._usage() if self.usage is ... else self.usage} if self.usage != "absent" else {}
+        return {"id": "x", "object": "chat.completion", "created": 0, **named, "choices": [choice], **usage}
 
     def _usage(self) -> dict[str, Any]:
         return {

@@ -37,6 +37,9 @@ class _DryArm(RunTracker):
     def decide(self, decision: Decision) -> None:
         pass
 
+    def open_account(self, account: str) -> int:
+        return 0
+
 
 class Calls(NamedTuple):
     """What an arm would call, in order: stages up to M_2, and those of the evaluation."""

@@ -3,14 +3,14 @@
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from flows.cli.terminal import UserError
+from flows.cli.terminal import UserError, confirm
 
 if TYPE_CHECKING:
     from models.labelling.human_queue import Item
@@ -161,6 +161,68 @@ def _resume() -> None:
         resumed = resume_waiting()
     for name in resumed:
         typer.echo(f"run {name} goes on, or waits again for what is missing")
+
+
+@app.command("retry", epilog="Example: `ninefold labels retry quickstart`, then `ninefold rerun quickstart`")
+def labels_retry(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as MLflow shows it, or its id.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before buying.")] = False,
+) -> None:
+    """Ask again what a run's oracles have not answered: replies without a verdict, and calls that brought no reply.
+
+    It is paid on top of the run's caps. The run itself then goes on with `ninefold rerun`.
+    """
+    from flows.runtime.environment import configure_process
+
+    configure_process()
+    from flows.tracking.lookup import find_run
+    from models.core.money import dollars
+    from models.labelling.label import LabellingSession
+    from models.labelling.unanswered import account_of_retries, retry_price, retry_rows
+
+    found, ledger = find_run(run), open_ledger()
+    config = found.experiment
+    oracles = [config.labelling.oracle, config.evaluation_oracle, config.evaluation.pairwise_judge]
+    known = {
+        oracle.fingerprint(): oracle
+        for oracle in oracles
+        if oracle is not None and oracle.annotation_task(config.labelling.rubric) is None
+    }
+    work, others = [], 0
+    for account in found.accounts:
+        rows = [row for name in (account, account_of_retries(account)) for row in ledger.unanswered(name)]
+        asked_of = {row["oracle"] for row in rows} & known.keys()
+        others += sum(row["oracle"] not in known for row in rows)
+        for oracle in sorted(asked_of):
+            session = LabellingSession(
+                ledger,
+                known[oracle],
+                config.labelling.rubric,
+                account,
+                patience=config.labelling.patience,
+                least_usable=config.labelling.least_usable,
+            )
+            work.append((session, [row for row in rows if row["oracle"] == oracle]))
+    if others:
+        typer.echo(f"{others} questions were asked of people, or of another oracle than the run's now: they are left")
+    if not work:
+        typer.echo(
+            f"every question of run {config.name} that its oracles were asked has an answer: nothing to ask again"
+        )
+        return
+    prices = [retry_price(session, rows) for session, rows in work]
+    expected, most = (sum(price[place] for price in prices) for place in (0, 1))
+    counts = Counter(row["status"] for _, rows in work for row in rows)
+    typer.echo(
+        f"{counts['quarantined']} questions without a verdict and {counts['lost']} without a reply are asked again, on top "
+        f"of what they have cost: expected {dollars(expected)}, at most {dollars(most)}"
+    )
+    confirm(yes=yes)
+    asked = answered = paid = 0
+    for (session, rows), price in zip(work, prices, strict=True):
+        made = retry_rows(session, rows, most=price.most, concurrency=config.labelling.concurrency)
+        asked, answered, paid = asked + made.asked, answered + made.answered, paid + made.micro_usd
+    typer.echo(f"{answered} of {asked} now have a verdict, for {dollars(paid)}; next: ninefold rerun {config.name}")
 
 
 @app.command("queue", epilog="Example: `ninefold labels queue`")

@@ -13,6 +13,7 @@ from models.core.errors import ConfigError
 from models.core.money import NO_CAP, MicroUsd
 from models.core.registry import Frozen, OneOf, Plugin
 from models.core.rubric import Rubric
+from models.core.usable import least_usable
 from models.embeddings.base import Embedding
 from models.embeddings.policy import PolicyEmbedding
 from models.evaluators.base import Evaluator
@@ -95,6 +96,7 @@ class Labelling(Frozen):
         PATIENCE,
         description="Seconds without an answer, of the oracle or the ledger, before labelling stops. It changes no result.",
     )
+    least_usable: float = least_usable("the oracle's replies that hold a verdict")
     shuffle_labels: bool = Field(
         False, description="Whether labels are permuted before the evaluator is fitted: the control arm."
     )

@@ -117,7 +117,7 @@ def _assess_evaluator(
     if artifacts.trained_on:
         last = arm.experiment.iterations
         shuffled = steps.fit_evaluator(arm, artifacts.trained_on, artifacts.prompts, sft_policy, last, shuffle=True)
-        control = steps.score(arm, shuffled.ref, before.responses, features, sft_policy)
+        control = steps.score(arm, shuffled.ref, before.responses, features, sft_policy, checked=False)
     calibration = None if artifacts.gate is None else artifacts.gate.calibration
     across = arm.experiment.evaluator.supports_pointwise  # else it has only compared, within prompts
     facts = assess_evaluator(before.responses, before.labels, proxy, control, calibration, across_prompts=across)

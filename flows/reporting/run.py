@@ -31,9 +31,12 @@ from flows.tracking.run import RunTracker
 from models.core.arrays import FloatArray
 from models.core.data import Comparison, Label, Pair, Prompt, Score, to_frame
 from models.core.money import MICRO
+from models.core.usable import ResponseShares
+from models.labelling.unanswered import account_of_retries
 from models.metrics.intervals import Interval
 from models.metrics.selective import Decision
 from tasks.engine.caching import saved_seconds
+from tasks.engine.ledgers import open_ledger
 from tasks.engine.store import store
 from tasks.labelling.batches import labels_of
 
@@ -42,6 +45,7 @@ _LEANINGS = ("longer_preferred", "longer_preferred_by_oracle", "format_shift")
 # of the last purchase: whether length moves the oracle, whether it agrees with itself, what it could not be understood in
 _ORACLE_FACTS = {
     *("length_correlation", "order_consistency", "first_place_share", "calls", "unreadable_replies", "refused"),
+    *("empty_replies", "cut_off_replies", "readable", "distinct_scores"),
     *("judgements", "krippendorff_alpha"),
 }
 
@@ -80,12 +84,14 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
     config, labels = arm.experiment, labels_of(results.artifacts.history)
     pairs = Counter(p.provenance for p in pairs_of(results))
     now = time.monotonic() - arm.started
+    accounts = sorted({bought.account for bought in [*arm.purchases, *arm.measurements]})
+    again = [open_ledger().spent(account_of_retries(account)) for account in accounts]
     return RunReport(
         name=config.name,
         arm=config.digest(),
         inputs=config.prompts.digest_inputs(),
         mlflow_run=arm.run_id,
-        accounts=tuple(sorted({bought.account for bought in [*arm.purchases, *arm.measurements]})),
+        accounts=tuple(accounts),
         strategy=config.strategy,
         feedback=config.feedback,
         labels_shuffled=config.labelling.shuffle_labels,
@@ -104,7 +110,12 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
         tokens=arm.total("tokens"),
         lost_queries=arm.total("lost_queries"),
         oracle_facts={name: value for name, value in arm.facts.get("annotate", {}).items() if name in _ORACLE_FACTS},
+        responses={
+            name: value for name, value in arm.facts.get("generate", {}).items() if name in ResponseShares._fields
+        },
         quarantined=sum(label.status == "quarantined" for label in labels),
+        asked_again=sum(spent.queries for spent in again),
+        asked_again_micro_usd=sum(spent.micro_usd for spent in again),
         unscored=int(results.outcome.facts["unscored"]),
         evaluation_queries=arm.total("queries", evaluation=True),
         evaluation_micro_usd=arm.total("micro_usd", evaluation=True),

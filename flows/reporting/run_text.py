@@ -10,6 +10,8 @@ from models.metrics.intervals import Interval
 from models.metrics.selective import ANY_PAIR
 
 _COLLAPSED = 0.5  # more of the scores than this being one value is a collapse
+_FINISHED = 0.1  # less of the responses ended by the model itself is worth a word
+_READABLE = 0.9  # likewise of the held-out answers that can be read
 _LEANS = 0.5  # standard deviations that a change of format may move a score
 
 
@@ -28,7 +30,8 @@ def headlines(report: RunReport) -> list[tuple[str, str]]:
             f"{report.queries}{compared} for {dollars(report.micro_usd)}"
             + (f", of which {reused} were owned already" if reused else "")
             + (f", {report.quarantined} quarantined" if report.quarantined else "")
-            + (f", {report.lost_queries} without a reply, counted as paid" if report.lost_queries else ""),
+            + (f", {report.lost_queries} without a reply, counted as paid" if report.lost_queries else "")
+            + _asked_again(report),
         ),
         *(_of_the_oracle(report.oracle_facts) if report.queries else []),
         ("pairs", f"{report.proxy_pairs} by proxy, {report.oracle_pairs} by the oracle" + _other_pairs(report)),
@@ -57,6 +60,12 @@ def headlines(report: RunReport) -> list[tuple[str, str]]:
         ),
         ("time", f"{report.seconds:.0f} s{_of_the_cache(report)}"),
     ]
+
+
+def _asked_again(report: RunReport) -> str:
+    return f", {report.asked_again} asked again for {dollars(report.asked_again_micro_usd)} on top" * bool(
+        report.asked_again
+    )
 
 
 def _of_the_cache(report: RunReport) -> str:
@@ -191,6 +200,9 @@ def _of_the_oracle(facts: dict[str, float]) -> list[tuple[str, str]]:
         lines.append(("  people", f"{facts['judgements']:.0f} judgements, Krippendorff's alpha {alpha}"))
     if facts.get("unreadable_replies"):
         lines.append(("  unreadable", f"{facts['unreadable_replies']:.0f} of {facts['calls']:.0f} replies"))
+    for name, told in (("empty", "without a word"), ("cut_off", "cut off before their end")):
+        if facts.get(f"{name}_replies"):
+            lines.append((f"  {told}", f"{facts[f'{name}_replies']:.0f} of {facts['calls']:.0f} replies"))
     if facts.get("refused"):
         lines.append(("  refused", f"{facts['refused']:.0f} questions, by the oracle's server: not billed"))
     return lines
@@ -205,6 +217,7 @@ def warnings(report: RunReport) -> list[str]:
         found.append(
             "Control arm: the evaluator was trained on shuffled labels, so any gain below is not label signal."
         )
+    found += _of_the_responses(report)
     if report.gate and report.gate.verdict != "better than chance":
         found.append(report.gate.sentence)
     if report.scores and report.scores.top_share > _COLLAPSED:
@@ -244,6 +257,22 @@ def warnings(report: RunReport) -> list[str]:
     if report.prompts_over_long:
         found.append(f"{len(report.prompts_over_long)} prompts were too long and set aside.")
     found.append("One run is an anecdote: compare seeds, and arms at equal budget, before concluding.")
+    return found
+
+
+def _of_the_responses(report: RunReport) -> list[str]:
+    """Return what is odd about what the policies have written."""
+    found = []
+    if report.responses.get("finished", 1.0) < _FINISHED:
+        found.append(
+            f"Only {report.responses['finished']:.0%} of the responses end where the model ends them; the others were "
+            "cut off at generation.max_new_tokens, and were judged and trained on so: raise it, or see policy.template."
+        )
+    if report.policy.readable_after < min(_READABLE, report.policy.readable_before):
+        found.append(
+            f"M₂ writes text in {report.policy.readable_after:.0%} of its held-out answers, M₁ in "
+            f"{report.policy.readable_before:.0%}: its training has broken it. Lower dpo.learning_rate, or raise dpo.beta."
+        )
     return found
 
 

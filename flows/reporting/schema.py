@@ -114,6 +114,8 @@ class PolicyReport(Frozen):
     diversity_after: Number
     distinct_2_before: Number
     distinct_2_after: Number
+    readable_before: Number = Field(description="Share of M_1's held-out answers that have a letter or a digit.")
+    readable_after: Number = Field(description="The same of M_2's.")
 
 
 class StageRun(Frozen):
@@ -163,7 +165,12 @@ class RunReport(Frozen):
     tokens: int
     lost_queries: int = Field(description="Calls without a reply, counted as paid.")
     oracle_facts: dict[str, Number]
+    responses: dict[str, Number] = Field(
+        description="Shares of the last pool's responses: empty, readable, finished by the model itself, distinct."
+    )
     quarantined: int
+    asked_again: int = Field(description="Queries of `ninefold labels retry`, which are on top of the caps.")
+    asked_again_micro_usd: int
     unscored: int
     evaluation_queries: int
     evaluation_micro_usd: int

@@ -72,7 +72,12 @@ def generate(
     """Return the policy's responses to the prompts."""
     generation = arm.experiment.generation
     return generate_sharded(
-        policy, prompts, generation, samples=samples or generation.samples, seed=seed(arm, iteration, "generate")
+        policy,
+        prompts,
+        generation,
+        samples=samples or generation.samples,
+        seed=seed(arm, iteration, "generate"),
+        least_usable=generation.least_usable,
     )
 
 
@@ -148,20 +153,24 @@ def annotate(
     oracle = by or (arm.experiment.evaluation_oracle if picks is None else labelling.oracle)
     fingerprint = oracle.fingerprint()
     about = picks or responses
+    account = digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, about.sha256, about.rows, caps])
     request = AnnotationRequest(
         responses=responses,
         picks=picks,
         oracle=oracle,
         fingerprint=fingerprint,
         rubric=labelling.rubric,
-        account=digest_of([fingerprint, labelling.rubric.digest(), responses.sha256, about.sha256, about.rows, caps]),
+        account=account,
         max_queries=about.rows or 0,
         max_micro_usd=caps.micro_usd,
         max_tokens=caps.tokens,
+        retried=arm.open_account(account),
     )
     if dry_run.current() is None:
         wait_for_people(lambda: enqueue_for_humans(request))
-    return annotate_stage(request, concurrency=labelling.concurrency, patience=labelling.patience)
+    return annotate_stage(
+        request, concurrency=labelling.concurrency, patience=labelling.patience, least_usable=labelling.least_usable
+    )
 
 
 def fit_evaluator(
@@ -213,8 +222,16 @@ def check_gate(
     return decision
 
 
-def score(arm: RunTracker, trained: Ref, responses: Ref, features: Ref | None, sft_policy: Policy) -> Scored:
-    """Return the evaluator's scores of the responses."""
+def score(
+    arm: RunTracker,
+    trained: Ref,
+    responses: Ref,
+    features: Ref | None,
+    sft_policy: Policy,
+    *,
+    checked: bool = True,
+) -> Scored:
+    """Return the evaluator's scores of the responses; `checked` unless it is a control, which may know nothing."""
     return score_sharded(
         arm.experiment.evaluator,
         trained,
@@ -223,6 +240,7 @@ def score(arm: RunTracker, trained: Ref, responses: Ref, features: Ref | None, s
         policy=sft_policy,
         rubric=arm.experiment.labelling.rubric,
         seed=seed(arm, 0, "proxy_label"),
+        least_usable=arm.experiment.gate.least_usable if checked else 0.0,
     )
 
 

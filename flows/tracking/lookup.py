@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 from flows.config.experiment import Experiment
 from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
-from flows.tracking.run import SETTINGS, STARTED
+from flows.tracking.run import ACCOUNTS, SETTINGS, STARTED
 from models.core.errors import ConfigError
 
 
 class RunSpec(NamedTuple):
-    """An arm as it was started: its experiment and the sweep it belongs to ("" where it was alone)."""
+    """An arm as it was started: its experiment, the sweep it belongs to ("" where it was alone), and where it buys."""
 
     experiment: Experiment
     sweep: str
+    accounts: tuple[str, ...]
 
 
 def find_run(name: str) -> RunSpec:
@@ -30,4 +31,5 @@ def find_run(name: str) -> RunSpec:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
         raise ConfigError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
-    return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))
+    accounts = tuple(found.data.tags.get(ACCOUNTS, "").split())
+    return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""), accounts)

@@ -16,12 +16,15 @@ from flows.tracking.mlflow import EXPERIMENT, SWEEP, log_metrics, open_experimen
 from models.core.money import NO_CAP, Amount
 from models.metrics.selective import Decision
 from tasks.engine.caching import StageRun, stage_runs
+from tasks.engine.ledgers import open_ledger
 from tasks.labelling.annotate import AnnotationResult
 
 log = logging.getLogger(__name__)
 
 GATE = "ninefold.gate"  # tag: the gate's verdict on the evaluator
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
+ACCOUNTS = "ninefold.accounts"  # tag: the ledger's accounts that a run buys on, oldest first
+_MOST_ACCOUNTS = 400  # a tag of MLflow has 8,000 characters
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 _GATE_FIGURES = {"agreement", "low", "high", "calibration_error", "coverage", "risk", "pairs"}
 
@@ -45,6 +48,7 @@ class RunTracker:
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     purchases: list[AnnotationResult] = field(default_factory=list)
     measurements: list[AnnotationResult] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)  # of the ledger, that this run buys on or has bought on
     relabelled: int = 0  # queries about pairs that the evaluator was not sure of
     started: float = field(default_factory=time.monotonic)
 
@@ -62,6 +66,15 @@ class RunTracker:
         counted = labels.model_copy(update={"facts": facts})
         self.purchases.append(counted)
         return self.log("annotate", counted)
+
+    def open_account(self, account: str) -> int:
+        """Note on the run that it buys on this account; return how many of its questions were asked again by request."""
+        import mlflow
+
+        if account not in self.accounts:
+            self.accounts.append(account)
+            mlflow.set_tag(ACCOUNTS, " ".join(self.accounts[-_MOST_ACCOUNTS:]))
+        return open_ledger().retried(account)
 
     def record_relabelling(self, labels: AnnotationResult) -> AnnotationResult:
         """Count a purchase about pairs that the evaluator was not sure of."""
@@ -161,7 +174,8 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[RunTracker]:
         mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:
-            yield RunTracker(experiment, run.info.run_id, stages, paid_before)
+            accounts = found[0].data.tags.get(ACCOUNTS, "").split() if found else []
+            yield RunTracker(experiment, run.info.run_id, stages, paid_before, accounts=accounts)
         except Pause:
             mlflow.end_run("SCHEDULED")  # suspended: it goes on when people have answered
             raise

@@ -9,6 +9,10 @@ class ConfigError(NinefoldError, ValueError):
     """A parameter, file or argument is not what it must be. It is a ValueError too, as pydantic's validators want."""
 
 
+class UnusableOutput(NinefoldError):
+    """A stage has made too little that can be used: it is not kept, and nothing that follows is paid for."""
+
+
 class MissingFileError(NinefoldError, FileNotFoundError):
     """A file, a folder or a package that was named is not there."""
 

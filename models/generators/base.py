@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from models.core.data import Prompt, Response, text_hash
 from models.core.registry import Plugin
+from models.core.usable import least_usable
 from models.policies.chat_template import Renderer
 from models.policies.checkpoint import Checkpoint
 
@@ -17,7 +18,7 @@ class Generator(Plugin):
     T = 0.7, top-p = 0.9 and k = 4 are Self-Rewarding LM's settings (2401.10020), not the paper's.
     """
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"batch_size", "least_usable"})
 
     samples: PositiveInt = Field(4, description="Responses per prompt, k.")
     temperature: PositiveFloat = Field(0.7, description="Sampling temperature.")
@@ -29,6 +30,7 @@ class Generator(Plugin):
     )
     max_new_tokens: PositiveInt = Field(512, description="Most tokens of a response.")
     batch_size: PositiveInt = Field(32, description="Sequences sampled at once. It does not enter the cache key.")
+    least_usable: float = least_usable("the responses that can be read, and of the prompts that have two that differ")
 
     def check(self) -> None:
         """Raise ConfigError, before anything is bought, if the engine is not there."""

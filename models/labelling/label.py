@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from models.core import progress
 from models.core.data import Label, LabelStatus, Response
-from models.core.errors import NinefoldError
+from models.core.errors import NinefoldError, UnusableOutput
 from models.core.event_loop import STOP, run
 from models.core.money import NO_CAP, Amount, total
 from models.core.rubric import Rubric
 from models.labelling.batcher import LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import PATIENCE, CircuitBreaker, Flight, backoff_seconds
+from models.labelling.watch import ReplyWatch
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.database import is_away, reason_of
 from models.ledger.entries import Answer, Loss, QueryRequest, QueryResult, Reservation
@@ -58,6 +59,7 @@ class LabellingSession:
     account: str
     replicate: str = ""
     patience: float = PATIENCE  # seconds without an answer of the oracle, or of the ledger
+    least_usable: float = 0.0  # share of the replies that must hold a verdict
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
@@ -229,6 +231,7 @@ class _Asking:
     def __init__(self, session: LabellingSession, concurrency: int, bar: progress.Bar, journal: Journal | None) -> None:
         self.session = session
         self.breaker = CircuitBreaker(session.patience)
+        self.watch = ReplyWatch(session.oracle, session.least_usable)
         self.batcher = LedgerBatcher(
             *(session.ledger, session.account),
             journal=journal,
@@ -321,7 +324,13 @@ class _Asking:
             raise
         found = verdict.score, verdict.raw, verdict.tokens, verdict.micro_usd, seconds
         status: LabelStatus = "labelled" if math.isfinite(verdict.score) else "quarantined"
-        return await self.batcher.settle(QueryResult(reserved, status, *found))
+        why = self.watch.note(verdict.raw, usable=status == "labelled")
+        if why:
+            self.breaker.stop.set()  # before this reply is booked: the others must not go on paying
+        answer = await self.batcher.settle(QueryResult(reserved, status, *found))
+        if why:
+            raise UnusableOutput(why)
+        return answer
 
     async def _quarantine(self, order: QueryRequest, refusal: QuestionRejected) -> Answer | Exception:
         """Return the quarantined label of a question that was refused while others were answered."""

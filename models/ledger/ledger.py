@@ -35,7 +35,7 @@ from models.ledger.entries import (
     checked,
 )
 from models.ledger.journal import Journal, booking, has_journal, journals
-from models.ledger.tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
+from models.ledger.tables import ACCOUNTS, CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,9 @@ class Ledger:
         """Settle replies of one account within a transaction of the caller's."""
         ids = [reply.reservation.query_id for reply in replies]
         before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
-        rows, prices, answers, saved = [], [], list[Answer | ValueError](), Amount(0, 0)
+        rows, answers = [], list[Answer | ValueError]()
+        prices: dict[str, list[tuple[int, Amount]]] = {account: []}
+        saved = {account: Amount(0, 0)}
         for given in replies:
             query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
             if was is None or was.status not in ("reserved", "lost"):
@@ -233,13 +235,15 @@ class Ledger:
                 status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
             price = Amount(reply.micro_usd, reply.tokens)
             rows.append(reply.parameters(status))
-            prices.append((query_id, price))
-            saved = saved.plus(price).plus(charged.negative)
+            prices.setdefault(was.account, []).append((query_id, price))  # another has it since it was asked again
+            saved[was.account] = saved.get(was.account, Amount(0, 0)).plus(price).plus(charged.negative)
             answers.append(wrong or Answer(reply.score, *price, True, reply.status))
         if rows:
             _SETTLE(connection, rows)
-            accounts.recharge(connection, account, prices)
-            accounts.adjust(connection, account, queries=0, by=saved)
+            for payer in sorted(saved):
+                if prices[payer]:
+                    accounts.recharge(connection, payer, prices[payer])
+                    accounts.adjust(connection, payer, queries=0, by=saved[payer])
         return answers
 
     def _answered(self, connection: Connection, reply: QueryResult) -> Answer | None:
@@ -379,6 +383,51 @@ class Ledger:
         with self.reader.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
+    def retried(self, account: str) -> int:
+        """Return how many queries were taken off an account to be asked again; 0 for one that was never opened."""
+        with self.reader.connect() as connection:
+            return connection.scalar(sa.select(ACCOUNTS.c.retried).where(ACCOUNTS.c.name == account)) or 0
+
+    def unanswered(self, account: str) -> list[dict[str, Any]]:
+        """Return the queries that an account is charged for, and that nobody has an answer to: quarantined, or lost."""
+        other = QUERIES.alias()
+        same = (other.c[name] == QUERIES.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash"))
+        asked_since = sa.exists().where(*same, other.c.status != "lost")
+        gone = sa.or_(QUERIES.c.status == "quarantined", sa.and_(QUERIES.c.status == "lost", ~asked_since))
+        charged = QUERIES.c.id.in_(sa.select(CHARGES.c.query_id).where(CHARGES.c.account == account))
+        with self.reader.connect() as connection:
+            found = connection.execute(sa.select(QUERIES).where(charged, gone).order_by(QUERIES.c.id))
+            return [dict(row) for row in found.mappings()]
+
+    def reopen(self, query_ids: Sequence[int], *, to: str) -> int:
+        """Give up quarantined queries, and lost ones, so that they can be asked again; return how many there were.
+
+        What they have cost stays counted, on the account `to`, which has to be open. The accounts that were charged for
+        them, this one's buyer and those that found them here, have room for the new answers.
+        """
+        which = QUERIES.c.id.in_(sa.bindparam("ids", expanding=True)), QUERIES.c.status.in_(("quarantined", "lost"))
+
+        def work(connection: Connection) -> int:
+            found = connection.scalars(sa.select(QUERIES.c.id).where(*which), {"ids": list(query_ids)})
+            ids = sorted(found)
+            mine = CHARGES.c.query_id.in_(ids), CHARGES.c.account != to
+            charges = connection.execute(sa.select(CHARGES).where(*mine).order_by(CHARGES.c.account)).all()
+            connection.execute(sa.delete(CHARGES).where(*mine))
+            for charged in charges:
+                price = Amount(charged.micro_usd, charged.tokens)
+                accounts.adjust(connection, charged.account, queries=-1, by=price.negative)
+                if charged.bought:
+                    accounts.charge(connection, to, [(charged.query_id, price)], bought=True)
+                    accounts.adjust(connection, to, queries=1, by=price)
+            for name in sorted({charged.account for charged in charges}):
+                count = sum(charged.account == name for charged in charges)
+                raised = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == name)
+                connection.execute(raised.values(retried=ACCOUNTS.c.retried + count))
+            connection.execute(sa.update(QUERIES).where(QUERIES.c.id.in_(ids)).values(status="lost", account=to))
+            return len(ids)
+
+        return self.transact(work)
+
     def import_labels(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
         """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
 
@@ -416,7 +465,7 @@ class Ledger:
         return connection.execute(reserved.values(status="lost", settled_at=time.time())).rowcount == 1
 
 
-_BEFORE = sa.select(QUERIES.c.id, QUERIES.c.status, QUERIES.c.micro_usd, QUERIES.c.tokens).where(
+_BEFORE = sa.select(*(QUERIES.c[name] for name in ("id", "status", "account", "micro_usd", "tokens"))).where(
     QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
 )
 _SETTLE = tables.CompiledStatement(

@@ -31,6 +31,7 @@ ACCOUNTS = sa.Table(
     _count("micro_usd", default=0),
     sa.Column("max_tokens", sa.BigInteger, nullable=False, server_default=str(NO_CAP)),
     _count("tokens", server_default="0"),
+    _count("retried", server_default="0"),  # its queries that were taken off it, to be asked again
 )
 
 QUERIES = sa.Table(
@@ -102,11 +103,13 @@ class Question:
         return {**named, "prompt": storable(self.prompt), "response": storable(self.response)}
 
 
-# PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back.
+# PostgreSQL: nobody deletes what has been asked, or says that it has not been; only what was never sent is taken back. What
+# brought no verdict may be given up, to be asked again.
 NO_DELETE_TRIGGER_SQL = """
     CREATE OR REPLACE FUNCTION ninefold_keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF TG_OP = 'UPDATE' THEN
-            IF OLD.status IN ('labelled', 'quarantined') AND NEW.status <> OLD.status THEN
+            IF OLD.status IN ('labelled', 'quarantined') AND NEW.status <> OLD.status
+                AND NOT (OLD.status = 'quarantined' AND NEW.status = 'lost') THEN
                 RAISE EXCEPTION 'query % is %, and stays so: it was paid for', OLD.id, OLD.status;
             END IF;
             IF OLD.settled_at IS NOT NULL AND NEW.settled_at IS NULL THEN
@@ -120,10 +123,11 @@ NO_DELETE_TRIGGER_SQL = """
         RETURN OLD;
     END $$;
     DROP TRIGGER IF EXISTS ninefold_keep ON queries;
-    CREATE TRIGGER ninefold_keeps BEFORE DELETE OR UPDATE OF status, settled_at ON queries
+    DROP TRIGGER IF EXISTS ninefold_keeps ON queries;
+    CREATE TRIGGER ninefold_keeps_paid BEFORE DELETE OR UPDATE OF status, settled_at ON queries
         FOR EACH ROW EXECUTE FUNCTION ninefold_keep()
 """
-TRIGGER_NAME = "ninefold_keeps"  # renamed with what it does, so that an earlier version's is seen and replaced
+TRIGGER_NAME = "ninefold_keeps_paid"  # renamed with what it does, so that an earlier version's is seen and replaced
 
 CHARGES = sa.Table(
     "charges",

@@ -6,7 +6,7 @@ while there is money, or is left out.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, NonNegativeInt
@@ -15,6 +15,7 @@ from models.core.arrays import FloatArray, IntArray
 from models.core.data import HeldOutPrediction
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
+from models.core.usable import least_usable
 from models.metrics.agreement import agrees, calibration_error, coverage_risk, group_ids, untied_pairs
 from models.metrics.calibration import Calibration, Method, cross_calibrated
 from models.metrics.intervals import jackknife_mean
@@ -35,6 +36,8 @@ class Gate(Frozen):
     was trained on the others.
     """
 
+    execution_fields: ClassVar[frozenset[str]] = frozenset({"least_usable"})
+
     folds: int = Field(
         4, ge=2, description="Parts that the bought labels are cut into; one more evaluator is trained for each."
     )
@@ -52,6 +55,7 @@ class Gate(Frozen):
     relabel_queries: NonNegativeInt = Field(
         0, description="Queries of labelling.queries that are kept for pairs under min_confidence."
     )
+    least_usable: float = least_usable("the responses that the evaluator gives a score")
 
 
 class Evidence(NamedTuple):

@@ -23,6 +23,13 @@ class Verdict(NamedTuple):
     tokens: int = 0
 
 
+class UnusableReply(NamedTuple):
+    """What an oracle has said that holds no verdict, and which field of it may help; "" where that is not known."""
+
+    text: str
+    remedy: str
+
+
 class CostEstimate(NamedTuple):
     """What one query usually costs: micro-dollars, tokens (0 where they are not counted), seconds (0 if in this process)."""
 
@@ -178,6 +185,10 @@ class Oracle(Plugin):
         """Return what the raw texts of many verdicts say of this oracle, by name: facts for people, in reports."""
         del replies
         return {}
+
+    def unusable_reply(self, raw: str) -> "UnusableReply":
+        """Return what was said, of a verdict's raw text that holds no score, and which field may help."""
+        return UnusableReply(raw, "")
 
     def rationale(self, raw: str) -> str:
         """Return the justification that the raw text of a verdict holds, without the score; "" if there is none."""

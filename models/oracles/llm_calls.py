@@ -15,10 +15,11 @@ from models.oracles.base import (
     QuestionRejected,
     RequestRejected,
     RetryableError,
+    UnusableReply,
     Verdict,
 )
 from models.oracles.chat_client import Endpoint, Message, most_tokens_sent
-from models.oracles.replies import Reply
+from models.oracles.replies import Reply, unwrapped
 
 NO_LENGTH = "Length is no merit: judge what is said, and do not reward a response for being longer or more formatted."
 QUOTED = (
@@ -114,12 +115,14 @@ class Calls:
 
     def verdict(self, score: float, prompt_digest: str, said: Sequence[float | None]) -> Verdict:
         """Return the verdict; `raw` has every text, what was read in them, their model, and the digest of the prompt."""
-        raw = {
+        raw: dict[str, Any] = {
             "model": self.replies[-1].model if self.replies else "",
             "prompt": prompt_digest,
             "said": list(said),
             "texts": [reply.text for reply in self.replies],
         } | ({"failure": self.failure} if self.failure else {})
+        if cut_off := sum(reply.cut_off for reply in self.replies):
+            raw["cut_off"] = cut_off
         if unsure := [reply.doubt for reply in self.replies if reply.doubt]:
             raw["price"] = unsure
         return Verdict(
@@ -131,11 +134,36 @@ class Calls:
 
 
 def calls_made(replies: Sequence[str]) -> dict[str, float]:
-    """Return how many calls the raw texts of verdicts tell of, and how many of them brought nothing that could be read."""
+    """Return how many calls the raw texts of verdicts tell of, and of these: unreadable, without a word, cut off."""
     told = records_of(replies)
-    calls = sum(len(record["texts"]) for record in told)
+    texts = [text for record in told for text in record["texts"]]
     read = sum(value is not None for record in told for value in record["said"])
-    return {"calls": float(calls), "unreadable_replies": float(calls - read)}
+    return {
+        "calls": float(len(texts)),
+        "unreadable_replies": float(len(texts) - read),
+        "empty_replies": float(sum(not text.strip() for text in texts)),
+        "cut_off_replies": float(sum(record.get("cut_off", 0) for record in told)),
+    }
+
+
+def unusable_reply(raw: str, *, structured_output: bool) -> UnusableReply:
+    """Return what a judge has said last, of a query whose replies hold no verdict, and which field may help."""
+    record = next(iter(records_of([raw])), None)
+    if record is None:
+        return UnusableReply(raw, "")
+    text = record["texts"][-1] if record["texts"] else ""
+    if record.get("cut_off"):
+        remedy = (
+            "the judge was cut off before it came to its verdict: raise endpoint.max_tokens, or lower "
+            "endpoint.request.reasoning_effort"
+        )
+    elif not text.strip():
+        remedy = "the judge says nothing: one that reasons needs a larger endpoint.max_tokens"
+    elif structured_output and stated_field(unwrapped(text).text, "justification") is None:
+        remedy = "the server does not keep to json_schema: set structured_output to false"
+    else:
+        remedy = "see endpoint.model"
+    return UnusableReply(text, remedy)
 
 
 def records_of(replies: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from models.oracles.base import (
     CostEstimate,
     Oracle,
     TokenCounter,
+    UnusableReply,
     Verdict,
 )
 from models.oracles.chat_client import Endpoint, Message, most_tokens
@@ -27,6 +28,7 @@ from models.oracles.llm_calls import (
     messages_of,
     records_of,
     stated_field,
+    unusable_reply,
 )
 from models.oracles.replies import Reply, unwrapped
 
@@ -117,6 +119,10 @@ class LLMJudge(Oracle):
     @override
     def diagnostics(self, replies: Sequence[str]) -> dict[str, float]:
         return calls_made(replies)
+
+    @override
+    def unusable_reply(self, raw: str) -> UnusableReply:
+        return unusable_reply(raw, structured_output=self.structured_output)
 
     @override
     def rationale(self, raw: str) -> str:

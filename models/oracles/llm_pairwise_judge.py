@@ -12,7 +12,7 @@ from typing_extensions import override
 from models.core.event_loop import run
 from models.core.money import MicroUsd
 from models.core.rubric import MARKS, Rubric
-from models.oracles.base import CostEstimate, PairOracle, TokenCounter, Verdict
+from models.oracles.base import CostEstimate, PairOracle, TokenCounter, UnusableReply, Verdict
 from models.oracles.chat_client import Endpoint, Message, most_tokens
 from models.oracles.llm_calls import (
     TOLD,
@@ -24,6 +24,7 @@ from models.oracles.llm_calls import (
     messages_of,
     records_of,
     stated_field,
+    unusable_reply,
 )
 from models.oracles.replies import Reply, unwrapped
 
@@ -115,6 +116,10 @@ class LLMPairwiseJudge(PairOracle):
             "order_consistency": agree / len(both) if both else math.nan,
             "first_place_share": first / untied if untied else math.nan,
         }
+
+    @override
+    def unusable_reply(self, raw: str) -> UnusableReply:
+        return unusable_reply(raw, structured_output=self.structured_output)
 
     @override
     def identity(self) -> list[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from models.core.data import Comparison, Label, Response, Score, Selection, usable_comparisons, usable_scores
 from models.core.errors import ConfigError
 from models.core.registry import Frozen
+from models.core.usable import is_readable
 from models.metrics.agreement import SIMILAR_LENGTH, agreement, centred, group_ids, pair_outcomes, rank_correlation
 from models.metrics.calibration import Calibration
 from models.metrics.diversity import apart, distinct_bigrams
@@ -108,7 +109,7 @@ class Drift(Frozen):
     before_by_base: Ref
 
 
-@stage(version=5)
+@stage(version=6)
 def assess_policy(
     before: Ref, after: Ref, *, verdicts: PairwiseVerdicts | None, before_labels: Ref, after_labels: Ref, drift: Drift
 ) -> StageResult:
@@ -207,4 +208,5 @@ def _diversity(first: list[Response], second: list[Response]) -> dict[str, float
         texts = [r.text for r in rows]
         facts[f"diversity_{when}"] = apart(texts, group_ids([r.prompt_id for r in rows])).mean
         facts[f"distinct_2_{when}"] = distinct_bigrams(texts, words)
+        facts[f"readable_{when}"] = float(np.mean([is_readable(text) for text in texts]))
     return facts

@@ -9,6 +9,7 @@ from models.core.arrays import FloatArray
 from models.core.data import Response, Score
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
+from models.core.usable import require
 from models.evaluators.base import Evaluator, Examples, FitContext
 from models.metrics.agreement import concentration, group_ids
 from tasks.engine.caching import stage
@@ -36,11 +37,21 @@ def score_sharded(
     policy: Policy,
     rubric: Rubric,
     seed: int,
+    least_usable: float = 0.0,
 ) -> Scored:
     """Return what `score` does, in shards where the responses are many and a model has to read them."""
 
     def of(shard: Ref) -> Scored:
-        return score(evaluator, trained, shard, features=features, policy=policy, rubric=rubric, seed=seed)
+        return score(
+            evaluator,
+            trained,
+            shard,
+            features=features,
+            policy=policy,
+            rubric=rubric,
+            seed=seed,
+            least_usable=least_usable,
+        )
 
     if features is not None:
         return of(responses)
@@ -54,7 +65,7 @@ def score_sharded(
     return rejoin(evaluator, responses, scores.ref, members.ref, temperature=made[0].facts["temperature"])
 
 
-@stage(version=7)
+@stage(version=8, ignore=["least_usable"])
 def score(
     evaluator: Evaluator,
     trained: Ref,
@@ -64,9 +75,23 @@ def score(
     policy: Policy,
     rubric: Rubric,
     seed: int,
+    least_usable: float = 0.0,
 ) -> Scored:
-    """Return the evaluator's score of every response; unparsable judgements are counted and left out."""
-    work = partial(_score, evaluator, trained, responses, features=features, policy=policy, rubric=rubric, seed=seed)
+    """Return the evaluator's score of every response; unparsable judgements are counted and left out.
+
+    Raises UnusableOutput where it has scored fewer of them than the share `least_usable`.
+    """
+    work = partial(
+        _score,
+        evaluator,
+        trained,
+        responses,
+        features=features,
+        policy=policy,
+        rubric=rubric,
+        seed=seed,
+        least_usable=least_usable,
+    )
     return work() if features is not None else run_remote(work)
 
 
@@ -87,6 +112,7 @@ def _score(
     policy: Policy,
     rubric: Rubric,
     seed: int,
+    least_usable: float,
 ) -> Scored:
     rows = store().rows(responses, Response)
     context = FitContext(policy.checkpoint(), rubric, store().folder(trained), seed)
@@ -96,6 +122,15 @@ def _score(
     mean, std = members.mean(axis=0), members.std(axis=0)
     parsed = np.isfinite(mean)
     scores = [Score(r.id, float(m), float(s)) for r, m, s, ok in zip(rows, mean, std, parsed, strict=True) if ok]
+    require(
+        len(scores),
+        len(rows),
+        least_usable,
+        field="gate.least_usable",
+        what="responses have a score of the evaluator",
+        example=next((r.text for r, ok in zip(rows, parsed, strict=True) if not ok), ""),
+        remedy="Its judgements cannot be read: see evaluator.kind and evaluator.training, or buy more labels",
+    )
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members / temperature
     facts = _facts(evaluator, rows, scores, members, temperature)
@@ -110,6 +145,7 @@ def _facts(
     return {
         "scored": float(len(scores)),
         "unparsed": float(len(rows) - len(scores)),
+        "distinct": len(np.unique(found)) / len(found) if len(found) else float("nan"),
         "score_mean": float(found.mean()) if len(found) else float("nan"),
         "temperature": temperature,
         "score_std": float(found.std()) if len(found) else float("nan"),

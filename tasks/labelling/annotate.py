@@ -4,15 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from pydantic import InstanceOf
 
 from models.core.data import SETTLED, Label, Response, Selection
+from models.core.errors import UnusableOutput
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
+from models.core.usable import same_score
 from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.retry import PATIENCE
+from models.labelling.watch import last_unusable
 from models.ledger.ledger import Ledger
 from models.metrics.agreement import rank_correlation
 from models.oracles.base import Oracle, canonical_pair, refused
@@ -43,6 +47,9 @@ class AnnotationRequest(Frozen):
     max_queries: int
     max_micro_usd: int
     max_tokens: int
+    retried: int = (
+        0  # how many questions of this account are asked again by the user's wish: their answers are other ones
+    )
 
 
 def enqueue_for_humans(request: AnnotationRequest) -> int:
@@ -50,29 +57,53 @@ def enqueue_for_humans(request: AnnotationRequest) -> int:
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE)
+        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE, least_usable=0.0)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
-@stage(version=5, ignore=["concurrency", "patience"])
-def annotate(request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE) -> AnnotationResult:
+@stage(version=6, ignore=["concurrency", "patience", "least_usable"])
+def annotate(
+    request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE, least_usable: float = 0.0
+) -> AnnotationResult:
     """Return the labels, within every cap.
 
-    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
+    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget. Raises
+    UnusableOutput where fewer of the answers than the share `least_usable` hold a verdict, or all labels to learn from are
+    the same.
     """
     by_id, ledger = _by_id(request), open_ledger()
     with on_device() if request.oracle.uses_device else nullcontext():
-        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience)
+        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience, least_usable=least_usable)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
     facts |= request.oracle.diagnostics([row["raw"] for row in settled])
+    _require_usable(request, labels, [row for row in settled if row["status"] != "labelled"], least_usable)
     facts["refused"] = float(sum(refused(row["raw"] or "") for row in settled))
     said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
     labels = [replace(entry, remark=_remark(request.oracle, by_id[entry.response_id], said)) for entry in labels]
     facts |= annotation_stats(labels, by_id)
     return AnnotationResult(ref=store().write_rows("labels", labels, Label), facts=facts, account=request.account)
+
+
+def _require_usable(
+    request: AnnotationRequest, labels: Sequence[Label], unusable: Sequence[Mapping[str, Any]], least: float
+) -> None:
+    """Raise UnusableOutput if the labels are not worth what follows; to measure by, any one is enough."""
+    scores = [label.score for label in labels if label.status == "labelled"]
+    bound = min(least, 1 / max(len(labels), 1)) if request.picks is None else least
+    if len(scores) < bound * len(labels):
+        told = last_unusable(request.oracle, unusable[-1]["raw"] or "") if unusable else ""
+        raise UnusableOutput(
+            f"{len(scores)} of {len(labels)} answers of the oracle hold a verdict, and labelling.least_usable asks for "
+            f"{bound:.0%}. {told}"
+        )
+    if request.picks is not None and least and (score := same_score(scores)) is not None:
+        raise UnusableOutput(
+            f"all {len(scores)} labels are {score:g}: nothing can be learnt from them. See labelling.oracle and "
+            "labelling.rubric, or what it says with `ninefold labels list`; labelling.least_usable 0 goes on all the same"
+        )
 
 
 def _remark(oracle: Oracle, response: Response, said: Mapping[tuple[str, str], str]) -> str:
@@ -84,14 +115,22 @@ def _by_id(request: AnnotationRequest) -> dict[str, Response]:
 
 
 def _buy(
-    request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, concurrency: int, patience: float
+    request: AnnotationRequest,
+    by_id: Mapping[str, Response],
+    ledger: Ledger,
+    *,
+    concurrency: int,
+    patience: float,
+    least_usable: float,
 ) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label_responses(
         [question for question, _ in questions],
-        LabellingSession(ledger, request.oracle, request.rubric, request.account, patience=patience),
+        LabellingSession(
+            ledger, request.oracle, request.rubric, request.account, patience=patience, least_usable=least_usable
+        ),
         max_queries=request.max_queries,
         max_micro_usd=request.max_micro_usd,
         max_tokens=request.max_tokens,
@@ -108,6 +147,8 @@ def annotation_stats(labels: Sequence[Label], by_id: Mapping[str, Response]) -> 
     longer = [len(by_id[e.response_id].text) - (len(by_id[e.against].text) if e.against else 0) for e in usable]
     return {
         "quarantined": float(len(labels) - len(usable)),
+        "readable": len(usable) / len(labels) if labels else math.nan,
+        "distinct_scores": float(len(np.unique(scores))),
         "score_mean": float(scores.mean()) if usable else math.nan,
         "score_std": float(scores.std()) if usable else math.nan,
         "length_correlation": rank_correlation(np.array(longer, dtype=float), scores),

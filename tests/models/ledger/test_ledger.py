@@ -205,6 +205,48 @@ def test_a_quarantined_reply_is_kept_with_its_text_and_not_asked_again(ledger: L
     assert (row["raw"], row["score"]) == ("I cannot", None)
 
 
+def quarantine(ledger: Ledger, account: str, asked: Question) -> Reservation:
+    reserved = ledger.reserve(account, asked, ceiling=CENT, billed_on_failure=True)
+    assert isinstance(reserved, Reservation)
+    ledger.settle(reserved, status="quarantined", score=float("nan"), raw="?", tokens=3, micro_usd=CENT, seconds=0)
+    return reserved
+
+
+def test_what_has_no_answer_can_be_asked_again_and_its_cost_stays_counted(ledger: Ledger) -> None:
+    ledger.open_account("b", max_queries=10, max_micro_usd=10 * CENT)
+    ledger.open_account("more", max_queries=0, max_micro_usd=0)
+    quarantine(ledger, "a", question(1))
+    assert isinstance(ledger.reserve("b", question(1), ceiling=CENT, billed_on_failure=True), Answer)
+    lost = ledger.reserve("a", question(2), ceiling=CENT, billed_on_failure=True)
+    assert isinstance(lost, Reservation)
+    ledger.mark_lost(lost)
+    buy(ledger, "a", question(3))
+    ids = [row["id"] for row in ledger.unanswered("a")]
+    assert ids == [1, 2]
+    assert ledger.reopen(ids, to="more") == 2
+    assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
+    assert ledger.spent("b")[:4] == (0, 0, 0, 0), "what it found here is no answer"
+    assert ledger.spent("more")[:4] == (2, 2 * CENT, 2, 2 * CENT)
+    assert (ledger.retried("a"), ledger.retried("b"), ledger.retried("more"), ledger.retried("c")) == (2, 1, 0, 0)
+    assert buy(ledger, "a", question(1)).bought, "it is asked again"
+    assert [row["id"] for row in ledger.unanswered("more")] == [2], "the other has an answer now"
+    assert ledger.reopen([3], to="more") == 0, "a label stays"
+
+
+def test_a_reply_that_comes_after_its_question_was_given_up_is_booked_where_its_cost_went(ledger: Ledger) -> None:
+    ledger.open_account("more", max_queries=0, max_micro_usd=0)
+    late = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
+    assert isinstance(late, Reservation)
+    ledger.mark_lost(late)
+    ledger.reopen([late.query_id], to="more")
+    ledger.settle(late, status="labelled", score=2.0, raw="Score: 2", tokens=7, micro_usd=CENT // 2, seconds=0.1)
+    assert ledger.spent("a").micro_usd == 0
+    assert ledger.spent("more").micro_usd == CENT // 2
+    with ledger.engine.connect() as connection:
+        held = dict(connection.execute(sa.text("SELECT name, micro_usd FROM accounts")).all())
+    assert held == {"a": 0, "more": CENT // 2}
+
+
 @pytest.mark.parametrize(("billed_on_failure", "status", "queries"), [(True, ["lost"], 1), (False, [], 0)])
 def test_the_reservation_of_a_killed_process_is_given_up_at_once(
     ledger_url: str, billed_on_failure: bool, status: list[str], queries: int

@@ -1,20 +1,23 @@
-"""Four processes buy labels from a server that fails in nine ways, killed at random: what is lost, what is paid twice?
+"""Four processes buy labels from a server that fails in ten ways, killed at random: what is lost, what is paid twice?
 
     make chaos                                            # a few minutes: kills and faults of the database, on SQLite
     python benchmarks/labelling_chaos.py --postgres       # the same on a PostgreSQL server of its own, stopped and started
     python benchmarks/labelling_chaos.py --short          # half a minute; a test runs it
 
-Beside the kills the database fails: SQLite's disk is full (RLIMIT_FSIZE) or another writer holds it; PostgreSQL is stopped,
-at once or politely, and started again after up to four seconds. Processes wait a second for it, then keep replies in a
-journal, which the next start books.
+A third of the strikes is a SIGTERM to the process's group, which ends as by Ctrl-C; the others are kill -9. Beside them the
+database fails: SQLite's disk is full (RLIMIT_FSIZE) or another writer holds it; PostgreSQL is stopped, at once or politely,
+and started again after up to four seconds, once after sixty. Processes wait a second for it, then keep replies in a journal,
+which the next start books. The server has spells in which it answers every call with a rate limit, or is out of order, the
+longest of thirty seconds. Each process has a wall clock of its own, up to a day wrong, that is stepped while it runs.
 
 Two accounts, one after the other: one with money for everything, one whose cap binds. The ledger is then held against what
 the server itself has answered. A reply that never arrived counts as paid once, at its ceiling, and is asked again while
 there is money. The last line is JSON: `kills`; `paid` and `cap`, micro-dollars of both accounts; `lost`, questions without
 an answer although there was money; `double_paid`, questions that the server has billed for more than the ledger knows, and
 labels owned twice; `wrong_rows`, labels that are not what the server says of the text; `over_cap`, times that an account was
-seen above its cap; `database_faults`; `hung`, processes that had to be given up; `longest_silence`, seconds in which the
-ledger gained no label while processes ran.
+seen above its cap; `database_faults`; `terms`, SIGTERMs among the kills, and `longest_end`, the most seconds that a process
+took to end after one; `spells` of the server; `hung`, processes that had to be given up; `longest_silence`, seconds in which
+the ledger gained no label while processes ran.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from multiprocessing.context import ForkServerProcess
@@ -49,6 +53,7 @@ from tests.support.fake_judge import LoopbackJudge, right_score  # noqa: E402
 from tests.support.postgres import Postgres, running  # noqa: E402
 
 _PROCESSES, _WORKERS = 4, 8
+_PATIENCE = 60.0  # seconds that a process may take to end after a SIGTERM
 _FAULTS = {
     "rate_limit": 0.03,
     "error": 0.03,
@@ -59,7 +64,9 @@ _FAULTS = {
     "refusal": 0.01,
     "slow": 0.03,
     "drop": 0.01,
+    "drip": 0.002,
 }
+_SPELLS = ({"rate_limit": 1.0}, {"error": 1.0})  # what a server does for a while, whoever asks
 _FREE = {"rate_limit", "error"}  # what a server does not bill
 PRICES = Prices(input=1_000_000, output=2_000_000)
 
@@ -79,8 +86,17 @@ def judge_at(url: str) -> Any:  # noqa: ANN401
     )
 
 
+def work(url: str, place: tuple[str, str], account: str, count: int, cap: int) -> None:
+    """Buy labels in a process and a group of its own, with a clock of its own, until all are there or a SIGTERM comes."""
+    os.setpgrp()
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _wrong_clock(np.random.default_rng(os.getpid()))
+        buy(url, place, account, count, cap)
+
+
 def buy(url: str, place: tuple[str, str], account: str, count: int, cap: int) -> None:
-    """Buy labels of every question, in a process of its own, until all are there or the money is spent.
+    """Buy labels of every question, until all are there or the money is spent.
 
     `place` is the ledger's URL and the folder of its journals.
     """
@@ -109,6 +125,18 @@ def buy(url: str, place: tuple[str, str], account: str, count: int, cap: int) ->
         return
 
 
+def _wrong_clock(rng: np.random.Generator) -> None:
+    """Give this process a wall clock that is up to a day off, and is stepped every second."""
+    true = time.time
+
+    def told() -> float:
+        now = true()
+        return now + 86_400.0 * float(np.random.default_rng([offset, int(now)]).uniform(-1.0, 1.0))
+
+    offset = int(rng.integers(1 << 30))
+    time.time = told
+
+
 class Database:
     """The ledger's database, which fails on purpose."""
 
@@ -116,9 +144,8 @@ class Database:
         self.server, self.file = server, folder / "ledger.sqlite"
         self.url = f"sqlite:///{self.file}" if server is None else server.url(server.new_database())
 
-    def fail(self, processes: list[int], rng: np.random.Generator) -> None:
-        """Let it be away, full or held for a while."""
-        seconds = float(rng.uniform(0.3, 4.0))
+    def fail(self, processes: list[int], rng: np.random.Generator, *, seconds: float) -> None:
+        """Let it be away, full or held for so long."""
         if self.server is not None:
             self.server.stop("immediate" if rng.random() < 0.5 else "fast")
             time.sleep(seconds)
@@ -143,15 +170,57 @@ def _limit(process: int, size: int) -> None:
 
 
 class Storm(NamedTuple):
-    """How often a storm strikes, and how long it may last, in seconds."""
+    """How often a storm strikes; its longest fault, its longest spell, and how long it may last, in seconds."""
 
     kills: int
     faults: int
+    spells: int
+    fault_seconds: float
+    spell_seconds: float
     most: float
 
 
+def _lengths(count: int, longest: float, rng: np.random.Generator) -> list[float]:
+    """Return the lengths of so many faults, in seconds: the second is the longest, all others take up to four."""
+    lengths = list(rng.uniform(0.3, 4.0, count))
+    lengths[1:2] = [longest]
+    return lengths
+
+
+def _spell(server: LoopbackJudge, faults: dict[str, float], seconds: float) -> None:
+    """Let a server fail in one way, and then as before; in a thread, so that all else goes on."""
+
+    def end() -> None:
+        server.faults = _FAULTS
+
+    server.faults = faults
+    threading.Timer(seconds, end).start()
+
+
+def _end(process: ForkServerProcess, *, politely: bool) -> float:
+    """End a process and its group, and return the seconds that it took."""
+    began = time.monotonic()
+    how, leader = signal.SIGTERM if politely else signal.SIGKILL, process.pid or 0
+    try:
+        os.killpg(leader, how)
+    except ProcessLookupError:  # it has not made its group yet
+        os.kill(leader, how)
+    process.join(_PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return time.monotonic() - began
+
+
 def storm(
-    url: str, database: Database, account: str, *, count: int, cap: int, strikes: Storm, rng: np.random.Generator
+    server: LoopbackJudge,
+    database: Database,
+    account: str,
+    *,
+    count: int,
+    cap: int,
+    strikes: Storm,
+    rng: np.random.Generator,
 ) -> Counter[str]:
     """Run the four processes to the end, killing and replacing them; return the kills and the times above the cap."""
     context = multiprocessing.get_context("forkserver")
@@ -159,7 +228,7 @@ def storm(
     journal = str(database.file.parent / "journal")
 
     def start() -> ForkServerProcess:
-        process = context.Process(target=buy, args=(url, (database.url, journal), account, count, cap))
+        process = context.Process(target=work, args=(server.url, (database.url, journal), account, count, cap))
         process.start()
         return process
 
@@ -168,8 +237,13 @@ def storm(
     book = Ledger(database.url, journal=Path(journal))
     began = moved = time.monotonic()
     labels = looks = 0
+    faults, spells = (
+        _lengths(number, longest, rng)
+        for number, longest in ((strikes.faults, strikes.fault_seconds), (strikes.spells, strikes.spell_seconds))
+    )
+    quiet = 0.0
     while any(process.is_alive() for process in running):
-        time.sleep(rng.uniform(0.05, 0.6))
+        time.sleep(rng.uniform(0.05, 0.4))
         spent = book.spent(account)
         seen["over_cap"] += spent.micro_usd > cap
         if spent.queries != labels:
@@ -182,16 +256,22 @@ def storm(
             return seen
         looks += 1
         # By count, not by chance: a short storm is soon over.
-        if seen["database_faults"] < strikes.faults and looks % 2:
-            database.fail([p.pid for p in running if p.pid is not None and p.is_alive()], rng)
+        if spells and looks % 5 == 2 and time.monotonic() > quiet:
+            quiet = time.monotonic() + spells[-1] + 1.0
+            _spell(server, _SPELLS[len(spells) % 2], spells.pop())
+            seen["spells"] += 1
+        if faults and looks % 2:
+            database.fail([p.pid for p in running if p.pid is not None and p.is_alive()], rng, seconds=faults.pop(0))
             seen["database_faults"] += 1
-        place = int(rng.integers(len(running)))
-        victim = running[place]
-        if seen["kills"] < strikes.kills and victim.pid is not None and victim.is_alive():
-            os.kill(victim.pid, signal.SIGKILL)
-            victim.join()
-            seen["kills"] += 1
-            running[place] = start()
+        for place in rng.choice(len(running), 2, replace=False):
+            victim = running[place]
+            if seen["kills"] < strikes.kills and victim.is_alive():
+                politely = seen["kills"] % 3 == 2
+                took = _end(victim, politely=politely)
+                seen["kills"] += 1
+                seen["terms"] += politely
+                seen["longest_end"] = max(seen["longest_end"], round(took)) if politely else seen["longest_end"]
+                running[place] = start()
     if any(process.exitcode != 0 for process in running):
         raise RuntimeError(f"a process ended with {[process.exitcode for process in running]}")
     book.release_stale()  # what the last ones have left
@@ -250,7 +330,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL server of its own, not on SQLite")
     given = parser.parse_args()
-    count, strikes = (120, Storm(4, 2, 120.0)) if given.short else (1500, Storm(60, 12, 900.0))
+    count, strikes = (
+        (120, Storm(6, 2, 1, 4.0, 2.0, 120.0)) if given.short else (2500, Storm(80, 14, 6, 60.0, 30.0, 1200.0))
+    )
     caps = {"everything": 2_000 * count, "binding": 40 * count}
     rng, seen, started = np.random.default_rng(given.seed), Counter[str](), time.monotonic()
     print(
@@ -262,15 +344,17 @@ def main() -> None:
         server = held.enter_context(LoopbackJudge(latency=0.02, faults=_FAULTS, seed=given.seed, hang=3.0))
         database = Database(folder, held.enter_context(running()) if given.postgres else None)
         for name, cap in caps.items():
-            found = storm(server.url, database, name, count=count, cap=cap, strikes=strikes, rng=rng)
+            found = storm(server, database, name, count=count, cap=cap, strikes=strikes, rng=rng)
             print(f"{name:11} {dict(found)}, {time.monotonic() - started:.0f} s so far", flush=True)
-            seen["longest_silence"] = max(seen["longest_silence"], found.pop("longest_silence", 0))
+            for most in ("longest_silence", "longest_end"):
+                seen[most] = max(seen[most], found.pop(most, 0))
             seen += found
         facts = accounts(database.url, server, count=count, caps=caps)
         left = waiting_in(folder / "journal")
     for name, value in facts.items():
         print(f"{name:20} {value}")
-    struck = {name: seen[name] for name in ("kills", "database_faults", "over_cap", "hung", "longest_silence")}
+    names = ("kills", "terms", "database_faults", "spells", "over_cap", "hung", "longest_silence", "longest_end")
+    struck = {name: seen[name] for name in names}
     print(json.dumps({**struck, **facts, "journals_left": len(left), "seconds": time.monotonic() - started}))
 
 

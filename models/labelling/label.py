@@ -240,6 +240,7 @@ class _Asking:
             on_back=self.breaker.excuse,
         )
         self.flight = Flight(concurrency, self.breaker.stop)
+        self.looking = asyncio.Lock()
         # some have their reservation in hand when a slot comes free: the ledger's time is not the oracle's idle time
         self.ready = concurrency + max(concurrency // 4, 1)
         self.bar = bar
@@ -379,7 +380,9 @@ class _Asking:
             # another asks the same now, or holds the money that its call in flight may not need
             await asyncio.sleep(_POLL_SECONDS)
             try:
-                await asyncio.to_thread(self.session.ledger.release_stale)
+                if not self.looking.locked():  # one looks for all that wait, in one session
+                    async with self.looking:
+                        await asyncio.to_thread(self.session.ledger.release_stale)
                 if time.monotonic() - told >= _TELL_SECONDS:
                     told = time.monotonic()
                     await asyncio.to_thread(self._tell_of_waiting, order, told - began, money=outcome is not None)

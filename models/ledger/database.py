@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from models.core.errors import ConfigError
 from models.ledger.tables import LIVE, METADATA, NO_DELETE_TRIGGER_SQL, QUERIES, TRIGGER_NAME
 
 T = TypeVar("T")
@@ -27,6 +29,27 @@ _SQLITE_AWAY = {
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL),
 }
 
+
+# File systems that several machines write to, by the beginning of their names.
+_NETWORK = (
+    *(
+        "nfs",
+        "cifs",
+        "smb",
+        "sshfs",
+        "ceph",
+        "gluster",
+        "lustre",
+        "beegfs",
+        "gpfs",
+        "afs",
+        "ocfs",
+        "gfs",
+        "pvfs",
+        "orangefs",
+    ),
+    *("s3fs", "gcsfuse", "goofys", "rclone", "blobfuse", "davfs", "webdav", "juicefs"),
+)
 
 BUSY_SECONDS = 60.0  # that a SQLite file may be held by other writers
 _LOOK_SECONDS = 0.2
@@ -107,11 +130,14 @@ def recent_latencies(url: str, oracle: str, *, last: int = 1000) -> list[float]:
 def open_engine(url: str) -> Engine:
     """Return an engine whose transactions are safe under concurrent writers, and whose database has the tables.
 
-    Raises ConnectionError naming the place, without its password, where no server answers, and PermissionError where tables
-    are missing and the role may not make them.
+    Raises ConfigError for a SQLite file on a network file system, whose locks do not hold; ConnectionError naming the
+    place, without its password, where no server answers; PermissionError where tables are missing and the role may not
+    make them.
     """
     parsed = sa.make_url(url)
     embedded = parsed.get_backend_name() == "sqlite"
+    if embedded and parsed.database:
+        _check_local(Path(parsed.database).absolute())
     engine = _sqlite(parsed) if embedded else _postgresql(parsed)
     try:
         transact(engine, _make_tables)
@@ -130,6 +156,19 @@ def open_engine(url: str) -> Engine:
             f"{parsed.username} may not change that: `ninefold init-storage` with NINEFOLD_LEDGER of the role that owns it"
         ) from error
     return engine
+
+
+def _check_local(file: Path) -> None:
+    """Raise ConfigError if a file lies on a network file system: SQLite's locks do not reach another machine's."""
+    places = [part for part in psutil.disk_partitions(all=True) if file.is_relative_to(part.mountpoint)]
+    if not places:  # nothing is told of mounts here
+        return
+    place = max(places, key=lambda part: len(Path(part.mountpoint).parts))
+    if place.fstype.lower().removeprefix("fuse.").startswith(_NETWORK):
+        raise ConfigError(
+            f"the ledger {file} lies on {place.fstype} ({place.mountpoint}), a network file system, where SQLite's locks do "
+            "not hold: set NINEFOLD_LEDGER to a file on a local disk, or to a PostgreSQL database"
+        )
 
 
 def _make_tables(connection: Connection) -> None:
@@ -176,7 +215,8 @@ def _bring_up_to_date(connection: Connection) -> None:
 
 
 def _postgresql(url: sa.URL) -> Engine:
-    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_SOON)
+    # five sessions of a process at most: one books, another looks, the others are of other threads
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_SOON, pool_size=3, max_overflow=2)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: DBAPIConnection, _record: object) -> None:

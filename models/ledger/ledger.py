@@ -51,7 +51,9 @@ class Ledger:
         self.reader = self.engine.execution_options(reads_only=True)
         self.embedded = self.engine.dialect.name == "sqlite"
         self._journals = journal or database.folder_of(self.engine.url, "journal")
-        self._presence = None if self.embedded else holders.SessionHeartbeat(self.engine.url, of=self)
+        at_work = holders.Lease(self.engine, of=self) if self.embedded else None
+        self._presence = at_work or holders.SessionHeartbeat(self.engine.url, of=self)
+        self._watch = holders.Watch()
 
     def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
@@ -115,7 +117,7 @@ class Ledger:
             closed = self._close(connection, account, closings) if closings else []
             return closed, self._reserve(connection, account, orders) if orders else []
 
-        if orders and self._presence is not None:
+        if orders:
             self._presence.hold()
         return database.transact(self.engine, work, wait=wait)
 
@@ -346,8 +348,8 @@ class Ledger:
         """Return the holders of reservations that nobody will settle, by query."""
         with self.reader.connect() as connection:
             reserved = connection.execute(sa.select(QUERIES).where(tables.RESERVED)).mappings().all()
-            away = holders.dead_holders(connection, (row["holder"] for row in reserved))
-        dead = (row for row in reserved if not holders.alive(row["holder"], row["reserved_at"], away))
+            gone = self._watch.dead(connection, {row["holder"] for row in reserved})
+        dead = (row for row in reserved if not holders.may_settle(row["holder"], gone))
         return {row["id"]: row["holder"] for row in dead}
 
     def _give_up(self, connection: Connection, dead: Mapping[int, str]) -> int:

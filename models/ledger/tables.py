@@ -140,6 +140,9 @@ CHARGES = sa.Table(
 )
 
 
+# Of a SQLite file: who is at work on it, and how often he has said so. Others judge by whether the number changes.
+LEASES = sa.Table("leases", METADATA, sa.Column("holder", sa.Text, primary_key=True), _count("renewed"))
+
 # A question that people answer, and what they are told; its row among the queries is held by PEOPLE until it is settled.
 ITEMS = sa.Table(
     "items",

@@ -154,6 +154,13 @@ class LoopbackJudge:
         reply = json.dumps(self._reply(body, fault)).encode()
         if fault == "truncated":
             return web.Response(body=reply[: len(reply) // 2], content_type="application/json")
+        if fault == "drip":  # a blank at a time, and no end
+            stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+            await stream.prepare(request)
+            for _ in range(int(self.hang * 20)):
+                await stream.write(b" ")
+                await asyncio.sleep(0.05)
+            return stream
         if fault == "slow":
             stream = web.StreamResponse(headers={"Content-Type": "application/json"})
             await stream.prepare(request)

@@ -16,7 +16,10 @@ def test_a_storm_loses_nothing_and_pays_nothing_twice(database: list[str]) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] >= 4
+    assert found["terms"] >= 1
     assert found["database_faults"] >= 3
+    assert found["spells"] >= 1
+    assert found["longest_end"] <= 15
     assert found["lost_replies"] > 0, "the storm was one"
     assert (found["hung"], found["reserved_at_the_end"], found["journals_left"]) == (0, 0, 0)
     assert (found["lost"], found["double_paid"], found["wrong_rows"], found["over_cap"]) == (0, 0, 0, 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from models.core.event_loop import run
 from models.labelling.label import LabellingStopped
@@ -305,3 +306,30 @@ def test_silence_is_counted_from_the_last_answer(
     assert "nothing was answered for 91 s (labelling.patience is 90)" in breaker.record_failure(
         RetryableError("broken")
     )
+
+
+def test_many_workers_that_wait_for_a_rate_limit_use_few_sessions_of_the_database(
+    new_database: Callable[[], str], make_response: Any
+) -> None:
+    ledger, most = Ledger(url := new_database()), 0
+    counting = sa.create_engine(url, poolclass=sa.NullPool)
+    over = threading.Event()
+
+    def count() -> None:
+        nonlocal most
+        query = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        with counting.connect() as connection:
+            while not over.wait(0.02):
+                most = max(most, connection.scalar(query) or 0)
+                connection.rollback()
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    with LoopbackJudge(latency=0.02, faults={"rate_limit": 0.5}) as server:
+        labels = ask([make_response(n) for n in range(300)], ledger, judge(server.url), concurrency=64)
+    over.set()
+    counter.join()
+    assert len(labels) == 300
+    assert 1 <= most <= 6, "five of the pool, and the heartbeat's"

@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from models.core.errors import ConfigError
 from models.core.money import Amount
 from models.core.processes import start_of
 from models.ledger.accounts import adjust
 from models.ledger.ledger import Ledger
-from models.ledger.liveness import _place, alive
+from models.ledger.liveness import _place, may_settle
 from models.ledger.tables import ACCOUNTS
 from tests.models.ledger.test_ledger import CENT, buy, question
 
@@ -75,13 +77,13 @@ def test_several_may_open_a_new_ledger_at_once(ledger_url: str) -> None:
 def test_a_dead_process_that_nobody_has_reaped_holds_nothing() -> None:
     child = subprocess.Popen(["sleep", "60"])
     holder = f"{_place()}|{child.pid}|{start_of(psutil.Process(child.pid)):.2f}"
-    assert alive(holder, time.time())
+    assert may_settle(holder, frozenset())
     child.kill()
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert not alive(holder, time.time())
+    assert not may_settle(holder, frozenset())
     child.wait()
-    assert not alive(holder, time.time())
+    assert not may_settle(holder, frozenset())
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
@@ -90,3 +92,27 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: P
     ) as told:
         Ledger(f"postgresql+psycopg://u:secret@/x?host={tmp_path}")
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        *(("nfs4", True), ("NFS", True), ("cifs", True), ("smb3", True), ("fuse.sshfs", True), ("fuse.gcsfuse", True)),
+        *(("lustre", True), ("ext4", False), ("xfs", False), ("overlay", False), ("tmpfs", False), ("apfs", False)),
+        *(("fuse.fuse-overlayfs", False), ("btrfs", False), ("zfs", False), ("virtiofs", False)),
+    ],
+)
+def test_a_file_on_a_network_file_system_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, refused: bool
+) -> None:
+    def mounts(**_: bool) -> list[SimpleNamespace]:
+        return [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype=kind)]
+
+    monkeypatch.setattr(psutil, "disk_partitions", mounts)
+    url = f"sqlite:///{tmp_path / 'new' / 'ledger.sqlite'}"
+    if not refused:
+        assert list(Ledger(url).rows()) == []
+        return
+    with pytest.raises(ConfigError, match=f"lies on {kind} .*NINEFOLD_LEDGER"):
+        Ledger(url)
+    assert not (tmp_path / "new").exists()

@@ -108,8 +108,8 @@ def check_acquisition(
         _check_pairs(strategy, pool, budget, seed)
     for picked in strategy.select(pool, budget, _RNG(seed)):
         assert not math.isnan(picked.utility), "a selection's utility is a number"
-        terms = json.loads(picked.why).values()
-        assert all(value is None or isinstance(value, float) for value in terms), "why: numbers by name"
+        values = json.loads(picked.components).values()
+        assert all(value is None or isinstance(value, float) for value in values), "components: numbers by name"
     try:
         strategy.select(pool, -1, _RNG(seed))
     except ConfigError:

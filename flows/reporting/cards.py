@@ -20,7 +20,7 @@ _COLUMNS = {
     "says who prefers: `oracle` (the oracle), `proxy` (the evaluator) or `demonstration`; scores are in that judge's units.",
     "judgements": "every query in order: the response, or the response and the one it was held `against`; the oracle's "
     "`score`, its price (`micro_usd`, as if this run had bought it alone), `status` (`quarantined` replies could not be "
-    "read), and the `utility` by which the strategy chose it, with its `why`.",
+    "read), and the `utility` by which the strategy chose it, with the `components` of it.",
     "scores": "every response of the last round with the evaluator's `score` and the `std` of its ensemble; `logprob` is "
     "the response's log-probability under the policy that wrote it, in nats.",
 }

@@ -30,18 +30,18 @@ class Apl(PairAcquisition):
 
     @override
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
-        terms = self.pair_terms(pairs)
+        components = self.pair_components(pairs)
         tie = rng.random(len(pairs))
-        kept = np.lexsort((tie, -terms["entropy"]))
+        kept = np.lexsort((tie, -components["entropy"]))
         batch = max(1, -(-queries // 2))  # a pair is two queries
         most = int(np.ceil(self.widen * batch))
         inside, outside = kept[:most], kept[most:]
-        inside = inside[np.lexsort((tie[inside], -terms["implicit_margin"][inside]))]
+        inside = inside[np.lexsort((tie[inside], -components["implicit_margin"][inside]))]
         order = np.concatenate([inside, outside])[:queries]
         return SelectedRows(
-            order, terms["implicit_margin"][order], {name: values[order] for name, values in terms.items()}
+            order, components["implicit_margin"][order], {name: values[order] for name, values in components.items()}
         )
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"implicit_margin": pairs.implicit_margin, "entropy": prompt_entropy(pairs.pool)[pairs.first]}

@@ -41,5 +41,5 @@ class Badge(PairAcquisition):
             rows[place], utilities[place], free[pick] = pick, nearest[pick], False
             distance = squares + squares[pick] - 2.0 * (gradient @ gradient[pick])
             nearest = np.maximum(np.minimum(nearest, distance), 0.0)
-        terms = {"gradient": np.sqrt(squares[rows]), "preference": preference[rows]}
-        return SelectedRows(rows, utilities, terms)
+        components = {"gradient": np.sqrt(squares[rows]), "preference": preference[rows]}
+        return SelectedRows(rows, utilities, components)

@@ -16,7 +16,7 @@ class Bald(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return information(pairs, self.temperature)
 
 

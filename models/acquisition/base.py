@@ -71,16 +71,16 @@ class Pool:
 class SelectedRows(NamedTuple):
     """Row numbers in the order picked, and the utility of each when it was picked.
 
-    `terms` say why, by name: what the utility was made of, one value per pick.
+    `components` are what the utility was made of, by name: one value per pick.
     """
 
     rows: IntArray
     utilities: FloatArray
-    terms: Mapping[str, FloatArray] = MappingProxyType({})
+    components: Mapping[str, FloatArray] = MappingProxyType({})
 
-    def why(self, place: int) -> str:
-        """Return the terms of one pick as a JSON object; null for what is not finite."""
-        values = {name: float(column[place]) for name, column in self.terms.items()}
+    def explain(self, place: int) -> str:
+        """Return the components of one pick as a JSON object; null for what is not finite."""
+        values = {name: float(column[place]) for name, column in self.components.items()}
         return json.dumps({name: float(f"{v:.6g}") if math.isfinite(v) else None for name, v in values.items()})
 
 
@@ -121,7 +121,7 @@ class Acquisition(Plugin):
             Selection(
                 response_id=ordered.ids[row],
                 utility=float(utility),
-                why=chosen.why(place),
+                components=chosen.explain(place),
             )
             for place, (row, utility) in enumerate(zip(chosen.rows, chosen.utilities, strict=True))
         ]

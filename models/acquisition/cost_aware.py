@@ -45,5 +45,5 @@ class CostAware(Acquisition):
             if len(order) < count and cost[place] <= money:
                 order.append(int(place))
                 money -= cost[place]
-        terms = {"utility": ranked.utilities[order], "cost": cost[order]}
-        return SelectedRows(ranked.rows[order], value[order], terms)
+        components = {"utility": ranked.utilities[order], "cost": cost[order]}
+        return SelectedRows(ranked.rows[order], value[order], components)

@@ -48,4 +48,4 @@ class Hybrid(Acquisition):
         found = cover(pool, outside, count, rng)
         rank = np.empty(len(pool.ids))
         rank[wanted.rows] = wanted.utilities
-        return SelectedRows(found.rows, found.utilities, {**found.terms, "uncertainty": rank[found.rows]})
+        return SelectedRows(found.rows, found.utilities, {**found.components, "uncertainty": rank[found.rows]})

@@ -17,6 +17,6 @@ class LeastConfidence(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"doubt": 1.0 - np.maximum(preference, 1.0 - preference), "preference": preference}

@@ -15,5 +15,5 @@ class PairVariance(PairAcquisition):
     kind: Literal["pair_variance"] = "pair_variance"
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"variance": pairs.difference.var(axis=0)}

@@ -97,12 +97,12 @@ class PairAcquisition(Acquisition):
             parts.append(part)
             left[part.rows] = False
             among, first_pass = left, False
-        names = parts[0].terms
+        names = parts[0].components
         return SelectedRows(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.utilities for part in parts]),
             {
-                name: np.concatenate([part.terms.get(name, np.full(len(part.rows), -np.inf)) for part in parts])
+                name: np.concatenate([part.components.get(name, np.full(len(part.rows), -np.inf)) for part in parts])
                 for name in names
             },
         )
@@ -123,8 +123,8 @@ class PairAcquisition(Acquisition):
             ranked = self.rank(pairs, min(budget - len(picks), len(pairs)), rng)
             for place, number in enumerate(ranked.rows):
                 first, second = int(pairs.first[number]), int(pairs.second[number])
-                utility, why = float(ranked.utilities[place]), ranked.why(place)
-                picks.append(Selection(pool.ids[first], utility, why, against=pool.ids[second]))
+                utility, components = float(ranked.utilities[place]), ranked.explain(place)
+                picks.append(Selection(pool.ids[first], utility, components, against=pool.ids[second]))
                 left[[first, second]] = False
         return picks
 
@@ -133,21 +133,21 @@ class PairAcquisition(Acquisition):
         ranked = self.rank(pairs, wanted, rng)
         rows = np.stack([pairs.first[ranked.rows], pairs.second[ranked.rows]], axis=1).reshape(-1)
         source = np.repeat(np.arange(len(ranked.rows)), 2)[left[rows]][:wanted]
-        terms = {name: values[source] for name, values in ranked.terms.items()}
-        return SelectedRows(rows[left[rows]][:wanted], ranked.utilities[source], terms)
+        components = {name: values[source] for name, values in ranked.components.items()}
+        return SelectedRows(rows[left[rows]][:wanted], ranked.utilities[source], components)
 
     def rank(self, pairs: Pairs, queries: int, rng: np.random.Generator) -> SelectedRows:
         """Return min(queries, C) pairs by number, best first; by default by utility, ties broken at random.
 
         A pair takes two queries, or one where a response is labelled already: not all that are returned are asked.
         """
-        terms = self.pair_terms(pairs)
-        utility = next(iter(terms.values()))
+        components = self.pair_components(pairs)
+        utility = next(iter(components.values()))
         order = np.lexsort((rng.random(len(utility)), -utility))[:queries]
-        return SelectedRows(order, utility[order], {name: values[order] for name, values in terms.items()})
+        return SelectedRows(order, utility[order], {name: values[order] for name, values in components.items()})
 
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
-        """Return what is known of each pair, by name, each of shape (C,); the first term is its utility."""
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+        """Return what is known of each pair, by name, each of shape (C,); the first component is its utility."""
         raise NotImplementedError
 
 

@@ -16,6 +16,6 @@ class PrefEntropy(PairAcquisition):
     temperature: Temperature = 1.0
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         preference = pairs.preference(self.temperature).mean(axis=0)
         return {"entropy": entropy(preference), "preference": preference}

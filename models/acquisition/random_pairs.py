@@ -23,5 +23,5 @@ class RandomPairs(PairAcquisition):
     pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"constant": np.zeros(len(pairs))}

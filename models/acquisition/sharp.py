@@ -25,5 +25,5 @@ class Sharp(PairAcquisition):
     pairs: Annotated[PairRule, OneOf(late=True)] = RandomPair()
 
     @override
-    def pair_terms(self, pairs: Pairs) -> Mapping[str, FloatArray]:
+    def pair_components(self, pairs: Pairs) -> Mapping[str, FloatArray]:
         return {"closeness": -pairs.implicit_margin}

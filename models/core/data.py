@@ -79,13 +79,13 @@ class Response:
 class Selection:
     """A tuple chosen for the oracle, with the utility that chose it (higher is more wanted).
 
-    `why` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for oracles
+    `components` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for oracles
     who compare.
     """
 
     response_id: str
     utility: float
-    why: str = "{}"
+    components: str = "{}"
     against: str = ""
 
 

@@ -39,7 +39,7 @@ def build_pairs(
     return StageResult(ref=store().write_rows("pairs", made.pairs, Pair), facts=facts)
 
 
-@stage(version=1)
+@stage(version=2)
 def select_uncertain(
     responses: Ref, scores: Ref, history: tuple[Batch, ...], *, least_gap: float, queries: int, compare: bool
 ) -> StageResult:
@@ -55,15 +55,15 @@ def select_uncertain(
     picks: list[Selection] = []
     uncertain = _paired(rows, scores, labels, least_gap).uncertain
     for unsure in sorted(uncertain, key=lambda one: (one.gap, one.best)):
-        why = json.dumps({"gap": unsure.gap})
+        components = json.dumps({"gap": unsure.gap})
         sides = unsure.best, unsure.worst
         if compare:
             asked_before = bool({sides, sides[::-1]} & asked)
-            found = [Selection(unsure.best, -unsure.gap, why, unsure.worst)]
+            found = [Selection(unsure.best, -unsure.gap, components, unsure.worst)]
         else:
             unknown = [one for one in sides if one not in known]
             asked_before = any(texts[one] in told for one in unknown)
-            found = [Selection(one, -unsure.gap, why) for one in unknown]
+            found = [Selection(one, -unsure.gap, components) for one in unknown]
         if asked_before:  # and the answer decided nothing: it would be paid for again to say the same
             continue
         if len(picks) + len(found) > queries:

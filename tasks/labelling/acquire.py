@@ -18,7 +18,7 @@ from tasks.engine.store import Ref, store
 from tasks.labelling.batches import Batch, anchors, labels_of
 
 
-@stage(version=4)
+@stage(version=5)
 def acquire(
     strategy: Acquisition,
     responses: Ref,
@@ -34,7 +34,7 @@ def acquire(
     round_number: int,
     compare: bool = False,
 ) -> StageResult:
-    """Return at most `budget` picks of the pool, best first, with the utility of each and why.
+    """Return at most `budget` picks of the pool, best first, with the utility of each and its components.
 
     With `compare` each pick is a pair for a pairwise oracle; the strategy must be one over pairs.
     `oracle` and `money` only where the strategy asks for prices, `reference` where it asks for log-probabilities.

@@ -17,7 +17,9 @@ from tasks.engine.store import Ref, store
 class Batch(Frozen):
     """One acquired batch. `vectors` are the pool's in the strategy's view, `features` in the evaluator's."""
 
-    execution_fields: ClassVar[frozenset[str]] = frozenset({"picks"})  # why is for people: the labels are what counts
+    execution_fields: ClassVar[frozenset[str]] = frozenset(
+        {"picks"}
+    )  # their components are for people: the labels are what counts
 
     picks: Ref
     responses: Ref

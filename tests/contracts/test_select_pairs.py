@@ -51,7 +51,7 @@ def test_pairs_for_a_pairwise_oracle_share_no_response(strategy: PairAcquisition
     assert (pool.prompt[rows[::2]] == pool.prompt[rows[1::2]]).all()
     shuffled = pool.take(RNG(9).permutation(size))
     assert strategy.select_pairs(shuffled, budget, RNG(3)) == picks
-    assert all(json.loads(p.why) for p in picks)
+    assert all(json.loads(p.components) for p in picks)
 
 
 def test_random_pairs_are_uniform_over_prompts_and_pairs() -> None:

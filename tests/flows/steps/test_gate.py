@@ -111,7 +111,7 @@ def test_uncertain_pairs_go_back_to_the_oracle_within_the_budget(tiny_settings: 
     assert len(made["history"]) == 2
     assert len(made["trained_on"]) == 1
     picks = store().rows(Ref.model_validate(made["history"][1]["picks"]), Selection)
-    gaps = [json.loads(pick.why)["gap"] for pick in picks]
+    gaps = [json.loads(pick.components)["gap"] for pick in picks]
     assert gaps == sorted(gaps), "the least sure ones first"
     assert all(bool(pick.against) == compares for pick in picks)
     before = bought()

@@ -42,7 +42,7 @@ def test_a_strategy_gets_what_it_ranks_by_and_says_why(
     assert picks.response_id.is_unique
     assert picks.score.notna().all()
     assert (picks.micro_usd == 10_000).all()
-    assert any(term in json.loads(why) for why in picks.why[5:])
+    assert any(term in json.loads(each) for each in picks.components[5:])
 
 
 def test_a_pairwise_oracle_trains_the_same_flow(tiny_settings: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def test_hybrid_covers_only_what_is_uncertain() -> None:
     pool = pool_of(vectors, logprob=logprob, tokens=np.ones(100, dtype=np.int64))
     picks = Hybrid(uncertainty=PredictiveEntropy(), keep=0.2).select(pool, 10, RNG(0))
     assert set(rows_of(pool, picks)) <= set(range(80, 100))
-    assert json.loads(picks[3].why)["uncertainty"] >= 80
+    assert json.loads(picks[3].components)["uncertainty"] >= 80
     assert len(Hybrid(uncertainty=PredictiveEntropy(), keep=0.2).select(pool, 50, RNG(0))) == 50, (
         "keep yields to the budget"
     )

@@ -167,7 +167,7 @@ def test_bal_pm_is_the_loop_over_its_formula() -> None:
     picks = BalPm(beta=0.7, neighbours=4).select(pool, 14, RNG(0))
     assert prompts_of(pool, picks) == acquired
     assert prompts_of(pool, BalPm(beta=0.0, neighbours=4).select(pool, 14, RNG(0))) != acquired
-    assert set(json.loads(picks[0].why)) == {"information", "spread"}
+    assert set(json.loads(picks[0].components)) == {"information", "spread"}
 
 
 def test_bal_pm_leaves_the_neighbourhood_of_labelled_prompts() -> None:

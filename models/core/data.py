@@ -79,8 +79,8 @@ class Response:
 class Selection:
     """A tuple chosen for the oracle, with the utility that chose it (higher is more wanted).
 
-    `components` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for oracles
-    who compare.
+    `components` is a JSON object of what the utility was made of, by name. `against` is the other response of a pair, for
+    oracles who compare.
     """
 
     response_id: str

@@ -75,7 +75,7 @@ class RunResults:
 
 
 def picked(history: tuple[Batch, ...]) -> pd.DataFrame:
-    """Return every pick in order: round, tuple or pair, utility, components, and the label it brought (none where unasked)."""
+    """Return every pick in order: round, tuple or pair, utility, components, and its label (none where unasked)."""
     tables = []
     for round_number, batch in enumerate(history):
         frame = to_frame(store().rows(batch.picks, Selection), Selection)

@@ -50,7 +50,7 @@ class LoopbackJudge:
         ...
     )  # what is said in place of the true count; ... for the true one, None for `null`, "absent" for nothing
     # as other servers are:
-    refuses: dict[str, Any] = field(default_factory=dict)  # fields of a body: ... for any value, a number for the most
+    refused_fields: dict[str, Any] = field(default_factory=dict)  # fields of a body: ... for any value, a number for the most
     no_system: bool = False  # it knows no role for instructions
     key_header: str = "Authorization"
     api_version: str | None = None  # that the query must name
@@ -126,7 +126,7 @@ class LoopbackJudge:
         if self.refuse_after is not None and len(self.log) >= self.refuse_after:
             fault = "no_model"
         refusal = self._refusal(request, body)
-        fault = fault or (refusal and "refused")
+        fault = fault or ("refused" if refusal else None)
         self.log.append((body, fault or "reply"))
         await asyncio.sleep(self.latency)
         failures = {
@@ -176,7 +176,7 @@ class LoopbackJudge:
             return {"message": "api-version is missing or not supported", "param": "api-version"}
         if self.no_system and any(message["role"] != "user" for message in body["messages"][:-1]):
             return {"message": "System role not supported", "param": None}
-        for name, most in self.refuses.items():
+        for name, most in self.refused_fields.items():
             if name in body and most is ...:
                 instead = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
                 return {"message": f"Unsupported parameter: {name!r} is not supported.{instead}", "param": name}

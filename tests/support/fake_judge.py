@@ -50,7 +50,7 @@ class LoopbackJudge:
         ...
     )  # what is said in place of the true count; ... for the true one, None for `null`, "absent" for nothing
     # as other servers are:
-    refused_fields: dict[str, Any] = field(default_factory=dict)  # fields of a body: ... for any value, a number for the most
+    refused_fields: dict[str, Any] = field(default_factory=dict)  # of a body: ... any value, a number the most
     no_system: bool = False  # it knows no role for instructions
     key_header: str = "Authorization"
     api_version: str | None = None  # that the query must name

@@ -45,6 +45,11 @@ class Replay(Oracle):
     price_column: str | None = Field(None, description="Column of the dollars paid.")
     micro_usd: MicroUsd = 0
 
+    @property
+    @override
+    def costs_money(self) -> bool:
+        return False
+
     @override
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         table = _table(self)

@@ -14,6 +14,7 @@ from models.core.rubric import Rubric
 from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.retry import PATIENCE
 from models.ledger.ledger import Ledger
+from models.ledger.purses import Purse
 from models.metrics.agreement import rank_correlation
 from models.oracles.base import Oracle, canonical_pair, refused
 from tasks.engine.caching import StageResult, stage
@@ -45,26 +46,29 @@ class AnnotationRequest(Frozen):
     max_tokens: int
 
 
-def enqueue_for_humans(request: AnnotationRequest) -> int:
+def enqueue_for_humans(request: AnnotationRequest, purses: tuple[Purse, ...] = ()) -> int:
     """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other oracle."""
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE)
+        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE, purses=purses)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
-@stage(version=5, ignore=["concurrency", "patience"])
-def annotate(request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE) -> AnnotationResult:
+@stage(version=5, ignore=["concurrency", "patience", "purses"])
+def annotate(
+    request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE, purses: tuple[Purse, ...] = ()
+) -> AnnotationResult:
     """Return the labels, within every cap.
 
-    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget.
+    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget; the
+    purses for what is bought now.
     """
     by_id, ledger = _by_id(request), open_ledger()
     with on_device() if request.oracle.uses_device else nullcontext():
-        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience)
+        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience, purses=purses)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
     facts |= request.oracle.diagnostics([row["raw"] for row in settled])
@@ -84,14 +88,20 @@ def _by_id(request: AnnotationRequest) -> dict[str, Response]:
 
 
 def _buy(
-    request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, *, concurrency: int, patience: float
+    request: AnnotationRequest,
+    by_id: Mapping[str, Response],
+    ledger: Ledger,
+    *,
+    concurrency: int,
+    patience: float,
+    purses: tuple[Purse, ...],
 ) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
     questions = [_question(pick, by_id) for pick in picks]
     labels = label_responses(
         [question for question, _ in questions],
-        LabellingSession(ledger, request.oracle, request.rubric, request.account, patience=patience),
+        LabellingSession(ledger, request.oracle, request.rubric, request.account, patience=patience, purses=purses),
         max_queries=request.max_queries,
         max_micro_usd=request.max_micro_usd,
         max_tokens=request.max_tokens,

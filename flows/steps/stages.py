@@ -160,8 +160,8 @@ def annotate(
         max_tokens=caps.tokens,
     )
     if dry_run.current() is None:
-        wait_for_people(lambda: enqueue_for_humans(request))
-    return annotate_stage(request, concurrency=labelling.concurrency, patience=labelling.patience)
+        wait_for_people(lambda: enqueue_for_humans(request, arm.purses))
+    return annotate_stage(request, concurrency=labelling.concurrency, patience=labelling.patience, purses=arm.purses)
 
 
 def fit_evaluator(

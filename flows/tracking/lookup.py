@@ -4,15 +4,17 @@ from typing import NamedTuple
 
 from flows.config.experiment import Experiment
 from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
-from flows.tracking.run import SETTINGS, STARTED
+from flows.tracking.run import PURSE, SETTINGS, STARTED
 from models.core.errors import ConfigError
+from models.ledger.purses import Purse
 
 
 class RunSpec(NamedTuple):
-    """An arm as it was started: its experiment and the sweep it belongs to ("" where it was alone)."""
+    """An arm as it was started: its experiment, and the sweep it belongs to ("" where it was alone) with its purse."""
 
     experiment: Experiment
     sweep: str
+    purse: Purse | None
 
 
 def find_run(name: str) -> RunSpec:
@@ -30,4 +32,9 @@ def find_run(name: str) -> RunSpec:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
         raise ConfigError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
-    return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""))
+    purse = found.data.tags.get(PURSE)
+    return RunSpec(
+        Experiment.model_validate_json(text),
+        found.data.tags.get(SWEEP, ""),
+        Purse.model_validate_json(purse) if purse else None,
+    )

@@ -138,7 +138,7 @@ def arm_run(experiment: Experiment, sweep: str = "", purse: Purse | None = None)
     """
     import mlflow
 
-    announce(plan(experiment).lines())
+    announce(plan(experiment, in_sweep=purse is not None).lines())
     open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(

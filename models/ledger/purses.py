@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from models.core.errors import ConfigError
 from models.core.money import MICRO, NO_CAP, MicroUsd
 from models.core.registry import Frozen
-from models.ledger.database import transact
+from models.ledger.database import database_exists, open_engine, transact
 from models.ledger.tables import ACCOUNTS, IMPORTED, QUERIES, insert_into
 
 # In this order they are charged, everywhere: two transactions then never wait for one another. What most share comes last.
@@ -123,6 +123,29 @@ def paid_since(connection: Connection, since: float) -> tuple[int, int, int]:
         )
     ).one()
     return int(queries), int(micro_usd), int(tokens)
+
+
+class Left(NamedTuple):
+    """What a purse has paid (None where nobody has opened it), and what the lab's has left (None without a budget)."""
+
+    paid: int | None
+    lab: int | None
+
+
+def look_into(url: str, purse: str, budget: Budget | None) -> Left:
+    """Return what has been paid from a purse, and what is left of the lab's at this moment, and open neither."""
+    if not database_exists(url):
+        return Left(None, None if budget is None else budget.micro_usd)
+    paid = sa.select(ACCOUNTS.c.micro_usd)
+    with open_engine(url).execution_options(reads_only=True).connect() as connection:
+        own = connection.scalar(paid.where(ACCOUNTS.c.name == purse))
+        if budget is None:
+            return Left(own, None)
+        period = budget.at(time.time())
+        of_lab = connection.scalar(paid.where(ACCOUNTS.c.name == period.purse))
+        if of_lab is None:
+            of_lab = paid_since(connection, period.since)[1]
+    return Left(own, max(budget.micro_usd - of_lab, 0))
 
 
 def _open(connection: Connection, period: Period, micro_usd: int) -> None:

@@ -66,9 +66,9 @@ class Replay(Oracle):
 
     @override
     def identity(self) -> list[Any]:
-        # The file's bytes, not its place: the same table on another machine is the same oracle.
+        # The file's bytes, not its place, nor what an answer is said to have cost: the same table is the same oracle.
         return [
-            self.model_dump(mode="json", exclude={"path"}),
+            self.model_dump(mode="json", exclude={"path", "price_column", "micro_usd"}),
             remembered_sha256(self.path),
         ]
 

@@ -15,9 +15,10 @@ the server itself has answered. A reply that never arrived counts as paid once, 
 there is money. The last line is JSON: `kills`; `paid` and `cap`, micro-dollars of both accounts; `lost`, questions without
 an answer although there was money; `double_paid`, questions that the server has billed for more than the ledger knows, and
 labels owned twice; `wrong_rows`, labels that are not what the server says of the text; `over_cap`, times that an account was
-seen above its cap; `database_faults`; `terms`, SIGTERMs among the kills, and `longest_end`, the most seconds that a process
-took to end after one; `spells` of the server; `hung`, processes that had to be given up; `longest_silence`, seconds in which
-the ledger gained no label while processes ran.
+seen above its cap; `purse_drift`, micro-dollars by which the purses of a sweep and of the lab differ from what was bought;
+`database_faults`; `terms`, SIGTERMs among the kills, and `longest_end`, the most seconds that a process took to end after
+one; `spells` of the server; `hung`, processes that had to be given up; `longest_silence`, seconds in which the ledger gained
+no label while processes ran.
 """
 
 import argparse
@@ -46,9 +47,10 @@ sys.path.insert(0, str(ROOT))
 
 from models.core.data import Response  # noqa: E402
 from models.core.errors import ConfigError  # noqa: E402
-from models.core.money import Prices  # noqa: E402
+from models.core.money import NO_CAP, Prices  # noqa: E402
 from models.ledger.journal import waiting_in  # noqa: E402
 from models.ledger.ledger import Ledger  # noqa: E402
+from models.ledger.purses import Budget, Purse  # noqa: E402
 from tests.support.fake_judge import LoopbackJudge, right_score  # noqa: E402
 from tests.support.postgres import Postgres, running  # noqa: E402
 
@@ -108,11 +110,12 @@ def buy(url: str, place: tuple[str, str], account: str, count: int, cap: int) ->
     judge = judge_at(url)
     while True:
         try:
-            book = Ledger(ledger, journal=Path(journal))
+            book = Ledger(ledger, journal=Path(journal), budget=Budget(NO_CAP - 1))
             break
         except (ConnectionError, OSError, sa.exc.DBAPIError):
             time.sleep(0.2)
-    session = LabellingSession(book, judge, Rubric(name="warmth"), account, patience=1.0)
+    purses = (Purse(name="sweep storm", micro_usd=NO_CAP - 1),)
+    session = LabellingSession(book, judge, Rubric(name="warmth"), account, patience=1.0, purses=purses)
     while True:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # four progress bars at once
@@ -311,16 +314,17 @@ def accounts(ledger: str, server: LoopbackJudge, *, count: int, caps: dict[str, 
         ),
         "double_paid": sum(n - 1 for n in owned.values() if n > 1)
         + sum(bill > charged[text] for text, bill in billed.items()),
-        "account_drift": _drift(book, list(caps)),
+        "account_drift": _drift(book, {name: found.micro_usd for name, found in spent.items()}),
+        "purse_drift": _drift(book, dict.fromkeys(("sweep storm", "lab"), sum(row["micro_usd"] for row in rows))),
         "wrong_rows": sum(row["status"] == "labelled" and row["score"] != right_score(row["response"]) for row in rows),
     }
 
 
-def _drift(book: Ledger, names: list[str]) -> int:
-    """Return by how many micro-dollars the accounts' own sums differ from their charges: caps hold by the former."""
+def _drift(book: Ledger, charged: dict[str, int]) -> int:
+    """Return by how many micro-dollars the accounts' own sums differ from what was charged: caps hold by the former."""
     with book.engine.connect() as connection:
         kept = dict(connection.execute(sa.text("SELECT name, micro_usd FROM accounts")).tuples().all())
-    return sum(abs(kept[name] - book.spent(name).micro_usd) for name in names)
+    return sum(abs(kept[name] - micro_usd) for name, micro_usd in charged.items())
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ def our_job(path: Path) -> None:
     from models.oracles.llm_judge import LLMJudge
     from tasks.engine.caching import stage
     from tasks.engine.store import Ref, store
-    from tasks.labelling.annotate import AnnotationRequest, annotate
+    from tasks.labelling.annotate import AnnotationRequest, LabellingTerms, annotate
 
     job = json.loads(path.read_text())
 
@@ -179,7 +179,7 @@ def our_job(path: Path) -> None:
             max_micro_usd=10**9,
             max_tokens=NO_CAP,
         )
-        return rescale(annotate(purchase, concurrency=job["batch"]).ref, job["factor"])
+        return rescale(annotate(purchase, terms=LabellingTerms(concurrency=job["batch"])).ref, job["factor"])
 
     with admitted():
         rows = store().rows(three_steps(), Score)

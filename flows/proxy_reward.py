@@ -17,6 +17,7 @@ from flows.runtime.workers import heartbeat
 from flows.steps import stages as steps
 from flows.steps.results import RunArtifacts
 from flows.tracking.run import RunTracker, arm_run
+from models.ledger.purses import Purse
 from tasks.data.prompts import load_prompts
 from tasks.engine.caching import force_from
 from tasks.labelling.batches import Batch
@@ -25,13 +26,15 @@ from tasks.policy.policy_ref import Policy
 
 
 @flow(name="proxy-reward", flow_run_name="{experiment.name}")
-def proxy_reward(experiment: Annotated[Experiment, OrFile()], sweep: str = "", restart_from: str = "") -> RunReport:
+def proxy_reward(
+    experiment: Annotated[Experiment, OrFile()], sweep: str = "", restart_from: str = "", purse: Purse | None = None
+) -> RunReport:
     """Run one arm, of a sweep or alone, and return its report (also written to the reports folder and to MLflow).
 
     The experiment may be given as a file. What an earlier run has done comes from the cache, up to the stage `restart_from`
-    if one is named. Raises AtChance where the gate stops the run.
+    if one is named. What it buys is charged to the `purse` of its sweep too. Raises AtChance where the gate stops the run.
     """
-    with heartbeat(), arm_run(experiment, sweep) as arm, force_from(restart_from):
+    with heartbeat(), arm_run(experiment, sweep, purse) as arm, force_from(restart_from):
         return write_report(arm, assess(arm, train_policy(arm)))
 
 

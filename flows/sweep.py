@@ -15,6 +15,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from flows.config.experiment import Experiment
 from flows.config.loading import OrFile
 from flows.config.sweep import Sweep, SweepArm
+from flows.planning.purses import sweep_purse
 from flows.proxy_reward import proxy_reward
 from flows.reporting.comparison import compare
 from flows.reporting.publish import CURVES, publish
@@ -69,7 +70,7 @@ def run_sweep(sweep: Annotated[Sweep, OrFile()], workers: bool = False) -> dict[
         return _report(sweep, arms, done, failures) | known | {"executed": executed(reports.values())}
 
     experiments = [arm.experiment for arm in arms]
-    for number, (experiment, ended) in enumerate((_on_workers if workers else _here)(experiments, sweep.name), start=1):
+    for number, (experiment, ended) in enumerate((_on_workers if workers else _here)(experiments, sweep), start=1):
         name = experiment.name
         if isinstance(ended, str):
             failures[name] = ended
@@ -90,12 +91,13 @@ def run_sweep(sweep: Annotated[Sweep, OrFile()], workers: bool = False) -> dict[
     return report
 
 
-def _here(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
+def _here(experiments: Sequence[Experiment], sweep: Sweep) -> Iterator[tuple[Experiment, Ended]]:
+    purse = sweep_purse(sweep)
     for number, experiment in enumerate(experiments, start=1):
         ended: Ended
         with progress.heading(f"arm {number} of {len(experiments)}: {experiment.name}"), untold():
             try:
-                ended = proxy_reward(experiment, sweep=sweep)
+                ended = proxy_reward(experiment, sweep=sweep.name, purse=purse)
             except Exception as error:  # the other arms are worth having
                 ended = f"{type(error).__name__}: {error}"
         yield experiment, ended
@@ -108,8 +110,8 @@ def _took(report: RunReport) -> str:
     return f"{sum(executed):.1f} s, {stages - len(executed)} of {stages} stages from cache"
 
 
-def _on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[tuple[Experiment, Ended]]:
-    for experiment, failure in on_workers(experiments, sweep):
+def _on_workers(experiments: Sequence[Experiment], sweep: Sweep) -> Iterator[tuple[Experiment, Ended]]:
+    for experiment, failure in on_workers(experiments, sweep.name, sweep_purse(sweep)):
         elsewhere = "it has finished, but not with the files that it names here: give all machines the same"
         yield experiment, failure or _report_of(experiment) or elsewhere
 

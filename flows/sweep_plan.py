@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flows.config.sweep import Expanded, Sweep, expand
 from flows.evaluation.held_out import assess
+from flows.planning.purses import check_left, sweep_purse
 from flows.planning.run import START_SECONDS, Plan, plan
 from flows.proxy_reward import train_policy
 from flows.tracking.run import F, RunTracker
@@ -75,6 +76,8 @@ class Part(NamedTuple):
     seconds: float
     queries: float  # of the arm's budget
     micro_usd: float
+    most: float  # micro-dollars, if every call is at its ceiling
+    paid: float  # of the micro-dollars expected, those of oracles that are paid
     evaluates: bool
 
 
@@ -84,17 +87,23 @@ def parts_of(one: Plan, calls: Calls) -> list[Part]:
     whole = Counter(steps[call.stage].stage for call in calls.training if call.stage in steps)
     purchases = sum(call.stage == "annotate" for call in calls.training)
     asked = Counter(_asked(call) for call in calls.evaluation if call.stage == "annotate")
-    prices = {judge.oracle.digest(): judge.micro_usd for judge in one.judges}
+    judges = {judge.oracle.digest(): judge for judge in one.judges}
+    labels_paid = one.experiment.labelling.oracle.costs_money
     found = []
     for call in calls.training:
         step, buys = steps.get(call.stage), call.stage == "annotate"
         seconds = step.seconds / whole[step.stage] if step else 0.0
-        bought = (one.queries / purchases, one.micro_usd / purchases) if buys else (0.0, 0.0)
-        found.append(Part(call.stage, call.key, seconds, *bought, evaluates=False))
+        whole_budget = one.queries, one.micro_usd, one.asking.micro_usd.high, one.micro_usd * labels_paid
+        queries, price, most, paid = (amount / purchases if buys else 0.0 for amount in whole_budget)
+        found.append(Part(call.stage, call.key, seconds, queries, price, most, paid, evaluates=False))
     for call in calls.evaluation:
-        price = prices[_asked(call)] / asked[_asked(call)] if call.stage == "annotate" else 0.0
+        price, most, paid = 0.0, 0.0, 0.0
+        if call.stage == "annotate":
+            judge, times = judges[_asked(call)], asked[_asked(call)]
+            price, most = judge.micro_usd / times, judge.most / times
+            paid = price * judge.oracle.costs_money
         seconds = steps[_EVALUATE].seconds / len(calls.evaluation)
-        found.append(Part(call.stage, call.key, seconds, 0.0, price, evaluates=True))
+        found.append(Part(call.stage, call.key, seconds, 0.0, price, most, paid, evaluates=True))
     return found
 
 
@@ -119,6 +128,8 @@ class SweepPlan:
     plans: tuple[Plan, ...]
     queries: int
     micro_usd: int
+    most_micro_usd: int
+    left: tuple[str, ...]  # of the sweep's purse and the lab's, in words
     alone_micro_usd: int
     seconds: float
     alone_seconds: float
@@ -139,15 +150,20 @@ class SweepPlan:
             *[f"  {name}" for name in shown],
             *[f"  {title} is the same experiment as {first}: merged" for title, first in self.expanded.merged.items()],
             f"queries    at most {self.queries} after sharing, {sum(p.queries for p in self.plans)} if each arm ran alone",
-            f"money      expected {dollars(self.micro_usd)}, evaluation included; alone {dollars(self.alone_micro_usd)}; "
-            f"the budget allows {dollars(self.sweep.max_micro_usd)}",
+            "; ".join([self._money(), *self.left]),
             f"time       about {self.seconds / 60:.0f} min after sharing, {self.alone_seconds / 60:.0f} min alone",
             "stages     " + ", ".join(f"{stage} {found.distinct} of {found.calls}" for stage, found in known),
         ]
 
+    def _money(self) -> str:
+        return (
+            f"money      expected {dollars(self.micro_usd)}, evaluation included, alone {dollars(self.alone_micro_usd)}, "
+            f"at most {dollars(self.most_micro_usd)}, cap {dollars(self.sweep.max_micro_usd)}"
+        )
+
 
 def plan_sweep(sweep: Sweep) -> SweepPlan:
-    """Expand and check every arm, and refuse a sweep over its budget with the arithmetic.
+    """Expand and check every arm, and refuse a sweep over its budget, or the lab's, with the arithmetic.
 
     Raises ConfigError or FileNotFoundError naming the arm, before anything runs.
     """
@@ -155,7 +171,7 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
     plans = []
     for arm in expanded.arms:
         try:
-            plans.append(plan(arm.experiment))
+            plans.append(plan(arm.experiment, in_sweep=True))
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"sweep {sweep.name}, arm {arm.arm}: {error}") from error
     every = [part for one in plans for part in parts_of(one, calls_of(one))]
@@ -177,6 +193,8 @@ def plan_sweep(sweep: Sweep) -> SweepPlan:
         plans=tuple(plans),
         queries=math.ceil(sum(part.queries for part in once)),
         micro_usd=buying + judging,
+        most_micro_usd=min(math.ceil(sum(part.most for part in once)), sweep.max_micro_usd),
+        left=check_left(sweep_purse(sweep), math.ceil(sum(part.paid for part in once))),
         alone_micro_usd=sum(one.micro_usd + one.evaluation_micro_usd for one in plans),
         seconds=sum(part.seconds for part in once) + START_SECONDS,
         alone_seconds=sum(one.seconds for one in plans),

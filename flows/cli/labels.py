@@ -1,4 +1,4 @@
-"""`ninefold labels list | export | import | queue`: the label ledger and the annotation queue."""
+"""`ninefold labels list | export | import | adopt | queue`: the label ledger and the annotation queue."""
 
 import json
 import math
@@ -179,25 +179,22 @@ def labels_retry(
     from models.core.money import dollars
     from models.labelling.label import LabellingSession
     from models.labelling.unanswered import account_of_retries, retry_price, retry_rows
+    from models.ledger.reopening import unanswered
 
     found, ledger = find_run(run), open_ledger()
     config = found.experiment
-    oracles = [config.labelling.oracle, config.evaluation_oracle, config.evaluation.pairwise_judge]
-    known = {
-        oracle.fingerprint(): oracle
-        for oracle in oracles
-        if oracle is not None and oracle.annotation_task(config.labelling.rubric) is None
-    }
+    rubric = config.labelling.rubric
+    known = {one.fingerprint(): one for one in config.oracles.values() if one.annotation_task(rubric) is None}
     work, others = [], 0
     for account in found.accounts:
-        rows = [row for name in (account, account_of_retries(account)) for row in ledger.unanswered(name)]
+        rows = [row for name in (account, account_of_retries(account)) for row in unanswered(ledger, name)]
         asked_of = {row["oracle"] for row in rows} & known.keys()
         others += sum(row["oracle"] not in known for row in rows)
         for oracle in sorted(asked_of):
             session = LabellingSession(
                 ledger,
                 known[oracle],
-                config.labelling.rubric,
+                rubric,
                 account,
                 patience=config.labelling.patience,
                 least_usable=config.labelling.least_usable,
@@ -223,6 +220,47 @@ def labels_retry(
         made = retry_rows(session, rows, most=price.most, concurrency=config.labelling.concurrency)
         asked, answered, paid = asked + made.asked, answered + made.answered, paid + made.micro_usd
     typer.echo(f"{answered} of {asked} now have a verdict, for {dollars(paid)}; next: ninefold rerun {config.name}")
+
+
+@app.command("adopt", epilog="Example: `ninefold labels adopt experiment.yaml --from llm_judge-0123456789abcdef`")
+def labels_adopt(
+    file: Annotated[Path, typer.Argument(help="An experiment file (YAML), whose labelling.oracle takes the labels.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="FINGERPRINT", help="Whose labels; without, show what the ledger holds.")
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take over labels that the ledger holds under another identity of an oracle, so that they are not bought again."""
+    from flows.config.experiment import Experiment
+    from flows.config.loading import load
+    from models.core.money import dollars
+    from models.labelling.adopt import adopt, holdings, labels_of
+
+    labelling, ledger = load(Experiment, file).labelling, open_ledger()
+    kind, oracle, criterion = labelling.oracle.kind_name(), labelling.oracle.fingerprint(), labelling.rubric.digest()
+    if not source:
+        for held in holdings(ledger):
+            mine = "  this experiment's" if (held.oracle, held.criterion) == (oracle, criterion) else ""
+            typer.echo(
+                f"{held.oracle}  criterion {held.criterion}  {held.labels} labels  {dollars(held.micro_usd)}{mine}"
+            )
+        typer.echo(
+            f"the experiment's oracle is {oracle}, its criterion {criterion}; --from FINGERPRINT takes labels over"
+        )
+        return
+    if source == oracle:
+        raise UserError(f"{source} is the experiment's oracle already: name another, as listed without --from")
+    if source.rpartition("-")[0] != kind:
+        raise UserError(f"labels of {source} are not those of a {kind}: name a fingerprint of this kind")
+    labels = labels_of(ledger, source, criterion=criterion)
+    paid = sum(int(str(answer["micro_usd"])) for _, answer in labels)
+    typer.echo(f"{len(labels)} labels of {source} ({dollars(paid)} when they were bought) will count as {oracle}'s:")
+    for question, _ in labels[:3]:
+        texts = (" ".join(text.split())[:48] for text in (question.prompt, question.response))
+        typer.echo(f"  {' → '.join(texts)}")
+    confirm(yes=yes)
+    taken = adopt(ledger, labels, oracle)
+    typer.echo(f"{taken} labels taken over at no price, {len(labels) - taken} were known already")
 
 
 @app.command("queue", epilog="Example: `ninefold labels queue`")

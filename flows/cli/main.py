@@ -93,7 +93,7 @@ def rerun(
     found = find_run(name)
     check_stage(stage)
     with admitted():
-        report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage)
+        report = proxy_reward(found.experiment, sweep=found.sweep, restart_from=stage, purse=found.purse)
     _show_report(report)
     executed = [run.name for run in report.stages if not run.cached]
     typer.echo(f"executed    {', '.join(executed) or 'nothing: all was in the cache'}")

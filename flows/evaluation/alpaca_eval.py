@@ -23,7 +23,7 @@ from tasks.evaluation.alpaca_eval import (
     instructions,
     spread_at_equal_length,
 )
-from tasks.labelling.annotate import AnnotationRequest, annotate
+from tasks.labelling.annotate import AnnotationRequest, LabellingTerms, annotate
 from tasks.policy.generate import generate_sharded
 from tasks.policy.policy_ref import Policy
 
@@ -99,7 +99,7 @@ def run_alpaca_eval(
             max_micro_usd=left,
             max_tokens=NO_CAP,
         )
-        labels = annotate(request, concurrency=config.concurrency)
+        labels = annotate(request, terms=LabellingTerms(concurrency=config.concurrency))
         left -= int(labels.facts["micro_usd"])
         judged.append(Judgements(responses=responses, labels=labels.ref))
     package = installed()

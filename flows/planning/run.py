@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from flows.config.experiment import Experiment
 from flows.planning.memory import memory_lines
 from flows.planning.model_checks import check_models
+from flows.planning.purses import check_left, run_purse
 from flows.planning.query_cost import QueryCost, check_caps, estimate_query_cost, expected_of, max_cost
 from models.core.data import Prompt
 from models.core.errors import ConfigError
@@ -47,11 +48,12 @@ class Step:
 
 
 class Judging(NamedTuple):
-    """What the evaluation asks of one oracle, and the price expected."""
+    """What the evaluation asks of one oracle, and the price expected, and at most."""
 
     oracle: Oracle
     queries: int
     micro_usd: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Plan:
     asking: QueryCost
     judges: tuple[Judging, ...]
     pairs: int
+    left: tuple[str, ...] = ()  # of the run's purse and the lab's, in words
     cluster: str = ""
     notes: tuple[str, ...] = ()
 
@@ -108,6 +111,7 @@ class Plan:
             *self._gate(),
             f"evaluation at most {self.evaluation_queries} further queries, expected "
             f"{dollars(self.evaluation_micro_usd)}: they measure and train nothing",
+            "; ".join([self._money(), *self.left]),
             self._pairs(),
             *self._shards(),
             *memory_lines(config),
@@ -145,6 +149,22 @@ class Plan:
         """Return the price expected of the budget's queries."""
         return int(self.asking.micro_usd.usual)
 
+    @property
+    def most_micro_usd(self) -> int:
+        """Return the most that labels and evaluation cost if every call is at its ceiling."""
+        evaluation = min(sum(judge.most for judge in self.judges), self.experiment.evaluation.max_micro_usd)
+        return int(self.asking.micro_usd.high) + evaluation
+
+    @property
+    def paid_micro_usd(self) -> int:
+        """Return what of the price expected is paid for, and not only counted as for simulated oracles."""
+        labels = self.micro_usd if self.experiment.labelling.oracle.costs_money else 0
+        return labels + sum(judge.micro_usd for judge in self.judges if judge.oracle.costs_money)
+
+    def _money(self) -> str:
+        expected, cap = self.micro_usd + self.evaluation_micro_usd, run_purse(self.experiment).micro_usd
+        return f"money      expected {dollars(expected)}, at most {dollars(self.most_micro_usd)}, cap {dollars(cap)}"
+
     def _token_cap(self) -> str:
         cap = self.experiment.labelling.max_tokens
         return "" if cap == NO_CAP else f", {cap:,} tokens"
@@ -169,9 +189,10 @@ class Plan:
         return lines
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: Experiment, *, in_sweep: bool = False) -> Plan:
     """Check everything that can be checked without spending, and return the plan.
 
+    What is left of the lab's budget is checked but for an arm that is `in_sweep`, whose labels other arms may pay for.
     Raises ConfigError or FileNotFoundError naming the value, the rule and the remedy.
     """
     config = experiment
@@ -204,7 +225,10 @@ def plan(experiment: Experiment) -> Plan:
         config,
         held_out,
         len(prompts.held_out) * config.evaluation.samples,
-        lambda oracle: expected_of(oracle, prompts.pool, usual, count or approximate_tokens).micro_usd,
+        lambda oracle: (
+            expected_of(oracle, prompts.pool, usual, count or approximate_tokens).micro_usd,
+            max_cost(oracle, prompts.pool, longest).micro_usd,
+        ),
     )
     cost = sum(judge.micro_usd for judge in judges)
     if cost > config.evaluation.max_micro_usd:
@@ -213,7 +237,7 @@ def plan(experiment: Experiment) -> Plan:
             f"evaluation.max_micro_usd allows {dollars(config.evaluation.max_micro_usd)}: raise it or lower "
             "evaluation.samples"
         )
-    return Plan(
+    planned = Plan(
         experiment=config,
         steps=_steps(config, len(prompts.demonstrations), len(prompts.pool), tuples, held_out),
         demonstrations=len(prompts.demonstrations),
@@ -231,6 +255,7 @@ def plan(experiment: Experiment) -> Plan:
         cluster=cluster,
         notes=(*notes, *_unasked(config)),
     )
+    return planned if in_sweep else replace(planned, left=check_left(run_purse(config), planned.paid_micro_usd))
 
 
 def _unasked(config: Experiment) -> list[str]:
@@ -248,12 +273,14 @@ def _unasked(config: Experiment) -> list[str]:
     return [f"trial      {said}"] if new else []
 
 
-def _judges(config: Experiment, answers: int, compared: int, price: Callable[[Oracle], int]) -> tuple[Judging, ...]:
-    """Return what the evaluation asks of its oracles, at a price expected of one query."""
+def _judges(
+    config: Experiment, answers: int, compared: int, prices: Callable[[Oracle], tuple[int, int]]
+) -> tuple[Judging, ...]:
+    """Return what the evaluation asks of its oracles, at the prices of one query: expected, and at most."""
     asked = [(config.evaluation_oracle, answers)]
     if config.evaluation.pairwise_judge:
         asked.append((config.evaluation.pairwise_judge, compared))
-    return tuple(Judging(oracle, queries, queries * price(oracle)) for oracle, queries in asked)
+    return tuple(Judging(oracle, queries, *(queries * price for price in prices(oracle))) for oracle, queries in asked)
 
 
 def _pairs(config: Experiment, pool: int, seed: int) -> int:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from flows.config.experiment import Experiment
 from flows.runtime.workers import POOL, arms_deployment, heartbeat_lock
+from models.ledger.purses import Purse
 from tasks.engine.locks import holding, stage_lock
 
 log = logging.getLogger(__name__)
@@ -50,20 +51,20 @@ class _Dispatched:
     told: str = ""
 
 
-def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[ArmOutcome]:
+def on_workers(experiments: Sequence[Experiment], sweep: str, purse: Purse) -> Iterator[ArmOutcome]:
     """Yield what became of each arm, as they end; runs of the same arm that are under way are joined.
 
-    An arm whose process died is handed out again, at most twice. On Ctrl-C arms that nobody has taken are taken back;
-    those that run go on, and the same sweep joins them.
+    All pay from the sweep's `purse`. An arm whose process died is handed out again, at most twice. On Ctrl-C arms that
+    nobody has taken are taken back; those that run go on, and the same sweep joins them.
     """
     with get_client(sync_client=True) as client:
         deployment = arms_deployment(client)
         handed: list[_Dispatched] = []
         try:
             for experiment in experiments:
-                handed.append(_Dispatched(experiment, *_join_or_submit(client, deployment, experiment, sweep)))
+                handed.append(_Dispatched(experiment, *_join_or_submit(client, deployment, experiment, (sweep, purse))))
             log.info("%d arms for the workers of pool %s", len(handed), POOL)
-            yield from _poll(client, deployment, handed, sweep)
+            yield from _poll(client, deployment, handed, (sweep, purse))
         except (KeyboardInterrupt, GeneratorExit):
             for arm in handed:
                 if arm.mine and _state(client.read_flow_run(arm.run.id)) == "SCHEDULED":
@@ -71,7 +72,9 @@ def on_workers(experiments: Sequence[Experiment], sweep: str) -> Iterator[ArmOut
             raise
 
 
-def _poll(client: SyncPrefectClient, deployment: UUID, handed: list[_Dispatched], sweep: str) -> Iterator[ArmOutcome]:
+def _poll(
+    client: SyncPrefectClient, deployment: UUID, handed: list[_Dispatched], sweep: tuple[str, Purse]
+) -> Iterator[ArmOutcome]:
     left, reminded = list(handed), time.monotonic()
     while left:
         runs = {run.id: run for run in _read(client, {"id": {"any_": [arm.run.id for arm in left]}})}
@@ -165,7 +168,7 @@ def _tag(experiment: Experiment) -> str:
 
 
 def _join_or_submit(
-    client: SyncPrefectClient, deployment: UUID, experiment: Experiment, sweep: str
+    client: SyncPrefectClient, deployment: UUID, experiment: Experiment, sweep: tuple[str, Purse]
 ) -> tuple[FlowRun, bool]:
     """Return the run of an arm that is under way, or a new one, and whether it is new; two conductors make only one."""
     with holding(stage_lock(_tag(experiment))):
@@ -181,10 +184,15 @@ def _join_or_submit(
         return (found[0], False) if found else (_resolve(deployment, experiment, sweep), True)
 
 
-def _resolve(deployment: UUID, experiment: Experiment, sweep: str) -> FlowRun:
+def _resolve(deployment: UUID, experiment: Experiment, sweep: tuple[str, Purse]) -> FlowRun:
+    name, purse = sweep
     run: FlowRun = run_deployment(  # type: ignore[assignment]  # a coroutine where the caller is one
         deployment,
-        parameters={"experiment": experiment.model_dump(mode="json"), "sweep": sweep},
+        parameters={
+            "experiment": experiment.model_dump(mode="json"),
+            "sweep": name,
+            "purse": purse.model_dump(mode="json"),
+        },
         flow_run_name=experiment.name,
         tags=["ninefold", _tag(experiment)],
         timeout=0,

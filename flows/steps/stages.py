@@ -27,7 +27,7 @@ from tasks.evaluator.pair import select_uncertain as select_uncertain_stage
 from tasks.evaluator.score import Scored, score_sharded
 from tasks.evaluator.train import fit_evaluator as fit_evaluator_stage
 from tasks.labelling.acquire import acquire as acquire_stage
-from tasks.labelling.annotate import AnnotationRequest, AnnotationResult, enqueue_for_humans
+from tasks.labelling.annotate import AnnotationRequest, AnnotationResult, LabellingTerms, enqueue_for_humans
 from tasks.labelling.annotate import annotate as annotate_stage
 from tasks.labelling.batches import Batch
 from tasks.policy.align import Aligned
@@ -164,13 +164,17 @@ def annotate(
         max_queries=about.rows or 0,
         max_micro_usd=caps.micro_usd,
         max_tokens=caps.tokens,
-        retried=arm.open_account(account),
+        reopened=arm.open_account(account),
     )
     if dry_run.current() is None:
-        wait_for_people(lambda: enqueue_for_humans(request))
-    return annotate_stage(
-        request, concurrency=labelling.concurrency, patience=labelling.patience, least_usable=labelling.least_usable
+        wait_for_people(lambda: enqueue_for_humans(request, arm.purses))
+    terms = LabellingTerms(
+        concurrency=labelling.concurrency,
+        patience=labelling.patience,
+        least_usable=labelling.least_usable,
+        purses=arm.purses,
     )
+    return annotate_stage(request, terms=terms)
 
 
 def fit_evaluator(

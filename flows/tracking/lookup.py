@@ -4,15 +4,18 @@ from typing import NamedTuple
 
 from flows.config.experiment import Experiment
 from flows.tracking.mlflow import EXPERIMENT, SWEEP, open_experiment
-from flows.tracking.run import ACCOUNTS, SETTINGS, STARTED
+from flows.tracking.run import ACCOUNTS, PURSE, SETTINGS, STARTED
 from models.core.errors import ConfigError
+from models.ledger.purses import Purse
 
 
 class RunSpec(NamedTuple):
-    """An arm as it was started: its experiment, the sweep it belongs to ("" where it was alone), and where it buys."""
+    """An arm as it was started: its experiment, the sweep it belongs to ("" where it was alone) with its purse, and the
+    accounts of the ledger that it buys on."""
 
     experiment: Experiment
     sweep: str
+    purse: Purse | None
     accounts: tuple[str, ...]
 
 
@@ -31,5 +34,10 @@ def find_run(name: str) -> RunSpec:
         known = ", ".join(dict.fromkeys(run.info.run_name for run in runs[:10])) or "none yet"
         raise ConfigError(f"no run is called {name!r}: the newest are {known}")
     text = mlflow.artifacts.load_text(f"{found.info.artifact_uri}/{SETTINGS}")
-    accounts = tuple(found.data.tags.get(ACCOUNTS, "").split())
-    return RunSpec(Experiment.model_validate_json(text), found.data.tags.get(SWEEP, ""), accounts)
+    purse = found.data.tags.get(PURSE)
+    return RunSpec(
+        Experiment.model_validate_json(text),
+        found.data.tags.get(SWEEP, ""),
+        Purse.model_validate_json(purse) if purse else None,
+        tuple(found.data.tags.get(ACCOUNTS, "").split()),
+    )

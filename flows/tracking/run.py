@@ -11,9 +11,12 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment
 
 from flows.config.experiment import Experiment
+from flows.planning.purses import run_purse
 from flows.planning.run import plan
 from flows.tracking.mlflow import EXPERIMENT, SWEEP, log_metrics, open_experiment
 from models.core.money import NO_CAP, Amount
+from models.ledger.purses import Purse
+from models.ledger.reopening import times_reopened
 from models.metrics.selective import Decision
 from tasks.engine.caching import StageRun, stage_runs
 from tasks.engine.ledgers import open_ledger
@@ -25,6 +28,7 @@ GATE = "ninefold.gate"  # tag: the gate's verdict on the evaluator
 STARTED = "ninefold.started"  # tag: when an arm was started last, in seconds; MLflow keeps the first time only
 ACCOUNTS = "ninefold.accounts"  # tag: the ledger's accounts that a run buys on, oldest first
 _MOST_ACCOUNTS = 400  # a tag of MLflow has 8,000 characters
+PURSE = "ninefold.purse"  # tag: what the arm's sweep pays from, as JSON
 SETTINGS = "experiment.json"  # of a run: the whole experiment
 _GATE_FIGURES = {"agreement", "low", "high", "calibration_error", "coverage", "risk", "pairs"}
 
@@ -45,6 +49,7 @@ class RunTracker:
     run_id: str
     stages: list[StageRun]
     paid_before: bool  # whether an earlier execution of this same arm has bought labels
+    purses: tuple[Purse, ...] = ()  # that pay for what the arm buys, beside its accounts
     facts: dict[str, dict[str, float]] = field(default_factory=dict)
     purchases: list[AnnotationResult] = field(default_factory=list)
     measurements: list[AnnotationResult] = field(default_factory=list)
@@ -74,7 +79,7 @@ class RunTracker:
         if account not in self.accounts:
             self.accounts.append(account)
             mlflow.set_tag(ACCOUNTS, " ".join(self.accounts[-_MOST_ACCOUNTS:]))
-        return open_ledger().retried(account)
+        return times_reopened(open_ledger(), account)
 
     def record_relabelling(self, labels: AnnotationResult) -> AnnotationResult:
         """Count a purchase about pairs that the evaluator was not sure of."""
@@ -140,14 +145,14 @@ class RunTracker:
 
 
 @contextmanager
-def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[RunTracker]:
+def arm_run(experiment: Experiment, sweep: str = "", purse: Purse | None = None) -> Iterator[RunTracker]:
     """Check the arm's plan, open its MLflow run (the same one again when it is run again), close it with its status.
 
-    Raises as `plan`, before anything is written.
+    What it buys is charged to a purse of its own, and to that of its sweep. Raises as `plan`, before anything is written.
     """
     import mlflow
 
-    announce(plan(experiment).lines())
+    announce(plan(experiment, in_sweep=purse is not None).lines())
     open_experiment(EXPERIMENT)
     identity = experiment.digest()
     found = mlflow.search_runs(
@@ -163,6 +168,7 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[RunTracker]:
             {
                 "ninefold.arm": identity,
                 SWEEP: sweep,
+                PURSE: "" if purse is None else purse.model_dump_json(),
                 "ninefold.oracle": experiment.labelling.oracle.description,
                 "ninefold.simulated": str(experiment.labelling.oracle.simulated).lower(),
                 STARTED: f"{time.time():.3f}",
@@ -174,8 +180,9 @@ def arm_run(experiment: Experiment, sweep: str = "") -> Iterator[RunTracker]:
         mlflow.log_text(experiment.model_dump_json(indent=2), SETTINGS)
         paid_before = bool(found) and "annotate.bought_queries" in found[0].data.metrics
         try:
+            purses = (run_purse(experiment), *([purse] if purse is not None else []))
             accounts = found[0].data.tags.get(ACCOUNTS, "").split() if found else []
-            yield RunTracker(experiment, run.info.run_id, stages, paid_before, accounts=accounts)
+            yield RunTracker(experiment, run.info.run_id, stages, paid_before, purses, accounts=accounts)
         except Pause:
             mlflow.end_run("SCHEDULED")  # suspended: it goes on when people have answered
             raise

@@ -54,14 +54,21 @@ class Prices(Frozen):
         None, description="Price of input tokens that the server had cached; that of `input` by default."
     )
 
-    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
-        """Return the price of one call, in micro-dollars, rounded up. `input_tokens` include the cached ones."""
-        cached = self.input if self.cached is None else self.cached
-        exact = (input_tokens - cached_tokens) * self.input + cached_tokens * cached + output_tokens * self.output
+    cache_write: MicroUsd | None = Field(
+        None, description="Price of input tokens that the server writes to its cache; that of `input` by default."
+    )
+
+    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_writes: int = 0) -> int:
+        """Return the price of one call, in micro-dollars, rounded up.
+
+        `input_tokens` include those that were read from the server's cache and those that were written to it.
+        """
+        cached, write = (self.input if price is None else price for price in (self.cached, self.cache_write))
+        plain = input_tokens - cached_tokens - cache_writes
+        exact = plain * self.input + cached_tokens * cached + cache_writes * write + output_tokens * self.output
         return -(-exact // MICRO)
 
     def most(self, *, input_tokens: int, output_tokens: int) -> int:
-        """Return the most that one call may cost: its input is cached where that is dearer."""
-        dearer = self.cached is not None and self.cached > self.input
-        cached = input_tokens if dearer else 0
-        return self.cost(input_tokens=input_tokens, output_tokens=output_tokens, cached_tokens=cached)
+        """Return the most that one call may cost: all of its input at the dearest of the prices of input."""
+        dearest = max(self.input, self.cached or 0, self.cache_write or 0)
+        return -(-(input_tokens * dearest + output_tokens * self.output) // MICRO)

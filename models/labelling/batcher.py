@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from models.core.errors import NinefoldError
@@ -53,6 +54,7 @@ class LedgerBatcher:
         ledger: Ledger,
         account: str,
         *,
+        paid_by: Sequence[str] = (),
         journal: Journal | None = None,
         stop: asyncio.Event | None = None,
         patience: float = PATIENCE,
@@ -60,6 +62,7 @@ class LedgerBatcher:
     ) -> None:
         self.ledger = ledger
         self.account = account
+        self._paid_by = paid_by
         self._journal, self._stop, self._patience = journal, stop or asyncio.Event(), patience
         self._on_back = on_back
         self._orders: _Waiting[QueryRequest, ReservationResult] = []
@@ -67,7 +70,7 @@ class LedgerBatcher:
         self._at_work: asyncio.Task[None] | None = None
 
     async def reserve(self, order: QueryRequest) -> ReservationResult:
-        """Return what `Ledger.reserve` would, BudgetExhausted as a value."""
+        """Return what `Ledger.reserve` would, BudgetExhausted and PurseExhausted as values."""
         return await self._wait(self._orders, order)
 
     async def settle(self, reply: QueryResult) -> Answer:
@@ -179,9 +182,10 @@ class LedgerBatcher:
     async def _exchange(
         self, closings: list[Closing], orders: list[QueryRequest]
     ) -> tuple[list[_Closed], list[ReservationResult]]:
+        book = partial(self.ledger.settle_and_reserve, self.account, closings, orders, paid_by=self._paid_by)
         if self.ledger.embedded:  # a file: two threads that wait for each other's turn take longer than the transaction
-            return self.ledger.settle_and_reserve(self.account, closings, orders, wait=0.0)  # the loop has other work
-        return await asyncio.to_thread(self.ledger.settle_and_reserve, self.account, closings, orders)
+            return book(wait=0.0)  # the loop has other work
+        return await asyncio.to_thread(book)
 
 
 def _reject(waiting: "_Waiting[Request, Result]", error: BaseException) -> None:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from models.core.rubric import LEVELS
+from models.ledger.accounts import Changes
 from models.ledger.entries import QueryRequest, QueryResult, Reservation
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import PEOPLE
@@ -91,9 +92,18 @@ class Queue:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def post(self, account: str, orders: Sequence[QueryRequest], terms: AnnotationTask, query_type: str) -> int:
+    def post(
+        self,
+        account: str,
+        orders: Sequence[QueryRequest],
+        terms: AnnotationTask,
+        query_type: str,
+        *,
+        paid_by: Sequence[str] = (),
+    ) -> int:
         """Ask what is not asked yet, and return how many of the questions are open, whoever has asked them."""
-        self.ledger.settle_and_reserve(account, [], [order._replace(holder=PEOPLE) for order in orders])
+        asked = [order._replace(holder=PEOPLE) for order in orders]
+        self.ledger.settle_and_reserve(account, [], asked, paid_by=paid_by)
         told = {
             "query_type": query_type,
             "guide": terms.guide,
@@ -138,7 +148,8 @@ class Queue:
                     self._write(connection, item, judgement)
                     if item.verdict is not None:
                         settled[item.id] = item
-            self._settle(connection, list(settled.values()))
+            self._settle(connection, list(settled.values()), changes := Changes())
+            changes.apply(connection)
             return RecordedJudgement(counts["new"], counts["known"], counts["changed"], counts["surplus"], len(settled))
 
         return self.ledger.transact(work)
@@ -152,10 +163,12 @@ class Queue:
         def work(connection: Connection) -> tuple[int, int]:
             items = list(self._items(connection).values())
             judged = [item for item in items if item.judgements]
-            self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged])
+            changes = Changes()
+            self._settle(connection, [replace(item, wanted=len(item.judgements)) for item in judged], changes)
             for item in items:
                 if not item.judgements:
-                    self.ledger.cancel_within(connection, item.reservation)
+                    self.ledger.cancel_within(connection, item.reservation, changes)
+            changes.apply(connection)
             return len(items) - len(judged), len(judged)
 
         return self.ledger.transact(work)
@@ -197,7 +210,7 @@ class Queue:
         put = insert_into(JUDGEMENTS, connection.dialect.name).values(**key, **said)
         connection.execute(put.on_conflict_do_update(index_elements=["query_id", "annotator"], set_=said))
 
-    def _settle(self, connection: Connection, items: Sequence[Item]) -> None:
+    def _settle(self, connection: Connection, items: Sequence[Item], changes: Changes) -> None:
         for item in items:
             verdict = item.verdict
             score = math.nan if verdict is None else verdict
@@ -211,4 +224,4 @@ class Queue:
                 micro_usd=item.micro_usd_each * len(given),
                 seconds=0.0,
             )
-            self.ledger.settle_within(connection, item.reservation.account, [reply])
+            self.ledger.settle_within(connection, item.reservation.account, [reply], changes)

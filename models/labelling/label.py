@@ -20,12 +20,13 @@ from models.labelling.batcher import LedgerBatcher
 from models.labelling.human_queue import Queue
 from models.labelling.retry import PATIENCE, CircuitBreaker, Flight, backoff_seconds
 from models.labelling.watch import ReplyWatch
-from models.ledger.accounts import BudgetExhausted
+from models.ledger.accounts import BudgetExhausted, PurseExhausted
 from models.ledger.database import is_away, reason_of
 from models.ledger.entries import Answer, Loss, QueryRequest, QueryResult, Reservation
 from models.ledger.journal import Journal
 from models.ledger.ledger import Ledger
 from models.ledger.liveness import described, labelling
+from models.ledger.purses import Purse
 from models.ledger.tables import Question
 from models.oracles.base import (
     AnnotationTask,
@@ -50,7 +51,8 @@ _REFUSALS, _OTHERS = 20, 100  # times that a rate limit meets one question while
 class LabellingSession:
     """Where labels are bought: the oracle, the criterion, and the account that pays.
 
-    Labels of an `replicate` are apart from all others: the same question may be bought once on each.
+    Labels of an `replicate` are apart from all others: the same question may be bought once on each. What is bought is
+    charged to the `purses` too.
     """
 
     ledger: Ledger
@@ -60,11 +62,17 @@ class LabellingSession:
     replicate: str = ""
     patience: float = PATIENCE  # seconds without an answer of the oracle, or of the ledger
     least_usable: float = 0.0  # share of the replies that must hold a verdict
+    purses: tuple[Purse, ...] = ()
 
     @cached_property
     def _asked_of(self) -> tuple[str, str]:
         criterion = self.rubric.digest()
         return self.oracle.fingerprint(), f"{criterion} {self.replicate}" if self.replicate else criterion
+
+    @property
+    def paid_by(self) -> list[str]:
+        """The purses by name."""
+        return [purse.name for purse in self.purses]
 
     @property
     def annotation_task(self) -> AnnotationTask | None:
@@ -83,7 +91,8 @@ class LabellingSession:
         """Return that query with the most it may cost, and who answers for it."""
         asked = response.prompt, response.text
         ceiling = Amount(self.oracle.max_cost(*asked), self.oracle.max_query_tokens(*asked))
-        return QueryRequest(self.question(response), ceiling, self.oracle.billed_on_failure, holder)
+        told = self.oracle.billed_on_failure, holder, self.oracle.costs_money
+        return QueryRequest(self.question(response), ceiling, *told)
 
 
 class LabellingStopped(NinefoldError):
@@ -114,8 +123,8 @@ def label_responses(
 
     Quarantined replies (NaN, ±inf) are returned with that status. As many are asked at once as their ceilings allow;
     what they cost less than that pays for more, until the next ceiling no longer fits: the last responses are not asked,
-    whatever the number of workers. Raises LabellingStopped when the oracle raises; running again asks only for what is
-    missing. Raises AnswersPending while people have not answered.
+    whatever the number of workers. Raises LabellingStopped when the oracle raises, or a purse is empty; running again asks
+    only for what is missing. Raises AnswersPending while people have not answered.
     """
     with _opened(session, Caps(max_queries, max_micro_usd, max_tokens), concurrency) as (holder, journal):
         asked = [session.order(response, holder) for response in responses]
@@ -131,7 +140,11 @@ def label_responses(
                 wanted = orders[len(answers) : len(answers) + covered]
                 if session.annotation_task and (
                     waiting := Queue(session.ledger).post(
-                        session.account, wanted, session.annotation_task, session.oracle.query_type
+                        session.account,
+                        wanted,
+                        session.annotation_task,
+                        session.oracle.query_type,
+                        paid_by=session.paid_by,
                     )
                 ):
                     raise AnswersPending(waiting)
@@ -173,6 +186,8 @@ def _opened(session: LabellingSession, caps: Caps, concurrency: int) -> Iterator
     ledger, (queries, micro_usd, tokens) = session.ledger, caps
     try:
         ledger.open_account(session.account, max_queries=queries, max_micro_usd=micro_usd, max_tokens=tokens)
+        for purse in session.purses:
+            ledger.open_account(purse.name, max_micro_usd=purse.micro_usd)
         if recovered := ledger.release_stale():
             log.warning("%d reservations of processes that died were given up", recovered)
     except Exception as error:
@@ -234,6 +249,7 @@ class _Asking:
         self.watch = ReplyWatch(session.oracle, session.least_usable)
         self.batcher = LedgerBatcher(
             *(session.ledger, session.account),
+            paid_by=session.paid_by,
             journal=journal,
             stop=self.breaker.stop,
             patience=session.patience,
@@ -337,7 +353,7 @@ class _Asking:
         """Return the quarantined label of a question that was refused while others were answered."""
         try:
             held = await self._reserve(order)
-        except (BudgetExhausted, InterruptedError) as error:
+        except (BudgetExhausted, PurseExhausted, InterruptedError) as error:
             return error
         return held if isinstance(held, Answer) else await self._settle_refused(held, refusal)
 
@@ -385,16 +401,18 @@ class _Asking:
                         await asyncio.to_thread(self.session.ledger.release_stale)
                 if time.monotonic() - told >= _TELL_SECONDS:
                     told = time.monotonic()
-                    await asyncio.to_thread(self._tell_of_waiting, order, told - began, money=outcome is not None)
+                    await asyncio.to_thread(self._tell_of_waiting, order, told - began, money=outcome)
             except Exception as error:
                 if not is_away(error):
                     raise
 
-    def _tell_of_waiting(self, order: QueryRequest, seconds: float, *, money: bool) -> None:
+    def _tell_of_waiting(
+        self, order: QueryRequest, seconds: float, *, money: BudgetExhausted | PurseExhausted | None
+    ) -> None:
         """Log for whom a question waits."""
         ledger = self.session.ledger
-        if money:
-            held = ledger.holders_of(self.session.account)
+        if money is not None:
+            held = ledger.holders_of(money.purse if isinstance(money, PurseExhausted) else self.session.account)
             what = "the money that their calls in flight may not need"
         else:
             held, what = [ledger.holder_of(order.question)], "their answer to the same question"

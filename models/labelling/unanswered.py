@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from models.core.data import Response
 from models.core.money import MicroUsd
 from models.labelling.label import LabellingSession, label_responses
+from models.ledger.reopening import reopen
 from models.oracles.base import approximate_tokens
 
 Row = dict[str, Any]  # of the ledger
@@ -49,7 +50,7 @@ def retry_rows(session: LabellingSession, rows: Sequence[Row], *, most: MicroUsd
     """
     ledger, payer = session.ledger, account_of_retries(session.account)
     ledger.open_account(payer, max_queries=0, max_micro_usd=0, max_tokens=0)
-    ledger.reopen([row["id"] for row in rows], to=payer)
+    reopen(ledger, [row["id"] for row in rows], to=payer)
     questions = list(dict.fromkeys((row["prompt"], row["response"]) for row in rows))
     before = ledger.spent(payer)
     labels = label_responses(

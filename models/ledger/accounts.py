@@ -1,6 +1,8 @@
 """Budget accounts. A conditional UPDATE enforces the cap under any concurrency."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -8,7 +10,9 @@ from sqlalchemy.engine import Connection
 
 from models.core.errors import NinefoldError
 from models.core.money import Amount, dollars, total
-from models.ledger.tables import ACCOUNTS, CHARGES, QUERIES, CompiledStatement, insert_into
+from models.ledger.liveness import PEOPLE
+from models.ledger.purses import RAISED_BY, kind_of, ordered
+from models.ledger.tables import ACCOUNTS, CHARGES, QUERIES, RESERVED, CompiledStatement, insert_into
 
 
 class BudgetExhausted(NinefoldError):
@@ -16,6 +20,15 @@ class BudgetExhausted(NinefoldError):
 
     def __init__(self, message: str, *, held: bool) -> None:
         super().__init__(message)
+        self.held = held
+
+
+class PurseExhausted(NinefoldError):
+    """The purse of a run, a sweep or the lab cannot pay for one more query; `held` as of BudgetExhausted."""
+
+    def __init__(self, message: str, *, purse: str, held: bool) -> None:
+        super().__init__(message)
+        self.purse = purse
         self.held = held
 
 
@@ -51,15 +64,65 @@ def open_account(connection: Connection, name: str, *, queries: int, micro_usd: 
     connection.execute(opened.on_conflict_do_update(index_elements=["name"], set_=caps))
 
 
-def afford(connection: Connection, account: str, prices: Sequence[Amount]) -> list[bool]:
-    """Charge an account for each query whose price its caps still allow, in order, and say which those are."""
-    if not prices or _take(connection, account, len(prices), total(prices)):
-        return [True] * len(prices)
-    return [len(prices) > 1 and _take(connection, account, 1, price) for price in prices]
+def afford(connection: Connection, accounts: Sequence[str], prices: Sequence[Amount]) -> list[str]:
+    """Charge accounts for each query whose price the caps of all still allow, in order; else say which one refuses.
+
+    All of them pay for a query, or none.
+    """
+    refusing = _take(connection, accounts, len(prices), total(prices)) if prices else ""
+    if not refusing or len(prices) == 1:
+        return [refusing] * len(prices)
+    return [_take(connection, accounts, 1, price) for price in prices]
 
 
-def _take(connection: Connection, account: str, queries: int, price: Amount) -> bool:
-    return _TAKE(connection, _more(account, queries, price)) == 1
+def _take(connection: Connection, accounts: Sequence[str], queries: int, price: Amount) -> str:
+    """Charge every account, and return ""; or none of them, and return the one that refuses."""
+    for place, account in enumerate(accounts):
+        if _TAKE(connection, _more(account, queries, price)) != 1:
+            for charged in accounts[:place]:
+                adjust(connection, charged, queries=-queries, by=price.negative)
+            return account
+    return ""
+
+
+class Changes:
+    """What a transaction changes of accounts and their purses: summed, and then done in one order.
+
+    One statement for each of them, however many queries it is about, and no two transactions wait for one another.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, tuple[int, Amount]] = {}
+        self._purses: dict[str, tuple[int, Amount]] = {}
+
+    def add(self, account: str, purses: str | None, *, queries: int, by: Amount) -> None:
+        """Change what an account has spent, and what the purses in a row's `purses` have paid."""
+        _sum(self._accounts, account, queries, by)
+        for purse in json.loads(purses) if purses else ():
+            _sum(self._purses, purse, queries, by)
+
+    def apply(self, connection: Connection) -> None:
+        """Change them: the accounts, then the purses."""
+        for changed, names in ((self._accounts, sorted(self._accounts)), (self._purses, ordered([*self._purses]))):
+            for name in names:
+                queries, by = changed[name]
+                if queries or any(by):
+                    adjust(connection, name, queries=queries, by=by)
+
+
+def _sum(sums: dict[str, tuple[int, Amount]], name: str, queries: int, by: Amount) -> None:
+    before, amount = sums.get(name, (0, Amount(0, 0)))
+    sums[name] = before + queries, amount.plus(by)
+
+
+@contextmanager
+def changing(connection: Connection, changes: Changes | None) -> Iterator[Changes]:
+    """Yield the changes of the caller, who applies them; or new ones, which are applied at the end."""
+    if changes is not None:
+        yield changes
+        return
+    yield (own := Changes())
+    own.apply(connection)
 
 
 def adjust(connection: Connection, account: str, *, queries: int, by: Amount) -> None:
@@ -71,20 +134,40 @@ def _more(account: str, queries: int, by: Amount) -> dict[str, str | int]:
     return {"account": account, "more_queries": queries, "more_micro_usd": by.micro_usd, "more_tokens": by.tokens}
 
 
-def exhausted(connection: Connection, account: str, price: Amount) -> BudgetExhausted:
-    """Return why one more query at this price does not fit; raise KeyError if there is no such account."""
+def exhausted(connection: Connection, account: str, price: Amount) -> BudgetExhausted | PurseExhausted:
+    """Return why one more query at this price does not fit; raise KeyError if there is no such account or purse."""
     row = connection.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).mappings().first()
     if row is None:
         raise KeyError(f"account {account!r} is not open: call open_account first")
-    flying = sa.select(QUERIES.c.id).where(QUERIES.c.account == account, QUERIES.c.status == "reserved")
+    if kind := kind_of(account):
+        held = _any(connection, paying(account), QUERIES.c.holder != PEOPLE)  # people may take weeks
+        return PurseExhausted(
+            f"the purse {account!r} has paid {dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}; one more query "
+            f"at {dollars(price.micro_usd)} does not fit"
+            f"{', though calls in flight may give some back' if held else ''}: raise {RAISED_BY[kind]}",
+            purse=account,
+            held=held,
+        )
     tokens = f", {row['tokens']} of {row['max_tokens']} tokens" if price.tokens else ""
     return BudgetExhausted(
         f"account {account!r} has spent {row['queries']} of {row['max_queries']} queries, "
         f"{dollars(row['micro_usd'])} of {dollars(row['max_micro_usd'])}{tokens}; one more at {dollars(price.micro_usd)} "
         f"{f'and {price.tokens} tokens ' if price.tokens else ''}"
         "does not fit: raise labelling.queries, labelling.max_micro_usd or labelling.max_tokens",
-        held=connection.execute(flying.limit(1)).first() is not None,
+        held=_any(connection, QUERIES.c.account == account),
     )
+
+
+def paying(account: str) -> "sa.ColumnElement[bool]":
+    """Whether an account, or a purse of this name, has paid for a query."""
+    if not kind_of(account):
+        return QUERIES.c.account == account
+    return QUERIES.c.purses.contains(json.dumps(account), autoescape=True)
+
+
+def _any(connection: Connection, *which: "sa.ColumnElement[bool]") -> bool:
+    """Whether any of these queries is on its way."""
+    return connection.execute(sa.select(QUERIES.c.id).where(RESERVED, *which).limit(1)).first() is not None
 
 
 def charge(connection: Connection, account: str, prices: Sequence[tuple[int, Amount]], *, bought: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from models.core.data import LabelStatus
 from models.core.errors import ConfigError
 from models.core.money import Amount, dollars
-from models.ledger.accounts import BudgetExhausted
+from models.ledger.accounts import BudgetExhausted, PurseExhausted
 from models.ledger.tables import Question, storable
 
 LARGEST = 2**63  # of a column of numbers
@@ -18,13 +18,15 @@ QueryStatus = Literal["reserved", "labelled", "quarantined", "lost"]
 class QueryRequest(NamedTuple):
     """A question, and the most that its answer may cost. `holder` answers for the reservation: this process if None.
 
-    What a holder of one labelling alone has reserved is its own when it asks again.
+    What a holder of one labelling alone has reserved is its own when it asks again. What `costs_money` is charged to the
+    lab's purse.
     """
 
     question: Question
     ceiling: Amount
     billed_on_failure: bool
     holder: str | None = None
+    costs_money: bool = True
 
 
 class Reservation(NamedTuple):
@@ -81,7 +83,7 @@ class Answer(NamedTuple):
     status: LabelStatus
 
 
-ReservationResult = Reservation | Answer | BudgetExhausted | None
+ReservationResult = Reservation | Answer | BudgetExhausted | PurseExhausted | None
 
 
 def checked(reply: QueryResult, charged: Amount) -> tuple[QueryResult, ValueError | None]:

@@ -1,11 +1,13 @@
 """Ledger of every oracle query: reserve, call, settle, so that a paid label is never bought again.
 
 An account is a budget: reservations are charged to it before the call, so that its caps hold under any number of processes.
+Purses above it (of a run, a sweep, the lab) pay in the same transaction for what is bought, and for nothing that is found.
 A query is identified by (oracle fingerprint, criterion, prompt hash, response hash); whoever asks it again is charged its
 price virtually (arms stay comparable) while nothing is paid. Many calls in flight share one transaction
 (`settle_and_reserve`).
 """
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +20,9 @@ from sqlalchemy.engine import Connection
 from models.core.data import LabelStatus
 from models.core.errors import ConfigError
 from models.core.money import NO_CAP, Amount
-from models.ledger import accounts, database, tables
+from models.ledger import accounts, database, purses, tables
 from models.ledger import liveness as holders
-from models.ledger.accounts import BudgetExhausted, Spent
+from models.ledger.accounts import BudgetExhausted, PurseExhausted, Spent
 from models.ledger.entries import (
     REPLIED,
     Answer,
@@ -35,7 +37,7 @@ from models.ledger.entries import (
     checked,
 )
 from models.ledger.journal import Journal, booking, has_journal, journals
-from models.ledger.tables import ACCOUNTS, CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
+from models.ledger.tables import CHARGES, ITEMS, JUDGEMENTS, QUERIES, Question
 
 log = logging.getLogger(__name__)
 
@@ -45,33 +47,46 @@ T = TypeVar("T")
 class Ledger:
     """The record of queries at a SQLAlchemy URL; safe under concurrent threads, processes and machines."""
 
-    def __init__(self, url: str, *, journal: Path | None = None) -> None:
-        """Open it. What its database does not take is kept in the folder `journal`: beside a SQLite file, if not said."""
+    def __init__(self, url: str, *, journal: Path | None = None, budget: purses.Budget | None = None) -> None:
+        """Open it. What its database does not take is kept in the folder `journal`: beside a SQLite file, if not said.
+
+        All that is bought through it is charged to the `budget` of the lab.
+        """
         self.engine = database.open_engine(url)
         self.reader = self.engine.execution_options(reads_only=True)
         self.embedded = self.engine.dialect.name == "sqlite"
+        self._lab = purses.LabPurse(self.engine, budget)
         self._journals = journal or database.folder_of(self.engine.url, "journal")
         at_work = holders.Lease(self.engine, of=self) if self.embedded else None
         self._presence = at_work or holders.SessionHeartbeat(self.engine.url, of=self)
         self._watch = holders.Watch()
 
-    def open_account(self, name: str, *, max_queries: int, max_micro_usd: int, max_tokens: int = NO_CAP) -> None:
+    def open_account(
+        self, name: str, *, max_queries: int = NO_CAP, max_micro_usd: int, max_tokens: int = NO_CAP
+    ) -> None:
         """Make the account, or set new caps on it; what it has spent stays."""
         caps = {"queries": max_queries, "micro_usd": max_micro_usd, "tokens": max_tokens}
         self.transact(lambda c: accounts.open_account(c, name, **caps))
 
     def reserve(
-        self, account: str, question: Question, *, ceiling: int, billed_on_failure: bool, tokens: int = 0
+        self,
+        account: str,
+        question: Question,
+        *,
+        ceiling: int,
+        billed_on_failure: bool,
+        tokens: int = 0,
+        paid_by: Sequence[str] = (),
     ) -> Reservation | Answer | None:
         """Set `ceiling` micro-dollars and `tokens` aside for a call; or return the answer that was paid for earlier.
 
-        None means that another is asking the same question now: try again shortly. Raises BudgetExhausted, having charged
-        nothing, when a cap would be passed.
+        None means that another is asking the same question now: try again shortly. Raises BudgetExhausted or PurseExhausted,
+        having charged nothing, when a cap would be passed.
         """
         _, (outcome,) = self.settle_and_reserve(
-            account, [], [QueryRequest(question, Amount(ceiling, tokens), billed_on_failure)]
+            account, [], [QueryRequest(question, Amount(ceiling, tokens), billed_on_failure)], paid_by=paid_by
         )
-        if isinstance(outcome, BudgetExhausted):
+        if isinstance(outcome, BudgetExhausted | PurseExhausted):
             raise outcome
         return outcome
 
@@ -104,19 +119,22 @@ class Ledger:
         closings: Sequence[Closing],
         orders: Sequence[QueryRequest],
         *,
+        paid_by: Sequence[str] = (),
         wait: float = database.BUSY_SECONDS,
     ) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
         """Book how calls have ended, then reserve for orders of different questions, all in one transaction.
 
-        Returns what `settle`, `release` or `lose`, and `reserve` would, errors included, in the given order. Done again
-        where nobody knows whether the database has kept it, it changes nothing. Waits at most `wait` seconds for other
-        writers of a SQLite file.
+        New ones are `paid_by` these purses too, and the lab's: by the account and all purses, or not at all. Returns what
+        `settle`, `release` or `lose`, and `reserve` would, errors included, in the given order. Done again where nobody
+        knows whether the database has kept it, it changes nothing. Waits at most `wait` seconds for other writers of a
+        SQLite file.
         """
 
         def work(connection: Connection) -> tuple[list[Answer | ValueError | None], list[ReservationResult]]:
             closed = self._close(connection, account, closings) if closings else []
-            return closed, self._reserve(connection, account, orders) if orders else []
+            return closed, self._reserve(connection, account, orders, payers) if orders else []
 
+        payers = self._lab.payers(paid_by, wait) if orders else {}
         if orders:
             self._presence.hold()
         return database.transact(self.engine, work, wait=wait)
@@ -125,7 +143,13 @@ class Ledger:
         """Return what `work` returns within one transaction; see `database.transact`."""
         return database.transact(self.engine, work)
 
-    def _reserve(self, connection: Connection, account: str, orders: Sequence[QueryRequest]) -> list[ReservationResult]:
+    def _reserve(
+        self,
+        connection: Connection,
+        account: str,
+        orders: Sequence[QueryRequest],
+        payers: Mapping[bool, tuple[str, ...]],
+    ) -> list[ReservationResult]:
         found = tables.live_rows(connection, [order.question for order in orders])
         outcomes: dict[int, ReservationResult] = {}
         new: list[int] = []
@@ -147,11 +171,14 @@ class Ledger:
             else:
                 owned[place] = row
         outcomes |= self._own(connection, account, owned)
-        affordable = accounts.afford(connection, account, [orders[place].ceiling for place in new])
-        paid = [place for place, affords in zip(new, affordable, strict=True) if affords]
-        outcomes |= self._insert(connection, account, {place: orders[place] for place in paid})
-        for place in set(new) - set(paid):
-            outcomes[place] = accounts.exhausted(connection, account, orders[place].ceiling)
+        for costs_money, paid_by in payers.items():
+            wanted = {place: orders[place] for place in new if orders[place].costs_money == costs_money}
+            ceilings = [order.ceiling for order in wanted.values()]
+            refusing = dict(zip(wanted, accounts.afford(connection, (account, *paid_by), ceilings), strict=True))
+            paid = {place: order for place, order in wanted.items() if not refusing[place]}
+            outcomes |= self._insert(connection, account, paid, paid_by)
+            for place in wanted.keys() - paid.keys():
+                outcomes[place] = accounts.exhausted(connection, refusing[place], wanted[place].ceiling)
         return [outcomes[place] for place in range(len(orders))]
 
     def _own(self, connection: Connection, account: str, rows: Mapping[int, Any]) -> dict[int, ReservationResult]:
@@ -159,8 +186,8 @@ class Ledger:
         charged = accounts.charged_for(connection, account, [row.id for row in rows.values()])
         fresh = {place: row for place, row in rows.items() if row.id not in charged}
         prices = {place: Amount(row.micro_usd, row.tokens) for place, row in fresh.items()}
-        affords = accounts.afford(connection, account, list(prices.values()))
-        paid = [place for place, affordable in zip(fresh, affords, strict=True) if affordable]
+        refusing = accounts.afford(connection, [account], list(prices.values()))
+        paid = [place for place, by in zip(fresh, refusing, strict=True) if not by]
         accounts.charge(connection, account, [(fresh[p].id, prices[p]) for p in paid], bought=False)
         answers: dict[int, ReservationResult] = {
             place: Answer(row.score, row.micro_usd, row.tokens, charged.get(row.id, False), row.status)
@@ -169,12 +196,13 @@ class Ledger:
         return answers | {p: accounts.exhausted(connection, account, prices[p]) for p in fresh if p not in paid}
 
     def _insert(
-        self, connection: Connection, account: str, orders: Mapping[int, QueryRequest]
+        self, connection: Connection, account: str, orders: Mapping[int, QueryRequest], paid_by: Sequence[str]
     ) -> dict[int, ReservationResult]:
-        """Write the reservations of orders that the account has been charged for."""
+        """Write the reservations of orders that the account, and the purses, have been charged for."""
         if not orders:
             return {}
-        now, here = time.time(), holders.this_process()
+        now, here, payers = time.time(), holders.this_process(), json.dumps(paid_by)
+        changes = accounts.Changes()
         rows = [
             {
                 **order.question.columns(),
@@ -182,6 +210,8 @@ class Ledger:
                 "micro_usd": order.ceiling.micro_usd,
                 "tokens": order.ceiling.tokens,
                 "account": account,
+                "purses": payers,
+                "costs_money": order.costs_money,
                 "holder": order.holder or here,
                 "billed_on_failure": order.billed_on_failure,
                 "reserved_at": now,
@@ -193,37 +223,43 @@ class Ledger:
         for place, order in orders.items():
             query_id = ids.get(order.question.key)
             if query_id is None:  # PostgreSQL: another first asker was faster between our look and our insert
-                accounts.adjust(connection, account, queries=-1, by=order.ceiling.negative)
+                changes.add(account, payers, queries=-1, by=order.ceiling.negative)
                 outcomes[place] = None
             else:
                 outcomes[place] = Reservation(query_id, account, *order.ceiling)
         kept = [(r.query_id, Amount(r.micro_usd, r.tokens)) for r in outcomes.values() if isinstance(r, Reservation)]
         accounts.charge(connection, account, kept, bought=True)
+        changes.apply(connection)
         return outcomes
 
     def _close(
         self, connection: Connection, account: str, closings: Sequence[Closing]
     ) -> list[Answer | ValueError | None]:
         replies = [closing for closing in closings if isinstance(closing, QueryResult)]
-        answers = iter(self.settle_within(connection, account, replies) if replies else [])
+        changes = accounts.Changes()
+        answers = iter(self.settle_within(connection, account, replies, changes) if replies else [])
         closed: list[Answer | ValueError | None] = []
         for closing in closings:
             if isinstance(closing, Release):
-                self.cancel_within(connection, closing.reservation)
+                self.cancel_within(connection, closing.reservation, changes)
             elif isinstance(closing, Loss):
-                self._lose(connection, closing)
+                self._lose(connection, closing, changes)
             closed.append(next(answers) if isinstance(closing, QueryResult) else None)
+        changes.apply(connection)
         return closed
 
     def settle_within(
-        self, connection: Connection, account: str, replies: Sequence[QueryResult]
+        self,
+        connection: Connection,
+        account: str,
+        replies: Sequence[QueryResult],
+        changes: accounts.Changes | None = None,
     ) -> list[Answer | ValueError]:
-        """Settle replies of one account within a transaction of the caller's."""
+        """Settle replies of one account within a transaction of the caller's, who applies `changes` if they are given."""
         ids = [reply.reservation.query_id for reply in replies]
         before = {row.id: row for row in connection.execute(_BEFORE, {"ids": ids})}
-        rows, answers = [], list[Answer | ValueError]()
-        prices: dict[str, list[tuple[int, Amount]]] = {account: []}
-        saved = {account: Amount(0, 0)}
+        rows, answers, saved = [], list[Answer | ValueError](), list[tuple[str, str | None, Amount]]()
+        prices: dict[str, list[tuple[int, Amount]]] = {}
         for given in replies:
             query_id, was = given.reservation.query_id, before.get(given.reservation.query_id)
             if was is None or was.status not in ("reserved", "lost"):
@@ -237,15 +273,16 @@ class Ledger:
                 status = "lost"  # type: ignore[assignment] # the question was asked again: the other row owns the label
             price = Amount(reply.micro_usd, reply.tokens)
             rows.append(reply.parameters(status))
-            prices.setdefault(was.account, []).append((query_id, price))  # another has it since it was asked again
-            saved[was.account] = saved.get(was.account, Amount(0, 0)).plus(price).plus(charged.negative)
+            prices.setdefault(was.account, []).append((query_id, price))  # another's since it was asked again
+            saved.append((was.account, was.purses, price.plus(charged.negative)))
             answers.append(wrong or Answer(reply.score, *price, True, reply.status))
         if rows:
             _SETTLE(connection, rows)
-            for payer in sorted(saved):
-                if prices[payer]:
-                    accounts.recharge(connection, payer, prices[payer])
-                    accounts.adjust(connection, payer, queries=0, by=saved[payer])
+            for payer in sorted(prices):
+                accounts.recharge(connection, payer, prices[payer])
+            with accounts.changing(connection, changes) as sums:
+                for payer, payers, by in saved:
+                    sums.add(payer, payers, queries=0, by=by)
         return answers
 
     def _answered(self, connection: Connection, reply: QueryResult) -> Answer | None:
@@ -270,15 +307,16 @@ class Ledger:
         """
         self.transact(lambda c: self._lose(c, Loss(reservation, most)))
 
-    def _lose(self, connection: Connection, lost: Loss) -> None:
+    def _lose(self, connection: Connection, lost: Loss, changes: accounts.Changes | None = None) -> None:
         reservation = lost.reservation
         reserved = Amount(reservation.micro_usd, reservation.tokens)
         price = reserved if lost.most is None else Amount(*map(min, lost.most, reserved))
         if self._mark_lost(connection, reservation.query_id) and price != reserved:
-            mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id)
-            connection.execute(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
+            mine = sa.update(QUERIES).where(QUERIES.c.id == reservation.query_id).returning(QUERIES.c.purses)
+            payers = connection.scalar(mine.values(micro_usd=price.micro_usd, tokens=price.tokens))
             accounts.recharge(connection, reservation.account, [(reservation.query_id, price)])
-            accounts.adjust(connection, reservation.account, queries=0, by=price.plus(reserved.negative))
+            with accounts.changing(connection, changes) as sums:
+                sums.add(reservation.account, payers, queries=0, by=price.plus(reserved.negative))
 
     def journal(self, holder: str, *, in_flight: int) -> Journal | None:
         """Open a holder's journal, for so many calls in flight; None where no folder was named. Raises as Journal."""
@@ -320,8 +358,8 @@ class Ledger:
         return f"{database.server_of(url)}/{url.database}"
 
     def holders_of(self, account: str) -> list[str]:
-        """Return who asks at this moment on an account's money."""
-        flying = sa.select(QUERIES.c.holder).where(QUERIES.c.account == account, tables.RESERVED).distinct()
+        """Return who asks at this moment on the money of an account, or of a purse."""
+        flying = sa.select(QUERIES.c.holder).where(accounts.paying(account), tables.RESERVED).distinct()
         with self.reader.connect() as connection:
             return list(connection.scalars(flying))
 
@@ -354,7 +392,7 @@ class Ledger:
 
     def _give_up(self, connection: Connection, dead: Mapping[int, str]) -> int:
         still = sa.select(QUERIES).where(QUERIES.c.id.in_(list(dead)), tables.RESERVED)
-        given_up = 0
+        given_up, changes = 0, accounts.Changes()
         for row in connection.execute(still).mappings().all():
             if row["holder"] != dead[row["id"]] or self._may_be_booked(row["holder"]):
                 continue
@@ -362,8 +400,9 @@ class Ledger:
                 self._mark_lost(connection, row["id"])
             else:
                 reservation = Reservation(row["id"], row["account"], row["micro_usd"], row["tokens"])
-                self.cancel_within(connection, reservation)
+                self.cancel_within(connection, reservation, changes)
             given_up += 1
+        changes.apply(connection)
         return given_up
 
     def _may_be_booked(self, holder: str) -> bool:
@@ -385,51 +424,6 @@ class Ledger:
         with self.reader.connect() as connection:
             yield from (dict(row) for row in connection.execute(query).mappings())
 
-    def retried(self, account: str) -> int:
-        """Return how many queries were taken off an account to be asked again; 0 for one that was never opened."""
-        with self.reader.connect() as connection:
-            return connection.scalar(sa.select(ACCOUNTS.c.retried).where(ACCOUNTS.c.name == account)) or 0
-
-    def unanswered(self, account: str) -> list[dict[str, Any]]:
-        """Return the queries that an account is charged for, and that nobody has an answer to: quarantined, or lost."""
-        other = QUERIES.alias()
-        same = (other.c[name] == QUERIES.c[name] for name in ("oracle", "criterion", "prompt_hash", "response_hash"))
-        asked_since = sa.exists().where(*same, other.c.status != "lost")
-        gone = sa.or_(QUERIES.c.status == "quarantined", sa.and_(QUERIES.c.status == "lost", ~asked_since))
-        charged = QUERIES.c.id.in_(sa.select(CHARGES.c.query_id).where(CHARGES.c.account == account))
-        with self.reader.connect() as connection:
-            found = connection.execute(sa.select(QUERIES).where(charged, gone).order_by(QUERIES.c.id))
-            return [dict(row) for row in found.mappings()]
-
-    def reopen(self, query_ids: Sequence[int], *, to: str) -> int:
-        """Give up quarantined queries, and lost ones, so that they can be asked again; return how many there were.
-
-        What they have cost stays counted, on the account `to`, which has to be open. The accounts that were charged for
-        them, this one's buyer and those that found them here, have room for the new answers.
-        """
-        which = QUERIES.c.id.in_(sa.bindparam("ids", expanding=True)), QUERIES.c.status.in_(("quarantined", "lost"))
-
-        def work(connection: Connection) -> int:
-            found = connection.scalars(sa.select(QUERIES.c.id).where(*which), {"ids": list(query_ids)})
-            ids = sorted(found)
-            mine = CHARGES.c.query_id.in_(ids), CHARGES.c.account != to
-            charges = connection.execute(sa.select(CHARGES).where(*mine).order_by(CHARGES.c.account)).all()
-            connection.execute(sa.delete(CHARGES).where(*mine))
-            for charged in charges:
-                price = Amount(charged.micro_usd, charged.tokens)
-                accounts.adjust(connection, charged.account, queries=-1, by=price.negative)
-                if charged.bought:
-                    accounts.charge(connection, to, [(charged.query_id, price)], bought=True)
-                    accounts.adjust(connection, to, queries=1, by=price)
-            for name in sorted({charged.account for charged in charges}):
-                count = sum(charged.account == name for charged in charges)
-                raised = sa.update(ACCOUNTS).where(ACCOUNTS.c.name == name)
-                connection.execute(raised.values(retried=ACCOUNTS.c.retried + count))
-            connection.execute(sa.update(QUERIES).where(QUERIES.c.id.in_(ids)).values(status="lost", account=to))
-            return len(ids)
-
-        return self.transact(work)
-
     def import_labels(self, labels: Sequence[tuple[Question, Mapping[str, Any]]]) -> int:
         """Take over labels paid for elsewhere (an import), all or none; return how many this ledger did not hold yet.
 
@@ -437,7 +431,7 @@ class Ledger:
         more; what a process is asking about at this moment stays as it is.
         """
         now = time.time()
-        kept = {"account": "import", "billed_on_failure": True, "reserved_at": now, "settled_at": now}
+        kept = {"account": tables.IMPORTED, "billed_on_failure": True, "reserved_at": now, "settled_at": now}
 
         def work(connection: Connection) -> int:
             for row in tables.live_rows(connection, [question for question, _ in labels]).values():
@@ -448,18 +442,23 @@ class Ledger:
 
         return self.transact(work)
 
-    def cancel_within(self, connection: Connection, reservation: Reservation) -> None:
-        """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before."""
-        deleted = connection.execute(
-            sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
-        )
-        if deleted.rowcount == 1:
+    def cancel_within(
+        self, connection: Connection, reservation: Reservation, changes: accounts.Changes | None = None
+    ) -> None:
+        """Undo a reservation within a transaction of the caller's; nothing if it was settled or undone before.
+
+        The caller applies `changes` of accounts if they are given.
+        """
+        reserved = sa.delete(QUERIES).where(QUERIES.c.id == reservation.query_id, QUERIES.c.status == "reserved")
+        deleted = connection.execute(reserved.returning(QUERIES.c.purses)).first()
+        if deleted is not None:
             mine = CHARGES.c.account == reservation.account
             connection.execute(sa.delete(CHARGES).where(mine, CHARGES.c.query_id == reservation.query_id))
             for table in (ITEMS, JUDGEMENTS):  # SQLite gives the number to another question
                 connection.execute(sa.delete(table).where(table.c.query_id == reservation.query_id))
             freed = Amount(-reservation.micro_usd, -reservation.tokens)
-            accounts.adjust(connection, reservation.account, queries=-1, by=freed)
+            with accounts.changing(connection, changes) as sums:
+                sums.add(reservation.account, deleted.purses, queries=-1, by=freed)
 
     def _mark_lost(self, connection: Connection, query_id: int) -> bool:
         """Give a query up, and say whether it was reserved until now."""
@@ -467,7 +466,7 @@ class Ledger:
         return connection.execute(reserved.values(status="lost", settled_at=time.time())).rowcount == 1
 
 
-_BEFORE = sa.select(*(QUERIES.c[name] for name in ("id", "status", "account", "micro_usd", "tokens"))).where(
+_BEFORE = sa.select(*(QUERIES.c[name] for name in ("id", "status", "account", "micro_usd", "tokens", "purses"))).where(
     QUERIES.c.id.in_(sa.bindparam("ids", expanding=True))
 )
 _SETTLE = tables.CompiledStatement(

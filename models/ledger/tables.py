@@ -31,7 +31,7 @@ ACCOUNTS = sa.Table(
     _count("micro_usd", default=0),
     sa.Column("max_tokens", sa.BigInteger, nullable=False, server_default=str(NO_CAP)),
     _count("tokens", server_default="0"),
-    _count("retried", server_default="0"),  # its queries that were taken off it, to be asked again
+    _count("reopened", server_default="0"),  # its queries that were taken off it, to be asked again
 )
 
 QUERIES = sa.Table(
@@ -51,6 +51,8 @@ QUERIES = sa.Table(
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("account", sa.Text, nullable=False),
+    sa.Column("purses", sa.Text),  # that have paid beside the account: a JSON list of names
+    sa.Column("costs_money", sa.Boolean),  # false for what is simulated or was recorded
     sa.Column("holder", sa.Text),
     sa.Column("billed_on_failure", sa.Boolean, nullable=False),
     sa.Column("reserved_at", sa.Float, nullable=False),
@@ -61,6 +63,7 @@ QUERIES = sa.Table(
 _KEY = ("oracle", "criterion", "prompt_hash", "response_hash")
 KEY_AND_ID = [QUERIES.c[name] for name in (*_KEY, "id")]
 Key = tuple[str, ...]
+IMPORTED = "import"  # account of labels that were paid for elsewhere
 
 LIVE = QUERIES.c.status != "lost"
 sa.Index(

@@ -140,6 +140,11 @@ class Oracle(Plugin):
     description: ClassVar[str]
 
     @property
+    def costs_money(self) -> bool:
+        """Whether an answer is paid for now; false where its price is only counted: a simulation, a record."""
+        return True
+
+    @property
     def uses_device(self) -> bool:
         """Whether it answers by a model in this process, on its GPU where there is one."""
         return False

@@ -33,6 +33,11 @@ class Gold(Oracle):
     kind: Literal["gold"] = "gold"
     micro_usd: MicroUsd = 10_000
 
+    @property
+    @override
+    def costs_money(self) -> bool:
+        return False
+
     @override
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         score = float(predict([f"{prompt} {response}"])[0])

@@ -39,6 +39,11 @@ class Noisy(Oracle):
 
     @property
     @override
+    def costs_money(self) -> bool:
+        return self.inner.costs_money
+
+    @property
+    @override
     def uses_device(self) -> bool:
         return self.inner.uses_device
 

@@ -40,6 +40,11 @@ class PairwiseFromScores(PairOracle):
 
     @property
     @override
+    def costs_money(self) -> bool:
+        return self.inner.costs_money
+
+    @property
+    @override
     def uses_device(self) -> bool:
         return self.inner.uses_device
 

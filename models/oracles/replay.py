@@ -45,6 +45,11 @@ class Replay(Oracle):
     price_column: str | None = Field(None, description="Column of the dollars paid.")
     micro_usd: MicroUsd = 0
 
+    @property
+    @override
+    def costs_money(self) -> bool:
+        return False
+
     @override
     def judge(self, prompt: str, response: str, rubric: Rubric) -> Verdict:
         table = _table(self)
@@ -61,9 +66,9 @@ class Replay(Oracle):
 
     @override
     def identity(self) -> list[Any]:
-        # The file's bytes, not its place: the same table on another machine is the same oracle.
+        # The file's bytes, not its place, nor what an answer is said to have cost: the same table is the same oracle.
         return [
-            self.model_dump(mode="json", exclude={"path"}),
+            self.model_dump(mode="json", exclude={"path", "price_column", "micro_usd"}),
             remembered_sha256(self.path),
         ]
 

@@ -21,6 +21,7 @@ class Bill(NamedTuple):
 class _Counts(NamedTuple):
     sent: int
     cached: int
+    cache_writes: int
     written: int
 
 
@@ -29,10 +30,10 @@ def bill(usage: object, prices: Prices, *, sent: int, written: int, text: str) -
 
     | usage                                                  | booked                                         |
     | ------------------------------------------------------ | ---------------------------------------------- |
-    | whole counts, cached ≤ prompt                          | what they cost, above the ceiling too          |
+    | whole counts, cached + cache writes ≤ prompt           | what they cost, above the ceiling too          |
     | `total_tokens` above their sum                         | the same, and what is above it as output       |
     | none, or a count that is missing, negative, no integer | the most that the call may cost                |
-    | more cached than prompt tokens                         | the same: a gateway that counts them apart     |
+    | more of both together than prompt tokens               | the same: a gateway that counts them apart     |
     | nothing sent, or nothing written though there is text  | the same                                       |
     | 100,000 tokens more than could be sent, or written     | the same: it is no count of this call          |
 
@@ -47,7 +48,12 @@ def bill(usage: object, prices: Prices, *, sent: int, written: int, text: str) -
     except ValueError as doubt:
         said = f"the usage {str(usage)[:200]} cannot be this call's: {doubt}"
         return Bill(Amount(prices.most(input_tokens=sent, output_tokens=written), sent + written), said)
-    price = prices.cost(input_tokens=counts.sent, output_tokens=counts.written, cached_tokens=counts.cached)
+    price = prices.cost(
+        input_tokens=counts.sent,
+        output_tokens=counts.written,
+        cached_tokens=counts.cached,
+        cache_writes=counts.cache_writes,
+    )
     return Bill(Amount(price, counts.sent + counts.written))
 
 
@@ -59,15 +65,25 @@ def _counts(usage: object, text: str) -> _Counts:
     details = usage.get("prompt_tokens_details")
     if details is not None and not isinstance(details, Mapping):
         raise ConfigError("prompt_tokens_details holds no counts")
-    cached = _count(details, "cached_tokens") if details and details.get("cached_tokens") is not None else 0
-    if cached > sent:
-        raise ConfigError(f"{cached} cached tokens of {sent} sent")
+    cached = _most_said(details or {}, "cached_tokens")
+    # gateways call the same count by one name or another, or by two at once
+    writes = max(
+        _most_said(details or {}, "cache_write_tokens", "cache_creation_tokens"),
+        _most_said(usage, "cache_creation_input_tokens"),
+    )
+    if cached + writes > sent:
+        raise ConfigError(f"{cached} cached tokens and {writes} cache writes of {sent} sent")
     # servers that count reasoning in the total alone bill it as output
     if usage.get("total_tokens") is not None:
         written += max(_count(usage, "total_tokens") - sent - written, 0)
     if not sent or (text and not written):
         raise ConfigError("nothing sent, or nothing written")
-    return _Counts(sent, cached, written)
+    return _Counts(sent, cached, writes, written)
+
+
+def _most_said(counts: Mapping[str, object], *names: str) -> int:
+    """Return the largest of the counts that are there; 0 where none is."""
+    return max((_count(counts, name) for name in names if counts.get(name) is not None), default=0)
 
 
 def _count(counts: Mapping[str, object], name: str) -> int:

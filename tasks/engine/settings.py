@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.core.errors import ConfigError
+from models.ledger.purses import Budget, parse_budget
 
 _BUCKETS = ("s3://", "gs://")  # their URLs are a bucket and a path, without a user or a host
 
@@ -23,6 +24,7 @@ class Settings(BaseSettings):
     home: Path = Path("artifacts")
     store: str | None = Field(None, description="fsspec URL of the artifact store")
     ledger: str | None = Field(None, description="SQLAlchemy URL of the ledger")
+    budget: str | None = Field(None, description="most dollars that are paid in a period: 50 USD / month, 20/day, 100")
     mlflow: str | None = Field(None, description="MLflow tracking URI")
     prefect: str | None = Field(None, description="URL of a Prefect server's API, for PREFECT_API_URL; else one's own")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
@@ -41,6 +43,18 @@ class Settings(BaseSettings):
     )
     log: Literal["debug", "info", "warning"] = Field("info", description="least grave of the lines on the terminal")
     threads: PositiveInt | None = Field(None, description="torch threads; default: all cores")
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, written: str | None) -> str | None:
+        if written is not None:
+            parse_budget(written)
+        return written
+
+    @property
+    def lab_budget(self) -> Budget | None:
+        """Return the most that this installation pays in a period; None without a limit."""
+        return None if self.budget is None else parse_budget(self.budget)
 
     @property
     def store_url(self) -> str:
@@ -118,4 +132,9 @@ def settings() -> Settings:
     known = {f"NINEFOLD_{name}".upper() for name in Settings.model_fields}
     if unknown := sorted({name.upper() for name in (dotenv_values(named) if named else {})} - known):
         raise ConfigError(f"NINEFOLD_SETTINGS={named} sets {unknown[0]}, and there are {', '.join(sorted(known))}")
-    return Settings(_env_file=named or None)
+    try:
+        return Settings(_env_file=named or None)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, said = f"NINEFOLD_{first['loc'][0]}".upper(), first["msg"].removeprefix("Value error, ")
+        raise ConfigError(said if said.startswith(name) else f"{name}={first['input']!r}: {said}") from None

@@ -18,6 +18,7 @@ from models.labelling.label import AnswersPending, LabellingSession, label_respo
 from models.labelling.retry import PATIENCE
 from models.labelling.watch import last_unusable
 from models.ledger.ledger import Ledger
+from models.ledger.purses import Purse
 from models.metrics.agreement import rank_correlation
 from models.oracles.base import Oracle, canonical_pair, refused
 from tasks.engine.caching import StageResult, stage
@@ -47,39 +48,46 @@ class AnnotationRequest(Frozen):
     max_queries: int
     max_micro_usd: int
     max_tokens: int
-    retried: int = (
-        0  # how many questions of this account are asked again by the user's wish: their answers are other ones
-    )
+    reopened: int = 0  # questions of this account that were asked again by request: their answers are other ones
 
 
-def enqueue_for_humans(request: AnnotationRequest) -> int:
+class LabellingTerms(Frozen):
+    """How it is asked, which changes no label: calls in flight, seconds of patience, the share of replies that must be
+    usable, and the purses that pay beside the account."""
+
+    concurrency: int
+    patience: float = PATIENCE
+    least_usable: float = 0.0
+    purses: tuple[Purse, ...] = ()
+
+
+def enqueue_for_humans(request: AnnotationRequest, purses: tuple[Purse, ...] = ()) -> int:
     """Put what has not been asked yet into the queue, and return how many questions are open; 0 for any other oracle."""
     if request.oracle.annotation_task(request.rubric) is None:
         return 0
     try:
-        _buy(request, _by_id(request), open_ledger(), concurrency=1, patience=PATIENCE, least_usable=0.0)
+        terms = LabellingTerms(concurrency=1, purses=purses)
+        _buy(request, _by_id(request), open_ledger(), terms)
     except AnswersPending as pending:
         return pending.questions
     return 0
 
 
-@stage(version=6, ignore=["concurrency", "patience", "least_usable"])
-def annotate(
-    request: AnnotationRequest, *, concurrency: int, patience: float = PATIENCE, least_usable: float = 0.0
-) -> AnnotationResult:
+@stage(version=6, ignore=["terms"])
+def annotate(request: AnnotationRequest, *, terms: LabellingTerms) -> AnnotationResult:
     """Return the labels, within every cap.
 
-    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget. Raises
-    UnusableOutput where fewer of the answers than the share `least_usable` hold a verdict, or all labels to learn from are
-    the same.
+    The account is charged for every label, bought now or found in the ledger, so that runs compare at equal budget; the
+    purses for what is bought now. Raises UnusableOutput where fewer of the answers than the share `least_usable` hold a
+    verdict, or all labels to learn from are the same.
     """
     by_id, ledger = _by_id(request), open_ledger()
     with on_device() if request.oracle.uses_device else nullcontext():
-        labels = _buy(request, by_id, ledger, concurrency=concurrency, patience=patience, least_usable=least_usable)
+        labels = _buy(request, by_id, ledger, terms)
     facts = {name: float(value) for name, value in ledger.spent(request.account)._asdict().items()}
     settled = [row for row in ledger.rows(account=request.account) if row["status"] in SETTLED]
     facts |= request.oracle.diagnostics([row["raw"] for row in settled])
-    _require_usable(request, labels, [row for row in settled if row["status"] != "labelled"], least_usable)
+    _require_usable(request, labels, [row for row in settled if row["status"] != "labelled"], terms.least_usable)
     facts["refused"] = float(sum(refused(row["raw"] or "") for row in settled))
     said = {(row["prompt"], row["response"]): row["raw"] for row in settled}
     labels = [replace(entry, remark=_remark(request.oracle, by_id[entry.response_id], said)) for entry in labels]
@@ -115,13 +123,7 @@ def _by_id(request: AnnotationRequest) -> dict[str, Response]:
 
 
 def _buy(
-    request: AnnotationRequest,
-    by_id: Mapping[str, Response],
-    ledger: Ledger,
-    *,
-    concurrency: int,
-    patience: float,
-    least_usable: float,
+    request: AnnotationRequest, by_id: Mapping[str, Response], ledger: Ledger, terms: LabellingTerms
 ) -> list[Label]:
     """Ask about what was picked, and return the answers as seen from the picked responses. Raises as `label`."""
     picks = [Selection(i, 0.0) for i in by_id] if request.picks is None else store().rows(request.picks, Selection)
@@ -129,12 +131,18 @@ def _buy(
     labels = label_responses(
         [question for question, _ in questions],
         LabellingSession(
-            ledger, request.oracle, request.rubric, request.account, patience=patience, least_usable=least_usable
+            ledger,
+            request.oracle,
+            request.rubric,
+            request.account,
+            patience=terms.patience,
+            least_usable=terms.least_usable,
+            purses=terms.purses,
         ),
         max_queries=request.max_queries,
         max_micro_usd=request.max_micro_usd,
         max_tokens=request.max_tokens,
-        concurrency=concurrency,
+        concurrency=terms.concurrency,
     )
     asked = {question.id: (pick, sign) for pick, (question, sign) in zip(picks, questions, strict=True)}
     return [_as_picked(entry, *asked[entry.response_id]) for entry in labels]

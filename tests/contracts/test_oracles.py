@@ -79,10 +79,6 @@ def test_every_oracle_keeps_the_contract(
     assert oracle.fingerprint() == oracles(tmp_path, judge_server.url)[number].fingerprint()
 
 
-def test_the_price_is_not_part_of_who_the_gold_oracle_is() -> None:
-    assert Gold(micro_usd=1).fingerprint() == Gold(micro_usd=2).fingerprint()
-
-
 def test_a_table_with_other_bytes_is_another_oracle_and_its_place_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -96,12 +92,6 @@ def test_a_missing_table_or_column_is_named(tmp_path: Path) -> None:
         Replay(path=tmp_path / "nowhere.csv").check()
     with pytest.raises(ValueError, match=r"has no column \['score'\]"):
         Replay(path=table(tmp_path), label_column="score").check()
-
-
-def test_latency_is_not_part_of_who_a_noisy_oracle_is(tmp_path: Path) -> None:
-    inner = Replay(path=table(tmp_path))
-    assert Noisy(inner=inner, latency=1.0).fingerprint() == Noisy(inner=inner).fingerprint()
-    assert Noisy(inner=inner, flip=0.1).fingerprint() != Noisy(inner=inner).fingerprint()
 
 
 def test_the_gold_oracle_agrees_with_people_it_was_not_fitted_on() -> None:

@@ -6,18 +6,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from flows.config.loading import load
 from flows.config.presets import PRESETS
 from flows.config.sweep import Sweep, expand
+from flows.planning.purses import sweep_purse
 from flows.reporting.storage import report_folder
 from flows.reporting.sweep_text import notes, page, rows_of
 from flows.sweep import Incomplete, run_sweep
 from flows.sweep_plan import plan_sweep
+from flows.tracking.lookup import find_run
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
 from tests.flows.cli.test_main import ninefold
+from tests.support.fake_judge import LoopbackJudge
 
 ROOT = Path(__file__).parents[2]
 
@@ -264,3 +268,41 @@ def test_the_plan_is_shown_and_nothing_is_written(tmp_path: Path, sweep_file: Pa
     assert "sweep      small: 4 arms" in shown
     assert "queries    at most 40 after sharing" in shown
     assert not (tmp_path / "h").exists()
+
+
+def test_replies_longer_than_expected_do_not_pass_the_budget_of_the_sweep(
+    home: Path,
+    prefect_server: None,
+    tiny_file: Path,
+    sweep_settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "loopback")
+    base = yaml.safe_load(tiny_file.read_text())
+    with LoopbackJudge(completion_tokens=500) as server:
+        prices = {"input": 1_000_000, "output": 2_000_000}
+        endpoint = {"model": "judge", "base_url": server.url, "prices": prices}
+        base["labelling"] |= {"oracle": {"kind": "llm_judge", "endpoint": endpoint}, "max_micro_usd": 10_000_000}
+        base["evaluation"]["max_micro_usd"] = 10_000_000
+        tiny_file.write_text(yaml.safe_dump(base))
+        large = sweep(sweep_settings, seeds=[0])
+        cap = plan_sweep(large).micro_usd
+        tight = sweep(sweep_settings, seeds=[0], max_micro_usd=cap)
+        with pytest.raises(Incomplete) as missing:
+            run_sweep(tight)
+        failures = [arm["failure"] for arm in missing.value.report["arms"] if arm["failure"]]
+        purse = sweep_purse(tight).name
+        assert failures
+        assert all(f"the purse {purse!r} has paid" in failure for failure in failures)
+        assert all("raise max_micro_usd of the sweep" in failure for failure in failures)
+        ledger = Ledger(settings().ledger_url)
+        assert 0 < sum(row["micro_usd"] for row in ledger.rows()) <= cap
+        assert {json.loads(row["purses"])[-1] for row in ledger.rows()} == {purse}
+        report = run_sweep(large)
+    assert [arm["failure"] for arm in report["arms"]] == [None, None]
+    assert sweep_purse(large).name == purse
+    with ledger.reader.connect() as connection:
+        paid = dict(connection.execute(sa.text("SELECT name, micro_usd FROM accounts")).tuples().all())
+    assert cap < paid[purse] == sum(row["micro_usd"] for row in ledger.rows()) == report["micro_usd_paid"]
+    assert sum(micro_usd for name, micro_usd in paid.items() if name.startswith("run ")) == paid[purse]
+    assert find_run("small.random.s0").purse == sweep_purse(large)

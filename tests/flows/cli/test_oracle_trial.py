@@ -128,7 +128,12 @@ AZURE = {"key_header": "api-key", "query": {"api-version": "2024-10-21"}}
         ({"form": "bold"}, {}, {"structured_output": False}, ["it states its usage"]),
         ({"usage": "absent"}, {}, {}, ["it states no usage: its calls are booked at the most"]),
         ({"names_model": False}, {}, {}, ["it does not say which model it is"]),
-        ({"refused_fields": {"max_tokens": ..., "temperature": ...}}, {"temperature": None}, {}, ["JSON comes as asked"]),
+        (
+            {"refused_fields": {"max_tokens": ..., "temperature": ...}},
+            {"temperature": None},
+            {},
+            ["JSON comes as asked"],
+        ),
         ({"refused_fields": {"seed": ...}}, {"request": {"seed": False}}, {}, ["JSON comes as asked"]),
         ({"refused_fields": {"response_format": ...}}, {}, {"structured_output": False}, ["it states its usage"]),
         ({"no_system": True}, {"request": {"system": "user"}}, {}, ["JSON comes as asked"]),
@@ -157,7 +162,11 @@ def test_what_a_server_can_do_is_said(
         ({"refused_fields": {"temperature": ...}}, {}, "set endpoint.temperature to null"),
         ({"refused_fields": {"seed": ...}}, {}, "set endpoint.request.seed to false"),
         ({"refused_fields": {"response_format": ...}}, {}, "set structured_output to false"),
-        ({"refused_fields": {"top_logprobs": 5}}, {"scoring": "expected"}, "set alternatives to what the server allows"),
+        (
+            {"refused_fields": {"top_logprobs": 5}},
+            {"scoring": "expected"},
+            "set alternatives to what the server allows",
+        ),
         (
             {"refused_fields": {"reasoning_effort": ...}},
             {"endpoint": {"request": {"reasoning_effort": "low"}}},

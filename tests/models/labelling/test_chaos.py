@@ -23,5 +23,6 @@ def test_a_storm_loses_nothing_and_pays_nothing_twice(database: list[str]) -> No
     assert found["lost_replies"] > 0, "the storm was one"
     assert (found["hung"], found["reserved_at_the_end"], found["journals_left"]) == (0, 0, 0)
     assert (found["lost"], found["double_paid"], found["wrong_rows"], found["over_cap"]) == (0, 0, 0, 0)
+    assert (found["account_drift"], found["purse_drift"]) == (0, 0), "purses pay what is bought, whoever is killed"
     assert all(paid <= cap for paid, cap in found["paid_and_cap"].values())
     assert found["server_bill"] <= found["paid"]

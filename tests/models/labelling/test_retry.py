@@ -328,7 +328,7 @@ def test_many_workers_that_wait_for_a_rate_limit_use_few_sessions_of_the_databas
     counter = threading.Thread(target=count)
     counter.start()
     with LoopbackJudge(latency=0.02, faults={"rate_limit": 0.5}) as server:
-        labels = ask([make_response(n) for n in range(300)], ledger, judge(server.url), concurrency=64)
+        labels = ask([make_response(n) for n in range(300)], ledger, judge(server.url), concurrency=64, max_queries=300)
     over.set()
     counter.join()
     assert len(labels) == 300

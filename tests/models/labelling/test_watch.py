@@ -10,6 +10,7 @@ from models.labelling.label import LabellingSession, LabellingStopped, label_res
 from models.labelling.unanswered import account_of_retries, retry_price, retry_rows
 from models.labelling.watch import ReplyWatch
 from models.ledger.ledger import Ledger
+from models.ledger.reopening import times_reopened, unanswered
 from models.oracles.chat_client import Endpoint, Prices, close_clients
 from models.oracles.llm_judge import LLMJudge
 from tests.support.fake_judge import LoopbackJudge
@@ -118,16 +119,16 @@ def test_a_mended_judge_is_asked_again_on_top_of_the_caps_and_the_arm_has_room_f
         assert {label.status for label in ask(session, few)} == {"quarantined"}, "they are owned"
         assert len(judge.log) == 10
         judge.faults = {}
-        rows = ledger.unanswered("arm")
+        rows = unanswered(ledger, "arm")
         price = retry_price(session, rows)
         assert 0 < price.expected <= price.most
         made = retry_rows(session, rows, most=price.most, concurrency=4)
         assert (made.asked, made.answered) == (10, 10)
-        assert ledger.unanswered("arm") == []
+        assert unanswered(ledger, "arm") == []
         again = ask(session, few)
         assert len(judge.log) == 20, "the answers are owned now"
     assert {label.status for label in again} == {"labelled"}
-    assert ledger.retried("arm") == 10
+    assert times_reopened(ledger, "arm") == 10
     spent, on_top = ledger.spent("arm"), ledger.spent(account_of_retries("arm"))
     assert (spent.queries, spent.bought_queries) == (10, 0)
     assert (on_top.queries, on_top.bought_queries) == (20, 20)
@@ -142,9 +143,9 @@ def test_a_retry_that_fails_goes_on_from_there(ledger: Ledger, responses: list[A
         ask(session, few)
         judge.faults, judge.refuse_after = {}, 40
         with pytest.raises(LabellingStopped, match="does not exist"):
-            retry_rows(session, ledger.unanswered("arm"), most=100 * USD, concurrency=1)
+            retry_rows(session, unanswered(ledger, "arm"), most=100 * USD, concurrency=1)
         judge.refuse_after = None
-        left = [row for name in ("arm", account_of_retries("arm")) for row in ledger.unanswered(name)]
+        left = [row for name in ("arm", account_of_retries("arm")) for row in unanswered(ledger, name)]
         assert len(left) == 20
         made = retry_rows(session, left, most=100 * USD, concurrency=1)
         assert (made.asked, made.answered) == (20, 20)

@@ -19,6 +19,7 @@ from models.ledger import sessions
 from models.ledger.accounts import BudgetExhausted
 from models.ledger.entries import Answer, Reservation
 from models.ledger.ledger import Ledger
+from models.ledger.reopening import reopen, times_reopened, unanswered
 from models.ledger.tables import Question
 from tests.support.processes import ROOT
 
@@ -222,16 +223,16 @@ def test_what_has_no_answer_can_be_asked_again_and_its_cost_stays_counted(ledger
     assert isinstance(lost, Reservation)
     ledger.mark_lost(lost)
     buy(ledger, "a", question(3))
-    ids = [row["id"] for row in ledger.unanswered("a")]
+    ids = [row["id"] for row in unanswered(ledger, "a")]
     assert ids == [1, 2]
-    assert ledger.reopen(ids, to="more") == 2
+    assert reopen(ledger, ids, to="more") == 2
     assert ledger.spent("a")[:4] == (1, CENT, 1, CENT)
     assert ledger.spent("b")[:4] == (0, 0, 0, 0), "what it found here is no answer"
     assert ledger.spent("more")[:4] == (2, 2 * CENT, 2, 2 * CENT)
-    assert (ledger.retried("a"), ledger.retried("b"), ledger.retried("more"), ledger.retried("c")) == (2, 1, 0, 0)
+    assert [times_reopened(ledger, name) for name in ("a", "b", "more", "c")] == [2, 1, 0, 0]
     assert buy(ledger, "a", question(1)).bought, "it is asked again"
-    assert [row["id"] for row in ledger.unanswered("more")] == [2], "the other has an answer now"
-    assert ledger.reopen([3], to="more") == 0, "a label stays"
+    assert [row["id"] for row in unanswered(ledger, "more")] == [2], "the other has an answer now"
+    assert reopen(ledger, [3], to="more") == 0, "a label stays"
 
 
 def test_a_reply_that_comes_after_its_question_was_given_up_is_booked_where_its_cost_went(ledger: Ledger) -> None:
@@ -239,7 +240,7 @@ def test_a_reply_that_comes_after_its_question_was_given_up_is_booked_where_its_
     late = ledger.reserve("a", question(), ceiling=CENT, billed_on_failure=True)
     assert isinstance(late, Reservation)
     ledger.mark_lost(late)
-    ledger.reopen([late.query_id], to="more")
+    reopen(ledger, [late.query_id], to="more")
     ledger.settle(late, status="labelled", score=2.0, raw="Score: 2", tokens=7, micro_usd=CENT // 2, seconds=0.1)
     assert ledger.spent("a").micro_usd == 0
     assert ledger.spent("more").micro_usd == CENT // 2

@@ -19,8 +19,8 @@ from models.oracles.usage import bill
 from tests.models.oracles.test_llm_judge import ask, judge_at, key  # noqa: F401 - a fixture
 from tests.support.fake_judge import LoopbackJudge
 
-PRICES = Prices(input=1_000_000, output=2_000_000, cached=500_000)
-CEILING = Amount(500 + 2 * 64, 500 + 64)
+PRICES = Prices(input=1_000_000, output=2_000_000, cached=500_000, cache_write=1_250_000)
+CEILING = Amount(625 + 2 * 64, 500 + 64)
 FULL = {"prompt_tokens": 100, "completion_tokens": 10}
 
 
@@ -36,6 +36,18 @@ def billed(usage: object, text: str = "a verdict") -> Any:
         (FULL | {"prompt_tokens_details": {"cached_tokens": 100}}, (70, 110)),
         (FULL | {"prompt_tokens_details": None, "total_tokens": None}, (120, 110)),
         (FULL | {"prompt_tokens_details": {"cached_tokens": None}}, (120, 110)),
+        (FULL | {"cache_creation_input_tokens": 40}, (130, 110)),
+        (FULL | {"prompt_tokens_details": {"cache_write_tokens": 40}}, (130, 110)),
+        (FULL | {"prompt_tokens_details": {"cache_creation_tokens": 40, "cached_tokens": 60}}, (100, 110)),
+        # one count by two names
+        (
+            FULL | {"cache_creation_input_tokens": 40, "prompt_tokens_details": {"cache_creation_tokens": 40}},
+            (130, 110),
+        ),
+        (
+            FULL | {"cache_creation_input_tokens": None, "prompt_tokens_details": {"cache_write_tokens": None}},
+            (120, 110),
+        ),
         (FULL | {"total_tokens": 110}, (120, 110)),
         (FULL | {"total_tokens": 150}, (200, 150)),  # reasoning, counted in the total alone
         (FULL | {"total_tokens": 0}, (120, 110)),
@@ -65,6 +77,10 @@ IMPOSSIBLE = [
     FULL | {"completion_tokens": 0},
     FULL | {"total_tokens": -5},
     FULL | {"total_tokens": 10**20},
+    FULL | {"cache_creation_input_tokens": 101},
+    FULL | {"cache_creation_input_tokens": -1},
+    FULL | {"prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 41}},
+    FULL | {"prompt_tokens_details": {"cache_creation_tokens": 4.0}},
     FULL | {"prompt_tokens_details": {"cached_tokens": 2000}},
     FULL | {"prompt_tokens_details": {"cached_tokens": -40}},
     FULL | {"prompt_tokens_details": {"cached_tokens": "40"}},
@@ -83,11 +99,18 @@ def test_an_empty_reply_may_have_written_nothing() -> None:
     assert billed(FULL | {"completion_tokens": 0}, text="") == (Amount(100, 100), "")
 
 
-def test_input_that_is_dearer_when_cached_is_in_the_ceiling() -> None:
-    dear = Prices(input=1_000_000, output=1_000_000, cached=3_000_000)
-    usage = {"prompt_tokens": 500, "completion_tokens": 64, "prompt_tokens_details": {"cached_tokens": 500}}
+@pytest.mark.parametrize(("dearer", "said"), [("cached", "cached_tokens"), ("cache_write", "cache_write_tokens")])
+def test_input_that_is_dearer_by_the_cache_is_in_the_ceiling(dearer: str, said: str) -> None:
+    dear = Prices(input=1_000_000, output=1_000_000, **{dearer: 3_000_000})
+    usage = {"prompt_tokens": 500, "completion_tokens": 64, "prompt_tokens_details": {said: 500}}
     price = bill(usage, dear, sent=500, written=64, text="x").cost
     assert price == bill(None, dear, sent=500, written=64, text="x").cost == Amount(1564, 564)
+
+
+def test_cache_writes_without_a_price_of_their_own_cost_as_other_input() -> None:
+    plain = Prices(input=1_000_000, output=2_000_000, cached=500_000)
+    usage = FULL | {"cache_creation_input_tokens": 40}
+    assert bill(usage, plain, sent=500, written=64, text="x") == (Amount(120, 110), "")
 
 
 JSON = st.recursive(
@@ -96,8 +119,12 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMED = st.dictionaries(
-    st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"]),
-    JSON | st.integers(0, 600) | st.fixed_dictionaries({"cached_tokens": JSON | st.integers(0, 600)}),
+    st.sampled_from(
+        ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "cache_creation_input_tokens"]
+    ),
+    JSON
+    | st.integers(0, 600)
+    | st.fixed_dictionaries({name: JSON | st.integers(0, 600) for name in ("cached_tokens", "cache_write_tokens")}),
 )
 
 

@@ -336,60 +336,6 @@ def test_what_is_taken_off_is_only_what_is_around() -> None:
     assert unwrapped(text) == (text, 0), "two fences"
 
 
-# Every field of every oracle that is asked over the wire: those that decide the answer are in the label's identity.
-IDENTITY: dict[type, dict[str, Any]] = {
-    Endpoint: {
-        "model": "other",
-        "base_url": "http://127.0.0.1:8/v1",
-        "name": "lab",
-        "temperature": 0.5,
-        "request": RequestStyle(system="user"),
-    },
-    RequestStyle: {"reasoning_effort": "low", "system": "user", "extra": {"top_p": 0.5}},
-    LLMJudge: {
-        "structured_output": False,
-        "scoring": "expected",
-        "samples": 2,
-        "alternatives": 5,
-        "discourage_length_bias": False,
-    },
-    LLMPairwiseJudge: {"structured_output": False, "discourage_length_bias": False},
-}
-EXECUTION: dict[type, dict[str, Any]] = {
-    Endpoint: {
-        "api_key_env": "OTHER_KEY",
-        "prices": {"input": 1, "output": 2},
-        "max_tokens": 65,
-        "timeout": 3.0,
-        "requests_per_minute": 5,
-        "tokens_per_minute": 5,
-    },
-    RequestStyle: {"max_tokens_as": None, "seed": False, "key_header": "api-key", "query": {"api-version": "1"}},
-    LLMJudge: {"attempts": 5},
-    LLMPairwiseJudge: {"attempts": 5},
-}
-
-
-def fingerprint(cls: type, changes: dict[str, Any]) -> str:
-    endpoint = {"model": "m", "base_url": "http://127.0.0.1:7/v1", "prices": PRICES}
-    if cls is RequestStyle:
-        endpoint |= {"request": RequestStyle(**changes)}
-    if cls is Endpoint:
-        endpoint |= changes
-    own = changes if issubclass(cls, Oracle) else {}
-    oracle = LLMPairwiseJudge if cls is LLMPairwiseJudge else LLMJudge
-    return oracle(endpoint=Endpoint.model_validate(endpoint), **own).fingerprint()
-
-
-@pytest.mark.parametrize("cls", list(IDENTITY), ids=lambda cls: cls.__name__)
-def test_what_decides_an_answer_is_in_its_identity_and_nothing_else(cls: type) -> None:
-    fields = set(cls.model_fields) - {"kind", "endpoint"}  # type: ignore[attr-defined]
-    assert fields == IDENTITY[cls].keys() | EXECUTION[cls].keys(), "a new field: say which it is"
-    for changes, same in ((IDENTITY[cls], False), (EXECUTION[cls], True)):
-        for name, value in changes.items():
-            assert (fingerprint(cls, {name: value}) == fingerprint(cls, {})) is same, name
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [

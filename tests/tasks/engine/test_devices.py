@@ -24,7 +24,7 @@ from tasks.engine.devices import on_device
 from tasks.engine.ray_cluster import run_remote
 from tasks.engine.settings import settings
 from tasks.engine.store import store
-from tasks.labelling.annotate import AnnotationRequest, annotate
+from tasks.labelling.annotate import AnnotationRequest, LabellingTerms, annotate
 from tasks.policy.policy_ref import Policy
 from tests.conftest import response
 
@@ -58,7 +58,7 @@ def test_an_oracle_that_computes_here_waits_for_the_device_too(device: str, tiny
         purchase = AnnotationRequest(
             responses=responses, picks=None, oracle=oracle, fingerprint="f", rubric=Rubric(), **caps
         )
-        return annotate(purchase, concurrency=1).ref.rows or 0
+        return annotate(purchase, terms=LabellingTerms(concurrency=1)).ref.rows or 0
 
     with pytest.raises(ValueError, match=f"NINEFOLD_DEVICE_LIMIT={device}"):
         bought(oracle)

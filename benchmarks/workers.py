@@ -67,9 +67,9 @@ def _sweep(folder: Path, workers: int, postgres: Postgres, store: str) -> dict[s
     database = postgres.url(postgres.new_database(), driver="asyncpg")
     with prefect_server(database, folder) as api, ExitStack() as working:
         environment = without_prefect() | {
-            "NINEFOLD_STORE": store,
-            "NINEFOLD_LEDGER": ledger,
-            "NINEFOLD_MLFLOW": postgres.url(postgres.new_database()),
+            "NINEFOLD_STORE_URL": store,
+            "NINEFOLD_LEDGER_URL": ledger,
+            "NINEFOLD_MLFLOW_URI": postgres.url(postgres.new_database()),
             "PREFECT_API_URL": api,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "OMP_NUM_THREADS": "1",

@@ -46,8 +46,8 @@ def plan(experiment: Experiment | Sweep) -> "Plan | SweepPlan":
 def run(experiment: Experiment) -> "RunReport":
     """Run an experiment and return its report, which also lies in the reports folder and in MLflow.
 
-    It uses the Prefect server of `ninefold up` or of NINEFOLD_PREFECT, or starts one that ends with this process. What an
-    earlier run has done comes from the cache, and no label is bought twice. Raises NinefoldError.
+    It uses the Prefect server of `ninefold up` or of NINEFOLD_PREFECT_URL, or starts one that ends with this process. What
+    an earlier run has done comes from the cache, and no label is bought twice. Raises NinefoldError.
     """
     from flows.runtime.environment import prepare_flows
     from flows.runtime.prefect_server import admitted

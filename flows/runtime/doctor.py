@@ -99,10 +99,10 @@ def _sharing() -> list[Finding]:
     ledger = Finding(
         f"{what} is the ledger",
         settings().shares_stages,
-        "set NINEFOLD_LEDGER=postgresql+psycopg://…: two would buy twice",
+        "set NINEFOLD_LEDGER_URL=postgresql+psycopg://…: two would buy twice",
     )
     mlflow = Finding(
-        f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW to a server or a PostgreSQL database"
+        f"{what} is MLflow", settings().shares_mlflow, "set NINEFOLD_MLFLOW_URI to a server or a PostgreSQL database"
     )
     return [ledger, mlflow, *_old_places(what)]
 

@@ -34,7 +34,7 @@ def configure_process() -> None:
     # Every start logs a failed call on a closed network otherwise.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    if (named := settings().prefect) is not None:
+    if (named := settings().prefect_url) is not None:
         os.environ.setdefault("PREFECT_API_URL", named)
     if not {"PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_API_URL"} & os.environ.keys():
         os.environ["PREFECT_HOME"] = str(settings().prefect_home)

@@ -39,14 +39,14 @@ def check_shared() -> None:
     if not settings().shares_stages:
         raise ConfigError(
             f"workers need a store and a ledger that all of them see, not {settings().store_url} and "
-            f"{settings().ledger_url.partition(':')[0]}: set NINEFOLD_STORE=s3://… and NINEFOLD_LEDGER=postgresql+psycopg://…"
+            f"{settings().ledger_url.partition(':')[0]}: set NINEFOLD_STORE_URL=s3://… and NINEFOLD_LEDGER_URL=postgresql+psycopg://…"
         )
     if not settings().shares_mlflow:
         raise ConfigError(
-            "workers need an MLflow that all of them see: set NINEFOLD_MLFLOW to a server or a PostgreSQL URL"
+            "workers need an MLflow that all of them see: set NINEFOLD_MLFLOW_URI to a server or a PostgreSQL URL"
         )
     if get_current_settings().api.url is None:
-        raise ConfigError("workers need a Prefect server that all of them see: set NINEFOLD_PREFECT=http://…/api")
+        raise ConfigError("workers need a Prefect server that all of them see: set NINEFOLD_PREFECT_URL=http://…/api")
 
 
 def work(name: str, runs: int, health_port: int = 0) -> int:

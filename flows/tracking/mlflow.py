@@ -24,7 +24,7 @@ def open_experiment(name: str) -> str:
     import mlflow
 
     mlflow.set_tracking_uri(settings().mlflow_uri)
-    if settings().mlflow is None:
+    if "mlflow_uri" not in settings().model_fields_set:
         lay_mlflow_database(settings().home.absolute() / "mlflow.sqlite")
     with holding(
         stage_lock("mlflow")

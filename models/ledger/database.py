@@ -146,14 +146,14 @@ def open_engine(url: str) -> Engine:
             raise
         where = parsed.render_as_string(hide_password=True)
         raise ConnectionError(
-            f"the ledger {where} does not let us in: {reason_of(error)} Start its server, or set NINEFOLD_LEDGER"
+            f"the ledger {where} does not let us in: {reason_of(error)} Start its server, or set NINEFOLD_LEDGER_URL"
         ) from error
     except sa.exc.ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _MAY_NOT:
             raise
         raise PermissionError(
             f"the ledger {parsed.render_as_string(hide_password=True)} lacks tables or is of an earlier version, and "
-            f"{parsed.username} may not change that: `ninefold init-storage` with NINEFOLD_LEDGER of the role that owns it"
+            f"{parsed.username} may not change that: `ninefold init-storage` with NINEFOLD_LEDGER_URL of its owner"
         ) from error
     return engine
 
@@ -167,7 +167,7 @@ def _check_local(file: Path) -> None:
     if place.fstype.lower().removeprefix("fuse.").startswith(_NETWORK):
         raise ConfigError(
             f"the ledger {file} lies on {place.fstype} ({place.mountpoint}), a network file system, where SQLite's locks do "
-            "not hold: set NINEFOLD_LEDGER to a file on a local disk, or to a PostgreSQL database"
+            "not hold: set NINEFOLD_LEDGER_URL to a file on a local disk, or to a PostgreSQL database"
         )
 
 

@@ -190,7 +190,7 @@ class _Cluster:
             if not seen.found:
                 raise ConfigError(
                     f"Ray node {seen.host} keeps its artifacts in {seen.store}, and this process in {settings().store_url}: "
-                    "start its Ray with the same NINEFOLD_STORE"
+                    "start its Ray with the same NINEFOLD_STORE_URL"
                 )
             if seen.versions != here:
                 raise ConfigError(

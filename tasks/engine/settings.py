@@ -12,6 +12,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.core.errors import ConfigError
 from models.ledger.purses import Budget, parse_budget
 
+_RENAMED = {
+    f"NINEFOLD_{before}": f"NINEFOLD_{now}"
+    for before, now in {
+        "STORE": "STORE_URL",
+        "LEDGER": "LEDGER_URL",
+        "MLFLOW": "MLFLOW_URI",
+        "PREFECT": "PREFECT_URL",
+        "DEVICE": "DEVICE_LIMIT",
+        "SHARD": "SHARD_SIZE",
+        "RAY": "RAY_ADDRESS",
+    }.items()
+}
 _BUCKETS = ("s3://", "gs://")  # their URLs are a bucket and a path, without a user or a host
 
 
@@ -22,11 +34,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NINEFOLD_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     home: Path = Path("artifacts")
-    store: str | None = Field(None, description="fsspec URL of the artifact store")
-    ledger: str | None = Field(None, description="SQLAlchemy URL of the ledger")
+    store_url: str = Field(
+        default_factory=lambda given: str(given["home"].absolute() / "store"),
+        description="fsspec URL, or folder, of the artifact store",
+    )
+    ledger_url: str = Field(
+        default_factory=lambda given: f"sqlite:///{given['home'].absolute() / 'ledger.sqlite'}",
+        description="SQLAlchemy URL of the ledger",
+    )
     budget: str | None = Field(None, description="most dollars that are paid in a period: 50 USD / month, 20/day, 100")
-    mlflow: str | None = Field(None, description="MLflow tracking URI")
-    prefect: str | None = Field(None, description="URL of a Prefect server's API, for PREFECT_API_URL; else one's own")
+    mlflow_uri: str = Field(
+        default_factory=lambda given: f"sqlite:///{given['home'].absolute() / 'mlflow.sqlite'}",
+        description="MLflow tracking URI",
+    )
+    prefect_url: str | None = Field(
+        None, description="URL of a Prefect server's API, for PREFECT_API_URL; else one's own"
+    )
     mlflow_port: int = Field(5000, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     prefect_port: int = Field(4200, ge=1, le=65535, description="of `ninefold up`, on 127.0.0.1")
     rewardbench: Path | None = Field(None, description="RewardBench's command, in an environment of its own")
@@ -57,11 +80,6 @@ class Settings(BaseSettings):
         return None if self.budget is None else parse_budget(self.budget)
 
     @property
-    def store_url(self) -> str:
-        """Return the artifact store's fsspec URL or path."""
-        return self.store or str(self.home.absolute() / "store")
-
-    @property
     def shares_store(self) -> bool:
         """Whether the artifact store is in a bucket, where other machines, Prefect and MLflow see it too."""
         return self.store_url.startswith(_BUCKETS)
@@ -87,19 +105,9 @@ class Settings(BaseSettings):
         return self.home.absolute() / "cache"
 
     @property
-    def ledger_url(self) -> str:
-        """Return the ledger's SQLAlchemy URL."""
-        return self.ledger or f"sqlite:///{self.home.absolute() / 'ledger.sqlite'}"
-
-    @property
     def journal(self) -> Path:
         """Return the folder of what the ledger could not book while its database was away."""
         return self.home.absolute() / "journal"
-
-    @property
-    def mlflow_uri(self) -> str:
-        """Return MLflow's tracking URI."""
-        return self.mlflow or f"sqlite:///{self.home.absolute() / 'mlflow.sqlite'}"
 
     @property
     def mlflow_artifacts(self) -> str | None:
@@ -124,10 +132,13 @@ class Settings(BaseSettings):
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """Return the settings of this process, read once: the environment's, and else those of the file NINEFOLD_SETTINGS."""
+    for before, now in _RENAMED.items():
+        if before in os.environ:  # ignored, it would send labels to another ledger
+            raise ConfigError(f"{before} is called {now} now: rename it")
     named = os.environ.get("NINEFOLD_SETTINGS")
     if named and not Path(named).is_file():
         raise ConfigError(
-            f"NINEFOLD_SETTINGS={named} does not exist: name a file of lines such as NINEFOLD_STORE=s3://…"
+            f"NINEFOLD_SETTINGS={named} does not exist: name a file of lines such as NINEFOLD_STORE_URL=s3://…"
         )
     known = {f"NINEFOLD_{name}".upper() for name in Settings.model_fields}
     if unknown := sorted({name.upper() for name in (dotenv_values(named) if named else {})} - known):

@@ -195,7 +195,7 @@ class Store:
             raise OSError(
                 error.errno,
                 f"cannot store {place} ({file.stat().st_size:,} bytes) in {self.root}: {error.strerror or error}. "
-                "Nothing half-written was left; free space or set NINEFOLD_STORE, then run again",
+                "Nothing half-written was left; free space or set NINEFOLD_STORE_URL, then run again",
             ) from error
 
     def files(self, ref: Ref) -> dict[str, Ref]:

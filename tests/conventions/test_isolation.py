@@ -19,8 +19,8 @@ from tests.support.processes import ninefold, with_prefect, without_prefect
 DEFAULT = ROOT / "artifacts"
 THEIRS = {
     "NINEFOLD_HOME": "their-home",
-    "NINEFOLD_STORE": "s3://theirs/ninefold",
-    "NINEFOLD_LEDGER": "postgresql+psycopg://theirs/ledger",
+    "NINEFOLD_STORE_URL": "s3://theirs/ninefold",
+    "NINEFOLD_LEDGER_URL": "postgresql+psycopg://theirs/ledger",
     "NINEFOLD_SETTINGS": "theirs.env",
     "NINEFOLD_CACHE": "their-cache",
     "PREFECT_API_URL": "http://theirs/api",
@@ -35,7 +35,7 @@ THEIRS = {
 def test_a_test_has_an_empty_home_of_its_own(tmp_path: Path) -> None:
     assert settings().home == tmp_path / "home"
     assert not settings().home.exists()
-    assert settings().store is settings().ledger is settings().mlflow is settings().prefect is None
+    assert not settings().model_fields_set & {"store_url", "ledger_url", "mlflow_uri", "prefect_url"}
     assert not cache_folder().is_relative_to(Path.home() / ".cache")
 
 

@@ -110,7 +110,7 @@ def machine(
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings))
 
     def start(home: Path, **more: str) -> "Command | subprocess.Popen[bytes]":
-        environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE": f"{s3}/{home.name}"}
+        environment = with_prefect() | {"NINEFOLD_HOME": str(home), "NINEFOLD_STORE_URL": f"{s3}/{home.name}"}
         environment |= {"NINEFOLD_SHARD_SIZE": "16", "OMP_NUM_THREADS": "1", "COLUMNS": "160", **more}
         environment |= {"PYTHONPATH": str(site)}
         home.mkdir()
@@ -124,7 +124,7 @@ def test_a_cluster_finds_what_one_machine_finds_though_a_node_is_lost(
     machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
     assert machine(tmp_path / "alone").wait(300) == 0, (tmp_path / "alone/log").read_text()[-4000:]
-    shared = without_prefect() | {"NINEFOLD_STORE": f"{s3}/driver", "PYTHONPATH": str(tmp_path / "site")}
+    shared = without_prefect() | {"NINEFOLD_STORE_URL": f"{s3}/driver", "PYTHONPATH": str(tmp_path / "site")}
     with cluster(tmp_path, [shared, shared]) as (address, nodes):
         run = machine(tmp_path / "driver", NINEFOLD_RAY_ADDRESS=address)
         log = tmp_path / "driver/log"
@@ -162,7 +162,7 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
     here = sampled(policy, prompts, generator)
     assert starts.read_text().split() == ["started"]
 
-    place = without_prefect() | {"NINEFOLD_STORE": settings().store_url, "NINEFOLD_VLLM": str(command)}
+    place = without_prefect() | {"NINEFOLD_STORE_URL": settings().store_url, "NINEFOLD_VLLM": str(command)}
     monkeypatch.delenv("NINEFOLD_VLLM")
     with cluster(tmp_path, [place, place], gpus=1) as (address, nodes):
         monkeypatch.setenv("NINEFOLD_RAY_ADDRESS", address)
@@ -203,7 +203,7 @@ def test_vllm_answers_on_the_nodes_and_only_the_shard_of_a_lost_one_again(
 def test_a_node_that_sees_another_store_is_named_before_anything_is_bought(
     machine: Callable[..., "Command | subprocess.Popen[bytes]"], s3: str, tmp_path: Path
 ) -> None:
-    with cluster(tmp_path, [without_prefect() | {"NINEFOLD_STORE": f"{s3}/another"}]) as (address, _):
+    with cluster(tmp_path, [without_prefect() | {"NINEFOLD_STORE_URL": f"{s3}/another"}]) as (address, _):
         refused = machine(tmp_path / "driver", NINEFOLD_RAY_ADDRESS=address)
         assert refused.wait(120) == 2
     said = (tmp_path / "driver/log").read_text()

@@ -56,8 +56,8 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     doctor = ninefold("doctor", home=second, environment=shared)
     assert f"ok  the store is shared ({s3}), and so is the ledger" in doctor.stdout
     assert f"ok  the store is shared ({s3}), and so are the artifacts of MLflow's experiments" in doctor.stdout
-    lonely = ninefold("doctor", home=second, environment=shared | {"NINEFOLD_LEDGER": "sqlite:///alone.sqlite"})
-    assert "and so is the ledger — set NINEFOLD_LEDGER=postgresql+psycopg://" in lonely.stdout
+    lonely = ninefold("doctor", home=second, environment=shared | {"NINEFOLD_LEDGER_URL": "sqlite:///alone.sqlite"})
+    assert "and so is the ledger — set NINEFOLD_LEDGER_URL=postgresql+psycopg://" in lonely.stdout
     rows = list(Ledger(shared["LEDGER"]).rows())
     assert len({(row["prompt"], row["response"]) for row in rows}) == len(rows), "each question once"
 
@@ -125,7 +125,7 @@ def test_doctor_names_what_mlflow_has_kept_on_one_machine(
 
     database = new_database()
     MlflowClient(database).create_experiment("ninefold", artifact_location="file:///home/somebody/mlflow")
-    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": database}
+    places = {"NINEFOLD_STORE_URL": s3, "NINEFOLD_LEDGER_URL": new_database(), "NINEFOLD_MLFLOW_URI": database}
     told = ninefold("doctor", home=tmp_path, environment=without_prefect() | places)
     assert told.returncode == 1
     assert "artifacts of ninefold (file:///home/somebody/mlflow) stay there: rename them in MLflow" in told.stdout
@@ -139,4 +139,4 @@ def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     typo = without_prefect() | {"NINEFOLD_SETTINGS": str(tmp_path / "typo.env")}
     refused = ninefold("plan", "x.yaml", home=tmp_path, environment=typo)
     assert "sets NINEFOLD_LEGDER, and there are NINEFOLD_" in refused.stderr
-    assert "NINEFOLD_LEDGER, " in refused.stderr
+    assert "NINEFOLD_LEDGER_URL, " in refused.stderr

@@ -227,11 +227,11 @@ def test_a_worker_that_dies_while_it_asks_loses_what_is_on_its_way_and_one_that_
 
 
 def test_what_workers_would_not_share_is_named(new_machine: Callable[[str, dict[str, str]], Machine], s3: str) -> None:
-    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": "postgresql+psycopg://u@/nowhere"}
+    places = {"NINEFOLD_STORE_URL": s3, "NINEFOLD_LEDGER_URL": "postgresql+psycopg://u@/nowhere"}
     for environment, rule in (
         ({}, "workers need a store and a ledger that all of them see, not"),
-        (places, "set NINEFOLD_MLFLOW to a server or a PostgreSQL URL"),
-        (places | {"NINEFOLD_MLFLOW": "http://127.0.0.1:9"}, "set NINEFOLD_PREFECT=http://"),
+        (places, "set NINEFOLD_MLFLOW_URI to a server or a PostgreSQL URL"),
+        (places | {"NINEFOLD_MLFLOW_URI": "http://127.0.0.1:9"}, "set NINEFOLD_PREFECT_URL=http://"),
     ):
         machine = new_machine(f"m{len(environment)}", without_prefect() | environment)
         for command in (["worker"], ["sweep", "small.yaml", "--workers"]):

@@ -72,9 +72,9 @@ def prefect_apart(tmp_path: Path, postgres: Postgres, prefect_database: str) -> 
 @pytest.fixture
 def shared(s3: str, new_database: Callable[[], str], prefect_apart: str, tmp_path: Path) -> dict[str, str]:
     """The environment that makes the embedded installation a shared one; nothing else changes."""
-    places = {"NINEFOLD_STORE": s3, "NINEFOLD_LEDGER": new_database(), "NINEFOLD_MLFLOW": new_database()}
-    places["NINEFOLD_PREFECT"] = prefect_apart
+    places = {"NINEFOLD_STORE_URL": s3, "NINEFOLD_LEDGER_URL": new_database(), "NINEFOLD_MLFLOW_URI": new_database()}
+    places["NINEFOLD_PREFECT_URL"] = prefect_apart
     settings = tmp_path / "shared.env"
     settings.write_text("".join(f"{name}={place}\n" for name, place in places.items()))
-    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER"], "API": prefect_apart}
+    named = {"NINEFOLD_SETTINGS": str(settings), "LEDGER": places["NINEFOLD_LEDGER_URL"], "API": prefect_apart}
     return without_prefect() | named | {"NINEFOLD_TEST_KEY": KEY}

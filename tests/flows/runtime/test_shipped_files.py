@@ -152,7 +152,7 @@ def test_the_services_work_together_with_the_roles_that_they_are_given(
     host: Host, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     host.postgres.script(DEPLOYMENTS / "docker" / "init-roles.sh", SECRETS)
-    worker = host.environment("worker")["NINEFOLD_LEDGER"]
+    worker = host.environment("worker")["NINEFOLD_LEDGER_URL"]
     with pytest.raises(
         PermissionError, match="lacks tables or is .*, and ledger may not change that: `ninefold init-storage`"
     ):

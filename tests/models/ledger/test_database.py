@@ -88,7 +88,7 @@ def test_a_dead_process_that_nobody_has_reaped_holds_nothing() -> None:
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(
-        ConnectionError, match=r"the ledger postgresql.*\*\*\*@/x\?host=.* does not let us in: .*NINEFOLD_LEDGER"
+        ConnectionError, match=r"the ledger postgresql.*\*\*\*@/x\?host=.* does not let us in: .*NINEFOLD_LEDGER_URL"
     ) as told:
         Ledger(f"postgresql+psycopg://u:secret@/x?host={tmp_path}")
     assert "secret" not in str(told.value)
@@ -113,6 +113,6 @@ def test_a_file_on_a_network_file_system_is_refused_before_anything_is_written(
     if not refused:
         assert list(Ledger(url).rows()) == []
         return
-    with pytest.raises(ConfigError, match=f"lies on {kind} .*NINEFOLD_LEDGER"):
+    with pytest.raises(ConfigError, match=f"lies on {kind} .*NINEFOLD_LEDGER_URL"):
         Ledger(url)
     assert not (tmp_path / "new").exists()

@@ -92,7 +92,7 @@ def test_a_worker_may_be_told_which_servers_there_are(url: str, passes: bool, mo
     [
         "AWS_SECRET_ACCESS_KEY",
         "PREFECT_API_KEY",
-        "NINEFOLD_LEDGER",
+        "NINEFOLD_LEDGER_URL",
         "PATH",
         "PGPASSWORD",
         "HOME",

@@ -1,6 +1,7 @@
 """The lab's budget as a setting: read once, refused with the remedy, charged whoever opens the ledger."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,26 @@ def test_a_setting_that_is_wrong_is_named_in_one_line(monkeypatch: pytest.Monkey
     monkeypatch.setenv("NINEFOLD_SHARD_SIZE", "none")
     with pytest.raises(ConfigError, match="^NINEFOLD_SHARD_SIZE='none': Input should be a valid integer"):
         settings()
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("LEDGER", "LEDGER_URL"), ("STORE", "STORE_URL"), ("MLFLOW", "MLFLOW_URI"), ("RAY", "RAY_ADDRESS")],
+)
+def test_a_setting_by_its_old_name_is_refused_with_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, before: str, now: str
+) -> None:
+    monkeypatch.setenv(f"NINEFOLD_{before}", "elsewhere")
+    with pytest.raises(ConfigError, match=f"^NINEFOLD_{before} is called NINEFOLD_{now} now"):
+        settings()
+
+
+def test_what_is_not_set_lies_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NINEFOLD_HOME", str(tmp_path))
+    monkeypatch.setenv("NINEFOLD_STORE_URL", "s3://bucket/place")
+    monkeypatch.setenv("NINEFOLD_MLFLOW_URI", "")
+    found = settings()
+    assert found.store_url == "s3://bucket/place"
+    assert found.ledger_url == f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    assert found.mlflow_uri == f"sqlite:///{tmp_path / 'mlflow.sqlite'}"
+    assert found.prefect_url is None

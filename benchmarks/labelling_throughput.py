@@ -2,11 +2,13 @@
 
     python benchmarks/labelling_throughput.py                    # a minute
     python benchmarks/labelling_throughput.py --latency 0.2      # a slower server
+    python benchmarks/labelling_throughput.py --slots 20         # one that takes 20 calls of a second at once
 
 A loopback server in a process of its own answers every call after the latency. Each number of calls in flight is measured
 with a new SQLite ledger, beside two loops that send the same requests and keep no books: a bare HTTP client, which is what
 this machine can do at all, and the openai SDK as its documentation uses it. The ledger is also measured alone, one query
-at a time, back to back. Medians of the repetitions. The last line is JSON.
+at a time, back to back. Medians of the repetitions. With `--slots`, the server refuses what passes them with a rate limit:
+as many calls in flight as it takes are held against 64. The last line is JSON.
 """
 
 import argparse
@@ -40,11 +42,12 @@ from tests.support.fake_judge import LoopbackJudge  # noqa: E402
 
 _IN_FLIGHT = (1, 4, 16, 64)
 _SECONDS = 4.0  # of each measurement, roughly
+_LIMITED_SECONDS = 40.0  # likewise, with a server that has to be found out
 
 
-def serve(latency: float, url: "Queue[str]") -> None:
+def serve(latency: float, slots: int | None, url: "Queue[str]") -> None:
     """Answer until this process is ended."""
-    with LoopbackJudge(latency=latency) as server:
+    with LoopbackJudge(latency=latency, slots=slots) as server:
         url.put(server.url)
         time.sleep(3600)
 
@@ -139,20 +142,38 @@ def ledger_alone(asked: list[Response]) -> float:
         return (time.perf_counter() - started) / len(asked) * 1000
 
 
+def against_slots(judge: LLMJudge, slots: int, latency: float) -> list[dict[str, float]]:
+    """Return what so many slots of a server give, with as many calls in flight and with 64."""
+    found = []
+    for workers in (slots, max(_IN_FLIGHT)):
+        rate, _ = ours(judge, questions(int(slots / latency * _LIMITED_SECONDS)), workers)
+        found.append({"in_flight": workers, "slots": slots, "ninefold": rate, "of_limit": rate * latency / slots})
+        print(f"{workers:9} {slots / latency:7.0f}/s {rate:7.1f}/s {found[-1]['of_limit']:7.3f}", flush=True)
+    return found
+
+
 def main() -> None:
     """Measure each number of calls in flight."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", type=float, default=0.05, help="seconds (default 0.05)")
+    parser.add_argument("--latency", type=float, help="seconds (default 0.05; 1 with --slots)")
+    parser.add_argument("--slots", type=int, help="calls that the server takes at once (default: all)")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
+    latency: float = given.latency or (0.05 if given.slots is None else 1.0)
     os.environ["OPENAI_API_KEY"] = "loopback"
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
-    server = context.Process(target=serve, args=(given.latency, urls), daemon=True)
+    server = context.Process(target=serve, args=(latency, given.slots, urls), daemon=True)
     server.start()
     model = {"model": "judge", "base_url": urls.get(), "prices": Prices(input=1_000_000, output=2_000_000)}
     judge = LLMJudge.model_validate({"endpoint": model})
-    ours(judge, questions(64), 64)  # what is loaded on first use is loaded
+    ours(judge, questions(16), 16)  # what is loaded on first use is loaded
+    if given.slots is not None:
+        print(f"{'in flight':>9} {'limit':>9} {'ninefold':>9} {'/limit':>7}")
+        limited = against_slots(judge, given.slots, latency)
+        server.kill()
+        print(json.dumps({"latency": latency, "limited": limited}))
+        return
     found = []
     alone = statistics.median(ledger_alone(questions(500)) for _ in range(given.repeat))
     print(f"ledger alone, one query at a time: {alone:.2f} ms per query")
@@ -160,7 +181,7 @@ def main() -> None:
         f"{'in flight':>9} {'limit':>9} {'HTTP':>9} {'SDK':>9} {'ninefold':>9} {'/limit':>7} {'/SDK':>6} {'ledger':>9}"
     )
     for workers in _IN_FLIGHT:
-        asked, limit = questions(int(workers / given.latency * _SECONDS)), workers / given.latency
+        asked, limit = questions(int(workers / latency * _SECONDS)), workers / latency
         plain = statistics.median(asyncio.run(bare(judge, asked, workers)) for _ in range(given.repeat))
         peer = statistics.median(asyncio.run(sdk(judge, asked, workers)) for _ in range(given.repeat))
         runs = [ours(judge, asked, workers) for _ in range(given.repeat)]
@@ -173,7 +194,7 @@ def main() -> None:
             flush=True,
         )
     server.kill()
-    print(json.dumps({"latency": given.latency, "ledger_alone_ms": alone, "cases": found}))
+    print(json.dumps({"latency": latency, "ledger_alone_ms": alone, "cases": found}))
 
 
 if __name__ == "__main__":

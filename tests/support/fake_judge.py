@@ -38,6 +38,7 @@ class LoopbackJudge:
     """
 
     latency: float = 0.0
+    slots: int | None = None  # calls that it takes at once; more are refused for now
     faults: dict[str, float] = field(default_factory=dict)
     seed: int = 0
     hang: float = 30.0
@@ -64,6 +65,7 @@ class LoopbackJudge:
 
     def __enter__(self) -> Self:
         self._asked: Counter[str] = Counter()
+        self._taken = 0
         self._loop, ready = asyncio.new_event_loop(), threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
         self._thread.start()
@@ -118,6 +120,15 @@ class LoopbackJudge:
         return next((fault for part, fault in self.about.items() if part in asked), None)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if self.slots is not None and self._taken >= self.slots:
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"retry-after": "1"})
+        self._taken += 1
+        try:
+            return await self._reply_to(request)
+        finally:
+            self._taken -= 1
+
+    async def _reply_to(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
         body = json.loads(raw)
         self.headers.append(dict(request.headers))

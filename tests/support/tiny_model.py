@@ -34,7 +34,7 @@ def write_tiny_model(folder: Path) -> None:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             eos_token_id=1,
             pad_token_id=2,
             bos_token_id=None,

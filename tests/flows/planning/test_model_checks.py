@@ -90,12 +90,10 @@ def test_an_early_layer_that_is_not_there_is_refused(planned: Planned) -> None:
 
 
 def test_prompt_and_response_fit_into_the_context(planned: Planned) -> None:
-    planned(policy__max_prompt_tokens=500 - 1, generation__max_new_tokens=12, embedding__max_tokens=512)
-    said = (
-        r"policy\.max_prompt_tokens=500, generation\.max_new_tokens=12 and 1 of the template make 513, and pass the 512"
-    )
+    planned(policy__max_prompt_tokens=1011, generation__max_new_tokens=12, embedding__max_tokens=1024)
+    said = r"max_prompt_tokens=1012, generation\.max_new_tokens=12 and 1 of the template make 1025, and pass the 1024"
     with pytest.raises(ValueError, match=said):
-        planned(policy__max_prompt_tokens=500, generation__max_new_tokens=12, embedding__max_tokens=512)
+        planned(policy__max_prompt_tokens=1012, generation__max_new_tokens=12, embedding__max_tokens=1024)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "opt", "gemma3"])
@@ -137,11 +135,13 @@ def test_a_text_that_is_embedded_fits_into_the_context(planned: Planned, model: 
 
 
 def test_a_demonstration_fits_into_the_context(planned: Planned, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "the film is", "response": "~" * 600}) + "\n")
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "the film is", "response": "~" * 1200}) + "\n")
     long = {"prompts__demonstrations": str(tmp_path / "long.jsonl")}
     planned(**long)  # it is longer than policy.sft.max_length, and left out
-    with pytest.raises(ValueError, match=r"policy\.sft\.max_length=1024 lets in a demonstration of about 6\d\d tokens"):
-        planned(**long, policy__sft__max_length=1024)
+    with pytest.raises(
+        ValueError, match=r"policy\.sft\.max_length=2048 lets in a demonstration of about 12\d\d tokens"
+    ):
+        planned(**long, policy__sft__max_length=2048)
 
 
 def test_the_reward_model_s_context_is_checked(planned: Planned, tiny_model_path: Path, tmp_path: Path) -> None:

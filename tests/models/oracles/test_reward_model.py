@@ -65,9 +65,9 @@ def test_its_memory_is_let_go_of_with_the_others(folder: Path) -> None:
 
 
 def test_a_text_beyond_the_context_is_quarantined_too(folder: Path) -> None:
-    verdict = RewardModel(model=str(folder), template="plain").judge("the film is", "~" * 600, Rubric())
+    verdict = RewardModel(model=str(folder), template="plain").judge("the film is", "~" * 1200, Rubric())
     assert math.isnan(verdict.score)
-    assert "tokens, and the model reads 512" in verdict.raw
+    assert "tokens, and the model reads 1024" in verdict.raw
 
 
 def _edit(folder: Path, name: str, **fields: object) -> None:

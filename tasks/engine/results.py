@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+import time
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from tasks.engine.settings import settings
 log = logging.getLogger(__name__)
 
 _OURS = ("models.", "tasks.", "flows.")  # packages of the classes that results are made of
+_MADE_WITHIN, _LOOK_SECONDS = 30.0, 0.2
 _PARTS = {"metadata", "result"}  # of a record; those of older forms would go before them
 
 
@@ -99,15 +102,17 @@ def _shared(url: str) -> SharedResults:
     """Return Prefect's block for a URL, made on its server if it is not there; it holds no key: fsspec finds its own."""
     from prefect.exceptions import ObjectAlreadyExists
 
-    name = f"ninefold-{digest_of(url)}"
-    block: Any
-    try:
-        block = SharedResults.load(name)
-    except ValueError:
-        block = SharedResults(basepath=url)
+    name, block = f"ninefold-{digest_of(url)}", SharedResults(basepath=url)
+    deadline = time.monotonic() + _MADE_WITHIN
+    while True:
+        with suppress(ValueError):
+            found: Any = SharedResults.load(name)
+            assert isinstance(found, SharedResults)  # noqa: S101 - not a coroutine: stages are called from synchronous flows
+            return found
         try:
             block.save(name)
-        except (ObjectAlreadyExists, ValueError):  # another process was first
-            block = SharedResults.load(name)
-    assert isinstance(block, SharedResults)  # noqa: S101 - not a coroutine: stages are called from synchronous flows
-    return block
+            return block
+        except (ObjectAlreadyExists, ValueError):  # another process is making it: first its type, then the block
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)

@@ -70,7 +70,7 @@ def test_another_machine_finds_every_stage_and_buys_nothing(
     secrets = KEY, os.environ["AWS_SECRET_ACCESS_KEY"]
     written = [f for place in (first, second, tmp_path / "prefect-server") for f in place.rglob("*") if f.is_file()]
     places = dict(line.split("=", 1) for line in Path(shared["NINEFOLD_SETTINGS"]).read_text().splitlines())
-    others = [sa.make_url(places[f"NINEFOLD_{name}"]).database or "" for name in ("LEDGER", "MLFLOW")]
+    others = [sa.make_url(places[f"NINEFOLD_{name}"]).database or "" for name in ("LEDGER_URL", "MLFLOW_URI")]
     held = b"".join(postgres.dump(database) for database in (prefect_database, *others))
     held += b"".join(f.read_bytes() for f in [*written, tmp_path / "prefect.log"])
     held += b"".join(

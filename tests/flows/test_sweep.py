@@ -239,7 +239,7 @@ def test_a_sweep_runs_each_shared_stage_once_and_an_arm_that_fails_leaves_the_ot
     assert report["executed"]["generate"] == 4, "the pool and M_1's answers once, and M_2's of each arm that got so far"
     assert report["executed"]["annotate"] == 5, "each arm's picks and M_2's answers, and M_1's answers once"
     assert [bool(arm["failure"]) for arm in report["arms"]] == [False, False, True]
-    assert "ConfigError" in report["arms"][2]["failure"]
+    assert "UnusableOutput: 0 of 10 answers" in report["arms"][2]["failure"]
     assert "Missing: small.broken.s0" in notes(report)[0]
     rows = rows_of(report)
     assert [row["state"] for row in rows[:2]] == ["done", "done"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from models.core.errors import UnusableOutput
 from models.ledger.ledger import Ledger
 from tasks.engine.settings import settings
 from tasks.engine.store import DamagedArtifact, Ref
@@ -16,9 +17,11 @@ def test_an_oracle_that_answers_garbage_stops_the_run_with_the_reason_and_keeps_
     tiny_settings: dict[str, Any],
 ) -> None:
     garbage = {"kind": "noisy", "inner": {"kind": "gold"}, "garbage": 1.0}
-    with pytest.raises(ValueError, match="an evaluator needs at least 2 labels, got 0"):
+    with pytest.raises(UnusableOutput, match="0 of 10 answers of the oracle hold a verdict"):
         run(tiny_settings, labelling__oracle=garbage)
     assert len(list(Ledger(settings().ledger_url).rows(status="quarantined"))) == 10
+    with pytest.raises(ValueError, match="an evaluator needs at least 2 labels, got 0"):
+        run(tiny_settings, labelling__oracle=garbage, labelling__least_usable=0.0)
 
 
 def test_an_oracle_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_settings: dict[str, Any]) -> None:
@@ -35,8 +38,11 @@ def test_an_oracle_that_raises_stops_the_run_and_the_next_one_goes_on(tiny_setti
 
 
 def test_responses_that_are_all_alike_stop_the_run_and_name_the_reason(tiny_settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no preference pair: 40 prompts are tied"):
+    with pytest.raises(UnusableOutput, match="0 of 40 prompts have two responses that differ"):
         run(tiny_settings, generation__temperature=1e-4)
+    assert not list(Ledger(settings().ledger_url).rows()), "before anything was bought"
+    with pytest.raises(ValueError, match="no preference pair: 40 prompts are tied"):
+        run(tiny_settings, generation__temperature=1e-4, generation__least_usable=0.0)
 
 
 def test_a_model_that_changes_under_a_run_is_refused(tiny_settings: dict[str, Any]) -> None:

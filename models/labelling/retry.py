@@ -18,7 +18,10 @@ _TELL = 30.0  # seconds between two lines about one silence
 _TOLD = 5.0  # seconds of waiting, from which a line tells of it
 _LOST_IN_A_ROW = 12  # calls, of all workers, that may each have been paid for: asking on would only lose money
 _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
-_ROUNDS = 10.0  # of calls that go well, before one more is tried at once
+_ROUNDS = (
+    10.0  # of calls that go well, before one more is tried at once; up to four times as many where that is refused
+)
+_ALIKE, _MOST_ALIKE = 0.1, 2  # limits that differ by a tenth are the same; doublings of the rounds
 
 
 def backoff_seconds(attempt: int, failure: Exception, *, seed: str) -> float:
@@ -35,7 +38,8 @@ class Flight:
     """Slots for calls, for `async with`: at most `most`, and as many as the server takes.
 
     A refusal leaves as many slots as there are calls that it has not met, and nobody asks before the time that the server
-    names. When that many have gone well for a while, one more is tried in each round, then two, then four.
+    names. When that many have gone well for a while, one more is tried in each round, then two, then four. The while is
+    twice as long where the last try was refused at the same number: each try that fails costs the wait of all.
     """
 
     def __init__(self, most: int, stop: asyncio.Event) -> None:
@@ -44,6 +48,7 @@ class Flight:
         self._flying = self._refusals = 0
         self._not_before = self._cut = self._hold = 0.0
         self._step, self._round, self._seconds = 1.0, 0.0, 0.0
+        self._level, self._alike = 0.0, 0
         self._freed = asyncio.Event()
 
     async def __aenter__(self) -> float:
@@ -79,17 +84,20 @@ class Flight:
     def refused(self, began: float, failure: RetryableError) -> None:
         """Note that the server took no more, of a call that `began` then: fewer are asked at once, and later."""
         now = time.monotonic()
+        lowered = min(self.limit, max(self._flying - 1.0, 1.0))
         if began > self._cut:
             self._cut = now
             self._refusals += 1
-        self.limit = min(self.limit, max(self._flying - 1.0, 1.0))
+            alike = abs(lowered - self._level) <= max(1.0, _ALIKE * lowered)
+            self._alike = min(self._alike + 1, _MOST_ALIKE) if alike else 0
+        self.limit = self._level = lowered
         self._step, self._round = 1.0, 0.0
         wait = backoff_seconds(self._refusals, failure, seed="flight")
         if now + wait > self._not_before:
             if wait >= _TOLD and self._not_before < now:
                 log.warning("%s: nothing is asked for %.0f s, then fewer at once", failure, wait)
             self._not_before = now + wait
-        self._hold = self._not_before + _ROUNDS * max(self._seconds, _LOOK)
+        self._hold = self._not_before + _ROUNDS * 2.0**self._alike * max(self._seconds, _LOOK)
 
 
 class CircuitBreaker:

@@ -26,6 +26,12 @@ pytestmark = pytest.mark.usefixtures("prefect_server", "home")
 PROSE = {"choices": [{"message": {"content": "It deserves a four."}, "finish_reason": "stop"}]}
 
 
+@pytest.fixture(autouse=True)
+def _configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command configures its process for good: its log lines would go to the terminal in all tests that follow."""
+    monkeypatch.setattr("flows.runtime.environment.configure_process", lambda: None)
+
+
 def judged(tiny: dict[str, Any], judge: LoopbackJudge, **labelling: Any) -> Experiment:
     endpoint = {
         "model": "judge",

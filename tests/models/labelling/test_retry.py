@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_what_the_server_takes_is_found_at_once_and_again_when_it_rises(monkeypa
 
     async def rounds() -> list[float]:
         flight, found = Flight(64, asyncio.Event()), []
-        for takes, many in ((20, 1), (20, 12), (1000, 20)):
+        for takes, many in ((20, 1), (20, 12), (1000, 32)):
             for _ in range(many):
                 now[0] += 1.0
                 begun = [await flight.__aenter__() for _ in range(int(flight.limit))]
@@ -333,3 +334,28 @@ def test_many_workers_that_wait_for_a_rate_limit_use_few_sessions_of_the_databas
     counter.join()
     assert len(labels) == 300
     assert 1 <= most <= 6, "five of the pool, and the heartbeat's"
+
+
+def test_a_limit_that_was_found_twice_is_tried_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, refused_at = [100.0], list[int]()
+    monkeypatch.setattr("models.labelling.retry.time.monotonic", lambda: now[0])
+
+    async def rounds() -> None:
+        flight = Flight(64, asyncio.Event())
+        for number in range(130):
+            now[0] += 1.0
+            begun = [await flight.__aenter__() for _ in range(int(flight.limit))]
+            now[0] += 1.0
+            for place, began in enumerate(begun):
+                if place < len(begun) - 20:
+                    flight.refused(began, RateLimited("no", retry_after=0.0))
+                else:
+                    flight.answered(began)
+                await flight.__aexit__()
+            if len(begun) > 20:
+                refused_at.append(number)
+
+    run(rounds())
+    waits = [later - before for before, later in pairwise(refused_at)]
+    assert waits[0] < waits[1] < waits[2], waits
+    assert all(abs(wait - waits[2]) <= 2 for wait in waits[2:]), f"no more than four times as long: {waits}"

@@ -288,7 +288,10 @@ def test_a_judge_who_always_prefers_the_first_place_is_no_judge() -> None:
         verdict = judge.compare("x", "a 4", "b 2", Rubric())
     assert verdict.score == 0
     found = judge.diagnostics([verdict.raw, "of another version"])
-    assert found == {"calls": 2.0, "unreadable_replies": 0.0, "order_consistency": 0.0, "first_place_share": 1.0}
+    assert found == {
+        **{"calls": 2.0, "unreadable_replies": 0.0, "empty_replies": 0.0, "cut_off_replies": 0.0},
+        **{"order_consistency": 0.0, "first_place_share": 1.0},
+    }
 
 
 def test_the_consistency_of_both_orders_is_told() -> None:

@@ -249,9 +249,9 @@ def storm(
         time.sleep(rng.uniform(0.05, 0.4))
         spent = book.spent(account)
         seen["over_cap"] += spent.micro_usd > cap
+        seen["longest_silence"] = max(seen["longest_silence"], round(time.monotonic() - moved))
         if spent.queries != labels:
             labels, moved = spent.queries, time.monotonic()
-        seen["longest_silence"] = max(seen["longest_silence"], round(time.monotonic() - moved))
         if time.monotonic() - began > strikes.most:
             seen["hung"] += sum(process.is_alive() for process in running)
             for process in running:
@@ -335,7 +335,7 @@ def main() -> None:
     parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL server of its own, not on SQLite")
     given = parser.parse_args()
     count, strikes = (
-        (120, Storm(6, 2, 1, 4.0, 2.0, 120.0)) if given.short else (2500, Storm(80, 14, 6, 60.0, 30.0, 1200.0))
+        (120, Storm(6, 2, 1, 4.0, 2.0, 120.0)) if given.short else (2500, Storm(110, 22, 6, 60.0, 30.0, 1200.0))
     )
     caps = {"everything": 2_000 * count, "binding": 40 * count}
     rng, seen, started = np.random.default_rng(given.seed), Counter[str](), time.monotonic()

@@ -109,7 +109,7 @@ def test_the_context_is_found_under_every_name(planned: Planned, architecture: s
     [
         ({"max_position_embeddings": 100}, 100),
         ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, 400),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}}, 512),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 400}}, 1600),
         ({"max_position_embeddings": 800, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 800),
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "bloom", "max_position_embeddings": None}, None),

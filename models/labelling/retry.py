@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
-from contextlib import suppress
+from collections import Counter, deque
 
 from models.core.randomness import stream
 from models.oracles.base import MaybeBilledError, QuestionRejected, RetryableError
@@ -49,7 +48,7 @@ class Flight:
         self._not_before = self._cut = self._hold = 0.0
         self._step, self._round, self._seconds = 1.0, 0.0, 0.0
         self._level, self._alike = 0.0, 0
-        self._freed = asyncio.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> float:
         """Wait for a slot, and return when it was had; raise InterruptedError once labelling is stopped."""
@@ -60,14 +59,27 @@ class Flight:
             if self._not_before <= now and self._flying < max(int(self.limit), 1):
                 self._flying += 1
                 return now
-            self._freed.clear()
-            with suppress(TimeoutError):
-                wait = self._not_before - now
-                await asyncio.wait_for(self._freed.wait(), min(wait, _LOOK) if wait > 0.0 else _LOOK)
+            wait = self._not_before - now
+            await self._woken(min(wait, _LOOK) if wait > 0.0 else _LOOK)
 
     async def __aexit__(self, *_: object) -> None:
         self._flying -= 1
-        self._freed.set()
+        asleep = [waiting for waiting in self._waiting if not waiting.done()]
+        for waiting in asleep[: max(int(self.limit) - self._flying, 1)]:
+            waiting.set_result(None)
+
+    async def _woken(self, seconds: float) -> None:
+        """Wait until a slot is free, at most so long. By a bare future: its task goes on at once, and asks before the ledger
+        takes the loop for a transaction, where `wait_for` would let that pass."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(waiting)
+        timer = loop.call_later(seconds, _wake, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._waiting.remove(waiting)
 
     def answered(self, began: float) -> None:
         """Note an answer to a call that `began` then: after enough of them the server may take more."""
@@ -98,6 +110,11 @@ class Flight:
                 log.warning("%s: nothing is asked for %.0f s, then fewer at once", failure, wait)
             self._not_before = now + wait
         self._hold = self._not_before + _ROUNDS * 2.0**self._alike * max(self._seconds, _LOOK)
+
+
+def _wake(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class CircuitBreaker:

@@ -170,7 +170,7 @@ def _tag(experiment: Experiment) -> str:
 def _join_or_submit(
     client: SyncPrefectClient, deployment: UUID, experiment: Experiment, sweep: tuple[str, Purse]
 ) -> tuple[FlowRun, bool]:
-    """Return the run of an arm that is under way, or a new one, and whether it is new; two conductors make only one."""
+    """Return the run of an arm that is under way, or a new one, and whether it is new: two dispatchers make one."""
     with holding(stage_lock(_tag(experiment))):
         going = {"any_": list(_ACTIVE_STATES)}
         found = _read(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
+from contextlib import suppress
 
 from models.core.randomness import stream
 from models.oracles.base import MaybeBilledError, QuestionRejected, RetryableError
@@ -49,6 +50,7 @@ class Flight:
         self._step, self._round, self._seconds = 1.0, 0.0, 0.0
         self._level, self._alike = 0.0, 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> float:
         """Wait for a slot, and return when it was had; raise InterruptedError once labelling is stopped."""
@@ -64,9 +66,7 @@ class Flight:
 
     async def __aexit__(self, *_: object) -> None:
         self._flying -= 1
-        asleep = [waiting for waiting in self._waiting if not waiting.done()]
-        for waiting in asleep[: max(int(self.limit) - self._flying, 1)]:
-            waiting.set_result(None)
+        self._wake(max(int(self.limit) - self._flying, 1))
 
     async def _woken(self, seconds: float) -> None:
         """Wait until a slot is free, at most so long. By a bare future: its task goes on at once, and asks before the ledger
@@ -74,12 +74,27 @@ class Flight:
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiting)
-        timer = loop.call_later(seconds, _wake, waiting)
+        if self._timer is None or self._timer.when() > loop.time() + seconds:  # one for all
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_later(seconds, self._wake_all)
         try:
             await waiting
-        finally:
-            timer.cancel()
-            self._waiting.remove(waiting)
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._waiting.remove(waiting)
+            raise
+
+    def _wake(self, most: int) -> None:
+        while self._waiting and most > 0:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                most -= 1
+
+    def _wake_all(self) -> None:
+        self._timer = None
+        self._wake(len(self._waiting))
 
     def answered(self, began: float) -> None:
         """Note an answer to a call that `began` then: after enough of them the server may take more."""
@@ -110,11 +125,6 @@ class Flight:
                 log.warning("%s: nothing is asked for %.0f s, then fewer at once", failure, wait)
             self._not_before = now + wait
         self._hold = self._not_before + _ROUNDS * 2.0**self._alike * max(self._seconds, _LOOK)
-
-
-def _wake(waiting: "asyncio.Future[None]") -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 class CircuitBreaker:

@@ -249,29 +249,29 @@ def _shards(given: argparse.Namespace) -> dict[str, float]:
 
 
 _NO_WORK = """
-import json, logging, sys, time
+import json, sys, time
 from prefect import flow
 from models.core.data import Prompt
 from tasks.engine.caching import stage
-from tasks.engine.shards import cut, in_shards
+from tasks.engine.shards import map_shards, split
 from tasks.engine.store import Ref, store
 
-@stage(version=1, level=logging.DEBUG)
+@stage(version=1, told=False)
 def counted(shard: Ref) -> int:
     return shard.rows or 0
 
 @flow
 def timed(table: Ref) -> list[float]:
     times = [time.monotonic()]
-    cut(table, rows=1)
+    split(table, rows=1)
     times.append(time.monotonic())
     for _ in range(2):
-        assert sum(in_shards(counted, table, rows=1, what="shards")) == table.rows
+        assert sum(map_shards(counted, table, rows=1, what="shards")) == table.rows
         times.append(time.monotonic())
     return [(after - before) / table.rows for before, after in zip(times, times[1:])]
 
 table = store().write_rows("prompts", [Prompt.of(f"prompt {n}") for n in range(int(sys.argv[1]))], Prompt)
-print(json.dumps(dict(zip(("cut", "new", "again"), timed(table)))))
+print(json.dumps(dict(zip(("split", "new", "again"), timed(table)))))
 """
 
 
@@ -285,16 +285,17 @@ def _scheduler(given: argparse.Namespace) -> dict[str, float]:
 _HAND_OUT = """
 import json, sys, time
 from prefect import get_client
-from flows.runtime.dispatch import _hand_out, _read
+from flows.runtime.dispatch import _read, _resolve
 from flows.config.loading import load
 from flows.config.experiment import Experiment
 from flows.runtime.workers import arms_deployment
+from models.ledger.purses import Purse
 from pathlib import Path
 x, arms = load(Experiment, Path("deployments/experiments/quickstart.yaml")), int(sys.argv[1])
 with get_client(sync_client=True) as client:
-    deployment = arms_deployment(client)
+    deployment, sweep = arms_deployment(client), ("bench", Purse(name="sweep bench", micro_usd=1))
     started = time.monotonic()
-    runs = [_hand_out(deployment, x.model_copy(update={"name": f"arm-{n}"}), "sweep") for n in range(arms)]
+    runs = [_resolve(deployment, x.model_copy(update={"name": f"arm-{n}"}), sweep) for n in range(arms)]
     handed = time.monotonic() - started
     started = time.monotonic()
     assert len(_read(client, {"id": {"any_": [run.id for run in runs]}})) == arms

@@ -83,7 +83,7 @@ def trained(kind: str, way: str, start: Checkpoint, shown: list[Demonstration]) 
         for module in PATCHED if way != "ours" else ():
             stack.enter_context(patch.object(module, "use_cpu_kernels", as_it_comes))
             if way == "defaults":
-                stack.enter_context(patch.object(module, "arguments", defaults))
+                stack.enter_context(patch.object(module, "trainer_kwargs", defaults))
         return TRAININGS[kind](start, shown, Path(stack.enter_context(tempfile.TemporaryDirectory())))
 
 

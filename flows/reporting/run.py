@@ -85,7 +85,8 @@ def _report(arm: RunTracker, results: RunResults, comparisons: list[Comparison],
     pairs = Counter(p.provenance for p in pairs_of(results))
     now = time.monotonic() - arm.started
     accounts = sorted({bought.account for bought in [*arm.purchases, *arm.measurements]})
-    again = [open_ledger().spent(account_of_retries(account)) for account in accounts]
+    ledger = open_ledger()
+    again = [ledger.spent(account_of_retries(account)) for account in accounts]
     return RunReport(
         name=config.name,
         arm=config.digest(),

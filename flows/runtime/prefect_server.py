@@ -184,9 +184,8 @@ def _serve(home: Path, descriptor: int) -> None:
 
     def watch() -> None:
         sys.stdin.buffer.read()
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 2
-        )  # what its tasks say of being cancelled is not for the command's page
+        # what its tasks say of being cancelled is not for the command's page
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         server.should_exit = True
 
     Thread(target=watch, daemon=True).start()

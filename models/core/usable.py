@@ -26,12 +26,15 @@ def least_usable(of: str) -> float:
     return bound
 
 
-def require(usable: int, total: int, least: float, *, field: str, what: str, example: str, remedy: str) -> None:
-    """Raise UnusableOutput if fewer than the share `least` of what was made can be used, and show one that cannot."""
+def require(usable: int, total: int, least: float, *, field: str, what: str, told: str) -> None:
+    """Raise UnusableOutput, with what is `told` besides, if fewer than the share `least` of what was made can be used."""
     if total and usable < least * total:
-        raise UnusableOutput(
-            f"{usable} of {total} {what}, and {field} asks for {least:.0%}. Another one: {beginning(example)}. {remedy}"
-        )
+        raise UnusableOutput(f"{usable} of {total} {what}, and {field} asks for {least:.0%}. {told}")
+
+
+def another(example: str, remedy: str) -> str:
+    """Return the beginning of one that cannot be used, and what may help, in words."""
+    return f"Another one: {beginning(example)}. {remedy}"
 
 
 def beginning(text: str) -> str:
@@ -75,8 +78,10 @@ def require_responses(responses: Sequence[Response], *, least: float, samples: i
         least,
         field="generation.least_usable",
         what="responses can be read",
-        example=next((r.text for r in unread), ""),
-        remedy="See policy.template, policy.dtype and policy.sft: the model does not write text",
+        told=another(
+            next((r.text for r in unread), ""),
+            "See policy.template, policy.dtype and policy.sft: the model does not write text",
+        ),
     )
     texts = defaultdict[str, set[str]](set)
     for r in responses:
@@ -88,8 +93,9 @@ def require_responses(responses: Sequence[Response], *, least: float, samples: i
         least,
         field="generation.least_usable",
         what="prompts have two responses that differ, as a preference needs",
-        example=next((text for said in alike for text in said), ""),
-        remedy="Raise generation.temperature or generation.samples",
+        told=another(
+            next((text for said in alike for text in said), ""), "Raise generation.temperature or generation.samples"
+        ),
     )
 
 

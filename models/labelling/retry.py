@@ -18,9 +18,7 @@ _TELL = 30.0  # seconds between two lines about one silence
 _TOLD = 5.0  # seconds of waiting, from which a line tells of it
 _LOST_IN_A_ROW = 12  # calls, of all workers, that may each have been paid for: asking on would only lose money
 _REFUSED_ALIKE = 5  # questions, with no answer in between: it is not about them
-_ROUNDS = (
-    10.0  # of calls that go well, before one more is tried at once; up to four times as many where that is refused
-)
+_ROUNDS = 10.0  # of calls that go well, before one more is tried at once; up to four times as many if that is refused
 _ALIKE, _MOST_ALIKE = 0.1, 2  # limits that differ by a tenth are the same; doublings of the rounds
 
 

@@ -9,7 +9,7 @@ from models.core.arrays import FloatArray
 from models.core.data import Response, Score
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.core.usable import require
+from models.core.usable import another, require
 from models.evaluators.base import Evaluator, Examples, FitContext
 from models.metrics.agreement import concentration, group_ids
 from tasks.engine.caching import stage
@@ -128,8 +128,10 @@ def _score(
         least_usable,
         field="gate.least_usable",
         what="responses have a score of the evaluator",
-        example=next((r.text for r, ok in zip(rows, parsed, strict=True) if not ok), ""),
-        remedy="Its judgements cannot be read: see evaluator.kind and evaluator.training, or buy more labels",
+        told=another(
+            next((r.text for r, ok in zip(rows, parsed, strict=True) if not ok), ""),
+            "Its judgements cannot be read: see evaluator.kind and evaluator.training, or buy more labels",
+        ),
     )
     with store().new_matrix("members", (members.shape[0], members.shape[1])) as out:
         out.values[:] = members / temperature

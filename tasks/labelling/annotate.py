@@ -13,7 +13,7 @@ from models.core.data import SETTLED, Label, Response, Selection
 from models.core.errors import UnusableOutput
 from models.core.registry import Frozen
 from models.core.rubric import Rubric
-from models.core.usable import same_score
+from models.core.usable import require, same_score
 from models.labelling.label import AnswersPending, LabellingSession, label_responses
 from models.labelling.retry import PATIENCE
 from models.labelling.watch import last_unusable
@@ -101,12 +101,14 @@ def _require_usable(
     """Raise UnusableOutput if the labels are not worth what follows; to measure by, any one is enough."""
     scores = [label.score for label in labels if label.status == "labelled"]
     bound = min(least, 1 / max(len(labels), 1)) if request.picks is None else least
-    if len(scores) < bound * len(labels):
-        told = last_unusable(request.oracle, unusable[-1]["raw"] or "") if unusable else ""
-        raise UnusableOutput(
-            f"{len(scores)} of {len(labels)} answers of the oracle hold a verdict, and labelling.least_usable asks for "
-            f"{bound:.0%}. {told}"
-        )
+    require(
+        len(scores),
+        len(labels),
+        bound,
+        field="labelling.least_usable",
+        what="answers of the oracle hold a verdict",
+        told=last_unusable(request.oracle, unusable[-1]["raw"] or "") if unusable else "",
+    )
     if request.picks is not None and least and (score := same_score(scores)) is not None:
         raise UnusableOutput(
             f"all {len(scores)} labels are {score:g}: nothing can be learnt from them. See labelling.oracle and "

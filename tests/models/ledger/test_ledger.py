@@ -47,6 +47,15 @@ def buy(ledger: Ledger, account: str, asked: Question, *, price: int = CENT, sco
     )
 
 
+def holding(script: str) -> "subprocess.Popen[str]":
+    """Start a process that reserves something by a script, and holds it until it is killed."""
+    whole = f"import time\n{script}\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+    child = subprocess.Popen([sys.executable, "-c", whole], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None
+    assert child.stdout.readline().strip() == "reserved"
+    return child
+
+
 def test_a_label_is_bought_once_and_then_owned(ledger: Ledger) -> None:
     assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
     assert buy(ledger, "a", question()) == Answer(1.5, CENT, 7, True, "labelled")
@@ -256,13 +265,11 @@ def test_the_reservation_of_a_killed_process_is_given_up_at_once(
     ledger = Ledger(ledger_url)
     ledger.open_account("a", max_queries=5, max_micro_usd=5 * CENT)
     script = (
-        "import sys, time\nfrom models.ledger.ledger import Ledger\nfrom models.ledger.tables import ACCOUNTS, Question\n"
+        "from models.ledger.ledger import Ledger\nfrom models.ledger.tables import Question\n"
         f"Ledger({ledger_url!r}).reserve('a', Question('judge', 'additive', 'p', 'r'), ceiling={CENT}, "
-        f"billed_on_failure={billed_on_failure})\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+        f"billed_on_failure={billed_on_failure})"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "reserved"
+    child = holding(script)
     assert ledger.release_stale() == 0, "the holder is alive"
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -278,16 +285,13 @@ def test_a_lease_elsewhere_is_judged_by_its_renewals_whatever_the_clocks_say(
     ledger = Ledger(url := f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     script = (
-        "import time\nfrom models.ledger import liveness\nfrom models.ledger.ledger import Ledger\n"
+        "from models.ledger import liveness\nfrom models.ledger.ledger import Ledger\n"
         "from tests.models.ledger.test_ledger import CENT, question\n"
         "liveness._place, liveness.RENEW_SECONDS = lambda: 'elsewhere/boot/pid:[1]', 0.1\n"
         "now, time.time = time.time, lambda: now() - 86400\n"
         f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, billed_on_failure=True)\n"
-        "print('reserved', flush=True)\ntime.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "reserved"
+    child = holding(script)
     monkeypatch.setattr(ledger_holders, "LEASE_SECONDS", 1.0)
     until = time.monotonic() + 2.0
     while time.monotonic() < until:
@@ -342,15 +346,12 @@ def test_a_reservation_of_another_machine_is_held_while_its_process_lives_and_no
     ledger = Ledger(url := new_database())
     ledger.open_account("a", max_queries=9, max_micro_usd=9 * CENT)
     script = (
-        "import time\nfrom models.ledger import liveness\nfrom models.ledger.ledger import Ledger\n"
+        "from models.ledger import liveness\nfrom models.ledger.ledger import Ledger\n"
         "from tests.models.ledger.test_ledger import CENT, question\n"
         "liveness._place = lambda: 'elsewhere/boot/pid:[1]'\n"
         f"ledger = Ledger({url!r})\nledger.reserve('a', question(), ceiling=CENT, billed_on_failure=True)\n"
-        "print('reserved', flush=True)\ntime.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "reserved"
+    child = holding(script)
     with ledger.engine.begin() as connection:  # a day ago: a call may take long
         connection.execute(sa.text("UPDATE queries SET reserved_at = reserved_at - 86400"))
     assert ledger.release_stale() == 0, "its process lives"

@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -23,8 +21,7 @@ from models.ledger.liveness import PEOPLE
 from models.ledger.purses import Budget, Purse, ordered, parse_budget
 from models.ledger.tables import ACCOUNTS, QUERIES
 from models.oracles.gold import Gold
-from tests.models.ledger.test_ledger import CENT, question
-from tests.support.processes import ROOT
+from tests.models.ledger.test_ledger import CENT, holding, question
 
 RUN, SWEEP = "run 0123", "sweep small 4567"
 
@@ -122,13 +119,11 @@ def test_money_that_waits_for_people_is_not_waited_for(ledger_url: str) -> None:
 def test_the_purses_of_a_killed_process_keep_what_may_have_been_paid(ledger_url: str, billed_on_failure: bool) -> None:
     ledger = opened(ledger_url)
     script = (
-        "import time\nfrom models.ledger.ledger import Ledger\nfrom tests.models.ledger.test_purses import *\n"
+        "from models.ledger.ledger import Ledger\nfrom tests.models.ledger.test_purses import *\n"
         f"Ledger({ledger_url!r}).reserve('a', question(), ceiling=CENT, billed_on_failure={billed_on_failure}, "
-        "paid_by=(RUN, SWEEP))\nprint('reserved', flush=True)\ntime.sleep(60)\n"
+        "paid_by=(RUN, SWEEP))"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert child.stdout is not None
-    assert child.stdout.readline().strip() == "reserved"
+    child = holding(script)
     assert kept(ledger, "a", RUN, SWEEP) == [(1, CENT)] * 3
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
